@@ -1,0 +1,18 @@
+"""The networks: vision tower, codec, aligners, heads, and the model that wires them."""
+
+from .image_codec import JanusProVQModel
+from .model import JanusProForConditionalGeneration, JanusProModel, JanusProPreTrainedModel
+from .outputs import JanusProCausalLMOutput, JanusProModelOutput, JanusProVQOutput
+from .vision_encoder import JanusProVisionModel
+
+
+__all__ = [
+    "JanusProCausalLMOutput",
+    "JanusProForConditionalGeneration",
+    "JanusProModel",
+    "JanusProModelOutput",
+    "JanusProPreTrainedModel",
+    "JanusProVQModel",
+    "JanusProVQOutput",
+    "JanusProVisionModel",
+]

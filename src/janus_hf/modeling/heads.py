@@ -1,0 +1,50 @@
+"""The small networks around the language model: two aligners in, one image head out.
+
+Attribute names are those of transformers' Janus, so that its checkpoints and adapters fit.
+"""
+
+import torch
+from torch import nn
+
+
+class JanusProAligner(nn.Module):
+    """Features of another space -> the language model's embedding space: linear layers with GELU (erf) between.
+
+    Args:
+        in_features: Width of the incoming features (SigLIP's, or the code embedding's).
+        out_features: `D`, the language model's width.
+        depth: Number of linear layers; 2 in every released model.
+    """
+
+    def __init__(self, in_features: int, out_features: int, depth: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(in_features, out_features)
+        self.hidden_layers = nn.ModuleList(nn.Linear(out_features, out_features) for _ in range(depth - 1))
+        self.activation_fn = nn.GELU()
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`(..., in_features)` -> `(..., out_features)`."""
+        hidden = self.fc1(features)
+        for layer in self.hidden_layers:
+            hidden = layer(self.activation_fn(hidden))
+        return hidden
+
+
+class JanusProImageHead(nn.Module):
+    """Hidden states -> logits over the codec's codebook.
+
+    Args:
+        hidden_size: `D`, the language model's width.
+        intermediate_size: Width between the two layers (`image_token_embed` in the original config).
+        num_codes: `K`, the number of codebook entries.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, num_codes: int) -> None:
+        super().__init__()
+        self.proj_out = nn.Linear(hidden_size, intermediate_size)
+        self.activation_fn = nn.GELU()
+        self.vision_head = nn.Linear(intermediate_size, num_codes)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(..., D)` -> `(..., K)`."""
+        return self.vision_head(self.activation_fn(self.proj_out(hidden_states)))

@@ -1,7 +1,11 @@
 """Janus-Pro for the Hugging Face libraries: one model that understands images and draws them.
 
-Importing this package registers the model with transformers' Auto classes.
+Importing this package registers the model, its processor and the weight conversion with transformers' Auto classes. The pipeline, which
+needs diffusers, is imported when it is first named.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from transformers import (
     AutoConfig,
@@ -11,11 +15,64 @@ from transformers import (
     AutoModelForMultimodalLM,
 )
 
+from ._version import __version__
 from .configuration import JanusProConfig, JanusProVisionConfig, JanusProVQConfig
-from .modeling import JanusProForConditionalGeneration, JanusProModel
+from .errors import CheckpointError
+from .modeling import JanusProForConditionalGeneration, JanusProModel, JanusProVisionModel, JanusProVQModel
 from .modeling.checkpoint import register_conversions
+from .processing import JanusProImageProcessor, JanusProProcessor
+from .processing import register as _register_processors
 
-register_conversions()
-AutoConfig.register("multi_modality", JanusProConfig, exist_ok=True)
-for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
-    auto_class.register(JanusProConfig, JanusProForConditionalGeneration, exist_ok=True)
+
+if TYPE_CHECKING:
+    from .conversion import convert_checkpoint
+    from .inspection import CheckpointInfo, inspect_checkpoint
+    from .pipelines import JanusProPipeline, JanusProPipelineOutput
+
+_LAZY = {
+    "CheckpointInfo": "inspection",
+    "JanusProPipeline": "pipelines",
+    "JanusProPipelineOutput": "pipelines",
+    "convert_checkpoint": "conversion",
+    "inspect_checkpoint": "inspection",
+}
+
+__all__ = [
+    "CheckpointError",
+    "CheckpointInfo",
+    "JanusProConfig",
+    "JanusProForConditionalGeneration",
+    "JanusProImageProcessor",
+    "JanusProModel",
+    "JanusProPipeline",
+    "JanusProPipelineOutput",
+    "JanusProProcessor",
+    "JanusProVQConfig",
+    "JanusProVQModel",
+    "JanusProVisionConfig",
+    "JanusProVisionModel",
+    "__version__",
+    "convert_checkpoint",
+    "inspect_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+def _register() -> None:
+    register_conversions()
+    AutoConfig.register(JanusProConfig.model_type, JanusProConfig, exist_ok=True)
+    for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        auto_class.register(JanusProConfig, JanusProForConditionalGeneration, exist_ok=True)
+    _register_processors(JanusProConfig)
+
+
+_register()

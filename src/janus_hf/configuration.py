@@ -58,6 +58,8 @@ class JanusProVisionConfig(JanusVisionConfig):
                 f"vision_config.hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
+        if self.depth < 1:
+            raise ValueError(f"vision_config.depth, the aligner's number of linear layers, must be at least 1, got {self.depth}.")
 
 
 @strict
@@ -102,6 +104,11 @@ class JanusProVQConfig(JanusVQVAEConfig):
                 f"vq_config.image_size ({self.image_size}) must be a multiple of {self.downsampling}, the codec's "
                 f"downsampling (2 ** (levels - 1) for channel_multiplier {list(self.channel_multiplier)})."
             )
+        if self.num_hidden_layers < 1:
+            raise ValueError(
+                "vq_config.num_hidden_layers, the generation aligner's number of linear layers, must be at least 1, got "
+                f"{self.num_hidden_layers}."
+            )
         if self.double_latent:
             raise ValueError("vq_config.double_latent is not part of Janus-Pro's codec; it must be False.")
         odd = [self.base_channels * m for m in self.channel_multiplier if self.base_channels * m % 32]
@@ -125,8 +132,9 @@ class JanusProConfig(PreTrainedConfig):
             tokenizer's files.
 
     Raises:
-        ValueError: If sizes of the parts do not fit together, or a config of another family (DeepSeek-VL, JanusFlow,
-            which share the `model_type`) is read.
+        StrictDataclassClassValidationError: If sizes of the parts do not fit together (huggingface_hub's error for all
+            configs; its cause is a ValueError).
+        ValueError: If a config of another family is read (DeepSeek-VL and JanusFlow share the `model_type`).
     """
 
     model_type = "multi_modality"
@@ -187,6 +195,9 @@ def read_schema(config_dict: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: If the dict is of another family, or asks for a part that Janus-Pro does not have.
     """
+    family = config_dict.get("model_type", JanusProConfig.model_type)
+    if family not in (JanusProConfig.model_type, "janus"):
+        raise ValueError(f"This is a checkpoint of another family: model_type {family!r}. janus_hf reads Janus and Janus-Pro only.")
     if "vision_gen_enc_config" in config_dict or "vision_und_enc_config" in config_dict:
         raise ValueError(
             "This is a JanusFlow checkpoint: it draws by rectified flow through a U-ViT and an SDXL VAE, not by image codes. "
@@ -209,6 +220,8 @@ def _read_transformers_schema(config_dict: dict[str, Any]) -> dict[str, Any]:
     config.pop("model_type", None)
     if isinstance(vision := config["vision_config"], dict):
         config["vision_config"] = {k: v for k, v in vision.items() if k not in ("cls", "params", "model_type")}
+    if config_dict.get("model_type") == "janus":
+        config.setdefault("tie_word_embeddings", True)  # that class's default
     if config_dict.get("model_type") == "janus" and isinstance(config["vq_config"], dict):
         # transformers' Janus takes the grid of drawn pictures from the understanding tower (JanusConfig.__post_init__).
         tower = JanusProVisionConfig(**config["vision_config"])
@@ -305,13 +318,13 @@ def to_original_schema(config: JanusProConfig, plain: dict[str, Any]) -> dict[st
     }
     name = "siglip_large_patch16_384"
     aligner = {"projector_type": "mlp_gelu", "n_embed": text.hidden_size}
-    dtype = plain.get("dtype", "float32")
+    dtype = {"torch_dtype": plain["dtype"]} if plain.get("dtype") else {}
     return {
         **plain,
         "model_type": "multi_modality",
         "architectures": ["MultiModalityCausalLM"],
-        "torch_dtype": dtype,
-        "language_config": _llama_for_old_transformers(text) | {"torch_dtype": dtype},
+        **dtype,
+        "language_config": _llama_for_old_transformers(text) | dtype,
         "vision_config": {
             **plain["vision_config"],
             "cls": "CLIPVisionTower",

@@ -228,11 +228,12 @@ class JanusProVQModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, VectorQuantizer):
+        # Asked of the table, not of the quantizer around it: transformers skips modules without parameters of their own.
+        if module is self.quantize.embedding:
             # vq_model.py: uniform in +-1/K, then projected onto the sphere.
-            bound = 1.0 / module.embedding.num_embeddings
-            init.uniform_(module.embedding.weight, -bound, bound)
-            init.copy_(module.embedding.weight, F.normalize(module.embedding.weight, dim=-1))
+            bound = 1.0 / module.num_embeddings
+            init.uniform_(module.weight, -bound, bound)
+            init.copy_(module.weight, F.normalize(module.weight, dim=-1))
 
     def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels `(B, 3, H * f, W * f)` in [-1, 1] -> latents before quantisation `(B, E, H, W)`, not normalised."""

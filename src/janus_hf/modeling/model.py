@@ -92,14 +92,20 @@ class JanusProPreTrainedModel(PreTrainedModel):
             kwargs["quantization_config"] = _skip_all_but_language_model(kwargs["quantization_config"])
 
         want_info = kwargs.pop("output_loading_info", False)
-        # Shape mismatches come back in the info and are raised below, together with everything else that is wrong.
+        # Wrong shapes come back in the info, and are raised by check_loaded together with everything else that is wrong.
         model, info = super().from_pretrained(
-            source, *args, **kwargs, output_loading_info=True, ignore_mismatched_sizes=source is not None
+            source, *args, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        if source is not None:
-            check_loaded(info, source)
-            model._adopt_special_tokens(source, kwargs)
+        check_loaded(info, source)  # of the adapter, where `source` is one; the model itself was checked on the way
+        model._adopt_special_tokens(model.config.name_or_path or source, kwargs)
         return (model, info) if want_info else model
+
+    @staticmethod
+    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
+        """The one place every loading path of transformers passes: an adapter's info would hide its base model's."""
+        loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        check_loaded(loading_info.to_dict(), load_config.pretrained_model_name_or_path)
+        return loading_info
 
     def _adopt_special_tokens(self, source: Any, kwargs: dict[str, Any]) -> None:
         """Fill ids that the original files state only in their tokenizer."""

@@ -1,0 +1,46 @@
+# Every target makes and reuses .venv in this folder. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+WORKERS ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint types check format goldens clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# torch first and alone: a CPU build, where one is offered, then satisfies everything else.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "janus_hf needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[dev]' -c constraints.txt
+	@touch $@
+
+demo: $(STAMP)  ## ask about a photograph and draw a prompt with the embedded model
+	$(BIN)/python scripts/demo.py
+
+test: $(STAMP)  ## the test-suite without slow tests
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow and not gpu and not hub'
+
+test-slow: $(STAMP)  ## the slow tests
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'slow and not gpu and not hub'
+
+lint: $(STAMP)  ## ruff, without changing anything
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy
+	$(BIN)/mypy
+
+check: lint types test  ## what CI runs, and lint and types besides
+
+format: $(STAMP)  ## ruff, with changes
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+goldens: $(STAMP)  ## print the largest deviation from the original implementation, per quantity
+	$(BIN)/python scripts/golden_table.py
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build

@@ -1,0 +1,128 @@
+"""Make the tiny untrained checkpoint that ships inside the package.
+
+    python scripts/make_tiny_checkpoint.py [FOLDER]
+
+A Janus-Pro of every part, only smaller: 64-pixel pictures of 8x8 codes, a byte-level tokenizer with DeepSeek's special tokens. Weights are random with a
+recorded seed, in bfloat16, in the original layout.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
+from transformers import LlamaConfig
+
+import janus_hf
+from janus_hf.assets import DEFAULT_MODEL
+
+
+SEED = 20251127
+VOCAB_SIZE = 640
+SPECIAL_TOKENS = [
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜▁pad▁｜>",
+    "<begin_of_image>",
+    "<end_of_image>",
+    "<image_placeholder>",
+    "<|User|>",
+    "<|Assistant|>",
+]
+CORPUS = [
+    "a photo of a red square above a blue circle",
+    "two green triangles and one yellow star on a white board",
+    "What is in this picture? There is a cat to the left of the tree.",
+    "How many squares are there? There are three. Which colour is the circle? It is blue.",
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+    "and assist the user with a variety of tasks using natural language.",
+]
+
+
+def make_tokenizer(path: Path) -> None:
+    """Byte-level BPE as in the released checkpoints, trained on a few sentences."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(
+        CORPUS, BpeTrainer(vocab_size=384, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    assert tokenizer.get_vocab_size() <= VOCAB_SIZE
+    tokenizer.save(str(path / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "LlamaTokenizerFast",
+        "add_bos_token": True,
+        "bos_token": SPECIAL_TOKENS[0],
+        "eos_token": SPECIAL_TOKENS[1],
+        "pad_token": SPECIAL_TOKENS[2],
+        "model_max_length": 512,
+        "clean_up_tokenization_spaces": False,
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def make_model() -> janus_hf.JanusProForConditionalGeneration:
+    """Random weights, from the recorded seed."""
+    text = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=128,
+        intermediate_size=352,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+    )
+    config = janus_hf.JanusProConfig(
+        text_config=text,
+        vision_config={
+            "image_size": 64,
+            "patch_size": 8,
+            "hidden_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "projection_dim": 128,
+        },
+        vq_config={
+            "image_size": 64,
+            "base_channels": 32,
+            "channel_multiplier": [1, 1, 2, 2],
+            "num_res_blocks": 1,
+            "latent_channels": 64,
+            "num_embeddings": 256,
+            "projection_dim": 128,
+            "image_token_embed_dim": 128,
+        },
+    )
+    torch.manual_seed(SEED)
+    return janus_hf.JanusProForConditionalGeneration(config).to(torch.bfloat16)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else DEFAULT_MODEL)
+    shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as tokenizer_folder:
+        make_tokenizer(Path(tokenizer_folder))
+        processor = janus_hf.JanusProProcessor.from_pretrained(
+            tokenizer_folder,
+            image_processor=janus_hf.JanusProImageProcessor(image_size=64, min_size=8),
+            num_image_tokens=64,
+        )
+    model = make_model()
+    # Special tokens are never the likeliest: untrained answers are noise, but readable noise of the asked length.
+    for token in SPECIAL_TOKENS:
+        model.lm_head.weight.data[processor.tokenizer.convert_tokens_to_ids(token)] = 0
+    model.config.image_token_id = processor.image_token_id
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, getattr(processor, name))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    print(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""What a saved processor looks like on disk. Two layouts, the same six files, different names and keys inside.
+
+- "original": read by deepseek-ai/Janus (transformers 4.48) and by this package.
+- "transformers": read by transformers' own `JanusProcessor` and by this package.
+
+Roles and system prompt are stored in tokenizer_config.json: the original processor refuses unknown keys in
+processor_config.json (`TypeError`, tried with 4.48), the tokenizer of every version keeps them.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+from .prompts import BOI_TOKEN, EOI_TOKEN, PAD_TOKEN, ROLES, SYSTEM_PROMPT
+
+
+if TYPE_CHECKING:
+    from .files import ProcessorFiles
+
+
+Layout: TypeAlias = Literal["original", "transformers"]
+
+
+def write_layout(processor: "ProcessorFiles", folder: str | os.PathLike[str], *, layout: Layout) -> list[str]:
+    """Writes all files of `processor` into `folder`, replacing older ones, and returns their paths."""
+    if layout not in get_args(Layout):
+        raise ValueError(f"Expected layout to be one of {get_args(Layout)}; got {layout!r}.")
+    template = processor.chat_template
+    if not isinstance(template, str):
+        raise ValueError(f"Expected one chat template; got {list(template)}. Set processor.chat_template to a string.")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    build = _original if layout == "original" else _transformers
+    for name, content in {**build(processor), "special_tokens_map.json": _special_tokens(processor)}.items():
+        text = json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        Path(folder, name).write_text(text, encoding="utf-8")
+    Path(folder, "chat_template.jinja").write_text(template, encoding="utf-8")
+    processor.tokenizer.backend_tokenizer.save(str(Path(folder, "tokenizer.json")))
+    return [str(Path(folder, name)) for name in _FILES]
+
+
+_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+
+
+def original_processor_config(processor: "ProcessorFiles") -> dict[str, Any]:
+    """processor_config.json as the original writes it."""
+    tags = {"image_start_tag": BOI_TOKEN, "image_end_tag": EOI_TOKEN, "pad_tag": PAD_TOKEN}
+    used = {
+        "image_start_tag": processor.boi_token,
+        "image_end_tag": processor.eoi_token,
+        "pad_tag": processor.tokenizer.pad_token,
+    }
+    return {
+        "add_special_token": False,
+        "ignore_id": processor.ignore_id,
+        "image_tag": processor.image_token,
+        "mask_prompt": processor.mask_prompt,
+        "num_image_tokens": processor.num_image_tokens,
+        "processor_class": "VLChatProcessor",
+        "sft_format": "deepseek",
+        **{tag: token for tag, token in used.items() if token != tags[tag]},
+    }
+
+
+def _original(processor: "ProcessorFiles") -> dict[str, dict[str, Any]]:
+    is_plain = processor.roles == ROLES and processor.system_prompt == SYSTEM_PROMPT
+    return {
+        "processor_config.json": original_processor_config(processor),
+        "preprocessor_config.json": {**processor.image_processor.to_dict(), "processor_class": "VLChatProcessor"},
+        "tokenizer_config.json": {
+            **_tokenizer(processor),
+            "legacy": True,
+            "processor_class": "VLChatProcessor",
+            "sp_model_kwargs": {},
+            "tokenizer_class": "LlamaTokenizerFast",
+            "use_default_system_prompt": False,  # Llama's, nothing to do with ours
+            **({} if is_plain else _chat_settings(processor)),
+        },
+    }
+
+
+def _transformers(processor: "ProcessorFiles") -> dict[str, dict[str, Any]]:
+    images = processor.image_processor
+    return {
+        "processor_config.json": {
+            "num_image_tokens": processor.num_image_tokens,
+            "processor_class": "JanusProcessor",
+            "use_default_system_prompt": False,  # the chat template renders it; true would add it twice
+        },
+        "preprocessor_config.json": {
+            "do_normalize": images.do_normalize,
+            "do_pad": True,
+            "do_rescale": True,
+            "do_resize": True,
+            "image_mean": images.image_mean,
+            "image_processor_type": "JanusImageProcessor",
+            "image_std": images.image_std,
+            "min_size": images.min_size,
+            "processor_class": "JanusProcessor",
+            "resample": 3,
+            "rescale_factor": images.rescale_factor,
+            "size": images.size,
+        },
+        "tokenizer_config.json": {
+            **_tokenizer(processor),
+            **_chat_settings(processor),
+            "extra_special_tokens": {
+                "image_token": processor.image_token,
+                "boi_token": processor.boi_token,
+                "eoi_token": processor.eoi_token,
+            },
+            "processor_class": "JanusProcessor",
+            # Generic on purpose: it keeps tokenizer.json as it stands, while "LlamaTokenizer" rebuilds parts of it.
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    }
+
+
+def _chat_settings(processor: "ProcessorFiles") -> dict[str, Any]:
+    return {"roles": list(processor.roles), "system_prompt": processor.system_prompt}
+
+
+def _tokenizer(processor: "ProcessorFiles") -> dict[str, Any]:
+    tokenizer = processor.tokenizer
+    return {
+        **_special_tokens(processor),
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": tokenizer.model_max_length,
+        "padding_side": "left",
+    }
+
+
+def _special_tokens(processor: "ProcessorFiles") -> dict[str, Any]:
+    tokenizer = processor.tokenizer
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    named = {name: token for name in names if (token := getattr(tokenizer, name)) is not None}
+    others = [token for token in tokenizer.all_special_tokens if token not in named.values()]
+    return {**named, "additional_special_tokens": others}

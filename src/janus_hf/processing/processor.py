@@ -1,0 +1,282 @@
+"""One processor for both halves of Janus-Pro: conversations or prompts -> batch, outputs -> text and pictures.
+
+The batch contract, the same for inference, training and evaluation:
+
+| key | shape, dtype | meaning |
+|---|---|---|
+| `input_ids` | `(B, T)` int64 | text ids; each picture occupies BOI, P placeholder ids, EOI |
+| `attention_mask` | `(B, T)` int64 | 1 = real, 0 = padding; padding is on the left |
+| `pixel_values` | `(M, 3, S, S)` float32 | all pictures of the batch in reading order; absent when M is 0 |
+
+The placeholder ids in `input_ids` are the only image mask a model needs: there are exactly M * P of them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from .batching import check_counts, check_texts, collate, encode, splice_pictures, truncate
+from .files import ProcessorFiles
+from .image_processor import JanusProImageProcessor
+from .pictures import flatten_pictures
+from .prompts import (
+    BOI_TOKEN,
+    EOI_TOKEN,
+    IMAGE_TOKEN,
+    PAD_TOKEN,
+    ROLES,
+    SYSTEM_PROMPT,
+    build_chat_template,
+    check_conversation,
+    conversation_images,
+    render_generation_prompt,
+)
+from .tokenizer import fit_tokenizer
+
+
+class JanusProProcessor(ProcessorFiles):
+    """Tokenizer, image processor and prompt format of a Janus-Pro checkpoint.
+
+    Opens original repositories (deepseek-ai/Janus-*), folders of transformers' own `JanusProcessor`, and what
+    [`save_pretrained`] writes. A foreign `JanusProcessor` folder is rendered by this class's rules, which are the
+    original's, not by its own template; pass `chat_template=` to insist on another.
+
+    Args:
+        image_processor: Gives `pixel_values`.
+        tokenizer: Any `tokenizers`-backed tokenizer with Janus's special tokens. If it is not fit (no BOS, padding on
+            the right, ...) a corrected copy is used; see `tokenizer.py`.
+        chat_template: Jinja template; by default the original format with `roles` and `system_prompt`.
+        num_image_tokens: P, placeholder ids per picture.
+        roles: Names of user and assistant in rendered text: `ROLES` (Janus-Pro) or `JANUS_1_3B_ROLES`.
+        system_prompt: For conversations without a system message; `None` or "" for none. Understanding only.
+        image_tag, image_start_tag, image_end_tag, pad_tag: The strings of the special tokens; their ids are always
+            looked up, because they differ between checkpoints.
+        ignore_id, mask_prompt: Of the original's files; kept, not used here.
+        add_special_token, sft_format: Of the original's files; only the values Janus uses are accepted.
+        use_default_system_prompt: Of the in-tree files; accepted and ignored, `system_prompt` decides.
+    """
+
+    # Positional because ProcessorMixin.from_args_and_dict looks for positional names only.
+    def __init__(
+        self,
+        image_processor: JanusProImageProcessor,
+        tokenizer: TokenizersBackend,
+        chat_template: str | dict[str, str] | None = None,
+        num_image_tokens: int = 576,
+        roles: Sequence[str] = ROLES,
+        system_prompt: str | None = SYSTEM_PROMPT,
+        image_tag: str = IMAGE_TOKEN,
+        image_start_tag: str = BOI_TOKEN,
+        image_end_tag: str = EOI_TOKEN,
+        pad_tag: str = PAD_TOKEN,
+        add_special_token: bool = False,
+        sft_format: str = "deepseek",
+        mask_prompt: bool = True,
+        ignore_id: int = -100,
+        use_default_system_prompt: bool = False,
+    ) -> None:
+        if add_special_token or sft_format != "deepseek":
+            raise ValueError(
+                f"Expected add_special_token=False and sft_format='deepseek', as all Janus checkpoints have; got "
+                f"{add_special_token} and {sft_format!r}. Correct processor_config.json."
+            )
+        if isinstance(roles, str) or len(roles) != 2 or num_image_tokens < 1:
+            raise ValueError(
+                "Expected roles to be the names of user and assistant, and num_image_tokens of at least 1; got "
+                f"{roles!r} and {num_image_tokens}."
+            )
+        self.num_image_tokens = num_image_tokens
+        self.roles = (roles[0], roles[1])
+        self.system_prompt = system_prompt or ""
+        self.image_token, self.boi_token, self.eoi_token = image_tag, image_start_tag, image_end_tag
+        self.mask_prompt, self.ignore_id = mask_prompt, ignore_id
+        tokens = {"boi_token": image_start_tag, "eoi_token": image_end_tag, "image_token": image_tag}
+        tokenizer = fit_tokenizer(tokenizer, pad_token=pad_tag, **tokens)
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @property
+    def chat_template(self) -> str | dict[str, str]:
+        """The template in use. The default one follows `roles` and `system_prompt`; assign `None` to return to it."""
+        return self._chat_template or self._default_template()
+
+    @chat_template.setter
+    def chat_template(self, template: str | dict[str, str] | None) -> None:
+        self._chat_template = None if template == self._default_template() else template
+
+    def _default_template(self) -> str:
+        return build_chat_template(roles=self.roles, system_prompt=self.system_prompt, image_token=self.image_token)
+
+    @property
+    def bos_token_id(self) -> int:
+        return self._token_id(self.tokenizer.bos_token)
+
+    @property
+    def eos_token_id(self) -> int:
+        return self._token_id(self.tokenizer.eos_token)
+
+    @property
+    def pad_token_id(self) -> int:
+        return self._token_id(self.tokenizer.pad_token)
+
+    @property
+    def boi_token_id(self) -> int:
+        """Id of begin-of-image."""
+        return self._token_id(self.boi_token)
+
+    @property
+    def eoi_token_id(self) -> int:
+        """Id of end-of-image."""
+        return self._token_id(self.eoi_token)
+
+    @property
+    def image_token_id(self) -> int:
+        """Id of the placeholder that stands for one feature of a picture."""
+        return self._token_id(self.image_token)
+
+    def _token_id(self, token: str) -> int:
+        return int(self.tokenizer.convert_tokens_to_ids(token))
+
+    def __call__(  # a closed signature: a misspelled argument raises
+        self,
+        text: str | Sequence[str] | None = None,
+        images: Any = None,
+        *,
+        padding: bool | str = True,
+        padding_side: Literal["left", "right"] | None = None,
+        pad_to_multiple_of: int | None = None,
+        truncation: bool = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
+        generation_mode: Literal["text", "image"] = "text",
+        return_tensors: str | None = "pt",
+        return_offsets_mapping: bool = False,
+        return_text_replacement_offsets: bool = False,
+        videos: None = None,
+        audio: None = None,
+    ) -> BatchFeature:
+        """Rendered text and its pictures -> one batch, see the module docstring.
+
+        Args:
+            text: One or B strings, already rendered, with one placeholder token per picture. BOS is added; a text that
+                begins with it does not get a second one.
+            images: Pictures in reading order (see `load_picture`), flat or as one list per text.
+            padding, padding_side, pad_to_multiple_of, max_length: As in tokenizers; the side defaults to the left.
+            truncation: Cut to `max_length`; refused if it would cut a picture.
+            add_special_tokens: `False` leaves BOS to the text.
+            generation_mode: "image" appends begin-of-image to every text.
+            return_tensors: "pt", "np" or `None` for lists.
+            return_offsets_mapping: Adds `offset_mapping` `(B, T, 2)`: character spans in `text`; a picture's ids have
+                its placeholder's span.
+            return_text_replacement_offsets, videos, audio: Passed by transformers; the offsets need no replacement.
+
+        Raises:
+            ValueError: Placeholders and pictures do not match in number, or an argument is out of range.
+        """
+        if videos is not None or audio is not None:
+            raise ValueError("Expected text and pictures, which is all Janus takes; got videos or audio. Remove them.")
+        if generation_mode not in ("text", "image"):
+            raise ValueError(f"Expected generation_mode 'text' or 'image'; got {generation_mode!r}.")
+        if text is None and images is None:
+            raise ValueError("Expected text, images or both; got neither.")
+        data: dict[str, Any] = {}
+        if text is not None:
+            suffix = self.boi_token if generation_mode == "image" else ""
+            texts = [one + suffix for one in check_texts(text, "text")]
+            rows = encode(self.tokenizer, texts, add_special_tokens=add_special_tokens)
+            image_id = self.image_token_id
+            counts = [sum(token == image_id for token, _ in row) for row in rows]
+            check_counts(counts, images, image_token=self.image_token)
+            picture_ids = [self.boi_token_id, *[image_id] * self.num_image_tokens, self.eoi_token_id]
+            rows = [splice_pictures(row, image_id=image_id, picture_ids=picture_ids) for row in rows]
+            if truncation and max_length is not None:
+                cut = {"max_length": max_length, "side": self.tokenizer.truncation_side, "image_id": image_id}
+                rows = [truncate(row, **cut) for row in rows]
+            options = {"padding": padding, "max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of}
+            data = collate(self.tokenizer, rows, padding_side=padding_side, **options)
+            if not return_offsets_mapping:
+                del data["offset_mapping"]
+        if pictures := flatten_pictures(images):
+            data.update(self.image_processor(pictures, return_tensors=return_tensors))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def apply_chat_template(  # type: ignore[override]  # the rest of the arguments travels in kwargs
+        self,
+        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        processor_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Conversation(s) -> text, or with `tokenize=True, return_dict=True` a batch for `model.generate`.
+
+        Args:
+            conversation: Messages `{"role", "content"}`, or a list of conversations. Roles: "user", "assistant", a
+                leading "system", or names to be used verbatim ("<|User|>", "User", ...). Content: a string, with one
+                placeholder token per picture, or a list of parts `{"type": "text", "text"}` and `{"type": "image",
+                "image" | "url" | "path" | "base64"}`. The original's messages, with an "images" list and a final
+                empty assistant turn, work too.
+            chat_template: Another template for this call.
+            tokenize: `False` returns the string(s), without BOS: `processor(text, images)` adds it.
+            processor_kwargs: For `__call__`, e.g. `{"padding": False}`.
+            kwargs: `add_generation_prompt`, `continue_final_message`, `return_dict`, `return_tensors`, ... as in
+                transformers; `roles` and `system_prompt` replace the processor's for this call (`None` or "" for no
+                system prompt; a system message goes before either).
+        """
+        is_list = isinstance(conversation, (list, tuple))
+        is_batch = is_list and any(isinstance(one, (list, tuple)) for one in conversation)
+        conversations: list[Any] = list(conversation) if is_batch else [conversation]
+        for one in conversations:
+            check_conversation(one, roles=kwargs.get("roles") or self.roles)
+        options = dict(processor_kwargs or {})
+        if tokenize and "images" not in options:
+            images = [conversation_images(one, image_token=self.image_token) for one in conversations]
+            options["images"] = images if is_batch else images[0]
+        return super().apply_chat_template(
+            conversation, chat_template, tokenize=tokenize, processor_kwargs=options, **kwargs
+        )
+
+    def prepare_image_generation(
+        self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None
+    ) -> BatchFeature:
+        """Prompts -> the inputs of `model.generate_images`. No system prompt; padding on the left.
+
+        Special-token strings inside a prompt become special tokens, as in the original.
+
+        Args:
+            prompts: One or B descriptions.
+            negative_prompts: What to be guided away from: one for all, or one per prompt.
+
+        Returns:
+            `input_ids` and `attention_mask` `(B, T)` int64; with negative prompts also `negative_input_ids` and
+            `negative_attention_mask` `(B, T')`.
+        """
+        positives = check_texts(prompts, "prompts")
+        batch = self._generation_batch(positives)
+        if negative_prompts is not None:
+            negatives = check_texts(negative_prompts, "negative_prompts")
+            if isinstance(negative_prompts, str):
+                negatives = negatives * len(positives)
+            if len(negatives) != len(positives):
+                raise ValueError(
+                    f"Expected one negative prompt, or one for each of the {len(positives)} prompts; got "
+                    f"{len(negatives)}."
+                )
+            batch |= {f"negative_{key}": value for key, value in self._generation_batch(negatives).items()}
+        return BatchFeature(batch, tensor_type="pt")
+
+    def _generation_batch(self, prompts: list[str]) -> dict[str, Any]:
+        texts = [render_generation_prompt(prompt, roles=self.roles, boi_token=self.boi_token) for prompt in prompts]
+        batch = collate(self.tokenizer, encode(self.tokenizer, texts))
+        del batch["offset_mapping"]
+        return batch
+
+    def post_process_images(
+        self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pil", "np", "pt"] = "pil"
+    ) -> Any:
+        """Decoded pixels `(B, 3, H, W)` in [-1, 1] -> pictures; see `JanusProImageProcessor.postprocess`."""
+        return self.image_processor.postprocess(pixel_values, output_type=output_type)

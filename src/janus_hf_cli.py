@@ -1,0 +1,242 @@
+"""The `janus-hf` command.
+
+A module beside the package, not in it: importing `janus_hf` registers the model with transformers and so loads torch, for which nobody wants to
+wait to read `--help`. For the same reason every heavy import stands inside a handler.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the exit status: 0, 1 for an error of the input (said on stderr), 130 when interrupted."""
+    arguments = make_parser().parse_args(argv)
+    try:
+        arguments.handler(arguments)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"janus-hf {arguments.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        return 130
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all sub-commands."""
+    parser = argparse.ArgumentParser(prog="janus-hf", description="Janus-Pro: draw pictures, ask about pictures.")
+    parser.add_argument("--version", action="version", version=f"janus_hf {version('janus_hf')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    draw = commands.add_parser("draw", help="draw pictures from prompts")
+    draw.add_argument("prompt", nargs="+", help="what to draw; several prompts draw several pictures")
+    draw.add_argument("-o", "--output", type=Path, default=Path("."), help="folder, or a .png file for a single picture")
+    draw.add_argument("-n", "--num-images", type=int, default=1, help="pictures per prompt")
+    draw.add_argument("--negative-prompt", help="what to be guided away from")
+    draw.add_argument("--seed", type=int, default=0, help="seed of the first picture; the next ones count up")
+    draw.add_argument("--guidance-scale", type=float, default=5.0, help="1 draws without guidance (default: 5)")
+    draw.add_argument("--temperature", type=float, default=1.0)
+    draw.add_argument("--top-k", type=int, help="draw among so many codes only (default: all)")
+    draw.add_argument("--top-p", type=float, help="draw among the likeliest codes of this much probability (default: all)")
+    draw.add_argument("--batch-size", type=int, default=8, help="pictures drawn at the same time")
+    draw.add_argument("--lora", help="adapter to draw with: folder or repository")
+    _add_model_arguments(draw)
+    draw.set_defaults(handler=_draw)
+
+    ask = commands.add_parser("ask", help="ask a question about pictures")
+    ask.add_argument("image", nargs="+", help="paths or URLs, then the question")
+    ask.add_argument("question", help="the question")
+    _add_answer_arguments(ask)
+    ask.set_defaults(handler=_ask)
+
+    chat = commands.add_parser("chat", help="talk with the model; pictures by path")
+    chat.add_argument("--image", action="append", default=[], help="a picture to begin with (repeatable)")
+    _add_answer_arguments(chat)
+    chat.set_defaults(handler=_chat)
+
+    convert = commands.add_parser("convert", help="rewrite a checkpoint in the other layout, verified by reloading")
+    convert.add_argument("source", help="repository id or folder")
+    convert.add_argument("destination", type=Path, help="new folder")
+    convert.add_argument(
+        "--layout",
+        choices=("original", "transformers"),
+        required=True,
+        help="original: for DeepSeek's code and this package; transformers: for transformers' own Janus and this package",
+    )
+    convert.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto to keep the stored one")
+    convert.add_argument("--max-shard-size", default="5GB")
+    convert.add_argument("--revision")
+    convert.set_defaults(handler=_convert)
+
+    info = commands.add_parser("info", help="what a checkpoint is: family, sizes, dtype, memory needed")
+    info.add_argument("source", nargs="?", help="repository id or folder (default: the embedded model)")
+    info.add_argument("--revision")
+    info.set_defaults(handler=_info)
+    return parser
+
+
+def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("model")
+    group.add_argument("-m", "--model", help="repository id or folder (default: the tiny model inside the package)")
+    group.add_argument("--revision", help="branch, tag or commit of the repository")
+    group.add_argument("--device", help="cpu, cuda, mps, ... (default: the best there is)")
+    group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto for the stored one")
+
+
+def _add_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--max-new-tokens", type=int, default=512)
+    parser.add_argument("--sample", action="store_true", help="sample the answer instead of taking the likeliest words")
+    parser.add_argument("--temperature", type=float, help="with --sample")
+    parser.add_argument("--system-prompt", default="default", help="'' leaves it out (default: the model's own)")
+    _add_model_arguments(parser)
+
+
+def _load_pipeline(arguments: argparse.Namespace) -> Any:
+    import torch
+    from transformers.utils import logging
+
+    from janus_hf import JanusProPipeline
+    from janus_hf.assets import DEFAULT_MODEL, DEFAULT_MODEL_NOTE
+
+    if arguments.model is None:
+        logging.disable_progress_bar()
+        print(DEFAULT_MODEL_NOTE, file=sys.stderr)
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
+    if arguments.dtype not in dtypes:
+        raise ValueError(f"--dtype must be one of {', '.join(dtypes)}, got {arguments.dtype!r}.")
+    kwargs = {"revision": arguments.revision} if arguments.revision else {}
+    pipe = JanusProPipeline.from_pretrained(arguments.model or DEFAULT_MODEL, dtype=dtypes[arguments.dtype], **kwargs)
+    return pipe.to(arguments.device or _best_device())
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _draw(arguments: argparse.Namespace) -> None:
+    import torch
+
+    total = len(arguments.prompt) * arguments.num_images
+    to_file = arguments.output.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp")
+    if to_file and total != 1:
+        raise ValueError(f"--output {arguments.output} is one file but {total} pictures are asked for; name a folder.")
+    folder = arguments.output.parent if to_file else arguments.output
+    folder.mkdir(parents=True, exist_ok=True)
+
+    pipe = _load_pipeline(arguments)
+    if arguments.lora:
+        pipe.load_lora_weights(arguments.lora)
+    seeds = [arguments.seed + i for i in range(total)]
+    images = pipe(
+        arguments.prompt,
+        negative_prompt=arguments.negative_prompt,
+        num_images_per_prompt=arguments.num_images,
+        guidance_scale=arguments.guidance_scale,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        batch_size=arguments.batch_size,
+    ).images
+    for i, (image, seed) in enumerate(zip(images, seeds, strict=True)):
+        name = f"{_slug(arguments.prompt[i // arguments.num_images])}-{seed}.png"
+        path = arguments.output if to_file else folder / name
+        image.save(path)
+        print(path)
+
+
+def _slug(prompt: str) -> str:
+    return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48] or "picture"
+
+
+def _answer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    settings: dict[str, Any] = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.sample}
+    if arguments.temperature is not None:
+        if not arguments.sample:
+            raise ValueError("--temperature has an effect together with --sample only.")
+        settings["temperature"] = arguments.temperature
+    return settings | {"system_prompt": arguments.system_prompt}
+
+
+def _ask(arguments: argparse.Namespace) -> None:
+    from transformers import TextStreamer
+
+    settings = _answer_settings(arguments)
+    pipe = _load_pipeline(arguments)
+    streamer = TextStreamer(pipe.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    pipe.ask(arguments.image, arguments.question, streamer=streamer, **settings)
+
+
+_CHAT_HELP = "/image PATH adds a picture to your next message, /reset starts over, /quit (or end of input) leaves."
+
+
+def _chat(arguments: argparse.Namespace) -> None:
+    from transformers import TextStreamer
+
+    from janus_hf.processing import load_picture
+
+    settings = _answer_settings(arguments)
+    pictures = [load_picture(path) for path in arguments.image]
+    pipe = _load_pipeline(arguments)
+    streamer = TextStreamer(pipe.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    print(_CHAT_HELP, file=sys.stderr)
+    messages: list[dict[str, Any]] = []
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            return
+        if line in ("/quit", "/exit"):
+            return
+        if line == "/reset":
+            messages, pictures = [], []
+        elif line.startswith("/image"):
+            try:
+                pictures.append(load_picture(line.removeprefix("/image").strip()))
+            except (ValueError, OSError) as error:
+                print(error, file=sys.stderr)
+        elif line.startswith("/"):
+            print(_CHAT_HELP, file=sys.stderr)
+        elif line:
+            content = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": line}]
+            messages.append({"role": "user", "content": content})
+            answer = pipe.chat(messages, streamer=streamer, **settings)
+            messages.append({"role": "assistant", "content": answer})
+            pictures = []
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from janus_hf.conversion import convert_checkpoint
+
+    kwargs = {"revision": arguments.revision} if arguments.revision else {}
+    convert_checkpoint(
+        arguments.source,
+        arguments.destination,
+        arguments.layout,
+        dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+        **kwargs,
+    )
+    print(f"{arguments.destination}: {arguments.layout} layout, reloaded and equal")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    from janus_hf.assets import DEFAULT_MODEL
+    from janus_hf.inspection import inspect_checkpoint
+
+    kwargs = {"revision": arguments.revision} if arguments.revision else {}
+    print(inspect_checkpoint(arguments.source or DEFAULT_MODEL, **kwargs))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Shared fixtures: the goldens of the original code, and tiny random models of other sizes than the goldens'.
+
+Session-scoped models are shared between tests and must not be changed; `golden_model_copy` and `make_model` give one's own.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers.utils import logging
+
+from janus_hf import JanusProConfig, JanusProForConditionalGeneration
+
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+torch.set_num_threads(1)  # the models are tiny: more threads only wait for each other
+logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint() -> Path:
+    """A tiny checkpoint in the original layout: two bfloat16 `.bin` shards, tokenizer and processor files."""
+    return GOLDENS / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    """What the original code computed (float32, CPU); `manifest.json` explains every tensor."""
+    return load_file(GOLDENS / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def manifest() -> dict[str, Any]:
+    return json.loads((GOLDENS / "manifest.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="session")
+def golden_model(golden_checkpoint: Path) -> JanusProForConditionalGeneration:
+    """The golden checkpoint in float32. Shared: do not change it."""
+    return JanusProForConditionalGeneration.from_pretrained(golden_checkpoint, dtype=torch.float32)
+
+
+@pytest.fixture
+def golden_model_copy(golden_model: JanusProForConditionalGeneration) -> JanusProForConditionalGeneration:
+    return copy.deepcopy(golden_model)
+
+
+TINY_TEXT = {
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 160,
+    "initializer_range": 0.2,
+    "bos_token_id": 92,
+    "eos_token_id": 93,
+}
+TINY_VISION = {
+    "image_size": 12,
+    "patch_size": 4,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "projection_dim": 48,
+    "depth": 3,
+    "initializer_range": 0.2,
+}
+TINY_VQ = {
+    "num_patches": 4,
+    "base_channels": 32,
+    "channel_multiplier": [1, 2],
+    "num_res_blocks": 1,
+    "latent_channels": 16,
+    "embed_dim": 6,
+    "num_embeddings": 40,
+    "projection_dim": 48,
+    "num_hidden_layers": 1,
+    "image_token_embed_dim": 56,
+    "initializer_range": 0.2,
+}
+PAD_ID, BOI_ID, IMAGE_ID = 91, 94, 90
+
+
+def _tiny_config(
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    vq: dict[str, Any] | None = None,
+    **overrides: Any,
+) -> JanusProConfig:
+    return JanusProConfig(
+        text_config=TINY_TEXT | (text or {}),
+        vision_config=TINY_VISION | (vision or {}),
+        vq_config=TINY_VQ | (vq or {}),
+        **({"image_token_id": IMAGE_ID} | overrides),
+    )
+
+
+def _make_model(config: JanusProConfig | None = None, seed: int = 0) -> JanusProForConditionalGeneration:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = JanusProForConditionalGeneration(config or _tiny_config()).eval()
+    model.generation_config.pad_token_id = PAD_ID
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., JanusProConfig]:
+    """`tiny_config(text={}, vision={}, vq={}, **overrides)`: a config in which no two sizes agree by accident.
+
+    Grouped queries, 9 understanding patches but 16 codes, an image head wider than the model, aligners of depth 3 and 1.
+    """
+    return _tiny_config
+
+
+@pytest.fixture(scope="session")
+def interop_config() -> JanusProConfig:
+    """A tiny config that transformers' own Janus can express: one grid, and an image head as wide as the model."""
+    return _tiny_config(vq={"num_patches": 3, "image_token_embed_dim": 48})
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., JanusProForConditionalGeneration]:
+    """`make_model(config=None, seed=0)`: a random model in eval mode, float32, whose weights are large enough to matter."""
+    return _make_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> JanusProForConditionalGeneration:
+    """A random model on `tiny_config()`. Shared: do not change it."""
+    return _make_model()
+
+
+@pytest.fixture(scope="session")
+def interop_model(interop_config: JanusProConfig) -> JanusProForConditionalGeneration:
+    """A random model on `interop_config`. Shared: do not change it."""
+    return _make_model(interop_config, seed=1)

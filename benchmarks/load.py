@@ -2,14 +2,18 @@
 
     python -m benchmarks.load [--size 1b|7b] [--folder FOLDER] [--repeats 3]
 
-Makes a random checkpoint in the original format (every key, shape and dtype of the real one; 4.2 GB for the 1B), then in fresh processes,
+Makes a random checkpoint in the original format (every key, shape and dtype of the real one; 4.2 GB for the 1B), then
+in fresh processes,
 interleaved:
 
-* read:  `torch.load(mmap=True)` of every file and a copy of every tensor: the least any loader that owns its weights can do;
-* ours:  `AutoModel.from_pretrained`, followed by reading every weight once (a memory-mapped load would otherwise count as free).
+* read:  `torch.load(mmap=True)` of every file and a copy of every tensor: the least any loader that owns its weights
+  can do;
+* ours:  `AutoModel.from_pretrained`, followed by reading every weight once (a memory-mapped load would otherwise count
+  as free).
 
-Memory is the peak of the process's resident set, split into anonymous pages (what the process owns) and file pages (the page cache of the
-mapped checkpoint, which the system takes back when it needs it). The interpreter with all imports done is subtracted.
+Memory is the peak of the process's resident set, split into anonymous pages (what the process owns) and file pages
+(the page cache of the mapped checkpoint, which the system takes back when it needs it). The interpreter with all
+imports done is subtracted.
 """
 
 import argparse
@@ -35,7 +39,12 @@ def make_checkpoint(folder: Path, size: str) -> int:
     """Write the checkpoint, return its weights' size in bytes."""
     keys = json.loads((GOLDENS / f"keys_{size}.json").read_text())["keys"]
     width = WIDTHS[size]
-    text = {"num_hidden_layers": LAYERS[size], "vocab_size": 102400, "max_position_embeddings": 16384, "model_type": "llama"}
+    text = {
+        "num_hidden_layers": LAYERS[size],
+        "vocab_size": 102400,
+        "max_position_embeddings": 16384,
+        "model_type": "llama",
+    }
     if size == "1b":
         text |= {"hidden_size": 2048, "intermediate_size": 5632, "num_attention_heads": 16, "num_key_value_heads": 16}
     aligner = {"depth": 2, "n_embed": width, "projector_type": "mlp_gelu"}
@@ -46,7 +55,12 @@ def make_checkpoint(folder: Path, size: str) -> int:
         "language_config": text,
         "vision_config": {
             "cls": "CLIPVisionTower",
-            "params": {"image_size": 384, "model_name": "siglip_large_patch16_384", "select_feature": "same", "select_layer": -1},
+            "params": {
+                "image_size": 384,
+                "model_name": "siglip_large_patch16_384",
+                "select_feature": "same",
+                "select_layer": -1,
+            },
         },
         "aligner_config": {"cls": "MlpProjector", "params": aligner | {"input_dim": 1024}},
         "gen_vision_config": {"cls": "VQ-16", "params": {"image_token_size": 16384, "n_embed": 8}},
@@ -160,11 +174,19 @@ def main() -> None:
         if arguments.folder is None:
             shutil.rmtree(folder)
     seconds = {what: statistics.median(run["seconds"] for run in results) for what, results in runs.items()}
-    print(f"checkpoint: {arguments.size}, {size / 1e9:.2f} GB, torch {torch.__version__}, median of {arguments.repeats}\n")
-    print("| | seconds | times reading | peak anonymous / checkpoint | peak file pages / checkpoint |\n|---|---|---|---|---|")
+    print(
+        f"checkpoint: {arguments.size}, {size / 1e9:.2f} GB, torch {torch.__version__}, median of "
+        f"{arguments.repeats}\n"
+    )
+    print(
+        "| | seconds | times reading | peak anonymous / checkpoint | peak file pages / checkpoint "
+        "|\n|---|---|---|---|---|"
+    )
     for what, results in runs.items():
         anonymous, file = (max(run[kind] for run in results) / size for kind in ("anonymous", "file"))
-        print(f"| {what} | {seconds[what]:.2f} | {seconds[what] / seconds['read']:.2f} | {anonymous:.2f} | {file:.2f} |")
+        print(
+            f"| {what} | {seconds[what]:.2f} | {seconds[what] / seconds['read']:.2f} | {anonymous:.2f} | {file:.2f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python scripts/golden_table.py
 
-The goldens were computed by deepseek-ai/Janus @ 1daa72f under transformers 4.48.3 in float32 from the tiny original-format checkpoint in
-`tests/goldens` (its `manifest.json` explains each tensor). Exits with 1 if any quantity is off.
+The goldens were computed by deepseek-ai/Janus @ 1daa72f under transformers 4.48.3 in float32 from the tiny
+original-format checkpoint in `tests/goldens` (its `manifest.json` explains each tensor). Exits with 1 if any quantity
+is off.
 """
 
 import hashlib
@@ -54,18 +55,26 @@ def _differences(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def _text(processor, golden, manifest):
     conversations = [manifest["strings"][name] for name in ("conv1", "conv2")]
     rendered = [processor.apply_chat_template(c["messages"], tokenize=False) for c in conversations]
-    yield "prompt strings", float(sum(a != c["sft_format"] for a, c in zip(rendered, conversations, strict=True))), EXACT
+    yield (
+        "prompt strings",
+        float(sum(a != c["sft_format"] for a, c in zip(rendered, conversations, strict=True))),
+        EXACT,
+    )
     cases = manifest["strings"]["tokenizer_cases"]
     encoded = [processor.tokenizer(case["text"])["input_ids"] for case in cases]
     yield "token ids", float(sum(a != case["ids"] for a, case in zip(encoded, cases, strict=True))), EXACT
     images = [[Image.open(GOLDENS / "images" / f"{name}.png") for name in c["images"]] for c in conversations]
     single = processor(text=rendered[0], images=images[0])
     both = processor(text=rendered, images=images)
-    yield "understanding ids and masks, single and left-padded batch", sum(
-        _differences(batch[key], golden[f"und.{name}.{key}"])
-        for name, batch in (("single", single), ("batch", both))
-        for key in ("input_ids", "attention_mask")
-    ), EXACT
+    yield (
+        "understanding ids and masks, single and left-padded batch",
+        sum(
+            _differences(batch[key], golden[f"und.{name}.{key}"])
+            for name, batch in (("single", single), ("batch", both))
+            for key in ("input_ids", "attention_mask")
+        ),
+        EXACT,
+    )
     prompts = processor.prepare_image_generation(manifest["strings"]["t2i"]["prompts"][:2])
     yield "drawing prompt ids", _differences(prompts["input_ids"], golden["gen.input_tokens"][0::2]), EXACT
 
@@ -77,12 +86,16 @@ def _preprocessing(processor, golden, manifest):
         _, name, size = key.split(".")
         image_size, min_size = sizes[size.removeprefix("pixel_values_")]
         resizer = JanusProImageProcessor(image_size=image_size, min_size=min_size)
-        worst = max(worst, _deviation(resizer(Image.open(GOLDENS / "images" / f"{name}.png"))["pixel_values"], golden[key]))
+        worst = max(
+            worst, _deviation(resizer(Image.open(GOLDENS / "images" / f"{name}.png"))["pixel_values"], golden[key])
+        )
     yield "understanding pixel values", worst, PIXEL
     changed = 0
     for key, expected in manifest["pixel_values_384_sha256"].items():
         pixels = JanusProImageProcessor()(Image.open(GOLDENS / "images" / f"{key.split('.')[1]}.png"))["pixel_values"]
-        changed += hashlib.sha256(pixels.numpy().astype(np.float32).tobytes()).hexdigest() != expected["sha256_float32"]
+        changed += (
+            hashlib.sha256(pixels.numpy().astype(np.float32).tobytes()).hexdigest() != expected["sha256_float32"]
+        )
     yield "understanding pixel values at 384, sha256", float(changed), EXACT
 
 
@@ -113,17 +126,23 @@ def _codec(model, processor, golden):
     yield "codec latents", _deviation(codec.encode_latents(golden["vq.input"]), golden["vq.pre_quant"]), FLOAT
     yield "codec ids", _differences(model.encode_image_ids(golden["vq.input"]), golden["vq.encode_ids"]), EXACT
     output = codec(golden["vq.input"])
-    yield "codec pixels", max(
-        _deviation(model.decode_image_ids(golden["vq.encode_ids"]), golden["vq.decode_pixels"]),
-        _deviation(model.decode_image_ids(golden["vq.random_ids"]), golden["vq.random_ids_pixels"]),
-        _deviation(output.pixel_values, golden["vq.forward_pixels"]),
-    ), FLOAT
+    yield (
+        "codec pixels",
+        max(
+            _deviation(model.decode_image_ids(golden["vq.encode_ids"]), golden["vq.decode_pixels"]),
+            _deviation(model.decode_image_ids(golden["vq.random_ids"]), golden["vq.random_ids_pixels"]),
+            _deviation(output.pixel_values, golden["vq.forward_pixels"]),
+        ),
+        FLOAT,
+    )
     losses = torch.stack([output.codebook_loss, output.commitment_loss])
     yield "codec training losses", _deviation(losses, golden["vq.train_losses"][:2]), FLOAT
     picture = processor.post_process_images(golden["vq.random_ids_pixels"])[0]
-    yield "uint8 picture of given pixels", _differences(
-        torch.from_numpy(np.array(picture))[None], golden["vq.random_ids_uint8"]
-    ), EXACT
+    yield (
+        "uint8 picture of given pixels",
+        _differences(torch.from_numpy(np.array(picture))[None], golden["vq.random_ids_uint8"]),
+        EXACT,
+    )
 
 
 def _drawing(model, processor, golden, manifest):
@@ -132,7 +151,11 @@ def _drawing(model, processor, golden, manifest):
     yield "code embeddings", _deviation(model.model.embed_image_ids(codes), golden["tf.gen_embeds"]), FLOAT
     ids = torch.cat([prompt, codes + num_text], dim=1)
     hidden = model.model(input_ids=ids).last_hidden_state[:, prompt.shape[1] - 1 : -1]
-    yield "teacher-forced image logits", _deviation(model.model.generation_head(hidden), golden["tf.gen_logits"]), FLOAT
+    yield (
+        "teacher-forced image logits",
+        _deviation(model.model.generation_head(hidden), golden["tf.gen_logits"]),
+        FLOAT,
+    )
     labels = torch.cat([torch.full_like(prompt, -100), codes + num_text], dim=1)
     yield "teacher-forced loss", _deviation(model(input_ids=ids, labels=labels).loss, golden["tf.loss"]), FLOAT
 
@@ -146,19 +169,29 @@ def _drawing(model, processor, golden, manifest):
         alone = model.generate_images(
             **processor.prepare_image_generation(prompts[2]), **settings, return_dict_in_generate=True
         )
-        yield f"guided greedy codes, {cache} cache", (
-            _differences(together.image_ids, golden["gen.batched_ids"])
-            + _differences(alone.image_ids, golden["gen.prompt2_ids"][None])
-        ), EXACT
-        yield f"guided logits of every step, {cache} cache", max(
-            _deviation(together.logits, golden["gen.batched_cfg_logits"]),
-            _deviation(alone.logits, golden["gen.prompt2_cfg_logits"][None]),
-        ), FLOAT
+        yield (
+            f"guided greedy codes, {cache} cache",
+            (
+                _differences(together.image_ids, golden["gen.batched_ids"])
+                + _differences(alone.image_ids, golden["gen.prompt2_ids"][None])
+            ),
+            EXACT,
+        )
+        yield (
+            f"guided logits of every step, {cache} cache",
+            max(
+                _deviation(together.logits, golden["gen.batched_cfg_logits"]),
+                _deviation(alone.logits, golden["gen.prompt2_cfg_logits"][None]),
+            ),
+            FLOAT,
+        )
         mixed = model.generate_images(
             **processor.prepare_image_generation(prompts), do_sample=False, cache_implementation=cache
         )
         yield f"guided greedy codes, mixed lengths in one batch, {cache} cache", _differences(mixed, expected), EXACT
-    unguided = model.generate_images(**processor.prepare_image_generation(prompts[0]), do_sample=False, guidance_scale=1)
+    unguided = model.generate_images(
+        **processor.prepare_image_generation(prompts[0]), do_sample=False, guidance_scale=1
+    )
     yield "greedy codes at guidance 1", _differences(unguided, golden["gen.prompt0_cfg1_ids"][None]), EXACT
     pixels = model.decode_image_ids(expected)
     yield "pixels of drawn pictures", _deviation(pixels, golden["gen.pixels"]), FLOAT

@@ -2,8 +2,8 @@
 
     python scripts/make_tiny_checkpoint.py [FOLDER]
 
-A Janus-Pro of every part, only smaller: 64-pixel pictures of 8x8 codes, a byte-level tokenizer with DeepSeek's special tokens. Weights are random with a
-recorded seed, in bfloat16, in the original layout.
+A Janus-Pro of every part, only smaller: 64-pixel pictures of 8x8 codes, a byte-level tokenizer with DeepSeek's special
+tokens. Weights are random with a recorded seed, in bfloat16, in the original layout.
 """
 
 import json
@@ -22,7 +22,6 @@ from janus_hf.assets import DEFAULT_MODEL
 
 
 SEED = 20251127
-VOCAB_SIZE = 640
 SPECIAL_TOKENS = [
     "<｜begin▁of▁sentence｜>",
     "<｜end▁of▁sentence｜>",
@@ -33,12 +32,15 @@ SPECIAL_TOKENS = [
     "<|User|>",
     "<|Assistant|>",
 ]
+NUM_MERGED_TOKENS = 384
+VOCAB_SIZE = NUM_MERGED_TOKENS + len(SPECIAL_TOKENS)
 CORPUS = [
     "a photo of a red square above a blue circle",
     "two green triangles and one yellow star on a white board",
     "What is in this picture? There is a cat to the left of the tree.",
     "How many squares are there? There are three. Which colour is the circle? It is blue.",
-    "You are a helpful language and vision assistant. You are able to understand the visual content that the user provides, "
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, "
     "and assist the user with a variety of tasks using natural language.",
 ]
 
@@ -50,10 +52,10 @@ def make_tokenizer(path: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(
-        CORPUS, BpeTrainer(vocab_size=384, initial_alphabet=alphabet, show_progress=False)
+        CORPUS, BpeTrainer(vocab_size=NUM_MERGED_TOKENS, initial_alphabet=alphabet, show_progress=False)
     )
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
-    assert tokenizer.get_vocab_size() <= VOCAB_SIZE
+    assert tokenizer.get_vocab_size() == VOCAB_SIZE  # every id the untrained model can write is a word
     tokenizer.save(str(path / "tokenizer.json"))
     config = {
         "tokenizer_class": "LlamaTokenizerFast",
@@ -64,16 +66,18 @@ def make_tokenizer(path: Path) -> None:
         "model_max_length": 512,
         "clean_up_tokenization_spaces": False,
     }
-    (path / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (path / "tokenizer_config.json").write_text(
+        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def make_model() -> janus_hf.JanusProForConditionalGeneration:
     """Random weights, from the recorded seed."""
     text = LlamaConfig(
         vocab_size=VOCAB_SIZE,
-        hidden_size=128,
-        intermediate_size=352,
-        num_hidden_layers=4,
+        hidden_size=64,
+        intermediate_size=176,
+        num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=512,
     )
@@ -82,20 +86,20 @@ def make_model() -> janus_hf.JanusProForConditionalGeneration:
         vision_config={
             "image_size": 64,
             "patch_size": 8,
-            "hidden_size": 64,
+            "hidden_size": 32,
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
-            "projection_dim": 128,
+            "projection_dim": 64,
         },
         vq_config={
             "image_size": 64,
             "base_channels": 32,
-            "channel_multiplier": [1, 1, 2, 2],
+            "channel_multiplier": [1, 1, 1, 1],
             "num_res_blocks": 1,
-            "latent_channels": 64,
+            "latent_channels": 32,
             "num_embeddings": 256,
-            "projection_dim": 128,
-            "image_token_embed_dim": 128,
+            "projection_dim": 64,
+            "image_token_embed_dim": 64,
         },
     )
     torch.manual_seed(SEED)

@@ -1,7 +1,7 @@
 """The `janus-hf` command.
 
-A module beside the package, not in it: importing `janus_hf` registers the model with transformers and so loads torch, for which nobody wants to
-wait to read `--help`. For the same reason every heavy import stands inside a handler.
+A module beside the package, not in it: importing `janus_hf` registers the model with transformers and so loads torch,
+for which nobody wants to wait to read `--help`. For the same reason every heavy import stands inside a handler.
 """
 
 import argparse
@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit status: 0, 1 for an error of the input (said on stderr), 130 when interrupted."""
+    """Run one sub-command; returns the exit status: 0, 1 for an error of the input (said on stderr), 130 when
+    interrupted.
+    """
     arguments = make_parser().parse_args(argv)
     try:
         arguments.handler(arguments)
@@ -36,14 +37,18 @@ def make_parser() -> argparse.ArgumentParser:
 
     draw = commands.add_parser("draw", help="draw pictures from prompts")
     draw.add_argument("prompt", nargs="+", help="what to draw; several prompts draw several pictures")
-    draw.add_argument("-o", "--output", type=Path, default=Path("."), help="folder, or a .png file for a single picture")
+    draw.add_argument(
+        "-o", "--output", type=Path, default=Path("."), help="folder, or a .png file for a single picture"
+    )
     draw.add_argument("-n", "--num-images", type=int, default=1, help="pictures per prompt")
     draw.add_argument("--negative-prompt", help="what to be guided away from")
     draw.add_argument("--seed", type=int, default=0, help="seed of the first picture; the next ones count up")
     draw.add_argument("--guidance-scale", type=float, default=5.0, help="1 draws without guidance (default: 5)")
     draw.add_argument("--temperature", type=float, default=1.0)
     draw.add_argument("--top-k", type=int, help="draw among so many codes only (default: all)")
-    draw.add_argument("--top-p", type=float, help="draw among the likeliest codes of this much probability (default: all)")
+    draw.add_argument(
+        "--top-p", type=float, help="draw among the likeliest codes of this much probability (default: all)"
+    )
     draw.add_argument("--batch-size", type=int, default=8, help="pictures drawn at the same time")
     draw.add_argument("--lora", help="adapter to draw with: folder or repository")
     _add_model_arguments(draw)
@@ -67,7 +72,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--layout",
         choices=("original", "transformers"),
         required=True,
-        help="original: for DeepSeek's code and this package; transformers: for transformers' own Janus and this package",
+        help="original: for DeepSeek's code and this package; transformers: for transformers' Janus and this package",
     )
     convert.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto to keep the stored one")
     convert.add_argument("--max-shard-size", default="5GB")
@@ -91,7 +96,9 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=512)
-    parser.add_argument("--sample", action="store_true", help="sample the answer instead of taking the likeliest words")
+    parser.add_argument(
+        "--sample", action="store_true", help="sample the answer instead of taking the likeliest words"
+    )
     parser.add_argument("--temperature", type=float, help="with --sample")
     parser.add_argument("--system-prompt", default="default", help="'' leaves it out (default: the model's own)")
     _add_model_arguments(parser)

@@ -56,6 +56,53 @@ def golden_model_copy(golden_model: JanusProForConditionalGeneration) -> JanusPr
     return copy.deepcopy(golden_model)
 
 
+def _released_config(language: dict[str, Any], width: int) -> dict[str, Any]:
+    projector = {"depth": 2, "n_embed": width, "projector_type": "mlp_gelu"}
+    tower = {
+        "image_size": 384,
+        "model_name": "siglip_large_patch16_384",
+        "select_feature": "same",
+        "select_layer": -1,
+    }
+
+    def block(cls: str, model_type: str, **params: Any) -> dict[str, Any]:
+        return {"cls": cls, "model_type": model_type, "params": params}
+
+    return {
+        "architectures": ["MultiModalityCausalLM"],
+        "model_type": "multi_modality",
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.33.1",
+        "language_config": {
+            "max_position_embeddings": 16384,
+            "model_type": "llama",
+            "torch_dtype": "bfloat16",
+            "vocab_size": 102400,
+            **language,
+        },
+        "vision_config": block("CLIPVisionTower", "vision", **tower),
+        "aligner_config": block("MlpProjector", "aligner", input_dim=1024, **projector),
+        "gen_vision_config": block("VQ-16", "gen_vision", image_token_size=16384, n_embed=8),
+        "gen_aligner_config": block("MlpProjector", "gen_aligner", input_dim=8, **projector),
+        "gen_head_config": block(
+            "vision_head", "gen_head", image_token_embed=width, image_token_size=16384, n_embed=width
+        ),
+    }
+
+
+@pytest.fixture(scope="session")
+def released() -> dict[str, dict[str, Any]]:
+    """`config.json` of the released 1B and 7B. The 7B's leaves most sizes of its language model to Llama's defaults."""
+    sizes_1b = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 16,
+    }
+    return {"1b": _released_config(sizes_1b, 2048), "7b": _released_config({"num_hidden_layers": 30}, 4096)}
+
+
 TINY_TEXT = {
     "model_type": "llama",
     "vocab_size": 96,

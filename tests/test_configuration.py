@@ -13,74 +13,6 @@ from janus_hf import JanusProConfig, JanusProForConditionalGeneration, JanusProV
 from janus_hf.configuration import read_schema
 
 
-def released_config(language: dict[str, Any], width: int) -> dict[str, Any]:
-    """`config.json` as deepseek-ai released it."""
-    projector = {"depth": 2, "n_embed": width, "projector_type": "mlp_gelu"}
-    return {
-        "architectures": ["MultiModalityCausalLM"],
-        "model_type": "multi_modality",
-        "torch_dtype": "bfloat16",
-        "transformers_version": "4.33.1",
-        "language_config": language,
-        "vision_config": {
-            "cls": "CLIPVisionTower",
-            "model_type": "vision",
-            "params": {
-                "image_size": 384,
-                "model_name": "siglip_large_patch16_384",
-                "select_feature": "same",
-                "select_layer": -1,
-            },
-        },
-        "aligner_config": {
-            "cls": "MlpProjector",
-            "model_type": "aligner",
-            "params": {**projector, "input_dim": 1024},
-        },
-        "gen_vision_config": {
-            "cls": "VQ-16",
-            "model_type": "gen_vision",
-            "params": {"image_token_size": 16384, "n_embed": 8},
-        },
-        "gen_aligner_config": {
-            "cls": "MlpProjector",
-            "model_type": "gen_aligner",
-            "params": {**projector, "input_dim": 8},
-        },
-        "gen_head_config": {
-            "cls": "vision_head",
-            "model_type": "gen_head",
-            "params": {"image_token_embed": width, "image_token_size": 16384, "n_embed": width},
-        },
-    }
-
-
-RELEASED_7B = released_config(
-    {
-        "max_position_embeddings": 16384,
-        "model_type": "llama",
-        "num_hidden_layers": 30,
-        "torch_dtype": "bfloat16",
-        "vocab_size": 102400,
-    },
-    4096,
-)
-RELEASED_1B = released_config(
-    {
-        "hidden_size": 2048,
-        "intermediate_size": 5632,
-        "max_position_embeddings": 16384,
-        "model_type": "llama",
-        "num_attention_heads": 16,
-        "num_hidden_layers": 24,
-        "num_key_value_heads": 16,
-        "torch_dtype": "bfloat16",
-        "vocab_size": 102400,
-    },
-    2048,
-)
-
-
 def edited(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     config = copy.deepcopy(config)
     *parents, last = path.split(".")
@@ -99,8 +31,8 @@ def without_names(config: JanusProConfig) -> dict[str, Any]:
 # --- the original schema
 
 
-def test_sparse_7b_file_gets_llamas_defaults_and_the_implied_sizes():
-    config = JanusProConfig.from_dict(RELEASED_7B)
+def test_sparse_7b_file_gets_llamas_defaults_and_the_implied_sizes(released):
+    config = JanusProConfig.from_dict(released["7b"])
     text, vision, vq = config.text_config, config.vision_config, config.vq_config
     assert (text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (4096, 11008, 30)
     assert (text.num_attention_heads, text.num_key_value_heads, text.vocab_size) == (32, 32, 102400)
@@ -120,35 +52,33 @@ def test_sparse_7b_file_gets_llamas_defaults_and_the_implied_sizes():
     assert config.dtype == torch.bfloat16
 
 
-def test_1b_file_equals_the_default_config():
-    read, default = without_names(JanusProConfig.from_dict(RELEASED_1B)), without_names(JanusProConfig())
+def test_1b_file_equals_the_default_config(released):
+    read, default = without_names(JanusProConfig.from_dict(released["1b"])), without_names(JanusProConfig())
     assert read.pop("dtype") == "bfloat16"
     assert default.pop("dtype", None) is None
     assert read == default
 
 
 @pytest.mark.parametrize("key", ["_attn_implementation", "attn_implementation"])
-def test_a_files_choice_of_attention_kernel_is_ignored(key):
-    config = JanusProConfig.from_dict(edited(RELEASED_1B, f"language_config.{key}", "flash_attention_2"))
+def test_a_files_choice_of_attention_kernel_is_ignored(released, key):
+    config = JanusProConfig.from_dict(edited(released["1b"], f"language_config.{key}", "flash_attention_2"))
     assert "flash" not in str(config._attn_implementation)
     assert "flash" not in str(config.text_config._attn_implementation)
     with torch.device("meta"):  # flash-attn is not installed: asking for it would raise here
         assert JanusProForConditionalGeneration(config).config._attn_implementation == "sdpa"
 
 
-@pytest.mark.parametrize(
-    ("select_layer", "layers"), [(-1, 24), (-2, 23), (0, 24), (3, 3), (24, 24), (99, 24)]
-)
-def test_select_layer_counts_like_siglip_vit(select_layer, layers):
-    config = edited(RELEASED_1B, "vision_config.params.select_layer", select_layer)
+@pytest.mark.parametrize(("select_layer", "layers"), [(-1, 24), (-2, 23), (0, 24), (3, 3), (24, 24), (99, 24)])
+def test_select_layer_counts_like_siglip_vit(released, select_layer, layers):
+    config = edited(released["1b"], "vision_config.params.select_layer", select_layer)
     assert JanusProConfig.from_dict(config).vision_config.num_hidden_layers == layers
 
 
-def test_reading_does_not_modify_the_dict():
-    before = copy.deepcopy(RELEASED_7B)
-    read_schema(RELEASED_7B)
-    JanusProConfig.from_dict(RELEASED_7B)
-    assert before == RELEASED_7B
+def test_reading_does_not_modify_the_dict(released):
+    before = copy.deepcopy(released["7b"])
+    read_schema(released["7b"])
+    JanusProConfig.from_dict(released["7b"])
+    assert before == released["7b"]
 
 
 @pytest.mark.parametrize(
@@ -165,42 +95,36 @@ def test_reading_does_not_modify_the_dict():
         ("gen_aligner_config.params.projector_type", "identity", "gen_aligner_config.params.projector_type.*identity"),
     ],
 )
-def test_parts_that_janus_pro_does_not_have_are_refused(path, value, message):
+def test_parts_that_janus_pro_does_not_have_are_refused(released, path, value, message):
     with pytest.raises(ValueError, match=message):
-        JanusProConfig.from_dict(edited(RELEASED_1B, path, value))
+        JanusProConfig.from_dict(edited(released["1b"], path, value))
 
 
 # --- other families
 
 
-def _deepseek_vl() -> dict[str, Any]:
-    return {key: value for key, value in RELEASED_7B.items() if not key.startswith("gen_")}
-
-
-def _janusflow() -> dict[str, Any]:
+@pytest.fixture
+def foreign(released) -> dict[str, dict[str, Any]]:
+    """By the name that the error must contain."""
     return {
-        "model_type": "multi_modality",
-        "language_config": RELEASED_1B["language_config"],
-        "vision_und_enc_config": RELEASED_1B["vision_config"],
-        "vision_gen_enc_config": {"cls": "ShallowUViTEncoder", "params": {}},
-        "vision_gen_dec_config": {"cls": "ShallowUViTDecoder", "params": {}},
+        "DeepSeek-VL": {key: value for key, value in released["7b"].items() if not key.startswith("gen_")},
+        "JanusFlow": {
+            "model_type": "multi_modality",
+            "language_config": released["1b"]["language_config"],
+            "vision_und_enc_config": released["1b"]["vision_config"],
+            "vision_gen_enc_config": {"cls": "ShallowUViTEncoder", "params": {}},
+            "vision_gen_dec_config": {"cls": "ShallowUViTDecoder", "params": {}},
+        },
+        "llama": {"model_type": "llama", "hidden_size": 64},
+        "emu3": {"model_type": "emu3", "text_config": {}, "vq_config": {}},
     }
 
 
-@pytest.mark.parametrize(
-    ("config", "family"),
-    [
-        (_deepseek_vl(), "DeepSeek-VL"),
-        (_janusflow(), "JanusFlow"),
-        ({"model_type": "llama", "hidden_size": 64}, "llama"),
-        ({"model_type": "emu3", "text_config": {}, "vq_config": {}}, "emu3"),
-    ],
-    ids=["deepseek-vl", "janusflow", "llama", "emu3"],
-)
-def test_other_families_are_named(config, family, tmp_path):
+@pytest.mark.parametrize("family", ["DeepSeek-VL", "JanusFlow", "llama", "emu3"])
+def test_other_families_are_named(foreign, family, tmp_path):
     with pytest.raises(ValueError, match=family):
-        JanusProConfig.from_dict(config)
-    (tmp_path / "config.json").write_text(json.dumps(config))
+        JanusProConfig.from_dict(foreign[family])
+    (tmp_path / "config.json").write_text(json.dumps(foreign[family]))
     with pytest.raises(ValueError, match=family):
         JanusProConfig.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match=family):
@@ -323,12 +247,12 @@ def test_default_config_is_the_1b_for_transformers_class_too():
     assert theirs.vq_config.num_patches == 24
 
 
-@pytest.mark.parametrize("released", [RELEASED_1B, RELEASED_7B], ids=["1b", "7b"])
-def test_original_code_finds_its_own_blocks_in_what_we_write(released):
-    written = JanusProConfig.from_dict(released).to_file_dict("original")
+@pytest.mark.parametrize("size", ["1b", "7b"])
+def test_original_code_finds_its_own_blocks_in_what_we_write(released, size):
+    written = JanusProConfig.from_dict(released[size]).to_file_dict("original")
     assert written["architectures"] == ["MultiModalityCausalLM"]
     assert (written["model_type"], written["torch_dtype"]) == ("multi_modality", "bfloat16")
-    for name, block in released.items():
+    for name, block in released[size].items():
         if isinstance(block, dict):
             assert block.items() <= written[name].items(), name
 
@@ -374,7 +298,9 @@ def test_what_transformers_class_cannot_express_is_refused(tiny_config, override
 
 
 def test_any_text_config_object_is_accepted(tiny_config):
-    text = Qwen2Config(vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    text = Qwen2Config(
+        vocab_size=50, hidden_size=48, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+    )
     config = JanusProConfig(
         text_config=text, vision_config=tiny_config().vision_config, vq_config=tiny_config().vq_config
     )

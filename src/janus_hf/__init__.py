@@ -1,7 +1,7 @@
 """Janus-Pro for the Hugging Face libraries: one model that understands images and draws them.
 
-Importing this package registers the model, its processor and the weight conversion with transformers' Auto classes. The pipeline, which
-needs diffusers, is imported when it is first named.
+Importing this package registers the model, its processor and the weight conversion with transformers' Auto classes.
+The pipeline, which needs diffusers, is imported when it is first named.
 """
 
 import importlib

@@ -4,12 +4,12 @@
   sizes are absent from those files: they lived in tables of the original code, restated here as `SIGLIP_SIZES`
   and as the defaults of the sub-configs.
 * transformers: what transformers' own Janus reads (`model_type: janus`, `text_config`, `vision_config`, `vq_config`).
-* ours, in memory: the transformers attribute names. On disk we write either the transformers schema or a superset of the
-  original one, which the original code, this package and readers of `text_config` all understand.
+* ours, in memory: the transformers attribute names. On disk we write either the transformers schema or a superset of
+  the original one, which the original code, this package and readers of `text_config` all understand.
 """
 
 import json
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -19,7 +19,8 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 
 Layout = Literal["original", "transformers"]
 
-# Sizes that the original code looks up by `model_name` (janus/models/siglip_vit.py); only this tower was ever released.
+# Sizes that the original code looks up by `model_name` (janus/models/siglip_vit.py); only this tower was ever
+# released.
 SIGLIP_SIZES: dict[str, dict[str, int | float]] = {
     "siglip_large_patch16_384": {"patch_size": 16, "width": 1024, "layers": 24, "heads": 16, "mlp_ratio": 4},
 }
@@ -59,7 +60,9 @@ class JanusProVisionConfig(JanusVisionConfig):
                 f"({self.num_attention_heads})."
             )
         if self.depth < 1:
-            raise ValueError(f"vision_config.depth, the aligner's number of linear layers, must be at least 1, got {self.depth}.")
+            raise ValueError(
+                f"vision_config.depth, the aligner's number of linear layers, must be at least 1, got {self.depth}."
+            )
 
 
 @strict
@@ -73,8 +76,8 @@ class JanusProVQConfig(JanusVQVAEConfig):
             of drawing: a picture is `num_patches x num_patches` codes, `num_image_tokens` in all.
         commitment_cost: Weight of the commitment term in the codec's training loss.
 
-    `projection_dim` is the generation aligner's output width (the language model's), `image_token_embed_dim` the hidden
-    width of the image head, `num_hidden_layers` the number of linear layers in the generation aligner.
+    `projection_dim` is the generation aligner's output width (the language model's), `image_token_embed_dim` the
+    hidden width of the image head, `num_hidden_layers` the number of linear layers in the generation aligner.
     """
 
     image_size: int | None = None
@@ -106,8 +109,8 @@ class JanusProVQConfig(JanusVQVAEConfig):
             )
         if self.num_hidden_layers < 1:
             raise ValueError(
-                "vq_config.num_hidden_layers, the generation aligner's number of linear layers, must be at least 1, got "
-                f"{self.num_hidden_layers}."
+                "vq_config.num_hidden_layers, the generation aligner's number of linear layers, must be at least 1, "
+                f"got {self.num_hidden_layers}."
             )
         if self.double_latent:
             raise ValueError("vq_config.double_latent is not part of Janus-Pro's codec; it must be False.")
@@ -144,9 +147,14 @@ class JanusProConfig(PreTrainedConfig):
         "vq_config": JanusProVQConfig,
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
-    vq_config: dict | PreTrainedConfig | None = None
+    if TYPE_CHECKING:  # what they are once constructed
+        text_config: Any
+        vision_config: JanusProVisionConfig
+        vq_config: JanusProVQConfig
+    else:  # what the constructor takes
+        text_config: dict | PreTrainedConfig | None = None
+        vision_config: dict | PreTrainedConfig | None = None
+        vq_config: dict | PreTrainedConfig | None = None
     image_token_id: int | None = None
     tie_word_embeddings: bool = False
 
@@ -155,8 +163,8 @@ class JanusProConfig(PreTrainedConfig):
         for name, sub_config in (("vision_config", self.vision_config), ("vq_config", self.vq_config)):
             if sub_config.projection_dim != width:
                 raise ValueError(
-                    f"{name}.projection_dim ({sub_config.projection_dim}) is the width an aligner hands to the language "
-                    f"model and must equal text_config.hidden_size ({width})."
+                    f"{name}.projection_dim ({sub_config.projection_dim}) is the width an aligner hands to the "
+                    f"language model and must equal text_config.hidden_size ({width})."
                 )
 
     @classmethod
@@ -165,7 +173,9 @@ class JanusProConfig(PreTrainedConfig):
         return super().from_dict(read_schema(config_dict), **kwargs)
 
     @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: Any, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return read_schema(config_dict), kwargs
 
@@ -197,11 +207,13 @@ def read_schema(config_dict: dict[str, Any]) -> dict[str, Any]:
     """
     family = config_dict.get("model_type", JanusProConfig.model_type)
     if family not in (JanusProConfig.model_type, "janus"):
-        raise ValueError(f"This is a checkpoint of another family: model_type {family!r}. janus_hf reads Janus and Janus-Pro only.")
+        raise ValueError(
+            f"This is a checkpoint of another family: model_type {family!r}. janus_hf reads Janus and Janus-Pro only."
+        )
     if "vision_gen_enc_config" in config_dict or "vision_und_enc_config" in config_dict:
         raise ValueError(
-            "This is a JanusFlow checkpoint: it draws by rectified flow through a U-ViT and an SDXL VAE, not by image codes. "
-            "janus_hf reads Janus and Janus-Pro; use the original JanusFlow code for this one."
+            "This is a JanusFlow checkpoint: it draws by rectified flow through a U-ViT and an SDXL VAE, not by "
+            "image codes. janus_hf reads Janus and Janus-Pro; use the original JanusFlow code for this one."
         )
     if "text_config" in config_dict and "vq_config" in config_dict:
         return _read_transformers_schema(config_dict)
@@ -223,14 +235,21 @@ def _read_transformers_schema(config_dict: dict[str, Any]) -> dict[str, Any]:
     if config_dict.get("model_type") == "janus":
         config.setdefault("tie_word_embeddings", True)  # that class's default
     if config_dict.get("model_type") == "janus" and isinstance(config["vq_config"], dict):
-        # transformers' Janus takes the grid of drawn pictures from the understanding tower (JanusConfig.__post_init__).
+        # transformers' Janus takes the grid of drawn pictures from the understanding tower
+        # (JanusConfig.__post_init__).
         tower = JanusProVisionConfig(**config["vision_config"])
         config["vq_config"] = {**config["vq_config"], "num_patches": tower.image_size // tower.patch_size}
         config["vq_config"].pop("image_size", None)
     return config
 
 
-_ORIGINAL_ONLY_KEYS = ("language_config", "aligner_config", "gen_aligner_config", "gen_head_config", "gen_vision_config")
+_ORIGINAL_ONLY_KEYS = (
+    "language_config",
+    "aligner_config",
+    "gen_aligner_config",
+    "gen_head_config",
+    "gen_vision_config",
+)
 
 
 def _read_original_schema(config_dict: dict[str, Any]) -> dict[str, Any]:
@@ -387,18 +406,19 @@ def to_transformers_schema(config: JanusProConfig, plain: dict[str, Any]) -> dic
     vision, vq = config.vision_config, config.vq_config
     if config.image_token_id is None:
         raise ValueError(
-            "transformers' Janus needs config.image_token_id and this configuration has none: load the model together with its "
-            "tokenizer files, or set `config.image_token_id = processor.image_token_id`."
+            "transformers' Janus needs config.image_token_id and this configuration has none: load the model "
+            "together with its tokenizer files, or set `config.image_token_id = processor.image_token_id`."
         )
     if vq.num_patches != vision.image_size // vision.patch_size:
         raise ValueError(
-            f"transformers' Janus draws as many codes as its understanding tower sees patches ({vision.num_image_tokens}); "
-            f"this model draws {vq.num_image_tokens}. Save it with layout='original'."
+            "transformers' Janus draws as many codes as its understanding tower sees patches "
+            f"({vision.num_image_tokens}); this model draws {vq.num_image_tokens}. Save it with layout='original'."
         )
     if vq.image_token_embed_dim != config.text_config.hidden_size:
         raise ValueError(
-            f"transformers' Janus has no separate width for the image head; this model's is {vq.image_token_embed_dim} next "
-            f"to a language model of {config.text_config.hidden_size}. Save it with layout='original'."
+            "transformers' Janus has no separate width for the image head; this model's is "
+            f"{vq.image_token_embed_dim} next to a language model of {config.text_config.hidden_size}. Save it with "
+            "layout='original'."
         )
     vq_fields = {k: v for k, v in plain["vq_config"].items() if k not in ("image_size", "commitment_cost")}
     return {

@@ -12,9 +12,16 @@ from .processing import JanusProProcessor
 
 
 def convert_checkpoint(
-    source: Any, destination: str | Path, layout: Layout, *, dtype: Any = "auto", max_shard_size: str = "5GB", **hub_kwargs: Any
+    source: Any,
+    destination: str | Path,
+    layout: Layout,
+    *,
+    dtype: Any = "auto",
+    max_shard_size: str = "5GB",
+    **hub_kwargs: Any,
 ) -> None:
-    """Read a checkpoint in any layout, write it in `layout` as safetensors, reload the result and compare every tensor.
+    """Read a checkpoint in any layout, write it in `layout` as safetensors, reload the result and compare every
+    tensor.
 
     Args:
         source: Repository id or folder.
@@ -42,7 +49,9 @@ def convert_checkpoint(
     if changed or found.keys() - expected.keys():
         raise CheckpointError(
             f"The copy in {destination} differs from {str(source)!r} after reloading; do not use it.",
-            mismatched=[(key, tuple(found[key].shape) if key in found else (), tuple(expected[key].shape)) for key in changed],
+            mismatched=[
+                (key, tuple(found[key].shape) if key in found else (), tuple(expected[key].shape)) for key in changed
+            ],
             unexpected=found.keys() - expected.keys(),
         )
 

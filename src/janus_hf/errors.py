@@ -28,7 +28,8 @@ class CheckpointError(ValueError):
         lines += _listing("missing", self.missing)
         lines += _listing("unexpected", self.unexpected)
         lines += _listing(
-            "wrong shape", [f"{key}: {found} in the files, {wanted} expected" for key, found, wanted in self.mismatched]
+            "wrong shape",
+            [f"{key}: {found} in the files, {wanted} expected" for key, found, wanted in self.mismatched],
         )
         super().__init__("\n".join(lines))
 

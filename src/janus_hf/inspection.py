@@ -45,7 +45,8 @@ class CheckpointInfo:
             f"stored dtype       {self.dtype}",
             f"parameters         {sum(self.parameters.values()) / 1e6:,.1f} M",
             *(f"  {part:<25}{count / 1e6:>10,.1f} M" for part, count in self.parameters.items()),
-            f"drawn pictures     {self.image_size}x{self.image_size} pixels, {self.num_image_tokens} codes of {self.codebook_size}",
+            f"drawn pictures     {self.image_size}x{self.image_size} pixels, {self.num_image_tokens} codes of "
+            f"{self.codebook_size}",
             f"text               {self.vocab_size} tokens, context {self.context_length}",
             f"memory, weights    {self.weight_bytes / gib:.2f} GiB in {self.dtype}",
             f"memory, drawing    + {self.cache_bytes_per_picture / gib:.2f} GiB per picture drawn at the same time",
@@ -66,7 +67,8 @@ def inspect_checkpoint(source: Any, **hub_kwargs: Any) -> CheckpointInfo:
     raw, _ = PreTrainedConfig.get_config_dict(source, **hub_kwargs)
     if raw.get("model_type") not in ("multi_modality", "janus"):
         raise ValueError(
-            f"{str(source)!r} is a {raw.get('model_type')!r} checkpoint; expected Janus or Janus-Pro (model_type 'multi_modality' or 'janus')."
+            f"{str(source)!r} is a {raw.get('model_type')!r} checkpoint; expected Janus or Janus-Pro (model_type "
+            "'multi_modality' or 'janus')."
         )
     config = JanusProConfig.from_dict(read_schema(raw))
     with torch.device("meta"):
@@ -77,7 +79,9 @@ def inspect_checkpoint(source: Any, **hub_kwargs: Any) -> CheckpointInfo:
     }
     text, vq = config.text_config, config.vq_config
     dtype = config.dtype or torch.float32
-    heads = text.num_key_value_heads * (getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+    heads = text.num_key_value_heads * (
+        getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    )
     rows, positions = 2, 50 + vq.num_image_tokens
     return CheckpointInfo(
         family=_KNOWN.get((text.num_hidden_layers, text.hidden_size), "Janus-Pro architecture, of no released size"),

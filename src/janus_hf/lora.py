@@ -1,7 +1,8 @@
 """LoRA adapters on a pipeline, with the verbs diffusers' pipelines have.
 
-The work is PEFT's, through transformers' adapter methods on the model. Adapters are PEFT folders or repositories (`adapter_config.json` plus
-`adapter_model.safetensors`), whether made on this package's model, on transformers' own Janus, or under the original names.
+The work is PEFT's, through transformers' adapter methods on the model. Adapters are PEFT folders or repositories
+(`adapter_config.json` plus `adapter_model.safetensors`), whether made on this package's model, on transformers' own
+Janus, or under the original names.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,9 @@ class LoraPipelineMixin:
 
     model: Any
 
-    def load_lora_weights(self, pretrained_model_name_or_path: Any, adapter_name: str | None = None, **kwargs: Any) -> None:
+    def load_lora_weights(
+        self, pretrained_model_name_or_path: Any, adapter_name: str | None = None, **kwargs: Any
+    ) -> None:
         """Load an adapter and make it the active one.
 
         Args:
@@ -31,18 +34,23 @@ class LoraPipelineMixin:
         """
         name = adapter_name or f"default_{len(self.get_list_adapters())}"
         if name in self.get_list_adapters():
-            raise ValueError(f"An adapter named {name!r} is loaded already: pick another adapter_name, or delete_adapters({name!r}) first.")
+            raise ValueError(
+                f"An adapter named {name!r} is loaded already: pick another adapter_name, or "
+                f"delete_adapters({name!r}) first."
+            )
         try:
             info = self.model.load_adapter(pretrained_model_name_or_path, adapter_name=name, adapter_kwargs=kwargs)
         except RuntimeError as error:  # transformers' report of wrong shapes
             self._forget(name)
-            raise CheckpointError(f"The adapter {str(pretrained_model_name_or_path)!r} does not fit this model: {error}") from error
+            raise CheckpointError(
+                f"The adapter {str(pretrained_model_name_or_path)!r} does not fit this model: {error}"
+            ) from error
         missing, unexpected = set(info.missing_keys), set(info.unexpected_keys)
         if missing or unexpected:
             self._forget(name)
             raise CheckpointError(
-                f"The adapter {str(pretrained_model_name_or_path)!r} does not fit this model, so it was not loaded. Check that it was "
-                "trained on a Janus-Pro of this size.",
+                f"The adapter {str(pretrained_model_name_or_path)!r} does not fit this model, so it was not loaded. "
+                "Check that it was trained on a Janus-Pro of this size.",
                 missing=missing,
                 unexpected=unexpected,
             )
@@ -62,7 +70,9 @@ class LoraPipelineMixin:
         """Names of the adapters in use."""
         return self.model.active_adapters() if self.get_list_adapters() else []
 
-    def set_adapters(self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None) -> None:
+    def set_adapters(
+        self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
+    ) -> None:
         """Use these adapters together, each scaled by its weight (1 if not given).
 
         Raises:
@@ -73,7 +83,9 @@ class LoraPipelineMixin:
         if len(weights) != len(names):
             raise ValueError(f"Expected one weight per adapter, {len(names)} in all, got {len(weights)}.")
         if unknown := sorted(set(names) - set(self.get_list_adapters())):
-            raise ValueError(f"No adapter named {', '.join(unknown)} is loaded; loaded are {self.get_list_adapters()}.")
+            raise ValueError(
+                f"No adapter named {', '.join(unknown)} is loaded; loaded are {self.get_list_adapters()}."
+            )
         self.model.set_adapter(names)
         for layer in _tuner_layers(self.model):
             for name, weight in zip(names, weights, strict=True):
@@ -94,8 +106,11 @@ class LoraPipelineMixin:
                 raise ValueError(f"No adapter named {name!r} is loaded; loaded are {self.get_list_adapters()}.")
             self._forget(name)
 
-    def fuse_lora(self, adapter_names: Sequence[str] | None = None, lora_scale: float = 1.0, safe_fusing: bool = False) -> None:
-        """Add the active adapters (or these) into the weights: full speed, and after `unload_lora_weights` a plain model to save.
+    def fuse_lora(
+        self, adapter_names: Sequence[str] | None = None, lora_scale: float = 1.0, safe_fusing: bool = False
+    ) -> None:
+        """Add the active adapters (or these) into the weights: full speed, and after `unload_lora_weights` a plain
+        model to save.
 
         Args:
             lora_scale: Scales what is added.
@@ -105,7 +120,9 @@ class LoraPipelineMixin:
             raise ValueError("There is nothing to fuse: load an adapter with load_lora_weights first.")
         for layer in _tuner_layers(self.model):
             layer.scale_layer(lora_scale)
-            layer.merge(safe_merge=safe_fusing, adapter_names=list(adapter_names) if adapter_names is not None else None)
+            layer.merge(
+                safe_merge=safe_fusing, adapter_names=list(adapter_names) if adapter_names is not None else None
+            )
 
     def unfuse_lora(self) -> None:
         """Take fused adapters out of the weights again (exact up to rounding in the weights' dtype)."""
@@ -114,7 +131,9 @@ class LoraPipelineMixin:
             layer.unscale_layer()
 
     def unload_lora_weights(self) -> None:
-        """Remove every adapter. What was fused stays in the weights; without `fuse_lora` the base model comes back exactly."""
+        """Remove every adapter. What was fused stays in the weights; without `fuse_lora` the base model comes back
+        exactly.
+        """
         _remove_adapter_layers(self.model)
         if self.get_list_adapters():
             del self.model.peft_config
@@ -128,7 +147,8 @@ class LoraPipelineMixin:
         """
         if len(self.get_active_adapters()) != 1:
             raise ValueError(
-                f"Exactly one adapter can be saved at a time; active are {self.get_active_adapters()}. Choose it with set_adapters."
+                f"Exactly one adapter can be saved at a time; active are {self.get_active_adapters()}. Choose it with "
+                "set_adapters."
             )
         self.model.save_pretrained(save_directory)
 
@@ -142,7 +162,8 @@ def _tuner_layers(model: nn.Module) -> Iterator[Any]:
 def _remove_adapter_layers(model: nn.Module) -> None:
     """Put the wrapped layers back in the place of their wrappers.
 
-    A module trained as a whole (`modules_to_save`) has no sum to fuse into: the trained copy stays if any layer was fused, else the original.
+    A module trained as a whole (`modules_to_save`) has no sum to fuse into: the trained copy stays if any layer was
+    fused, else the original.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper

@@ -1,7 +1,7 @@
 """`JanusProPipeline`: draw the diffusers way, ask and chat besides.
 
-The friendly tier over `generate_images` and `generate`: strings and pictures outside, ids inside. Components are the model and its processor; a saved
-pipeline is one flat folder that `AutoModel` and `AutoProcessor` read as well.
+The friendly tier over `generate_images` and `generate`: strings and pictures outside, ids inside. Components are the
+model and its processor; a saved pipeline is one flat folder that `AutoModel` and `AutoProcessor` read as well.
 """
 
 import json
@@ -9,13 +9,13 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 import torch
 from accelerate.hooks import CpuOffload
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from .cards import model_card
@@ -33,8 +33,8 @@ class JanusProPipelineOutput(BaseOutput):
     """Drawn pictures.
 
     Args:
-        images: `output_type` decides: a list of PIL images, `(N, H, W, 3)` float32 in [0, 1] ("np"), `(N, 3, H, W)` in [0, 1] ("pt"),
-            or `(N, P)` int64 codes ("latent").
+        images: `output_type` decides: a list of PIL images, `(N, H, W, 3)` float32 in [0, 1] ("np"), `(N, 3, H, W)` in
+            [0, 1] ("pt"), or `(N, P)` int64 codes ("latent").
         image_ids: `(N, P)` int64, the codes in every case.
     """
 
@@ -50,6 +50,8 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         processor: Its processor.
     """
 
+    model: JanusProForConditionalGeneration
+    processor: JanusProProcessor
     model_cpu_offload_seq = "model"
     _callback_tensor_inputs = ("image_ids",)
 
@@ -78,30 +80,32 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         image_ids: torch.Tensor | None = None,
         batch_size: int = 8,
-        output_type: str = "pil",
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_ids",),
-        cache_implementation: str = "static",
+        cache_implementation: Literal["static", "dynamic"] = "static",
     ) -> JanusProPipelineOutput | tuple[Any, torch.Tensor]:
         """Draw pictures.
 
         Args:
             prompt: What to draw; a list draws one picture (or `num_images_per_prompt`) for each.
-            negative_prompt: What to be guided away from, one for all prompts or one each. Default: the unconditional prompt.
+            negative_prompt: What to be guided away from, one for all prompts or one each. Default: the unconditional
+                prompt.
             height, width: Only the model's own size can be drawn.
             guidance_scale: 5 in the original; 1 draws without guidance at half the cost.
             num_images_per_prompt: Pictures of one prompt follow each other in the result.
-            do_sample, temperature, top_k, top_p: How codes are drawn; the default samples the full softmax, as the original does.
-            generator: One for all pictures, or a list with one for each (`len(prompt) * num_images_per_prompt`): the same seed then draws
-                the same picture in whatever batch.
+            do_sample, temperature, top_k, top_p: How codes are drawn; the default samples the full softmax, as the
+                original does.
+            generator: One for all pictures, or a list with one for each (`len(prompt) * num_images_per_prompt`): the
+                same seed then draws the same picture in whatever batch.
             image_ids: `(N, p)` codes that the pictures begin with, one row per picture.
-            batch_size: Draw so many pictures at a time; each needs its own attention cache (0.25 GB for the 1B in bfloat16, 0.6 GB
-                for the 7B). The result does not depend on it.
+            batch_size: Draw so many pictures at a time; each needs its own attention cache (0.25 GB for the 1B in
+                bfloat16, 0.6 GB for the 7B). The result does not depend on it.
             output_type: "pil", "np", "pt" or "latent" (codes).
             return_dict: False returns `(images, image_ids)`.
-            callback_on_step_end: Called as `callback(pipe, step, step, {"image_ids": codes so far})` after every code of a batch. If it returns
-                a dict with "image_ids", the last column replaces the codes just drawn.
+            callback_on_step_end: Called as `callback(pipe, step, step, {"image_ids": codes so far})` after every code
+                of a batch. If it returns a dict with "image_ids", the last column replaces the codes just drawn.
             callback_on_step_end_tensor_inputs: What the callback gets; "image_ids" is what there is.
             cache_implementation: "static" or "dynamic".
 
@@ -113,21 +117,26 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         self._check_size(height, width)
         if num_images_per_prompt < 1 or batch_size < 1:
             raise ValueError(
-                f"num_images_per_prompt and batch_size must be at least 1, got {num_images_per_prompt} and {batch_size}."
+                f"num_images_per_prompt and batch_size must be at least 1, got {num_images_per_prompt} and "
+                f"{batch_size}."
             )
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(
-                f"callback_on_step_end_tensor_inputs may name {list(self._callback_tensor_inputs)}, got {sorted(unknown)} besides."
+                f"callback_on_step_end_tensor_inputs may name {list(self._callback_tensor_inputs)}, got "
+                f"{sorted(unknown)} besides."
             )
         negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
         if negatives is not None and len(negatives) != len(prompts):
-            raise ValueError(f"Expected one negative prompt, or one per prompt ({len(prompts)}), got {len(negatives)}.")
+            raise ValueError(
+                f"Expected one negative prompt, or one per prompt ({len(prompts)}), got {len(negatives)}."
+            )
         total = len(prompts) * num_images_per_prompt
         if isinstance(generator, (list, tuple)) and len(generator) != total:
             raise ValueError(
-                f"Expected one generator per picture: {len(prompts)} prompts x {num_images_per_prompt} = {total}, got {len(generator)}."
+                f"Expected one generator per picture: {len(prompts)} prompts x {num_images_per_prompt} = {total}, got "
+                f"{len(generator)}."
             )
         if image_ids is not None and len(image_ids) != total:
             raise ValueError(f"Expected image_ids with one row per picture ({total}), got {len(image_ids)}.")
@@ -165,13 +174,15 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         images = all_ids if output_type == "latent" else _join(pictures)
         return JanusProPipelineOutput(images=images, image_ids=all_ids) if return_dict else (images, all_ids)
 
-    def decode(self, image_ids: torch.Tensor, output_type: str = "pil") -> Any:
+    def decode(self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil") -> Any:
         """Codes `(N, P)` -> pictures, in the forms of `__call__`'s `output_type` ("pil", "np" or "pt")."""
         self._wake_model()
         return self.processor.post_process_images(self.model.decode_image_ids(image_ids), output_type=output_type)
 
     def encode(self, images: Any) -> torch.Tensor:
-        """Pictures (PIL, paths, URLs or arrays; one or a list) -> codes `(N, P)` int64: short side resized, centre cropped."""
+        """Pictures (PIL, paths, URLs or arrays; one or a list) -> codes `(N, P)` int64: short side resized, centre
+        cropped.
+        """
         self._wake_model()
         pixel_values = self.processor.image_processor(images, mode="generation", return_tensors="pt").pixel_values
         return self.model.encode_image_ids(pixel_values.to(self._execution_device))
@@ -218,7 +229,7 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         Raises:
             ValueError: If the conversation fills the model's context.
         """
-        template = {} if system_prompt == "default" else {"system_prompt": system_prompt}
+        template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
         self._wake_model()
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **template
@@ -226,8 +237,8 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         length, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
         if length >= limit:
             raise ValueError(
-                f"The conversation takes {length} tokens and the model's context holds {limit}: there is no room for an answer. "
-                "Leave out earlier turns or pictures."
+                f"The conversation takes {length} tokens and the model's context holds {limit}: there is no room for "
+                "an answer. Leave out earlier turns or pictures."
             )
         output = self.model.generate(
             **inputs,
@@ -257,8 +268,9 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
             pretrained_model_name_or_path: Repository id or folder.
             model, processor: Components to use instead of loading them.
             torch_dtype: Same as `dtype`, for habits from diffusers.
-            kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to both components; everything else (`dtype`,
-                `device_map`, `quantization_config`, `variant`, ...) to the model's `from_pretrained`.
+            kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to both components;
+                everything else (`dtype`, `device_map`, `quantization_config`, `variant`, ...) to the model's
+                `from_pretrained`.
 
         Raises:
             CheckpointError: If the weights are not exactly the model's.
@@ -285,7 +297,8 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         safe_serialization: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Write one flat folder for this pipeline, `AutoModel`, `AutoProcessor` and, by layout, the original code or transformers.
+        """Write one flat folder for this pipeline, `AutoModel`, `AutoProcessor` and, by layout, the original code or
+        transformers.
 
         Args:
             layout: See `JanusProPreTrainedModel.save_pretrained`.
@@ -300,13 +313,14 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
             raise ValueError("Weights are written as safetensors only; leave safe_serialization at True.")
         if self.get_list_adapters():
             raise ValueError(
-                f"Adapters {self.get_list_adapters()} are loaded. To save the adapter use save_lora_weights; to save a model with them inside, "
-                "fuse_lora() and unload_lora_weights() first; to save the base model, unload_lora_weights() first."
+                f"Adapters {self.get_list_adapters()} are loaded. To save the adapter use save_lora_weights; to save "
+                "a model with them inside, fuse_lora() and unload_lora_weights() first; to save the base model, "
+                "unload_lora_weights() first."
             )
         sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
         self.model.save_pretrained(save_directory, layout=layout, variant=variant, **sharding)
         with open(os.path.join(save_directory, "config.json"), encoding="utf-8") as file:
-            written = "transformers" if json.load(file)["model_type"] == "janus" else "original"
+            written: Layout = "transformers" if json.load(file)["model_type"] == "janus" else "original"
         self.processor.save_pretrained(save_directory, layout=written)
         self.save_config(save_directory)
         model_card(self.model).save(os.path.join(save_directory, "README.md"))
@@ -344,17 +358,24 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         model_card(self.model, repo_id).save(os.path.join(folder, "README.md"))
         commit = api.upload_folder(
-            repo_id=repo_id, folder_path=folder, commit_message=commit_message or "Upload JanusProPipeline", create_pr=create_pr
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message or "Upload JanusProPipeline",
+            create_pr=create_pr,
         )
         return commit.commit_url
 
     def _wake_model(self) -> None:
-        """Bring a CPU-offloaded model in: its hook fires on `forward` only, and drawing and decoding do not pass there."""
+        """Bring a CPU-offloaded model in: its hook fires on `forward` only, and drawing and decoding do not pass
+        there.
+        """
         hook = getattr(self.model, "_hf_hook", None)
         if isinstance(hook, CpuOffload):
             hook.pre_forward(self.model)
 
-    def _step_callback(self, progress: Any, callback: Callable[..., Any] | None, names: Sequence[str]) -> Callable[..., Any]:
+    def _step_callback(
+        self, progress: Any, callback: Callable[..., Any] | None, names: Sequence[str]
+    ) -> Callable[..., Any]:
         def on_code(step: int, codes: torch.Tensor) -> torch.Tensor | None:
             progress.update()
             if callback is None:
@@ -376,8 +397,9 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         side = self.model.config.vq_config.image_size
         if height not in (None, side) or width not in (None, side):
             raise ValueError(
-                f"This model draws {side}x{side} pictures only ({self.model.config.vq_config.num_image_tokens} codes, the number it was trained "
-                f"on), got height={height}, width={width}. Leave both out and resize the result."
+                f"This model draws {side}x{side} pictures only ({self.model.config.vq_config.num_image_tokens} codes, "
+                f"the number it was trained on), got height={height}, width={width}. Leave both out and resize the "
+                "result."
             )
 
 

@@ -78,6 +78,8 @@ def test_pixels(golden_model, golden):
 def test_unconditional_rows_are_the_originals(golden_model, golden, prompts):
     from janus_hf.generation.images import _with_unconditional_twins
 
-    rows, mask = _with_unconditional_twins(prompts, torch.ones_like(prompts), golden_model.generation_config.pad_token_id)
+    rows, mask = _with_unconditional_twins(
+        prompts, torch.ones_like(prompts), golden_model.generation_config.pad_token_id
+    )
     assert torch.equal(rows[len(prompts) :], golden["gen.input_tokens"][1::2])
     assert mask.all()

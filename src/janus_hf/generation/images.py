@@ -1,10 +1,12 @@
 """Drawing: prompt ids in, image codes out. No tokenizer, no pictures, no text.
 
-A picture is `P` codes sampled one after another by the language model under classifier-free guidance: with a scale other than 1 every
-prompt runs twice, once as it is and once as its unconditional twin, whose text is replaced by padding tokens that ARE attended to
-(deepseek-ai/Janus generation_inference.py). Twins have the prompt's length, so their rows share one cache.
+A picture is `P` codes sampled one after another by the language model under classifier-free guidance: with a scale
+other than 1 every prompt runs twice, once as it is and once as its unconditional twin, whose text is replaced by
+padding tokens that ARE attended to (deepseek-ai/Janus generation_inference.py). Twins have the prompt's length, so
+their rows share one cache.
 
-`B` pictures, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `P` codes per picture, `K` codebook entries.
+`B` pictures, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `P` codes per picture,
+`K` codebook entries.
 """
 
 from collections.abc import Callable
@@ -31,7 +33,11 @@ class ImageGenerationOutput(ModelOutput):
 
 
 class ImageGenerationMixin:
-    """Adds `generate_images` to a model with `model.language_model`, `model.generation_head` and `model.embed_image_ids`."""
+    """Adds `generate_images` to a model with `model.language_model`, `.generation_head` and `.embed_image_ids`."""
+
+    config: Any
+    model: Any
+    generation_config: Any
 
     @torch.no_grad()
     def generate_images(
@@ -63,17 +69,19 @@ class ImageGenerationMixin:
             attention_mask: `(B, T)`, 0 on the left padding; None when there is none.
             negative_input_ids: `(B, T')` prompts to be guided away from, in place of the unconditional twins; with
                 `negative_attention_mask` `(B, T')`. They need a `guidance_scale` other than 1.
-            guidance_scale: How far to move from the unconditional logits. 1 draws from the prompt alone and costs half; values of 0 and up.
+            guidance_scale: How far to move from the unconditional logits. 1 draws from the prompt alone and costs
+                half; values of 0 and up.
             do_sample: False takes the most likely code at every step.
             temperature: Positive; divides the logits.
             top_k: Draw among so many codes only. None (as the original): among all.
             top_p: Draw among the likeliest codes that hold this much probability. None: all.
-            generator: One `torch.Generator` per picture (same seed, same picture, whatever it is batched with), or one for all.
+            generator: One `torch.Generator` per picture (same seed, same picture, whatever it is batched with), or one
+                for all.
             image_ids: `(B, p)` codes to continue from, `p <= P`; they are the first `p` of every result.
             cache_implementation: "static" allocates `T + P` positions at once, "dynamic" grows.
             pad_token_id: What the unconditional twin is made of; by default that of `generation_config`.
-            callback: Called after every code with the step and the codes so far `(B, step + 1)`; may return `(B,)` codes to use
-                instead of those just drawn.
+            callback: Called after every code with the step and the codes so far `(B, step + 1)`; may return `(B,)`
+                codes to use instead of those just drawn.
             output_logits, output_scores: Collect them over all steps (see `ImageGenerationOutput`).
             return_dict_in_generate: Return an `ImageGenerationOutput` instead of the codes.
 
@@ -87,10 +95,16 @@ class ImageGenerationMixin:
         config = self.config
         num_codes, codebook = config.vq_config.num_image_tokens, config.vq_config.num_embeddings
         if not guidance_scale >= 0:
-            raise ValueError(f"guidance_scale must be 0 or more, got {guidance_scale}. 1 draws without guidance, 5 is the original's.")
+            raise ValueError(
+                f"guidance_scale must be 0 or more, got {guidance_scale}. 1 draws without guidance, 5 is the "
+                "original's."
+            )
         guided = guidance_scale != 1
         if negative_input_ids is not None and not guided:
-            raise ValueError("A negative prompt acts through guidance: set guidance_scale above 1, or leave the negative prompt out.")
+            raise ValueError(
+                "A negative prompt acts through guidance: set guidance_scale above 1, or leave the negative prompt "
+                "out."
+            )
         warpers = make_warpers(temperature, top_k, top_p)
 
         ids_RT, mask_RT = _check_prompts(input_ids, attention_mask, "input_ids")
@@ -103,8 +117,8 @@ class ImageGenerationMixin:
         batch_size, length = len(input_ids), ids_RT.shape[1]
         if length + num_codes > (limit := config.text_config.max_position_embeddings):
             raise ValueError(
-                f"The prompt has {length} tokens and a picture takes {num_codes} more, but the model's context holds {limit}. "
-                f"Shorten the prompt to {limit - num_codes} tokens."
+                f"The prompt has {length} tokens and a picture takes {num_codes} more, but the model's context holds "
+                f"{limit}. Shorten the prompt to {limit - num_codes} tokens."
             )
         given = _check_prefix(image_ids, batch_size, num_codes, codebook, ids_RT.device)
         first = given.shape[1]
@@ -127,15 +141,19 @@ class ImageGenerationMixin:
         finite = torch.ones((), dtype=torch.bool, device=device)
         for step in range(first, num_codes):
             logits = self.model.generation_head(hidden_RD).float()
-            logits = guide(*logits.chunk(2), guidance_scale) if guided else logits
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = guide(conditional, unconditional, guidance_scale)
             scores = warpers(codes, logits)
-            codes[:, step] = sample(scores, uniforms[:, step]) if do_sample else scores.argmax(dim=-1)
+            codes[:, step] = scores.argmax(dim=-1) if uniforms is None else sample(scores, uniforms[:, step])
 
             finite &= logits.isfinite().all()
-            if (step + 1) % config.vq_config.num_patches == 0 and not finite:  # once per row of the picture: it waits for the device
+            end_of_row = (step + 1) % config.vq_config.num_patches == 0  # looking at `finite` waits for the device
+            if end_of_row and not finite:
                 raise FloatingPointError(
-                    f"The model's image logits are not finite (seen by code {step} of {num_codes}), so there is nothing to draw "
-                    "from. Load the model in bfloat16 or float32 (float16 overflows), and check the weights."
+                    f"The model's image logits are not finite (seen by code {step} of {num_codes}), so there is "
+                    "nothing to draw from. Load the model in bfloat16 or float32 (float16 overflows), and check the "
+                    "weights."
                 )
             if output_logits:
                 all_logits.append(logits)
@@ -172,7 +190,9 @@ class _Rows:
         self.cache = cache
         self.seen = 0
         # Without padding no mask is needed, and attention kernels may take their causal path.
-        self.mask = None if bool(mask_RT.all()) else torch.cat([mask_RT, mask_RT.new_ones(len(mask_RT), num_codes)], dim=1)
+        self.mask = (
+            None if bool(mask_RT.all()) else torch.cat([mask_RT, mask_RT.new_ones(len(mask_RT), num_codes)], dim=1)
+        )
         lengths = mask_RT.sum(dim=-1, keepdim=True)
         after = lengths + torch.arange(num_codes, device=mask_RT.device)
         self.positions = torch.cat([(mask_RT.cumsum(dim=-1) - 1).clamp(min=0), after], dim=1)
@@ -185,7 +205,8 @@ class _Rows:
     def step(self, embeds: torch.Tensor) -> torch.Tensor:
         """Feed `(R, n, D)` embeddings; returns the last hidden states `(R, D)`."""
         before, self.seen = self.seen, self.seen + embeds.shape[1]
-        # A static cache attends over its whole length: its mask is constant and causality hides what is not yet written.
+        # A static cache attends over its whole length: its mask is constant and causality hides what is not yet
+        # written.
         length = None if isinstance(self.cache, StaticCache) else self.seen
         outputs = self.language_model(
             inputs_embeds=embeds,
@@ -210,14 +231,22 @@ def _check_prompts(ids: torch.Tensor, mask: torch.Tensor | None, name: str) -> t
         raise ValueError(f"Expected {name} of shape (B, T) with at least one prompt, got {tuple(ids.shape)}.")
     mask = torch.ones_like(ids) if mask is None else mask.to(ids)
     if mask.shape != ids.shape:
-        raise ValueError(f"The attention mask of {name} must have its shape {tuple(ids.shape)}, got {tuple(mask.shape)}.")
-    if not bool(mask[:, -1].all()):
-        raise ValueError(f"{name} must be padded on the left: a picture continues at the last position of every row.")
+        raise ValueError(
+            f"The attention mask of {name} must have its shape {tuple(ids.shape)}, got {tuple(mask.shape)}."
+        )
+    if not bool(mask[:, -1].all()) or bool((mask.diff(dim=-1) < 0).any()):
+        raise ValueError(
+            f"{name} must be padded on the left only: a picture continues at the last position of every row."
+        )
     return ids, mask
 
 
-def _with_unconditional_twins(ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`(B, T)` -> `(2B, T)`: each twin keeps the first and the last real id and has (attended) padding tokens between."""
+def _with_unconditional_twins(
+    ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`(B, T)` -> `(2B, T)`: each twin keeps the first and the last real id and has (attended) padding tokens
+    between.
+    """
     keep = torch.zeros_like(ids, dtype=torch.bool)
     keep[torch.arange(len(ids), device=ids.device), mask.argmax(dim=-1)] = True
     keep[:, -1] = True
@@ -246,7 +275,8 @@ def _check_prefix(
         return torch.empty(batch_size, 0, dtype=torch.long, device=device)
     if image_ids.ndim != 2 or len(image_ids) != batch_size or image_ids.shape[1] > num_codes:
         raise ValueError(
-            f"Expected image_ids of shape ({batch_size}, p) with p <= {num_codes} codes to continue from, got {tuple(image_ids.shape)}."
+            f"Expected image_ids of shape ({batch_size}, p) with p <= {num_codes} codes to continue from, got "
+            f"{tuple(image_ids.shape)}."
         )
     check_codes(image_ids, codebook)
     return image_ids.to(device=device, dtype=torch.long)
@@ -274,7 +304,8 @@ def draw_reference(
     for step in range(model.config.vq_config.num_image_tokens):
         embeds = torch.cat([model.model.embed_ids(rows), model.model.embed_image_ids(codes.repeat(2, 1))], dim=1)
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, -1]
-        logits = guide(*model.model.generation_head(hidden).float().chunk(2), guidance_scale)
+        conditional, unconditional = model.model.generation_head(hidden).float().chunk(2)
+        logits = guide(conditional, unconditional, guidance_scale)
         drawn = logits.argmax(dim=-1) if uniforms is None else sample(logits, uniforms[:, step])
         codes = torch.cat([codes, drawn.unsqueeze(-1)], dim=1)
     return codes

@@ -1,7 +1,8 @@
 """Pure functions from logits to image codes.
 
-Randomness enters as one uniform number per code, drawn before the loop from each picture's own generator. A picture therefore depends on its
-seed and its prompt, not on the batch it is drawn in, and the loop itself needs no random state and no host round trip.
+Randomness enters as one uniform number per code, drawn before the loop from each picture's own generator. A picture
+therefore depends on its seed and its prompt, not on the batch it is drawn in, and the loop itself needs no random
+state and no host round trip.
 """
 
 from collections.abc import Sequence
@@ -30,7 +31,9 @@ def make_warpers(temperature: float, top_k: int | None, top_p: float | None) -> 
         ValueError: If `temperature` is not positive, `top_k` is below 1 or `top_p` lies outside (0, 1].
     """
     if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}. For the most likely codes use do_sample=False.")
+        raise ValueError(
+            f"temperature must be positive, got {temperature}. For the most likely codes use do_sample=False."
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}. For the full distribution use top_k=None.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -49,8 +52,8 @@ def draw_uniforms(batch_size: int, count: int, generator: Generators, device: to
     """One uniform number in [0, 1) for each code of each picture: `(batch_size, count)` float32 on `device`.
 
     Args:
-        generator: A list gives every picture its own stream; a single one is drawn from picture by picture; None uses the
-            global stream of `device`. Generators may live on another device than the model.
+        generator: A list gives every picture its own stream; a single one is drawn from picture by picture; None uses
+            the global stream of `device`. Generators may live on another device than the model.
 
     Raises:
         ValueError: If a list has not exactly one generator per picture.

@@ -2,10 +2,10 @@
 
 Two registrations make `from_pretrained` read all layouts and `save_pretrained` write them:
 
-* `multi_modality` (the root): names only. The table below is read in both directions; `^` anchors keep it off the names of the
-  transformers layout, which pass through unchanged.
-* `JanusProVisionModel` (scoped to the tower): names inside the tower, the fused qkv and the position embedding's shape. It must be
-  scoped: unscoped, saving would fuse the language model's projections too.
+* `multi_modality` (the root): names only. The table below is read in both directions; `^` anchors keep it off the
+  names of the transformers layout, which pass through unchanged.
+* `JanusProVisionModel` (scoped to the tower): names inside the tower, the fused qkv and the position embedding's
+  shape. It must be scoped: unscoped, saving would fuse the language model's projections too.
 """
 
 import json
@@ -21,7 +21,8 @@ from transformers.utils import cached_file
 from ..errors import CheckpointError
 
 
-# Present in the original files, used by no code path of the original: SigLIP's pooling head and the codec's usage counter.
+# Present in the original files, used by no code path of the original: SigLIP's pooling head and the codec's usage
+# counter.
 STORED_BUT_UNUSED = (r"vision_model\.attn_pool\.", r"vqmodel\.quantize\.codebook_used$")
 
 MAX_ALIGNER_DEPTH = 8
@@ -61,7 +62,9 @@ _TOWER_NAMES: tuple[tuple[str, str], ...] = (
 class DropLeadingAxis(ConversionOps):
     """`(1, N, C)` of the original position embedding -> `(N, C)` of an embedding table."""
 
-    def convert(self, input_dict: dict[str, Any], source_patterns: Any, target_patterns: Any, **kwargs: Any) -> dict[str, Any]:
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: Any, target_patterns: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         (tensor,) = input_dict.values()
         tensor = tensor[0] if isinstance(tensor, list) else tensor
         return {target_patterns[0]: tensor.squeeze(0)}
@@ -74,7 +77,9 @@ class DropLeadingAxis(ConversionOps):
 class AddLeadingAxis(ConversionOps):
     """The inverse of `DropLeadingAxis`."""
 
-    def convert(self, input_dict: dict[str, Any], source_patterns: Any, target_patterns: Any, **kwargs: Any) -> dict[str, Any]:
+    def convert(
+        self, input_dict: dict[str, Any], source_patterns: Any, target_patterns: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         (tensor,) = input_dict.values()
         tensor = tensor[0] if isinstance(tensor, list) else tensor
         return {target_patterns[0]: tensor.unsqueeze(0)}
@@ -128,8 +133,9 @@ def check_loaded(info: dict[str, Any], source: Any) -> None:
     mismatched, errors = list(info["mismatched_keys"]), info.get("error_msgs") or []
     if missing or unexpected or mismatched or errors:
         raise CheckpointError(
-            f"The weights of {str(source)!r} are not exactly those of the model its config.json describes, so nothing was "
-            "loaded. Check that every shard is complete and belongs to this config; a fine-tuned adapter loads with "
+            f"The weights of {str(source)!r} are not exactly those of the model its config.json describes, so nothing "
+            "was loaded. Check that every shard is complete and belongs to this config; a fine-tuned adapter loads "
+            "with "
             "load_adapter or load_lora_weights instead." + "".join(f"\n  {error}" for error in errors),
             missing=missing,
             unexpected=unexpected,
@@ -180,8 +186,8 @@ SPECIAL_TOKENS = {
 def special_token_ids(source: Any, **hub_kwargs: Any) -> dict[str, int]:
     """Ids of the special tokens, looked up by string in the checkpoint's `tokenizer.json`.
 
-    They differ between released checkpoints and stand in no original config. A string that the file lacks is left out, as is
-    everything when there is no such file (a folder with weights only).
+    They differ between released checkpoints and stand in no original config. A string that the file lacks is left out,
+    as is everything when there is no such file (a folder with weights only).
 
     Args:
         source: Repository id or folder.

@@ -2,13 +2,16 @@
 
 A convolutional autoencoder in the VQGAN family. What is unusual:
 
-* Latents and codebook rows are compared, looked up and trained on the unit sphere (l2-normalised). transformers' own Janus
-  normalises only when decoding, which changes ids, losses and reconstructions; hence our own codec.
+* Latents and codebook rows are compared, looked up and trained on the unit sphere (l2-normalised). transformers' own
+  Janus normalises only when decoding, which changes ids, losses and reconstructions; hence our own codec.
 * Attention stands at the lowest resolution only.
 * Strided convolutions pad right and bottom only.
 
-Attribute names are those of transformers' Janus. `B` batch, `C H W` latent channels and grid, `P = H * W`, `K` codes, `E` code width.
+Attribute names are those of transformers' Janus. `B` batch, `C H W` latent channels and grid, `P = H * W`, `K` codes,
+`E` code width.
 """
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +62,9 @@ class AttentionBlock(GradientCheckpointingLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.norm(x)
-        q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))  # (B, 1, P, C)
+        q, k, v = (
+            layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v)
+        )  # (B, 1, P, C)
         h = F.scaled_dot_product_attention(q, k, v).squeeze(1).transpose(1, 2).reshape(x.shape)
         return x + self.proj_out(h)
 
@@ -87,7 +92,9 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: residual blocks, attention after each of them at the lowest resolution, then a resampler or none."""
+    """One resolution: residual blocks, attention after each of them at the lowest resolution, then a resampler or
+    none.
+    """
 
     def __init__(
         self,
@@ -99,7 +106,7 @@ class Level(nn.Module):
         upsample: bool = False,
     ) -> None:
         super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(itertools.pairwise(channels))
         self.block = nn.ModuleList(ResidualBlock(i, o, dropout) for i, o in pairs)
         self.attn = nn.ModuleList(AttentionBlock(o) for _, o in pairs) if attention else nn.ModuleList()
         if downsample:
@@ -193,7 +200,9 @@ class VectorQuantizer(nn.Module):
         self.embedding = nn.Embedding(num_codes, width)
 
     def codebook(self, device: torch.device) -> torch.Tensor:
-        """`(K, E)`, rows of norm 1. Read by calling the module, so that an offloaded table is brought in by its hooks."""
+        """`(K, E)`, rows of norm 1. Read by calling the module, so that an offloaded table is brought in by its
+        hooks.
+        """
         return F.normalize(self.embedding(torch.arange(self.embedding.num_embeddings, device=device)), dim=-1)
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
@@ -209,7 +218,9 @@ class VectorQuantizer(nn.Module):
 
 
 class JanusProVQModel(PreTrainedModel):
-    """Pictures <-> codes. `encode_image_ids` and `decode_image_ids` are the two directions; `forward` reconstructs, for training."""
+    """Pictures <-> codes. `encode_image_ids` and `decode_image_ids` are the two directions; `forward` reconstructs,
+    for training.
+    """
 
     config: JanusProVQConfig
     main_input_name = "pixel_values"
@@ -228,7 +239,8 @@ class JanusProVQModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # Asked of the table, not of the quantizer around it: transformers skips modules without parameters of their own.
+        # Asked of the table, not of the quantizer around it: transformers skips modules without parameters of their
+        # own.
         if module is self.quantize.embedding:
             # vq_model.py: uniform in +-1/K, then projected onto the sphere.
             bound = 1.0 / module.num_embeddings
@@ -290,10 +302,11 @@ class JanusProVQModel(PreTrainedModel):
         return tensor if self.device.type == "meta" else tensor.to(self.device)
 
     def forward(self, pixel_values: torch.Tensor) -> JanusProVQOutput:
-        """Encode, quantise (straight-through gradient), decode, with the two losses that pull latents and codebook together.
+        """Encode, quantise (straight-through gradient), decode, with the two losses that pull latents and codebook
+        together.
 
-        Losses are mean squared distances between unit vectors, as in vq_model.py: the codebook term moves the codes, the
-        commitment term (weighted by `commitment_cost`) moves the encoder.
+        Losses are mean squared distances between unit vectors, as in vq_model.py: the codebook term moves the codes,
+        the commitment term (weighted by `commitment_cost`) moves the encoder.
 
         Args:
             pixel_values: `(B, 3, S, S)` in [-1, 1].

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 
-# 1024 rows of 102400 float32 logits are 0.4 GB (a 4096-token sequence at once would be 1.6 GB, its gradient as much again).
+# 1024 rows of 102400 float32 logits are 0.4 GB (a 4096-token sequence at once would be 1.6 GB, its gradient as much
+# again).
 CHUNK_SIZE = 1024
 
 
@@ -20,8 +21,8 @@ def chunked_cross_entropy(
 ) -> torch.Tensor:
     """Sum of the cross-entropies of `head(hidden_states)` against `labels`, in float32.
 
-    Each chunk's logits are computed, reduced and dropped; the backward pass computes them again. `head` is called as a module,
-    never read for its weight, so that wrappers around it (LoRA, FSDP, quantisation) take part.
+    Each chunk's logits are computed, reduced and dropped; the backward pass computes them again. `head` is called as a
+    module, never read for its weight, so that wrappers around it (LoRA, FSDP, quantisation) take part.
 
     Args:
         head: `(N, D)` -> `(N, classes)`.

@@ -1,176 +1,34 @@
-"""Janus-Pro: one language model that reads text, understanding features and image codes, and predicts text or image codes.
+"""Janus-Pro: one language model that reads text, understanding features and image codes, and predicts text or image
+codes.
 
-One joint id space is used everywhere: ids in `[0, V)` are text tokens, image code `c` of the codec is id `V + c`. `input_ids` and
-`labels` may mix both; embeddings and heads are chosen by id. Pictures to be understood enter as `pixel_values` on
-`image_token_id` placeholders.
+One joint id space is used everywhere: ids in `[0, V)` are text tokens, image code `c` of the codec is id `V + c`.
+`input_ids` and `labels` may mix both; embeddings and heads are chosen by id. Pictures to be understood enter as
+`pixel_values` on `image_token_id` placeholders.
 
 Module names are those of transformers' Janus, so that community checkpoints and LoRA adapters fit.
 
-`B` batch, `T` sequence, `M` pictures in the batch, `P` slots or codes per picture, `D` width, `V` text vocabulary, `K` codes.
+`B` batch, `T` sequence, `M` pictures in the batch, `P` slots or codes per picture, `D` width, `V` text vocabulary, `K`
+codes.
 """
 
-import copy
-import os
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import can_return_tuple
 
-from ..configuration import JanusProConfig, Layout
+from ..configuration import JanusProConfig
 from ..generation.images import ImageGenerationMixin
-from .checkpoint import (
-    STORED_BUT_UNUSED,
-    all_conversions,
-    check_loaded,
-    check_local_files,
-    clone_tied_head,
-    special_token_ids,
-)
+from .checkpoint import STORED_BUT_UNUSED
 from .heads import JanusProAligner, JanusProImageHead
 from .image_codec import JanusProVQModel
 from .loss import chunked_cross_entropy
 from .outputs import JanusProCausalLMOutput, JanusProModelOutput
+from .pretrained import JanusProPreTrainedModel
 from .vision_encoder import JanusProVisionModel
-
-
-# Kept in full precision when the language model is quantised: they are small, and drawing suffers first from errors here.
-NOT_QUANTISED = (
-    "vision_model",
-    "aligner",
-    "vqmodel",
-    "generation_embeddings",
-    "generation_aligner",
-    "generation_head",
-    "lm_head",
-)
-_SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
-
-
-class JanusProPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by both models."""
-
-    config: JanusProConfig
-    config_class = JanusProConfig
-    base_model_prefix = "model"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ("past_key_values",)
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _can_compile_fullgraph = True
-    _supports_attention_backend = True
-    _keys_to_ignore_on_load_unexpected = STORED_BUT_UNUSED
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint: original layout (`.bin` or safetensors), transformers layout, or an adapter folder on either.
-
-        Takes the arguments of `PreTrainedModel.from_pretrained`. The dtype is the checkpoint's own unless `dtype` says
-        otherwise. With a `quantization_config`, everything but the language model's layers stays in full precision, unless the config
-        names its own modules to skip. Special token ids that the config lacks are read from the checkpoint's tokenizer.
-
-        Raises:
-            CheckpointError: If keys are missing, unexpected or of the wrong shape, or a local shard or index is broken. Weights are
-                never left at random values.
-            ValueError: If the checkpoint is of another family, or `ignore_mismatched_sizes` or `weights_only=False` is asked for.
-        """
-        source = pretrained_model_name_or_path
-        if kwargs.pop("ignore_mismatched_sizes", False):
-            raise ValueError(
-                "ignore_mismatched_sizes=True would leave randomly initialised weights in the model. Load the checkpoint with its "
-                "own config, then change the model (for example with resize_token_embeddings)."
-            )
-        if kwargs.get("weights_only") is False:
-            raise ValueError("Pickled checkpoints are loaded with weights_only=True: other pickles can run code.")
-        if source is not None and os.path.isdir(source):
-            check_local_files(source, kwargs.get("subfolder", ""), kwargs.get("variant"))
-        if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = _skip_all_but_language_model(kwargs["quantization_config"])
-
-        want_info = kwargs.pop("output_loading_info", False)
-        # Wrong shapes come back in the info, and are raised by check_loaded together with everything else that is wrong.
-        model, info = super().from_pretrained(
-            source, *args, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-        check_loaded(info, source)  # of the adapter, where `source` is one; the model itself was checked on the way
-        model._adopt_special_tokens(model.config.name_or_path or source, kwargs)
-        return (model, info) if want_info else model
-
-    @staticmethod
-    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
-        """The one place every loading path of transformers passes: an adapter's info would hide its base model's."""
-        loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        check_loaded(loading_info.to_dict(), load_config.pretrained_model_name_or_path)
-        return loading_info
-
-    def _adopt_special_tokens(self, source: Any, kwargs: dict[str, Any]) -> None:
-        """Fill ids that the original files state only in their tokenizer."""
-        generation_config = getattr(self, "generation_config", None)
-        if self.config.image_token_id is not None and getattr(generation_config, "pad_token_id", 0) is not None:
-            return
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        ids = special_token_ids(source, **hub_kwargs)
-        if self.config.image_token_id is None:
-            self.config.image_token_id = ids.pop("image_token_id", None)
-        for name in ("bos_token_id", "eos_token_id"):
-            # Unstated in the original's language_config, hence Llama's own defaults; pad stays None there, because an embedding row
-            # that is the padding_idx gets no gradient and the unconditional prompt is made of pads.
-            setattr(self.config.text_config, name, ids.get(name, getattr(self.config.text_config, name)))
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if generation_config is not None and name in ids:
-                setattr(generation_config, name, ids[name])
-
-    def save_pretrained(self, save_directory: Any, *args: Any, layout: Layout | None = None, **kwargs: Any) -> None:
-        """Write safetensors, `config.json` and `generation_config.json`.
-
-        Args:
-            save_directory: Folder to write to.
-            layout: `"original"` (the default) is readable by this package and by the original code; `"transformers"` by this package and
-                by transformers' own Janus. Both reload bit-equal. A quantised model exists in the transformers layout
-                only, which then is the default.
-            args, kwargs: As in `PreTrainedModel.save_pretrained` (`max_shard_size`, `push_to_hub`, ...).
-
-        Raises:
-            ValueError: If the layout is unknown or cannot hold this model.
-        """
-        quantised = getattr(self, "hf_quantizer", None) is not None
-        layout = layout or ("transformers" if quantised else "original")
-        if layout not in ("original", "transformers"):
-            raise ValueError(f"layout must be 'original' or 'transformers', got {layout!r}.")
-        if layout == "original" and quantised:
-            raise ValueError("The original layout has no place for quantised weights: use layout='transformers'.")
-        self.config.to_file_dict(layout)  # refuses before anything is written
-        if layout == "original" and kwargs.get("state_dict") is None and self.config.tie_word_embeddings:
-            kwargs["state_dict"] = clone_tied_head(self, self.state_dict())
-
-        loaded_with = getattr(self, "_weight_conversions", None)
-        self._weight_conversions = all_conversions(self)
-        self.config._file_layout = layout
-        try:
-            super().save_pretrained(save_directory, *args, save_original_format=layout == "original", **kwargs)
-        finally:
-            self._weight_conversions = loaded_with
-            del self.config._file_layout
-
-
-def _skip_all_but_language_model(quantization_config: Any) -> Any:
-    """A copy of the config that skips everything but the language model's layers, unless it already names what to skip."""
-    is_dict = isinstance(quantization_config, dict)
-    state = dict(quantization_config if is_dict else vars(quantization_config))
-    fields = [name for name in _SKIP_FIELDS if name in state]
-    if any(state[name] for name in fields):
-        return quantization_config
-    state |= dict.fromkeys(fields or ["modules_to_not_convert"], list(NOT_QUANTISED))
-    if is_dict:
-        return state
-    changed = copy.copy(quantization_config)
-    changed.__dict__.update(state)
-    return changed
 
 
 class JanusProModel(JanusProPreTrainedModel):
@@ -182,7 +40,7 @@ class JanusProModel(JanusProPreTrainedModel):
     stand beside it and are used by whoever draws or trains.
     """
 
-    _keys_to_ignore_on_load_unexpected = (*STORED_BUT_UNUSED, r"^lm_head\.")
+    _keys_to_ignore_on_load_unexpected: tuple[str, ...] = (*STORED_BUT_UNUSED, r"^lm_head\.")
 
     def __init__(self, config: JanusProConfig) -> None:
         super().__init__(config)
@@ -194,8 +52,8 @@ class JanusProModel(JanusProPreTrainedModel):
         self.generation_aligner = JanusProAligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers)
         self.generation_head = JanusProImageHead(text.hidden_size, vq.image_token_embed_dim, vq.num_embeddings)
         self.language_model = AutoModel.from_config(text)
-        # A padding_idx row gets no gradient, and pads are what the unconditional prompt is made of. The original has none.
-        self.get_input_embeddings().padding_idx = None
+        # A padding_idx row gets no gradient, and pads are what the unconditional prompt is made of.
+        self.language_model.get_input_embeddings().padding_idx = None
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -211,7 +69,8 @@ class JanusProModel(JanusProPreTrainedModel):
             pixel_values: `(M, 3, H, W)`, normalised by the image processor.
 
         Returns:
-            `last_hidden_state` `(M, P, width)`: the tower's features; `pooler_output` `(M, P, D)`: aligned to the language model.
+            `last_hidden_state` `(M, P, width)`: the tower's features; `pooler_output` `(M, P, D)`: aligned to the
+            language model.
         """
         kwargs.pop("return_dict", None)
         features = self.vision_model(pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
@@ -225,25 +84,31 @@ class JanusProModel(JanusProPreTrainedModel):
     def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Joint ids `(B, T)` -> input embeddings `(B, T, D)`.
 
-        Both tables are read for every position and the right row is kept: no host synchronisation, static shapes, and every rank of a
-        distributed run touches both (the code path adds 0.3 % of the 1B's arithmetic).
+        Both tables are read for every position and the right row is kept: no host synchronisation, static shapes, and
+        every rank of a distributed run touches both (the code path adds 0.3 % of the 1B's arithmetic).
         """
         num_text = self.config.text_config.vocab_size
-        # A tokenizer that had to add the placeholder may have put it past the vocabulary; its embedding is replaced anyway.
+        # A tokenizer that had to add the placeholder may have put it past the vocabulary; its embedding is replaced
+        # anyway.
         is_code = input_ids >= num_text
         if self.config.image_token_id is not None and self.config.image_token_id >= num_text:
             is_code = is_code & (input_ids != self.config.image_token_id)
         text_embeds = self.get_input_embeddings()(input_ids.clamp(max=num_text - 1))
-        code_embeds = self.embed_image_ids((input_ids - num_text).clamp(min=0, max=self.config.vq_config.num_embeddings - 1))
+        code_embeds = self.embed_image_ids(
+            (input_ids - num_text).clamp(min=0, max=self.config.vq_config.num_embeddings - 1)
+        )
         return torch.where(is_code.unsqueeze(-1), code_embeds.to(text_embeds.dtype), text_embeds)
 
-    def _splice(self, inputs_embeds: torch.Tensor, input_ids: torch.Tensor | None, features: torch.Tensor | None) -> Any:
+    def _splice(
+        self, inputs_embeds: torch.Tensor, input_ids: torch.Tensor | None, features: torch.Tensor | None
+    ) -> Any:
         """Put aligned features `(M, P, D)` on the placeholders, in reading order; both counts must agree."""
         if input_ids is None or self.config.image_token_id is None:
             if features is not None:
                 raise ValueError(
-                    "Pictures are spliced in where input_ids hold the image placeholder: pass input_ids (not inputs_embeds) and "
-                    "make sure that config.image_token_id is set (`model.config.image_token_id = processor.image_token_id`)."
+                    "Pictures are spliced in where input_ids hold the image placeholder: pass input_ids (not "
+                    "inputs_embeds) and make sure that config.image_token_id is set (`model.config.image_token_id = "
+                    "processor.image_token_id`)."
                 )
             return inputs_embeds
         mask = input_ids == self.config.image_token_id
@@ -252,9 +117,9 @@ class JanusProModel(JanusProPreTrainedModel):
             if slots != expected:
                 per_image = self.config.vision_config.num_image_tokens
                 raise ValueError(
-                    f"input_ids hold {slots} image placeholders ({slots / per_image:g} pictures of {per_image}), but pixel_values "
-                    f"give {expected // per_image} pictures. Build both in one call of the processor, with one "
-                    "<image_placeholder> in the text for every picture."
+                    f"input_ids hold {slots} image placeholders ({slots / per_image:g} pictures of {per_image}), but "
+                    f"pixel_values give {expected // per_image} pictures. Build both in one call of the processor, "
+                    "with one <image_placeholder> in the text for every picture."
                 )
         if features is None:
             return inputs_embeds
@@ -263,12 +128,12 @@ class JanusProModel(JanusProPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         use_cache: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
@@ -277,7 +142,8 @@ class JanusProModel(JanusProPreTrainedModel):
 
         Args:
             input_ids: `(B, T)` joint ids; or `inputs_embeds` `(B, T, D)`, exactly one of the two.
-            attention_mask: `(B, T)`, 1 = real, 0 = padding (left). For packed sequences pass none, but `position_ids` that restart.
+            attention_mask: `(B, T)`, 1 = real, 0 = padding (left). For packed sequences pass none, but `position_ids`
+                that restart.
             position_ids: `(B, T)`; counted from the mask by `generate`, by position otherwise.
             pixel_values: `(M, 3, H, W)`, all pictures of the batch in reading order.
             mm_encoder_outputs: `{"image": get_image_features(...)}` instead of `pixel_values`, when already computed.
@@ -287,10 +153,14 @@ class JanusProModel(JanusProPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.embed_ids(input_ids)
+        assert inputs_embeds is not None
         if inputs_embeds.shape[1] > (limit := self.config.text_config.max_position_embeddings):
-            raise ValueError(f"The sequence has {inputs_embeds.shape[1]} tokens, the model's context holds {limit}. Shorten the input.")
+            raise ValueError(
+                f"The sequence has {inputs_embeds.shape[1]} tokens, the model's context holds {limit}. Shorten the "
+                "input."
+            )
 
         encoded = (mm_encoder_outputs or {}).get("image")
         if encoded is not None and pixel_values is not None:
@@ -320,8 +190,8 @@ class JanusProModel(JanusProPreTrainedModel):
 class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationMixin, GenerationMixin):
     """Janus-Pro with both heads: what every Auto class returns.
 
-    `generate` (transformers' own) writes text; `generate_images` draws image codes; `decode_image_ids` turns codes into pixels and
-    `encode_image_ids` pixels into codes; `forward(labels=...)` trains both heads.
+    `generate` (transformers' own) writes text; `generate_images` draws image codes; `decode_image_ids` turns codes
+    into pixels and `encode_image_ids` pixels into codes; `forward(labels=...)` trains both heads.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # only if the config says so
@@ -349,19 +219,21 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         return self.model.vqmodel.encode_image_ids(pixel_values)
 
     def decode_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
-        """Codes `(B, P)` in `[0, K)` -> pictures `(B, 3, S, S)` in about [-1, 1]; see `JanusProVQModel.decode_image_ids`."""
+        """Codes `(B, P)` in `[0, K)` -> pictures `(B, 3, S, S)` in about [-1, 1]; see
+        `JanusProVQModel.decode_image_ids`.
+        """
         return self.model.vqmodel.decode_image_ids(image_ids)
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -371,11 +243,13 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         """Text logits, or with `labels` the loss of both heads.
 
         Args:
-            labels: `(B, T)` joint ids, position `t` predicted from `t - 1`; -100 where nothing is trained, always so on
-                the first token of a document. Labels below `V` are scored by the text head, the others by the image head.
-            num_items_in_batch: Divides the summed loss (all labels of an accumulated batch, over all ranks); by default this batch's own
-                count.
-            logits_to_keep: Compute text logits for the last so many positions only (0 = all), or for the given indices.
+            labels: `(B, T)` joint ids, position `t` predicted from `t - 1`; -100 where nothing is trained, always so
+                on the first token of a document. Labels below `V` are scored by the text head, the others by the image
+                head.
+            num_items_in_batch: Divides the summed loss (all labels of an accumulated batch, over all ranks); by
+                default this batch's own count.
+            logits_to_keep: Compute text logits for the last so many positions only (0 = all), or for the given
+                indices.
             Others: see `JanusProModel.forward`.
 
         Returns:
@@ -434,4 +308,4 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         }
 
 
-__all__ = ["JanusProForConditionalGeneration", "JanusProModel", "JanusProPreTrainedModel"]
+__all__ = ["JanusProForConditionalGeneration", "JanusProModel"]

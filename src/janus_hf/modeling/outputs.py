@@ -22,8 +22,8 @@ class JanusProModelOutput(ModelOutput):
 class JanusProCausalLMOutput(ModelOutput):
     """Output of `JanusProForConditionalGeneration`.
 
-    `text_loss` and `image_loss` are means over this batch's own text and image labels (zero without any), in nats per token,
-    detached: for logs. `loss` is what is trained: the sum over both divided by `num_items_in_batch`.
+    `text_loss` and `image_loss` are means over this batch's own text and image labels (zero without any), in nats per
+    token, detached: for logs. `loss` is what is trained: the sum over both divided by `num_items_in_batch`.
     """
 
     loss: torch.Tensor | None = None  # ()

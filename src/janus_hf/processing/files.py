@@ -11,8 +11,9 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
+from ..configuration import Layout
 from .image_processor import JanusProImageProcessor
-from .layouts import Layout, original_processor_config, write_layout
+from .layouts import original_processor_config, write_layout
 from .prompts import IMAGE_TOKEN, ROLES, SYSTEM_PROMPT, build_chat_template
 from .tokenizer import load_tokenizer
 

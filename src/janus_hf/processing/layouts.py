@@ -10,16 +10,14 @@ processor_config.json (`TypeError`, tried with 4.48), the tokenizer of every ver
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
+from ..configuration import Layout
 from .prompts import BOI_TOKEN, EOI_TOKEN, PAD_TOKEN, ROLES, SYSTEM_PROMPT
 
 
 if TYPE_CHECKING:
     from .files import ProcessorFiles
-
-
-Layout: TypeAlias = Literal["original", "transformers"]
 
 
 def write_layout(processor: "ProcessorFiles", folder: str | os.PathLike[str], *, layout: Layout) -> list[str]:
@@ -28,7 +26,9 @@ def write_layout(processor: "ProcessorFiles", folder: str | os.PathLike[str], *,
         raise ValueError(f"Expected layout to be one of {get_args(Layout)}; got {layout!r}.")
     template = processor.chat_template
     if not isinstance(template, str):
-        raise ValueError(f"Expected one chat template; got {list(template)}. Set processor.chat_template to a string.")
+        raise ValueError(
+            f"Expected one chat template; got {type(template).__name__}. Set processor.chat_template to a string."
+        )
     Path(folder).mkdir(parents=True, exist_ok=True)
     build = _original if layout == "original" else _transformers
     for name, content in {**build(processor), "special_tokens_map.json": _special_tokens(processor)}.items():

@@ -41,7 +41,7 @@ def load_picture(source: Picture) -> Image.Image:
     Raises:
         FileNotFoundError: `source` is a string that is neither an existing file nor a URL nor base64.
         ValueError: anything else that is no picture: undecodable or truncated data, too many pixels
-            (`PIL.Image.MAX_IMAGE_PIXELS`), a side of zero pixels, values out of range, an unsupported type or mode.
+            (`PIL.Image.MAX_IMAGE_PIXELS`), a side of zero pixels, values out of range, an unsupported type.
     """
     if isinstance(source, Image.Image):
         _check_sides(source.size)
@@ -134,13 +134,12 @@ def _flatten(picture: Image.Image) -> Image.Image:
             "Expected a picture whose values have a known range; got PIL mode 'F' (any float). Scale it to [0, 1] "
             "and pass it as a float array, or to [0, 255] and convert it to mode 'L'."
         )
+    if picture.mode == "La":  # premultiplied; Pillow converts it to "LA" only
+        picture = picture.convert("LA")
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    try:
-        return picture.convert("RGB")
-    except ValueError as error:
-        raise ValueError(f"Expected a mode that converts to RGB; got {picture.mode!r}. Save it as PNG.") from error
+    return picture.convert("RGB")
 
 
 def _from_16_bit(picture: Image.Image) -> Image.Image:

@@ -26,6 +26,7 @@ test: $(STAMP)  ## the test-suite without slow tests
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not slow and not gpu and not hub'
 
 test-slow: $(STAMP)  ## the slow tests
+	$(BIN)/python -m pip install -q -e '.[dev,quant]' -c constraints.txt
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'slow and not gpu and not hub'
 
 lint: $(STAMP)  ## ruff, without changing anything

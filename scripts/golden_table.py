@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
 from janus_hf.processing import JanusProImageProcessor
@@ -75,6 +76,14 @@ def _text(processor, golden, manifest):
         ),
         EXACT,
     )
+    masks = [
+        (batch["input_ids"] == processor.image_token_id, name) for name, batch in (("single", single), ("batch", both))
+    ]
+    yield (
+        "image placeholder mask",
+        sum(_differences(mask, golden[f"und.{name}.images_seq_mask"]) for mask, name in masks),
+        EXACT,
+    )
     prompts = processor.prepare_image_generation(manifest["strings"]["t2i"]["prompts"][:2])
     yield "drawing prompt ids", _differences(prompts["input_ids"], golden["gen.input_tokens"][0::2]), EXACT
 
@@ -82,10 +91,11 @@ def _text(processor, golden, manifest):
 def _preprocessing(processor, golden, manifest):
     sizes = {"model": (24, 4), "96": (96, 14)}
     worst = 0.0
-    for key in (k for k in golden if k.startswith("proc.") and "clipmean" not in k):
+    for key in (k for k in golden if k.startswith("proc.")):
         _, name, size = key.split(".")
-        image_size, min_size = sizes[size.removeprefix("pixel_values_")]
-        resizer = JanusProImageProcessor(image_size=image_size, min_size=min_size)
+        image_size, min_size = sizes[size.removeprefix("pixel_values_").removesuffix("_clipmean")]
+        clip = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD} if size.endswith("_clipmean") else {}
+        resizer = JanusProImageProcessor(image_size=image_size, min_size=min_size, **clip)
         worst = max(
             worst, _deviation(resizer(Image.open(GOLDENS / "images" / f"{name}.png"))["pixel_values"], golden[key])
         )
@@ -104,7 +114,11 @@ def _understanding(model, golden):
     yield "vision features", _deviation(features.last_hidden_state, golden["vis.features"]), FLOAT
     yield "aligned features", _deviation(features.pooler_output, golden["vis.aligned"]), FLOAT
     yield "text logits", _deviation(model(input_ids=golden["text.input_ids"]).logits, golden["text.logits"]), FLOAT
-    worst, greedy = 0.0, 0.0
+    worst, worst_embeds, worst_hidden, greedy = 0.0, 0.0, 0.0, 0.0
+    seen = {}
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True
+    )
     for name in ("single", "batch"):
         present = golden[f"und.{name}.images_emb_mask"].flatten(0, 1).any(dim=-1)
         batch = {
@@ -113,10 +127,17 @@ def _understanding(model, golden):
             "pixel_values": golden[f"und.{name}.pixel_values"].flatten(0, 1)[present],
         }
         logits = model(**batch).logits
+        worst_embeds = max(worst_embeds, _deviation(seen["inputs_embeds"], golden[f"und.{name}.inputs_embeds"]))
+        if name == "single":
+            hidden = model.model(**batch).last_hidden_state
+            worst_hidden = _deviation(hidden, golden["und.single.last_hidden_state"])
         expected = golden["und.single.logits"] if name == "single" else golden["und.batch.logits_last40"]
         worst = max(worst, _deviation(logits[:, -expected.shape[1] :], expected))
         ids = model.generate(**batch, do_sample=False, max_new_tokens=8, eos_token_id=None)
         greedy += _differences(ids[:, -8:], golden[f"und.{name}.greedy8"])
+    hook.remove()
+    yield "understanding input embeddings, single and left-padded batch", worst_embeds, FLOAT
+    yield "understanding hidden states", worst_hidden, FLOAT
     yield "understanding logits, single and left-padded batch", worst, FLOAT
     yield "greedy answers", greedy, EXACT
 
@@ -125,6 +146,8 @@ def _codec(model, processor, golden):
     codec = model.model.vqmodel
     yield "codec latents", _deviation(codec.encode_latents(golden["vq.input"]), golden["vq.pre_quant"]), FLOAT
     yield "codec ids", _differences(model.encode_image_ids(golden["vq.input"]), golden["vq.encode_ids"]), EXACT
+    codes_BHWE = codec.quantize.lookup(golden["vq.encode_ids"]).unflatten(1, golden["vq.quant"].shape[2:])
+    yield "codec quantised latents", _deviation(codes_BHWE.movedim(-1, 1), golden["vq.quant"]), FLOAT
     output = codec(golden["vq.input"])
     yield (
         "codec pixels",

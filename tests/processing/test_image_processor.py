@@ -152,6 +152,11 @@ def test_settings_survive_dict_and_disk(tmp_path: Path) -> None:
     assert JanusProImageProcessor.from_pretrained(tmp_path, image_size=96).size == {"height": 96, "width": 96}
 
 
+def test_a_file_without_mean_and_std_means_clips(golden: dict[str, torch.Tensor]) -> None:
+    processor = JanusProImageProcessor.from_dict({"image_size": 96, "image_processor_type": "VLMImageProcessor"})
+    assert torch.equal(processor(golden_picture("wide")).pixel_values, golden["proc.wide.pixel_values_96_clipmean"])
+
+
 def test_reads_in_tree_settings() -> None:
     theirs = JanusImageProcessorPil(size={"height": 48, "width": 48}, min_size=6, image_mean=[0.5] * 3)
     ours = JanusProImageProcessor.from_dict(theirs.to_dict())

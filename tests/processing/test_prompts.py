@@ -50,7 +50,16 @@ def test_golden_strings(name: str, manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize("system", ["", "Be brief.", "  padded  ", "   ", SYSTEM_PROMPT])
 @pytest.mark.parametrize(
     "contents",
-    [("hi",), ("hi", "yes"), ("hi", "yes", "  more\n"), ("hi", ""), ("", "yes"), ("a", "", "b", ""), ("\n", " "), ("a\n\nb", "c")],
+    [
+        ("hi",),
+        ("hi", "yes"),
+        ("hi", "yes", "  more\n"),
+        ("hi", ""),
+        ("", "yes"),
+        ("a", "", "b", ""),
+        ("\n", " "),
+        ("a\n\nb", "c"),
+    ],
 )
 def test_equals_the_original_rules(contents: tuple[str, ...], system: str) -> None:
     for roles in (("<|User|>", "<|Assistant|>"), JANUS_1_3B_ROLES):

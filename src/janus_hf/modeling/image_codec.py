@@ -226,6 +226,9 @@ class JanusProVQModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    # Any kernel may be asked of the whole model; the codec's wide single head runs through SDPA whatever it is.
+    _supports_sdpa = True
+    _supports_flash_attn = True
     _no_split_modules = ("JanusProVQModel",)
 
     def __init__(self, config: JanusProVQConfig) -> None:

@@ -100,9 +100,16 @@ class JanusProModel(JanusProPreTrainedModel):
         return torch.where(is_code.unsqueeze(-1), code_embeds.to(text_embeds.dtype), text_embeds)
 
     def _splice(
-        self, inputs_embeds: torch.Tensor, input_ids: torch.Tensor | None, features: torch.Tensor | None
+        self,
+        inputs_embeds: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        features: torch.Tensor | None,
+        past_key_values: Cache | None,
     ) -> Any:
-        """Put aligned features `(M, P, D)` on the placeholders, in reading order; both counts must agree."""
+        """Put aligned features `(M, P, D)` on the placeholders, in reading order; both counts must agree.
+
+        Not so once a prompt is cached: text generation may then feed any id, and assisted decoding copies placeholders.
+        """
         if input_ids is None or self.config.image_token_id is None:
             if features is not None:
                 raise ValueError(
@@ -112,7 +119,8 @@ class JanusProModel(JanusProPreTrainedModel):
                 )
             return inputs_embeds
         mask = input_ids == self.config.image_token_id
-        if not torch.compiler.is_compiling() and (features is not None or input_ids.shape[1] > 1):
+        continues = input_ids.shape[1] == 1 or (past_key_values is not None and past_key_values.get_seq_length() > 0)
+        if not torch.compiler.is_compiling() and (features is not None or not continues):
             slots, expected = int(mask.sum()), 0 if features is None else features.shape[0] * features.shape[1]
             if slots != expected:
                 per_image = self.config.vision_config.num_image_tokens
@@ -168,7 +176,9 @@ class JanusProModel(JanusProPreTrainedModel):
         if pixel_values is not None:
             encoded = self.get_image_features(pixel_values)
         features = None if encoded is None else encoded.pooler_output
-        inputs_embeds = self._splice(inputs_embeds, input_ids, features)
+        inputs_embeds = self._splice(inputs_embeds, input_ids, features, past_key_values)
+        if use_cache is None and position_ids is not None and past_key_values is None:
+            use_cache = False  # transformers reads packing off the positions only where no cache is made
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,

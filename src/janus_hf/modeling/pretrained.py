@@ -5,6 +5,7 @@ import os
 from typing import Any
 
 from transformers import PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
 
 from ..configuration import JanusProConfig, Layout
 from .checkpoint import (
@@ -18,15 +19,18 @@ from .checkpoint import (
 
 
 # Kept in full precision when the language model is quantised: they are small, and drawing suffers first from errors
-# here.
-NOT_QUANTISED = (
-    "vision_model",
-    "aligner",
-    "vqmodel",
-    "generation_embeddings",
-    "generation_aligner",
-    "generation_head",
-    "lm_head",
+# here. Quantisers match these as patterns from the start of a module's name.
+NOT_QUANTISED = tuple(
+    rf"(model\.)?{part}"
+    for part in (
+        "vision_model",
+        "aligner",
+        "vqmodel",
+        "generation_embeddings",
+        "generation_aligner",
+        "generation_head",
+        "lm_head",
+    )
 )
 _SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
 
@@ -71,7 +75,9 @@ class JanusProPreTrainedModel(PreTrainedModel):
         if kwargs.get("weights_only") is False:
             raise ValueError("Pickled checkpoints are loaded with weights_only=True: other pickles can run code.")
         if source is not None and os.path.isdir(source):
-            check_local_files(source, kwargs.get("subfolder", ""), kwargs.get("variant"))
+            check_local_files(
+                source, kwargs.get("subfolder") or "", kwargs.get("variant"), kwargs.get("use_safetensors")
+            )
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = _skip_all_but_language_model(kwargs["quantization_config"])
 
@@ -146,16 +152,14 @@ class JanusProPreTrainedModel(PreTrainedModel):
 
 def _skip_all_but_language_model(quantization_config: Any) -> Any:
     """A copy of the config that skips all but the language model's layers, unless it names what to skip itself."""
-    is_dict = isinstance(quantization_config, dict)
-    state = dict(quantization_config if is_dict else vars(quantization_config))
-    fields = [name for name in _SKIP_FIELDS if name in state]
-    if any(state[name] for name in fields):
+    if isinstance(quantization_config, dict):  # what the field is called depends on the method
+        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
+    state = vars(quantization_config)
+    fields = [name for name in _SKIP_FIELDS if name in state] or ["modules_to_not_convert"]
+    if any(state.get(name) not in (None, [], ["lm_head"]) for name in fields):  # the last is some methods' default
         return quantization_config
-    state |= {name: list(NOT_QUANTISED) for name in fields or ["modules_to_not_convert"]}
-    if is_dict:
-        return state
     changed = copy.copy(quantization_config)
-    changed.__dict__.update(state)
+    changed.__dict__.update({name: list(NOT_QUANTISED) for name in fields})
     return changed
 
 

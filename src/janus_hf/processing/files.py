@@ -15,10 +15,7 @@ from ..configuration import Layout
 from .image_processor import JanusProImageProcessor
 from .layouts import original_processor_config, write_layout
 from .prompts import IMAGE_TOKEN, ROLES, SYSTEM_PROMPT, build_chat_template
-from .tokenizer import load_tokenizer
-
-
-_HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+from .tokenizer import HUB_KEYS, load_tokenizer
 
 
 class ProcessorFiles(ProcessorMixin):
@@ -80,14 +77,14 @@ class ProcessorFiles(ProcessorMixin):
         """Not via AutoImageProcessor: this class opens files under three class names, and folders without the file."""
         own = set(inspect.signature(cls).parameters)
         kwargs = {key: value for key, value in kwargs.items() if key not in own}
-        hub = {key: kwargs[key] for key in _HUB_KEYS if key in kwargs}
+        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         has_file = cached_file(
             pretrained_model_name_or_path, IMAGE_PROCESSOR_NAME, **hub, _raise_exceptions_for_missing_entries=False
         )
         if has_file or "image_processor" in (processor_dict or {}):
             image_processor = JanusProImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         else:
-            image_processor = JanusProImageProcessor()
+            image_processor = JanusProImageProcessor.from_dict(JanusProImageProcessor().to_dict(), **kwargs)
         tokenizer = cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs)
         return [image_processor, tokenizer]
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ImagesKwargs
 
 from .pictures import flatten_pictures, load_picture
@@ -23,7 +24,7 @@ _FIXED = {"do_resize": True, "do_pad": True, "do_rescale": True, "do_convert_rgb
 _FILE_KEYS = {"background_color", "image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
 
 
-class JanusProImageKwargs(ImagesKwargs, total=False):
+class JanusProImageKwargs(ImagesKwargs):
     """Settings that `from_pretrained` may override.
 
     image_size (`int`): Side of the square the model sees, in pixels.
@@ -99,6 +100,18 @@ class JanusProImageProcessor(BaseImageProcessor):
     def size(self) -> dict[str, int]:
         """`{"height": S, "width": S}`, the in-tree spelling of `image_size`."""
         return {"height": self.image_size, "width": self.image_size}
+
+    @classmethod
+    def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Settings of a file, replaced by those in `kwargs`; either may spell the size either way.
+
+        A file that omits mean and std means CLIP's, which are the class defaults of the original and in-tree; every
+        released file spells out 0.5, the default here.
+        """
+        settings = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, **image_processor_dict}
+        if "image_size" in kwargs:
+            settings.pop("size", None)
+        return super().from_dict(settings, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of preprocessor_config.json, in the original's schema and under the original's class name."""

@@ -90,7 +90,7 @@ def _transformers(processor: "ProcessorFiles") -> dict[str, dict[str, Any]]:
     images = processor.image_processor
     return {
         "processor_config.json": {
-            "num_image_tokens": processor.num_image_tokens,
+            **original_processor_config(processor),  # in-tree takes the keys it knows
             "processor_class": "JanusProcessor",
             "use_default_system_prompt": False,  # the chat template renders it; true would add it twice
         },
@@ -143,5 +143,4 @@ def _special_tokens(processor: "ProcessorFiles") -> dict[str, Any]:
     tokenizer = processor.tokenizer
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     named = {name: token for name in names if (token := getattr(tokenizer, name)) is not None}
-    others = [token for token in tokenizer.all_special_tokens if token not in named.values()]
-    return {**named, "additional_special_tokens": others}
+    return {**named, "additional_special_tokens": list(tokenizer.extra_special_tokens)}

@@ -195,15 +195,21 @@ class JanusProProcessor(ProcessorFiles):
             if truncation and max_length is not None:
                 cut = {"max_length": max_length, "side": self.tokenizer.truncation_side, "image_id": image_id}
                 rows = [truncate(row, **cut) for row in rows]
-            options = {"padding": padding, "max_length": max_length, "pad_to_multiple_of": pad_to_multiple_of}
-            data = collate(self.tokenizer, rows, padding_side=padding_side, **options)
+            options: dict[str, Any] = {
+                "padding_side": padding_side,
+                "padding": padding,
+                "pad_to_multiple_of": pad_to_multiple_of,
+            }
+            if padding == "max_length":
+                options["max_length"] = max_length
+            data = collate(self.tokenizer, rows, **options)
             if not return_offsets_mapping:
                 del data["offset_mapping"]
         if pictures := flatten_pictures(images):
             data.update(self.image_processor(pictures, return_tensors=return_tensors))
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def apply_chat_template(  # type: ignore[override]  # the rest of the arguments travels in kwargs
+    def apply_chat_template(
         self,
         conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
         chat_template: str | None = None,

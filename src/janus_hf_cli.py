@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     try:
         arguments.handler(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError, ImportError) as error:  # ImportError: --lora without peft
         print(f"janus-hf {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -74,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         help="original: for DeepSeek's code and this package; transformers: for transformers' Janus and this package",
     )
-    convert.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto to keep the stored one")
+    _add_dtype_argument(convert)
     convert.add_argument("--max-shard-size", default="5GB")
     convert.add_argument("--revision")
     convert.set_defaults(handler=_convert)
@@ -91,7 +91,16 @@ def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("-m", "--model", help="repository id or folder (default: the tiny model inside the package)")
     group.add_argument("--revision", help="branch, tag or commit of the repository")
     group.add_argument("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    group.add_argument("--dtype", default="auto", help="float32, bfloat16, float16, or auto for the stored one")
+    _add_dtype_argument(group)
+
+
+def _add_dtype_argument(parser: Any) -> None:
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        default="auto",
+        help="of the weights; auto is the stored one (default: auto)",
+    )
 
 
 def _add_answer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +114,6 @@ def _add_answer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _load_pipeline(arguments: argparse.Namespace) -> Any:
-    import torch
     from transformers.utils import logging
 
     from janus_hf import JanusProPipeline
@@ -114,12 +122,10 @@ def _load_pipeline(arguments: argparse.Namespace) -> Any:
     if arguments.model is None:
         logging.disable_progress_bar()
         print(DEFAULT_MODEL_NOTE, file=sys.stderr)
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "auto": "auto"}
-    if arguments.dtype not in dtypes:
-        raise ValueError(f"--dtype must be one of {', '.join(dtypes)}, got {arguments.dtype!r}.")
+    device = _check_device(arguments.device or _best_device())
     kwargs = {"revision": arguments.revision} if arguments.revision else {}
-    pipe = JanusProPipeline.from_pretrained(arguments.model or DEFAULT_MODEL, dtype=dtypes[arguments.dtype], **kwargs)
-    return pipe.to(arguments.device or _best_device())
+    pipe = JanusProPipeline.from_pretrained(arguments.model or DEFAULT_MODEL, dtype=arguments.dtype, **kwargs)
+    return pipe.to(device)
 
 
 def _best_device() -> str:
@@ -128,6 +134,16 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _check_device(device: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def _draw(arguments: argparse.Namespace) -> None:
@@ -178,10 +194,13 @@ def _answer_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def _ask(arguments: argparse.Namespace) -> None:
     from transformers import TextStreamer
 
+    from janus_hf.processing import load_picture
+
     settings = _answer_settings(arguments)
+    pictures = [load_picture(path) for path in arguments.image]
     pipe = _load_pipeline(arguments)
     streamer = TextStreamer(pipe.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
-    pipe.ask(arguments.image, arguments.question, streamer=streamer, **settings)
+    pipe.ask(pictures, arguments.question, streamer=streamer, **settings)
 
 
 _CHAT_HELP = "/image PATH adds a picture to your next message, /reset starts over, /quit (or end of input) leaves."
@@ -207,9 +226,9 @@ def _chat(arguments: argparse.Namespace) -> None:
             return
         if line == "/reset":
             messages, pictures = [], []
-        elif line.startswith("/image"):
+        elif line.startswith("/image "):
             try:
-                pictures.append(load_picture(line.removeprefix("/image").strip()))
+                pictures.append(load_picture(line.removeprefix("/image ").strip()))
             except (ValueError, OSError) as error:
                 print(error, file=sys.stderr)
         elif line.startswith("/"):

@@ -1,6 +1,7 @@
 """Shared fixtures: the goldens of the original code, and tiny random models of other sizes than the goldens'.
 
-Session-scoped models are shared between tests and must not be changed; `golden_model_copy` and `make_model` give one's own.
+Session-scoped models are shared between tests and must not be changed; `golden_model_copy` and `make_model` give one's
+own.
 """
 
 import copy
@@ -92,7 +93,7 @@ def _released_config(language: dict[str, Any], width: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def released() -> dict[str, dict[str, Any]]:
-    """`config.json` of the released 1B and 7B. The 7B's leaves most sizes of its language model to Llama's defaults."""
+    """`config.json` of the released 1B and 7B. The 7B's leaves most sizes of its text part to Llama's defaults."""
     sizes_1b = {
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -169,7 +170,8 @@ def _make_model(config: JanusProConfig | None = None, seed: int = 0) -> JanusPro
 def tiny_config() -> Callable[..., JanusProConfig]:
     """`tiny_config(text={}, vision={}, vq={}, **overrides)`: a config in which no two sizes agree by accident.
 
-    Grouped queries, 9 understanding patches but 16 codes, an image head wider than the model, aligners of depth 3 and 1.
+    Grouped queries, 9 understanding patches but 16 codes, an image head wider than the model, aligners of depth 3
+    and 1.
     """
     return _tiny_config
 
@@ -182,7 +184,7 @@ def interop_config() -> JanusProConfig:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., JanusProForConditionalGeneration]:
-    """`make_model(config=None, seed=0)`: a random model in eval mode, float32, whose weights are large enough to matter."""
+    """`make_model(config=None, seed=0)`: a random float32 model in eval mode, its weights large enough to matter."""
     return _make_model
 
 

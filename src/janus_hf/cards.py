@@ -38,7 +38,7 @@ def model_card(model: Any, repo_id: str = "<this repository>") -> ModelCard:
     data = ModelCardData(
         library_name="janus_hf",
         pipeline_tag="any-to-any",
-        base_model=source if from_hub else None,
+        base_model=source if from_hub and source != repo_id else None,
         license="other",
         license_name="deepseek",
         license_link="https://github.com/deepseek-ai/DeepSeek-LLM/blob/HEAD/LICENSE-MODEL",
@@ -56,3 +56,6 @@ def model_card(model: Any, repo_id: str = "<this repository>") -> ModelCard:
         codebook=config.vq_config.num_embeddings,
         dtype=str(model.dtype).removeprefix("torch."),
     )
+
+
+__all__ = ["model_card"]

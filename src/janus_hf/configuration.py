@@ -37,6 +37,18 @@ JANUS_PRO_1B_TEXT: dict[str, int] = {
 }
 
 
+# Linear layers an aligner may have; the table of weight names (modeling/checkpoint.py) is written out for so many.
+MAX_ALIGNER_DEPTH = 8
+
+
+def _check_depth(name: str, depth: int) -> None:
+    if not 1 <= depth <= MAX_ALIGNER_DEPTH:
+        raise ValueError(
+            f"{name}, an aligner's number of linear layers, must be at least 1 and at most {MAX_ALIGNER_DEPTH}, "
+            f"got {depth}."
+        )
+
+
 @strict
 class JanusProVisionConfig(JanusVisionConfig):
     """SigLIP tower and its aligner (the understanding path). Fields are those of transformers' `JanusVisionConfig`.
@@ -48,6 +60,7 @@ class JanusProVisionConfig(JanusVisionConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.num_image_tokens = (self.image_size // self.patch_size) ** 2
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # at once, so that a plain ValueError is raised; @strict would wrap it
 
     def validate_architecture(self) -> None:
         if self.image_size % self.patch_size:
@@ -59,10 +72,7 @@ class JanusProVisionConfig(JanusVisionConfig):
                 f"vision_config.hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads})."
             )
-        if self.depth < 1:
-            raise ValueError(
-                f"vision_config.depth, the aligner's number of linear layers, must be at least 1, got {self.depth}."
-            )
+        _check_depth("vision_config.depth", self.depth)
 
 
 @strict
@@ -90,6 +100,7 @@ class JanusProVQConfig(JanusVQVAEConfig):
         else:
             self.num_patches = self.image_size // self.downsampling
         super().__post_init__(**kwargs)
+        self.validate_architecture()
 
     @property
     def downsampling(self) -> int:
@@ -107,11 +118,7 @@ class JanusProVQConfig(JanusVQVAEConfig):
                 f"vq_config.image_size ({self.image_size}) must be a multiple of {self.downsampling}, the codec's "
                 f"downsampling (2 ** (levels - 1) for channel_multiplier {list(self.channel_multiplier)})."
             )
-        if self.num_hidden_layers < 1:
-            raise ValueError(
-                "vq_config.num_hidden_layers, the generation aligner's number of linear layers, must be at least 1, "
-                f"got {self.num_hidden_layers}."
-            )
+        _check_depth("vq_config.num_hidden_layers", self.num_hidden_layers)
         if self.double_latent:
             raise ValueError("vq_config.double_latent is not part of Janus-Pro's codec; it must be False.")
         odd = [self.base_channels * m for m in self.channel_multiplier if self.base_channels * m % 32]
@@ -135,9 +142,8 @@ class JanusProConfig(PreTrainedConfig):
             tokenizer's files.
 
     Raises:
-        StrictDataclassClassValidationError: If sizes of the parts do not fit together (huggingface_hub's error for all
-            configs; its cause is a ValueError).
-        ValueError: If a config of another family is read (DeepSeek-VL and JanusFlow share the `model_type`).
+        ValueError: If sizes of the parts do not fit together, or a config of another family is read (DeepSeek-VL and
+            JanusFlow share the `model_type`).
     """
 
     model_type = "multi_modality"
@@ -157,6 +163,10 @@ class JanusProConfig(PreTrainedConfig):
         vq_config: dict | PreTrainedConfig | None = None
     image_token_id: int | None = None
     tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.validate_architecture()
 
     def validate_architecture(self) -> None:
         width = self.text_config.hidden_size

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +26,7 @@ from .modeling import JanusProForConditionalGeneration
 from .processing import JanusProProcessor
 
 
+_UPLOAD_ARGUMENTS = ("private", "token", "commit_message", "create_pr")
 _HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
@@ -113,7 +115,7 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
             ValueError, TypeError: If an argument is out of range or of the wrong kind.
             FloatingPointError: If the model's logits stop being finite.
         """
-        prompts = self._check_prompts(prompt)
+        prompts = _check_texts(prompt, "prompt")
         self._check_size(height, width)
         if num_images_per_prompt < 1 or batch_size < 1:
             raise ValueError(
@@ -127,7 +129,9 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
                 f"callback_on_step_end_tensor_inputs may name {list(self._callback_tensor_inputs)}, got "
                 f"{sorted(unknown)} besides."
             )
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else negative_prompt
+        negatives = None if negative_prompt is None else _check_texts(negative_prompt, "negative_prompt")
+        if isinstance(negative_prompt, str):
+            negatives = [negative_prompt] * len(prompts)
         if negatives is not None and len(negatives) != len(prompts):
             raise ValueError(
                 f"Expected one negative prompt, or one per prompt ({len(prompts)}), got {len(negatives)}."
@@ -138,15 +142,18 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
                 f"Expected one generator per picture: {len(prompts)} prompts x {num_images_per_prompt} = {total}, got "
                 f"{len(generator)}."
             )
-        if image_ids is not None and len(image_ids) != total:
-            raise ValueError(f"Expected image_ids with one row per picture ({total}), got {len(image_ids)}.")
+        if image_ids is not None and (image_ids.ndim != 2 or len(image_ids) != total):
+            raise ValueError(
+                f"Expected image_ids with one row of codes per picture ({total}), got shape {tuple(image_ids.shape)}."
+            )
 
         self._wake_model()
         rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         starts = range(0, total, batch_size)
         codes, pictures = [], []
         num_codes = self.model.config.vq_config.num_image_tokens
-        with self.progress_bar(total=num_codes * len(starts)) as progress:
+        num_given = 0 if image_ids is None else image_ids.shape[1]
+        with self.progress_bar(total=(num_codes - num_given) * len(starts)) as progress:
             for start in starts:
                 part = slice(start, start + batch_size)
                 inputs = self.processor.prepare_image_generation(
@@ -177,7 +184,8 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
     def decode(self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil") -> Any:
         """Codes `(N, P)` -> pictures, in the forms of `__call__`'s `output_type` ("pil", "np" or "pt")."""
         self._wake_model()
-        return self.processor.post_process_images(self.model.decode_image_ids(image_ids), output_type=output_type)
+        pixel_values = self.model.decode_image_ids(image_ids.to(self._execution_device))
+        return self.processor.post_process_images(pixel_values, output_type=output_type)
 
     def encode(self, images: Any) -> torch.Tensor:
         """Pictures (PIL, paths, URLs or arrays; one or a list) -> codes `(N, P)` int64: short side resized, centre
@@ -308,7 +316,13 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
 
         Raises:
             ValueError: If adapters are loaded: the folder would hold only them.
+            TypeError: If an argument is unknown, or is for the upload and there is none.
         """
+        if unknown := set(kwargs) - ({"repo_id", *_UPLOAD_ARGUMENTS} if push_to_hub else set()):
+            raise TypeError(
+                f"save_pretrained does not know {sorted(unknown)}"
+                + ("." if push_to_hub else "; repo_id and the like need push_to_hub=True.")
+            )
         if not safe_serialization:
             raise ValueError("Weights are written as safetensors only; leave safe_serialization at True.")
         if self.get_list_adapters():
@@ -325,7 +339,7 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         self.save_config(save_directory)
         model_card(self.model).save(os.path.join(save_directory, "README.md"))
         if push_to_hub:
-            self._upload(save_directory, **{"repo_id": os.path.basename(os.path.normpath(save_directory)), **kwargs})
+            self._upload(save_directory, **{"repo_id": Path(save_directory).resolve().name, **kwargs})
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Upload the pipeline with a model card.
@@ -337,7 +351,7 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         Returns:
             The commit's URL.
         """
-        hub = {k: kwargs.pop(k) for k in ("private", "token", "commit_message", "create_pr") if k in kwargs}
+        hub = {k: kwargs.pop(k) for k in _UPLOAD_ARGUMENTS if k in kwargs}
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
             return self._upload(folder, repo_id=repo_id, **hub)
@@ -385,14 +399,6 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
 
         return on_code
 
-    def _check_prompts(self, prompt: Any) -> list[str]:
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, (list, tuple)) or not all(isinstance(text, str) for text in prompts):
-            raise TypeError(f"prompt must be a string or a list of strings, got {type(prompt).__name__}.")
-        if not prompts:
-            raise ValueError("There is nothing to draw: the list of prompts is empty.")
-        return list(prompts)
-
     def _check_size(self, height: int | None, width: int | None) -> None:
         side = self.model.config.vq_config.image_size
         if height not in (None, side) or width not in (None, side):
@@ -401,6 +407,15 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
                 f"the number it was trained on), got height={height}, width={width}. Leave both out and resize the "
                 "result."
             )
+
+
+def _check_texts(texts: Any, name: str) -> list[str]:
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a string or a list of strings, got {type(texts).__name__}.")
+    if not texts:
+        raise ValueError(f"There is nothing to draw: the list given as {name} is empty.")
+    return list(texts)
 
 
 def _join(parts: list[Any]) -> Any:

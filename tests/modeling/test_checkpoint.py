@@ -1,4 +1,4 @@
-"""Saving and loading: both layouts, shards, `.bin` and safetensors, offloading, and transformers' own Janus as reader and writer."""
+"""Saving and loading: both layouts, shards, `.bin` and safetensors, offloading, and transformers' own Janus."""
 
 import json
 
@@ -257,13 +257,14 @@ def test_device_map_auto_splits_between_blocks_only(golden_checkpoint, golden_mo
     model = JanusProForConditionalGeneration.from_pretrained(
         golden_checkpoint,
         device_map="auto",
-        max_memory={"cpu": "1500KB"},
+        max_memory={"cpu": "3500KB"},  # less than the codec, the largest block, and the rest
         offload_folder=tmp_path,
         dtype=torch.float32,
     )
     placed = model.hf_device_map
     assert set(placed.values()) == {"cpu", "disk"}
-    assert not [name for name in placed if "vqmodel." in name or ".self_attn" in name or ".mlp" in name]
+    assert placed["model.vqmodel"] == "disk"  # in one piece
+    assert model._no_split_modules == {"JanusProVQModel", "JanusVisionEncoderLayer", "LlamaDecoderLayer"}
     with torch.no_grad():
         ids = golden["text.input_ids"]
         assert torch.equal(model(input_ids=ids).logits, golden_model(input_ids=ids).logits)

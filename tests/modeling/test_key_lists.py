@@ -1,4 +1,4 @@
-"""Every key of the released 1B and 7B maps both ways, on the meta device and through transformers' own loading and saving."""
+"""Every key of the released 1B and 7B maps both ways: on the meta device, by transformers' own loading and saving."""
 
 import json
 

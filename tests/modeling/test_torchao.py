@@ -45,8 +45,8 @@ def test_quantised_logits_are_close(quantised: JanusProForConditionalGeneration)
     with torch.no_grad():
         error = (quantised(input_ids=IDS).logits - exact(input_ids=IDS).logits).abs().max()
         spread = exact(input_ids=IDS).logits.std()
-    # Measured 0.10 where logits spread by 2.0: int8 rounds weights to 1/254 of each row's largest. Zero would mean that
-    # nothing was quantised, the spread itself that weights were lost.
+    # Measured 0.10 where logits spread by 2.0: int8 rounds weights to 1/254 of each row's largest. Zero would mean
+    # that nothing was quantised, the spread itself that weights were lost.
     assert 0 < error < 0.15 * spread
 
 

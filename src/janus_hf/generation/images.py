@@ -110,7 +110,7 @@ class ImageGenerationMixin:
         ids_RT, mask_RT = _check_prompts(input_ids, attention_mask, "input_ids")
         if guided and negative_input_ids is None:
             ids_RT, mask_RT = _with_unconditional_twins(ids_RT, mask_RT, self._pad_token_id(pad_token_id))
-        elif guided:
+        elif negative_input_ids is not None:
             ids_RT, mask_RT = _with_negative_prompts(
                 ids_RT, mask_RT, *_check_prompts(negative_input_ids, negative_attention_mask, "negative_input_ids")
             )

@@ -20,14 +20,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping, regist
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming, WeightTransform
 from transformers.utils import cached_file
 
+from ..configuration import MAX_ALIGNER_DEPTH
 from ..errors import CheckpointError
 
 
 # Present in the original files, used by no code path of the original: SigLIP's pooling head and the codec's usage
 # counter.
 STORED_BUT_UNUSED = (r"vision_model\.attn_pool\.", r"vqmodel\.quantize\.codebook_used$")
-
-MAX_ALIGNER_DEPTH = 8
 
 # (original name, ours without the leading "model."). General prefixes come before the names inside them: saving
 # applies the table backwards.
@@ -159,8 +158,8 @@ def check_local_files(
 ) -> None:
     """Raise a `CheckpointError` if a local checkpoint's index is unreadable, or a weight file is missing or cut short.
 
-    Only the files that `from_pretrained` will read are looked at, and of these only the tables of contents. Folders on the
-    Hub are checked by the download itself. Arguments as in `PreTrainedModel.from_pretrained`.
+    Only the files that `from_pretrained` will read are looked at, and of these only the tables of contents. Folders on
+    the Hub are checked by the download itself. Arguments as in `PreTrainedModel.from_pretrained`.
     """
     root = os.path.join(folder, subfolder)
     for name in _WEIGHT_FILES:

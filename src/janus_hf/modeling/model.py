@@ -94,9 +94,7 @@ class JanusProModel(JanusProPreTrainedModel):
         if self.config.image_token_id is not None and self.config.image_token_id >= num_text:
             is_code = is_code & (input_ids != self.config.image_token_id)
         text_embeds = self.get_input_embeddings()(input_ids.clamp(max=num_text - 1))
-        code_embeds = self.embed_image_ids(
-            (input_ids - num_text).clamp(min=0, max=self.config.vq_config.num_embeddings - 1)
-        )
+        code_embeds = self.embed_image_ids(torch.where(is_code, input_ids - num_text, 0))
         return torch.where(is_code.unsqueeze(-1), code_embeds.to(text_embeds.dtype), text_embeds)
 
     def _splice(
@@ -108,7 +106,7 @@ class JanusProModel(JanusProPreTrainedModel):
     ) -> Any:
         """Put aligned features `(M, P, D)` on the placeholders, in reading order; both counts must agree.
 
-        Not so once a prompt is cached: text generation may then feed any id, and assisted decoding copies placeholders.
+        Not so once a prompt is cached: text generation may then feed any id; assisted decoding copies placeholders.
         """
         if input_ids is None or self.config.image_token_id is None:
             if features is not None:

@@ -63,7 +63,8 @@ class JanusProPreTrainedModel(PreTrainedModel):
         Raises:
             CheckpointError: If keys are missing, unexpected or of the wrong shape, or a local shard or index is
                 broken. Weights are never left at random values.
-            ValueError: If the checkpoint is of another family, or `ignore_mismatched_sizes` or `weights_only=False` is
+            ValueError: If the checkpoint is of another family, the quantisation method cannot spare what must be
+                spared, or `ignore_mismatched_sizes` or `weights_only=False` is
                 asked for.
         """
         source = pretrained_model_name_or_path
@@ -156,6 +157,12 @@ def _skip_all_but_language_model(quantization_config: Any) -> Any:
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
     state = vars(quantization_config)
     fields = [name for name in _SKIP_FIELDS if name in state] or ["modules_to_not_convert"]
+    if "skip_modules" in state and state["skip_modules"] in (None, ["lm_head"]):
+        raise ValueError(
+            "HQQ compares whole layer names and not their paths, so it cannot be told to leave the vision tower, "
+            "codec and heads "
+            "alone. Use bitsandbytes, torchao or quanto, or name skip_modules yourself."
+        )
     if any(state.get(name) not in (None, [], ["lm_head"]) for name in fields):  # the last is some methods' default
         return quantization_config
     changed = copy.copy(quantization_config)

@@ -1,0 +1,1 @@
+"""Judging drawn pictures and given answers."""

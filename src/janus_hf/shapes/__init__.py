@@ -1,0 +1,26 @@
+"""The small world: coloured shapes on a board, what is said about them, and a detector that knows the truth."""
+
+from .detector import detect
+from .language import QUESTION_KINDS, TAGS, Drawing, Question, ask, make_drawing, random_scene
+from .scenes import COLORS, HELD_OUT, SHAPES, SIDE, Scene, Thing, picture, place, render
+
+
+__all__ = [
+    "COLORS",
+    "HELD_OUT",
+    "QUESTION_KINDS",
+    "SHAPES",
+    "SIDE",
+    "TAGS",
+    "Drawing",
+    "Question",
+    "Scene",
+    "Thing",
+    "ask",
+    "detect",
+    "make_drawing",
+    "picture",
+    "place",
+    "random_scene",
+    "render",
+]

@@ -63,6 +63,7 @@ class JanusProVisionConfig(JanusVisionConfig):
         self.validate_architecture()  # at once, so that a plain ValueError is raised; @strict would wrap it
 
     def validate_architecture(self) -> None:
+        """Raise a ValueError if sizes do not fit together."""
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"vision_config.image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})."
@@ -113,6 +114,7 @@ class JanusProVQConfig(JanusVQVAEConfig):
         return self.num_patches**2
 
     def validate_architecture(self) -> None:
+        """Raise a ValueError if sizes do not fit together."""
         if self.image_size != self.num_patches * self.downsampling:
             raise ValueError(
                 f"vq_config.image_size ({self.image_size}) must be a multiple of {self.downsampling}, the codec's "
@@ -169,6 +171,7 @@ class JanusProConfig(PreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
+        """Raise a ValueError if sizes do not fit together."""
         width = self.text_config.hidden_size
         for name, sub_config in (("vision_config", self.vision_config), ("vq_config", self.vq_config)):
             if sub_config.projection_dim != width:
@@ -186,6 +189,7 @@ class JanusProConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: Any, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As in `PreTrainedConfig`, brought to our own attribute names."""
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return read_schema(config_dict), kwargs
 

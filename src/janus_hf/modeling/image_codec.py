@@ -304,8 +304,8 @@ class JanusProVQModel(PreTrainedModel):
         # An offloaded codec lives on "meta"; its hooks move the inputs then.
         return tensor if self.device.type == "meta" else tensor.to(self.device)
 
-    def forward(self, pixel_values: torch.Tensor) -> JanusProVQOutput:
-        """Encode, quantise (straight-through gradient), decode, with the two losses that pull latents and codebook
+    def forward(self, pixel_values: torch.Tensor, image_ids: torch.Tensor | None = None) -> JanusProVQOutput:
+        """Encode, quantise (straight-through gradient), decode, with the two losses that pull codes and latents
         together.
 
         Losses are mean squared distances between unit vectors, as in vq_model.py: the codebook term moves the codes,
@@ -313,14 +313,19 @@ class JanusProVQModel(PreTrainedModel):
 
         Args:
             pixel_values: `(B, 3, S, S)` in [-1, 1].
+            image_ids: `(B, P)` codes to draw from and to be near to, instead of the nearest ones: a teacher's. The
+                reconstruction then does not depend on the encoder.
         """
         latents_BHWE = F.normalize(self.encode_latents(pixel_values).movedim(1, -1), dim=-1)
-        image_ids = self.quantize.nearest(latents_BHWE.detach().flatten(0, 2)).view(latents_BHWE.shape[:3])
-        codes_BHWE = self.quantize.lookup(image_ids)
-        straight_through = latents_BHWE + (codes_BHWE - latents_BHWE).detach()
+        taught = image_ids is not None
+        if image_ids is None:
+            image_ids = self.quantize.nearest(latents_BHWE.detach().flatten(0, 2)).view(len(latents_BHWE), -1)
+        codes_BHWE = self.quantize.lookup(image_ids).view_as(latents_BHWE)
+        drawn_BHWE = codes_BHWE if taught else latents_BHWE + (codes_BHWE - latents_BHWE).detach()
         return JanusProVQOutput(
-            pixel_values=self.decoder(self.post_quant_conv(straight_through.movedim(-1, 1).contiguous())),
-            image_ids=image_ids.flatten(1),
+            pixel_values=self.decoder(self.post_quant_conv(drawn_BHWE.movedim(-1, 1).contiguous())),
+            image_ids=image_ids,
+            latents=latents_BHWE.flatten(1, 2),
             codebook_loss=F.mse_loss(codes_BHWE, latents_BHWE.detach()),
             commitment_loss=self.config.commitment_cost * F.mse_loss(codes_BHWE.detach(), latents_BHWE),
         )

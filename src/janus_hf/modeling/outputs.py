@@ -44,6 +44,7 @@ class JanusProVQOutput(ModelOutput):
 
     pixel_values: torch.Tensor | None = None  # (B, 3, H, W), reconstruction in about [-1, 1]
     image_ids: torch.Tensor | None = None  # (B, P), int64
+    latents: torch.Tensor | None = None  # (B, P, E), the encoder's unit vectors before quantisation
     codebook_loss: torch.Tensor | None = None  # ()
     commitment_loss: torch.Tensor | None = None  # (), already weighted by `commitment_cost`
 

@@ -17,6 +17,7 @@ class VLChatProcessor(JanusProProcessor):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """A `JanusProProcessor`, whatever this class is called."""
         return JanusProProcessor.from_pretrained(*args, **kwargs)
 
 

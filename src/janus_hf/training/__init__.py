@@ -1,0 +1,43 @@
+"""Training: stages, trainer, recipes. Needs the `train` extra (trl, peft, datasets); `codec` and `stages` do not."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from .callbacks import SampleCallback
+    from .configs import JanusProSFTConfig
+    from .merge import merge_adapter
+    from .run import load_recipe, train
+    from .sft import JanusProSFTTrainer
+    from .stages import STAGES, apply_stage, lora_config
+
+_LAZY = {
+    "STAGES": "stages",
+    "JanusProSFTConfig": "configs",
+    "JanusProSFTTrainer": "sft",
+    "SampleCallback": "callbacks",
+    "apply_stage": "stages",
+    "load_recipe": "run",
+    "lora_config": "stages",
+    "merge_adapter": "merge",
+    "train": "run",
+}
+
+__all__ = [
+    "STAGES",
+    "JanusProSFTConfig",
+    "JanusProSFTTrainer",
+    "SampleCallback",
+    "apply_stage",
+    "load_recipe",
+    "lora_config",
+    "merge_adapter",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

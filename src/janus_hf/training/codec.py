@@ -1,0 +1,249 @@
+"""Training the image codec: the VQ objective of the original's tokenizer, with what keeps small codebooks alive.
+
+The released codec stays frozen in every stage of Janus-Pro. A world of its own needs a codec of its own: this is the
+trainer for it.
+
+Two ways to learn the codes:
+
+* by itself: reconstruction, codebook and commitment losses (as in LlamaGen, whose tokenizer Janus uses), starting from
+  k-means over the encoder's own outputs, with codes that fall out of use restarted from badly reconstructed places
+  during the first part of training;
+* from a teacher: where pictures are made of few distinct patches, k-means over raw pixel patches already names them
+  perfectly. The encoder then learns to give every place its teacher's code (a classification), the decoder to draw the
+  codes; neither can collapse.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate.utils import broadcast
+from transformers import Trainer, TrainingArguments
+
+from ..modeling import JanusProVQModel
+
+
+Hook = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (reconstruction, target), both (B, 3, S, S) -> scalar
+
+
+@dataclass
+class CodecTrainingArguments(TrainingArguments):
+    """transformers' training arguments, and the codec's own.
+
+    Raises:
+        ValueError: If a weight is negative or the restart settings are out of range.
+    """
+
+    l1_weight: float = field(default=1.0, metadata={"help": "Weight of the mean absolute pixel error."})
+    l2_weight: float = field(default=1.0, metadata={"help": "Weight of the mean squared pixel error."})
+    codebook_weight: float = field(default=1.0, metadata={"help": "Weight of the codebook and commitment losses."})
+    perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual hook, if one is given."})
+    adversarial_weight: float = field(default=0.5, metadata={"help": "Weight of the adversarial hook, if given."})
+    adversarial_start: int = field(default=0, metadata={"help": "Step from which the adversarial hook counts."})
+    restart_every: int = field(default=50, metadata={"help": "Restart unused codes every so many steps; 0 never."})
+    restart_until: float = field(default=0.33, metadata={"help": "Share of the training during which codes restart."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        weights = ("l1_weight", "l2_weight", "codebook_weight", "perceptual_weight", "adversarial_weight")
+        for name in weights:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+        if self.restart_every < 0 or not 0 <= self.restart_until <= 1:
+            raise ValueError(
+                f"restart_every must be 0 or more and restart_until in [0, 1], got {self.restart_every} and "
+                f"{self.restart_until}."
+            )
+
+
+class PatchTeacher:
+    """Names every patch of a picture by the nearest of `K` centres of raw pixel patches.
+
+    Args:
+        centres: `(K, 3 * f * f)` float32, pixel patches in [-1, 1].
+        patch_size: `f`, the codec's downsampling.
+    """
+
+    def __init__(self, centres: torch.Tensor, patch_size: int) -> None:
+        self.centres = centres
+        self.patch_size = patch_size
+
+    @classmethod
+    def fit(cls, pixel_values: torch.Tensor, num_codes: int, patch_size: int, *, seed: int = 0) -> "PatchTeacher":
+        """K-means over the distinct patches of `(B, 3, S, S)` pictures; fewer distinct patches than codes give one
+        centre each.
+        """
+        patches = torch.unique(_patches(pixel_values, patch_size), dim=0)
+        return cls(patches if len(patches) <= num_codes else kmeans(patches, num_codes, seed=seed), patch_size)
+
+    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`(B, 3, S, S)` in [-1, 1] -> ids `(B, P)` int64, row by row."""
+        patches = _patches(pixel_values, self.patch_size)
+        return torch.cdist(patches, self.centres.to(patches)).argmin(dim=-1).view(len(pixel_values), -1)
+
+    def codebook(self, num_codes: int, width: int, *, seed: int = 0, steps: int = 60) -> torch.Tensor:
+        """`(num_codes, width)` unit vectors for the centres: alike patches stay near each other, none too near to tell
+        apart.
+
+        The centres' principal components, whitened and put on the sphere, then pushed apart for a few steps; codes
+        without a centre are placed at random.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        centred = self.centres - self.centres.mean(dim=0)
+        directions = torch.linalg.svd(centred, full_matrices=False).Vh[:width]
+        components = centred @ directions.T
+        components = F.pad(components / components.std(dim=0).clamp(min=1e-6), (0, width - components.shape[1]))
+        spare = torch.randn(num_codes - len(components), width, generator=generator)
+        vectors = F.normalize(torch.cat([components, spare]) + 1e-4, dim=-1).requires_grad_()
+        optimizer = torch.optim.Adam([vectors], lr=0.01)
+        itself = 2 * torch.eye(num_codes)
+        for _ in range(steps):
+            unit = F.normalize(vectors, dim=-1)
+            crowding = (12 * (unit @ unit.T - itself)).logsumexp(dim=-1).mean()
+            optimizer.zero_grad()
+            crowding.backward()
+            optimizer.step()
+        return F.normalize(vectors.detach(), dim=-1)
+
+
+def _patches(pixel_values: torch.Tensor, size: int) -> torch.Tensor:
+    """`(B, 3, S, S)` -> `(B * (S / size) ** 2, 3 * size * size)`, row by row."""
+    return F.unfold(pixel_values, size, stride=size).transpose(1, 2).flatten(0, 1)
+
+
+def kmeans(points: torch.Tensor, num_centres: int, *, iterations: int = 30, seed: int = 0) -> torch.Tensor:
+    """Lloyd's algorithm from a k-means++ start: `(N, D)` -> `(num_centres, D)`.
+
+    Raises:
+        ValueError: If there are fewer points than centres.
+    """
+    if len(points) < num_centres:
+        raise ValueError(f"k-means needs at least as many points as centres, got {len(points)} and {num_centres}.")
+    generator = torch.Generator().manual_seed(seed)
+    chosen = [int(torch.randint(len(points), (1,), generator=generator))]
+    distance = torch.cdist(points, points[chosen]).squeeze(1).square()
+    for _ in range(num_centres - 1):
+        weights = distance if distance.sum() > 0 else torch.ones_like(distance)
+        chosen.append(int(torch.multinomial(weights.cpu(), 1, generator=generator)))
+        distance = torch.minimum(distance, torch.cdist(points, points[chosen[-1:]]).squeeze(1).square())
+    centres = points[chosen].clone()
+    for _ in range(iterations):
+        nearest = torch.cdist(points, centres).argmin(dim=-1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, points)
+        counts = nearest.bincount(minlength=num_centres).unsqueeze(-1)
+        moved = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+        if torch.equal(moved, centres):
+            break
+        centres = moved
+    return centres
+
+
+@torch.no_grad()
+def initialise_codebook(model: JanusProVQModel, batches: Iterable[torch.Tensor], *, seed: int = 0) -> None:
+    """Set the codebook to k-means centres of the encoder's own (unit) latents, so that training starts with every code
+    in use.
+
+    Args:
+        model: The codec.
+        batches: Pictures `(B, 3, S, S)` in [-1, 1]; together at least as many latents as codes.
+    """
+    latents = [F.normalize(model.encode_latents(batch).movedim(1, -1).flatten(0, 2), dim=-1) for batch in batches]
+    centres = kmeans(torch.cat(latents).float(), model.config.num_embeddings, seed=seed)
+    model.quantize.embedding.weight.copy_(F.normalize(centres, dim=-1))
+
+
+class CodecTrainer(Trainer):
+    """transformers' `Trainer` on a `JanusProVQModel`; rows of the dataset are `{"pixel_values": (3, S, S)}` in [-1,
+    1].
+
+    Args:
+        teacher: Names the codes (see the module); None learns them.
+        perceptual: Optional extra loss on reconstruction and target, such as LPIPS.
+        adversarial: Optional generator loss of a discriminator the caller trains.
+        temperature: Of the classification against a teacher: logits are cosines divided by it.
+        args, train_dataset, ...: As in `Trainer`, with `CodecTrainingArguments`.
+    """
+
+    args: CodecTrainingArguments
+
+    def __init__(
+        self,
+        model: JanusProVQModel,
+        *,
+        teacher: PatchTeacher | None = None,
+        perceptual: Hook | None = None,
+        adversarial: Hook | None = None,
+        temperature: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, **kwargs)
+        self.model_accepts_loss_kwargs = False
+        self.teacher, self.perceptual, self.adversarial = teacher, perceptual, adversarial
+        self.temperature = temperature
+        self.sums: dict[str, float] = {}
+        self.usage = torch.zeros(model.config.num_embeddings, dtype=torch.long)
+        if teacher is not None:
+            codes = teacher.codebook(model.config.num_embeddings, model.config.embed_dim, seed=self.args.seed)
+            model.quantize.embedding.weight.data.copy_(codes)
+            model.quantize.embedding.requires_grad_(False)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The weighted sum of the parts that the arguments name; each part is logged."""
+        pixel_values = inputs["pixel_values"]
+        if self.teacher is None:
+            output = model(pixel_values)
+            reconstruction = output.pixel_values
+            losses = {"codebook": self.args.codebook_weight * (output.codebook_loss + output.commitment_loss)}
+            self._restart_unused_codes(model, pixel_values, output)
+        else:
+            ids = self.teacher(pixel_values)
+            output = model(pixel_values, image_ids=ids)
+            reconstruction = output.pixel_values
+            codebook = self.accelerator.unwrap_model(model).quantize.codebook(pixel_values.device)
+            cosines = output.latents.flatten(0, 1) @ codebook.T
+            losses = {"codes": F.cross_entropy(cosines / self.temperature, ids.flatten())}
+        losses["l1"] = self.args.l1_weight * F.l1_loss(reconstruction, pixel_values)
+        losses["l2"] = self.args.l2_weight * F.mse_loss(reconstruction, pixel_values)
+        if self.perceptual is not None:
+            losses["perceptual"] = self.args.perceptual_weight * self.perceptual(reconstruction, pixel_values)
+        if self.adversarial is not None and self.state.global_step >= self.args.adversarial_start:
+            losses["adversarial"] = self.args.adversarial_weight * self.adversarial(reconstruction, pixel_values)
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.item()
+        self.sums["batches"] = self.sums.get("batches", 0.0) + 1
+        loss = torch.stack(list(losses.values())).sum()
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the mean of each part of the loss since the last log."""
+        if batches := self.sums.pop("batches", 0.0):
+            logs = logs | {f"{name}_loss": round(value / batches, 6) for name, value in self.sums.items()}
+            self.sums = {}
+        super().log(logs, *args, **kwargs)
+
+    @torch.no_grad()
+    def _restart_unused_codes(self, model: Any, pixel_values: torch.Tensor, output: Any) -> None:
+        """Give codes that nothing chose for a while to the places that are drawn worst.
+
+        Early only: later it would split what is common (a plain background) into many codes for the same thing.
+        """
+        every, step = self.args.restart_every, self.state.global_step
+        self.usage += output.image_ids.flatten().bincount(minlength=len(self.usage)).cpu()
+        if not every or (step + 1) % every or step >= self.args.restart_until * self.state.max_steps:
+            return
+        codec = self.accelerator.unwrap_model(model)
+        unused = (self.accelerator.reduce(self.usage.to(pixel_values.device)) == 0).nonzero().squeeze(-1)
+        grid = codec.config.num_patches
+        error = F.adaptive_avg_pool2d((output.pixel_values - pixel_values).square().mean(dim=1, keepdim=True), grid)
+        worst = error.flatten().topk(min(len(unused), error.numel())).indices
+        table = codec.quantize.embedding.weight
+        table[unused[: len(worst)]] = output.latents.flatten(0, 1)[worst].to(table)
+        broadcast(table.data)  # every rank takes the first one's choice
+        self.usage.zero_()
+
+
+__all__ = ["CodecTrainer", "CodecTrainingArguments", "PatchTeacher", "initialise_codebook", "kmeans"]

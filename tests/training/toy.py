@@ -1,0 +1,139 @@
+"""A little world for trainer tests: rows of documents and a collator that keep the data package's batch contract.
+
+Runs on the embedded tiny checkpoint, whose processor comes with it. Also imported by the two-rank test's script.
+"""
+
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
+from janus_hf.assets import DEFAULT_MODEL
+from janus_hf.training import JanusProSFTConfig, JanusProSFTTrainer
+
+
+TEXT, UNDERSTANDING, DRAWING = range(3)
+
+
+def load_model(seed: int = 0) -> JanusProForConditionalGeneration:
+    """The embedded model's architecture with larger random weights in float32, so that every path matters."""
+    config = JanusProForConditionalGeneration.config_class.from_pretrained(DEFAULT_MODEL)
+    for part in (config.text_config, config.vision_config, config.vq_config):
+        part.initializer_range = 0.1
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = JanusProForConditionalGeneration(config).float()
+    processor = load_processor()
+    model.config.image_token_id = processor.image_token_id
+    model.generation_config.pad_token_id = processor.pad_token_id
+    model.generation_config.eos_token_id = processor.eos_token_id
+    return model
+
+
+def load_processor() -> JanusProProcessor:
+    return JanusProProcessor.from_pretrained(DEFAULT_MODEL)
+
+
+def document(kind: int, seed: int, config: Any) -> dict[str, Any]:
+    """One random document of a kind. The first label is -100, as are prompts."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def words(count: int) -> list[int]:
+        return torch.randint(5, 300, (count,), generator=generator).tolist()
+
+    vq, tower = config.vq_config, config.vision_config
+    prompt = words(3 + seed % 4)
+    pixel_values = None
+    if kind == DRAWING:
+        codes = torch.randint(0, vq.num_embeddings, (vq.num_image_tokens,), generator=generator)
+        answer = (codes + config.text_config.vocab_size).tolist()
+    else:
+        answer = words(4 + seed % 3)
+    if kind == UNDERSTANDING:
+        prompt = [prompt[0], *[config.image_token_id] * tower.num_image_tokens, *prompt[1:]]
+        pixel_values = torch.rand(1, 3, tower.image_size, tower.image_size, generator=generator) * 2 - 1
+    ids = [1, *prompt, *answer]
+    labels = [-100] * (1 + len(prompt)) + answer
+    return {"kind": kind, "input_ids": ids, "labels": labels, "pixel_values": pixel_values}
+
+
+class Packs(Dataset):
+    """Rows of one or more documents: `kinds` repeat over the documents, `per_row` of them make a row."""
+
+    def __init__(self, config: Any, *, rows: int, kinds: tuple[int, ...], per_row: int = 1, plan_hash: str = "a"):
+        self.config, self.rows, self.kinds, self.per_row, self.plan_hash = config, rows, kinds, per_row, plan_hash
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, row: int) -> list[dict[str, Any]]:
+        numbers = range(row * self.per_row, (row + 1) * self.per_row)
+        return [document(self.kinds[i % len(self.kinds)], i, self.config) for i in numbers]
+
+
+def collate(rows: list[list[dict[str, Any]]], *, with_tasks: bool = True) -> dict[str, torch.Tensor]:
+    """Rows -> a batch of the contract; padding is one more document without labels."""
+    length = max(sum(len(part["input_ids"]) for part in row) for row in rows)
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": [], "task_ids": []}
+    for row in rows:
+        filled = sum(len(part["input_ids"]) for part in row)
+        pad = {"kind": 0, "input_ids": [0] * (length - filled), "labels": [-100] * (length - filled)}
+        parts = [*row, pad]
+        columns["input_ids"].append([i for part in parts for i in part["input_ids"]])
+        columns["labels"].append([i for part in parts for i in part["labels"]])
+        columns["position_ids"].append([i for part in parts for i in range(len(part["input_ids"]))])
+        columns["task_ids"].append([part["kind"] for part in parts for _ in part["input_ids"]])
+    batch = {name: torch.tensor(values) for name, values in columns.items()}
+    pictures = [part["pixel_values"] for row in rows for part in row if part["pixel_values"] is not None]
+    if pictures:
+        batch["pixel_values"] = torch.cat(pictures)
+    if not with_tasks:
+        del batch["task_ids"]
+    return batch
+
+
+def config_for(folder: Any, stage: str = "stage3", **fields: Any) -> JanusProSFTConfig:
+    """Ten logged steps, without touching the network or the disk more than needed."""
+    defaults = {
+        "max_steps": 6,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 6,
+        "learning_rate": 1e-3,
+        "save_strategy": "no",
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "gradient_checkpointing": False,
+        "max_length": 256,
+    }
+    return JanusProSFTConfig(output_dir=str(folder), stage=stage, **{**defaults, **fields})
+
+
+def trainer_for(
+    args: JanusProSFTConfig,
+    *,
+    model: Any = None,
+    kinds: tuple[int, ...] = (DRAWING, UNDERSTANDING, TEXT),
+    per_row: int = 1,
+    rows: int = 60,
+    plan_hash: str = "a",
+    **kwargs: Any,
+) -> JanusProSFTTrainer:
+    model = model if model is not None else load_model()
+    torch.manual_seed(0)
+    return JanusProSFTTrainer(
+        model,
+        args,
+        train_dataset=Packs(model.config, rows=rows, kinds=kinds, per_row=per_row),
+        data_collator=kwargs.pop("data_collator", collate),
+        processing_class=load_processor(),
+        facts={"plan_hash": plan_hash},
+        **kwargs,
+    )
+
+
+def trajectory(trainer: JanusProSFTTrainer) -> list[tuple[float, ...]]:
+    """`(loss, grad_norm, text_loss, image_loss)` of every logged step."""
+    names = ("loss", "grad_norm", "text_loss", "image_loss")
+    return [tuple(log[name] for name in names) for log in trainer.state.log_history if "loss" in log]

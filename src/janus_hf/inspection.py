@@ -62,13 +62,14 @@ def inspect_checkpoint(source: Any, **hub_kwargs: Any) -> CheckpointInfo:
         hub_kwargs: `revision`, `token`, `cache_dir`, ...
 
     Raises:
-        ValueError: If it is of another family.
+        ValueError: If it is of another family, or no checkpoint.
     """
     raw, _ = PreTrainedConfig.get_config_dict(source, **hub_kwargs)
-    if raw.get("model_type") not in ("multi_modality", "janus"):
+    family = raw.get("model_type")
+    if family not in ("multi_modality", "janus"):
+        found = f"is a {family!r} checkpoint" if family else "has no config.json that names a model_type"
         raise ValueError(
-            f"{str(source)!r} is a {raw.get('model_type')!r} checkpoint; expected Janus or Janus-Pro (model_type "
-            "'multi_modality' or 'janus')."
+            f"{str(source)!r} {found}; expected Janus or Janus-Pro (model_type 'multi_modality' or 'janus')."
         )
     config = JanusProConfig.from_dict(read_schema(raw))
     with torch.device("meta"):
@@ -85,7 +86,7 @@ def inspect_checkpoint(source: Any, **hub_kwargs: Any) -> CheckpointInfo:
     rows, positions = 2, 50 + vq.num_image_tokens
     return CheckpointInfo(
         family=_KNOWN.get((text.num_hidden_layers, text.hidden_size), "Janus-Pro architecture, of no released size"),
-        layout="transformers" if raw["model_type"] == "janus" else "original",
+        layout="transformers" if family == "janus" else "original",
         dtype=str(dtype).removeprefix("torch."),
         parameters=counts,
         weight_bytes=sum(counts.values()) * dtype.itemsize,

@@ -282,6 +282,7 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
 
         Raises:
             CheckpointError: If the weights are not exactly the model's.
+            ValueError: If `model` is given together with arguments that load one.
         """
         if torch_dtype is not None:
             kwargs.setdefault("dtype", torch_dtype)
@@ -290,6 +291,8 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
             processor = JanusProProcessor.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
         if model is None:
             model = JanusProForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        elif ignored := sorted(kwargs.keys() - hub_arguments.keys()):
+            raise ValueError(f"{', '.join(ignored)} would load a model, but one is given: pass either, not both.")
         if model.config.image_token_id is None:
             model.config.image_token_id = processor.image_token_id
         return cls(model=model, processor=processor)

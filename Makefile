@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "janus_hf needs Python 3.11 or newer: make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q torch -c constraints.txt
-	$(BIN)/python -m pip install -q -e '.[dev]' -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[dev,train]' -c constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## ask about a photograph and draw a prompt with the embedded model
@@ -28,7 +28,7 @@ test: $(STAMP)  ## the test-suite without slow tests
 	$(PYTEST) -m 'not slow and not gpu and not hub'
 
 test-slow: $(STAMP)  ## the slow tests
-	$(BIN)/python -m pip install -q -e '.[dev,quant]' -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[dev,train,quant]' -c constraints.txt
 	$(PYTEST) -m 'slow and not gpu and not hub'
 
 lint: $(STAMP)  ## ruff, without changing anything

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = make_parser().parse_args(argv)
     try:
         arguments.handler(arguments)
-    except (ValueError, OSError, FloatingPointError, ImportError) as error:  # ImportError: --lora without peft
+    except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:  # ImportError: an extra lacks
         print(f"janus-hf {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -83,6 +83,42 @@ def make_parser() -> argparse.ArgumentParser:
     info.add_argument("source", nargs="?", help="repository id or folder (default: the embedded model)")
     info.add_argument("--revision")
     info.set_defaults(handler=_info)
+
+    prepare = commands.add_parser("prepare", help="turn pictures and conversations into training shards")
+    prepare.add_argument("source", nargs="+", help="folder, file or dataset id; name=SOURCE to name its output folder")
+    prepare.add_argument("-o", "--output", type=Path, required=True, help="folder for one sub-folder per source")
+    prepare.add_argument("--task", choices=("text", "understanding", "drawing"), help="(default: by the columns)")
+    prepare.add_argument("--adapter", help="how to read the columns (default: by their names)")
+    prepare.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    prepare.add_argument("--max-length", type=int, help="longer rows are skipped and counted")
+    prepare.add_argument("--batch-size", type=int, default=32, help="pictures encoded at the same time")
+    prepare.add_argument("--num-shards", type=int, help="files per source")
+    _add_model_arguments(prepare)
+    prepare.set_defaults(handler=_prepare)
+
+    train = commands.add_parser("train", help="train a recipe; under accelerate launch: -m janus_hf.train")
+    train.add_argument("recipe", help="YAML file")
+    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the recipe")
+    train.set_defaults(handler=_train)
+
+    merge = commands.add_parser("merge", help="merge an adapter into its base, verified by reloading")
+    merge.add_argument("adapter", help="folder or repository")
+    merge.add_argument("destination", type=Path, help="new folder")
+    merge.add_argument("--base", help="folder or repository of the base (default: the one the adapter names)")
+    merge.add_argument("--layout", choices=("original", "transformers"), default="original")
+    merge.set_defaults(handler=_merge)
+
+    evaluate = commands.add_parser("eval", help="measure how well a model draws and answers")
+    benchmarks = evaluate.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    shapes = benchmarks.add_parser("shapes", help="the small world: exact, offline")
+    shapes.add_argument("--prompts-per-tag", type=int, default=100, help="fresh prompts for each of the six tags")
+    shapes.add_argument("--images-per-prompt", type=int, default=4)
+    shapes.add_argument("--questions", type=int, default=600, help="fresh questions in all")
+    shapes.add_argument("--guidance-scale", type=float, default=1.0, help="small models draw best at 1 to 2")
+    shapes.add_argument("--seed", type=int, default=0)
+    shapes.add_argument("--batch-size", type=int, default=64)
+    _add_model_arguments(shapes)
+    shapes.set_defaults(handler=_eval_shapes)
     return parser
 
 
@@ -262,6 +298,57 @@ def _info(arguments: argparse.Namespace) -> None:
 
     kwargs = {"revision": arguments.revision} if arguments.revision else {}
     print(inspect_checkpoint(arguments.source or DEFAULT_MODEL, **kwargs))
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    from janus_hf.data import prepare_mixture
+
+    sources = {}
+    for source in arguments.source:
+        name, equals, path = source.partition("=")
+        sources[name if equals else Path(source).stem] = path if equals else source
+    if len(sources) != len(arguments.source):
+        raise ValueError("Two sources would share an output folder: name them, name=SOURCE.")
+    pipe = _load_pipeline(arguments)
+    options = {
+        key: getattr(arguments, key) for key in ("task", "adapter", "split", "max_length", "batch_size", "num_shards")
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    prepared = prepare_mixture(sources, arguments.output, pipe.model, pipe.processor, **given)
+    for name, dataset in prepared.items():
+        if dataset is None:
+            print(f"{arguments.output / name}: this process is done, others still have shards to write")
+        else:
+            skipped = dataset.meta["skipped"] or "none"
+            print(f"{arguments.output / name}: {dataset.meta['num_rows']} rows, skipped: {skipped}")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from janus_hf.training.run import train
+
+    train(arguments.recipe, arguments.overrides, report=lambda line: print(line, file=sys.stderr))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    from janus_hf.training.merge import merge_adapter
+
+    folder = merge_adapter(arguments.adapter, arguments.destination, base=arguments.base, layout=arguments.layout)
+    print(f"{folder}: {arguments.layout} layout, reloaded and equal")
+
+
+def _eval_shapes(arguments: argparse.Namespace) -> None:
+    from janus_hf.evaluation.shapes import evaluate_shapes
+
+    report = evaluate_shapes(
+        _load_pipeline(arguments),
+        prompts_per_tag=arguments.prompts_per_tag,
+        images_per_prompt=arguments.images_per_prompt,
+        questions=arguments.questions,
+        guidance_scale=arguments.guidance_scale,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+    )
+    print(report.to_markdown())
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 Runs on the embedded tiny checkpoint, whose processor comes with it. Also imported by the two-rank test's script.
 """
 
+import copy
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +20,11 @@ TEXT, UNDERSTANDING, DRAWING = range(3)
 
 def load_model(seed: int = 0) -> JanusProForConditionalGeneration:
     """The embedded model's architecture with larger random weights in float32, so that every path matters."""
+    return copy.deepcopy(_model(seed))
+
+
+@cache
+def _model(seed: int) -> JanusProForConditionalGeneration:
     config = JanusProForConditionalGeneration.config_class.from_pretrained(DEFAULT_MODEL)
     for part in (config.text_config, config.vision_config, config.vq_config):
         part.initializer_range = 0.1
@@ -31,6 +38,7 @@ def load_model(seed: int = 0) -> JanusProForConditionalGeneration:
     return model
 
 
+@cache
 def load_processor() -> JanusProProcessor:
     return JanusProProcessor.from_pretrained(DEFAULT_MODEL)
 
@@ -104,7 +112,7 @@ def config_for(folder: Any, stage: str = "stage3", **fields: Any) -> JanusProSFT
         "report_to": "none",
         "use_cpu": True,
         "disable_tqdm": True,
-        "gradient_checkpointing": False,
+        "activation_checkpointing": False,
         "max_length": 256,
     }
     return JanusProSFTConfig(output_dir=str(folder), stage=stage, **{**defaults, **fields})

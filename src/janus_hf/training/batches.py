@@ -8,9 +8,10 @@ import torch
 def with_dummy_picture(batch: dict[str, Any], config: Any) -> dict[str, Any]:
     """The batch with one more document: a grey picture that nothing attends to and no label is computed from.
 
-    A batch without pictures would leave the tower and its aligner without gradients: ranks that have pictures would wait
-    for those that have none, and Adam, which skips parameters without a gradient but keeps moving those whose gradient
-    is zero, would take another path than with the same rows in one batch. With the dummy their gradients are zero.
+    A batch without pictures would leave the tower and its aligner without gradients: ranks that have pictures would
+    wait for those that have none, and Adam, which skips parameters without a gradient but keeps moving those whose
+    gradient is zero, would take another path than with the same rows in one batch. With the dummy their gradients are
+    zero. `janus_hf.data`'s collator adds one itself; this is for other collators.
 
     Args:
         batch: `input_ids`, `labels`, `position_ids` `(B, T)` and no `pixel_values`; not modified.
@@ -20,13 +21,15 @@ def with_dummy_picture(batch: dict[str, Any], config: Any) -> dict[str, Any]:
         The batch with `P` more columns, placeholders in the first row, and `pixel_values (1, 3, S, S)`.
 
     Raises:
-        ValueError: If it would exceed the context, or the batch is padded by a mask instead of packed.
+        ValueError: If it would exceed the context, or the batch is not packed by positions alone.
     """
     if batch.get("attention_mask") is not None or batch.get("position_ids") is None:
         raise ValueError(
-            "Batches for training have position_ids that restart at every document and no attention_mask: with a mask, "
-            "transformers lets documents of one row attend to each other."
+            "Batches for training have position_ids that restart at every document and no attention_mask: with a "
+            "mask, transformers lets documents of one row attend to each other."
         )
+    if "cu_seq_lens_q" in batch:
+        raise ValueError("A batch with the arguments of variable-length attention must bring a picture itself.")
     num_slots, size = config.vision_config.num_image_tokens, config.vision_config.image_size
     rows, length = batch["input_ids"].shape
     if length + num_slots > (limit := config.text_config.max_position_embeddings):

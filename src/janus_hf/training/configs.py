@@ -1,7 +1,7 @@
 """`JanusProSFTConfig`: TRL's `SFTConfig` with the paper's defaults, plus what is ours.
 
-`max_length` is the context that packs are filled to; the data package reads it. The options of TRL that prepare data or
-choose a loss are refused, because neither is TRL's here.
+`max_length` is the context that packs are filled to; the data package reads it. The options of TRL that prepare data
+or choose a loss are refused, because neither is TRL's here.
 """
 
 from dataclasses import dataclass, field
@@ -31,8 +31,7 @@ _NOT_OURS = {
 
 
 def _option(default: Any, help: str) -> Any:
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    """A field with its doc line."""
     return field(default=default, metadata={"help": help})
 
 
@@ -40,8 +39,9 @@ def _option(default: Any, help: str) -> Any:
 class JanusProSFTConfig(SFTConfig):
     """Everything about a training run except the model and the data.
 
-    Fields of TRL and transformers keep their names. Their defaults are the paper's where it states one: AdamW with betas
-    0.9 and 0.95, no weight decay, gradients clipped at 1, constant learning rate after the warm-up, context 4096.
+    Fields of TRL and transformers keep their names. Their defaults are the paper's where it states one: AdamW with
+    betas 0.9 and 0.95, no weight decay, gradients clipped at 1, constant learning rate after the warm-up, context
+    4096.
 
     Raises:
         ValueError: If a value is out of range, options contradict each other, or an option of TRL is set that has no
@@ -55,7 +55,9 @@ class JanusProSFTConfig(SFTConfig):
     caption_drop: float = _option(
         0.1, "Share of drawing prompts replaced by the unconditional prompt, which guidance needs."
     )
-    ratios: dict[str, float] = _option({}, "Source -> its share of the rows, for the card; filled in from the recipe.")
+    ratios: dict[str, float] = field(
+        default_factory=dict, metadata={"help": "Source -> its share of the rows, for the card; set by the recipe."}
+    )
 
     lora_r: int = _option(16, "Rank of the adapters.")
     lora_alpha: float = _option(32.0, "Adapters are scaled by lora_alpha / lora_r.")
@@ -65,6 +67,7 @@ class JanusProSFTConfig(SFTConfig):
         None, "Regular expression over whole module names; the default is every projection of the language model."
     )
 
+    gradient_accumulation_steps: int = _option(1, "Micro-batches per optimiser step; see total_batch_size.")
     total_batch_size: int | None = _option(
         None, "Packs per optimiser step over all processes; sets gradient_accumulation_steps."
     )
@@ -74,9 +77,10 @@ class JanusProSFTConfig(SFTConfig):
     save_layout: str = _option("original", "Layout of saved weights: original or transformers.")
 
     sample_steps: int = _option(0, "Draw and answer every so many steps; 0 never.")
-    sample_prompts: list[str] = _option([], "What to draw.")
-    sample_questions: list[dict[str, str]] = _option(
-        [], "What to answer: each a question, and an image's path if it is about one."
+    sample_prompts: list[str] = field(default_factory=list, metadata={"help": "What to draw."})
+    sample_questions: list[dict[str, str]] = field(
+        default_factory=list,
+        metadata={"help": "What to answer: each a question, and an image's path if it is about one."},
     )
     sample_guidance_scale: float = _option(5.0, "Guidance of the sampled pictures.")
     sample_max_new_tokens: int = _option(64, "Longest answer.")
@@ -89,6 +93,10 @@ class JanusProSFTConfig(SFTConfig):
     weight_decay: float = _option(0.0, "Weight decay.")
     max_grad_norm: float = _option(1.0, "Gradients are clipped at this norm.")
     max_length: int | None = _option(4096, "Context that packs are filled to.")
+    activation_checkpointing: bool | None = _option(
+        True, "Compute activations again in the backward pass instead of keeping them."
+    )
+    gradient_checkpointing: bool | None = _option(None, "transformers' old name; use activation_checkpointing.")  # type: ignore[assignment]
     bf16: bool | None = _option(None, "Autocast to bfloat16; null: if the accelerator can.")
     train_sampling_strategy: str = _option("sequential", "The plan is shuffled already; random would lose its ratios.")
     remove_unused_columns: bool = _option(False, "Must stay false.")
@@ -104,7 +112,7 @@ class JanusProSFTConfig(SFTConfig):
             self.learning_rate = stage.learning_rate
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
-        self.dataset_kwargs = {**(self.dataset_kwargs or {}), "skip_prepare_dataset": True}
+        self.dataset_kwargs = {"skip_prepare_dataset": True}
         self._check_options_of_trl()
         self._check_ranges()
         self._check_lora(stage.lora)
@@ -150,9 +158,9 @@ class JanusProSFTConfig(SFTConfig):
     def _check_processes(self) -> None:
         if self.num_processes is not None and self.num_processes != self.world_size:
             raise ValueError(
-                f"num_processes={self.num_processes} was asked for and {self.world_size} is running. On machines without "
-                "GPUs start with `accelerate launch --multi_gpu --num_processes N` and use_cpu=true: `--cpu` silently "
-                "starts one process."
+                f"num_processes={self.num_processes} was asked for and {self.world_size} is running. On machines "
+                "without GPUs start with `accelerate launch --multi_gpu --num_processes N` and use_cpu=true: `--cpu` "
+                "silently starts one process."
             )
         if self.total_batch_size is None:
             return
@@ -166,7 +174,8 @@ class JanusProSFTConfig(SFTConfig):
         if self.gradient_accumulation_steps not in (1, steps):
             raise ValueError(
                 f"total_batch_size={self.total_batch_size} means {steps} accumulation steps on {self.world_size} "
-                f"processes; gradient_accumulation_steps={self.gradient_accumulation_steps} contradicts it. Leave it out."
+                f"processes; gradient_accumulation_steps={self.gradient_accumulation_steps} contradicts it. Leave it "
+                "out."
             )
         self.gradient_accumulation_steps = steps
 

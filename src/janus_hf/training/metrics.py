@@ -8,18 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..data.schema import TASKS
 from ..modeling.outputs import JanusProCausalLMOutput
-
-
-TASKS = ("text", "understanding", "drawing")
 
 
 class LossRecord:
     """Sums of losses and label counts since the last log, kept on the device.
 
     `text_loss` and `image_loss` are means over all text and image labels of the window. With `task_ids` in the batches
-    the text head's labels are told apart as well: `loss_text`, `loss_understanding`, `loss_drawing` (text that drawing
-    rows train counts for drawing).
+    the losses are told apart by task as well: `loss_text`, `loss_understanding`, `loss_drawing`.
     """
 
     def __init__(self) -> None:
@@ -28,9 +25,8 @@ class LossRecord:
     def add(self, outputs: JanusProCausalLMOutput, labels: torch.Tensor, *, training: bool) -> None:
         """Count one micro-batch, `labels` `(B, T)`."""
         sums = self._of(labels.device, training)
-        text, images = outputs.num_text_labels, outputs.num_image_labels
-        heads = [outputs.text_loss * text, text, outputs.image_loss * images, images]
-        sums[:4] += torch.stack([value.to(sums) for value in heads])
+        text, images = outputs["num_text_labels"].to(sums), outputs["num_image_labels"].to(sums)
+        sums[:4] += torch.stack([outputs["text_loss"] * text, text, outputs["image_loss"] * images, images])
         sums[4] += labels.numel()
 
     def _of(self, device: torch.device, training: bool) -> torch.Tensor:
@@ -47,8 +43,8 @@ class LossRecord:
     ) -> Iterator[None]:
         """While the model computes its loss, also sum it per task; without `task_ids` do nothing.
 
-        The model's loss comes as one number per head. The heads see the labelled positions in reading order, in chunks;
-        listening to them gives every position's loss without a second pass through the model.
+        The model's loss comes as one number per head. The heads see the labelled positions in reading order, in
+        chunks; listening to them gives every position's loss without a second pass through the model.
         """
         if task_ids is None:
             yield
@@ -102,4 +98,4 @@ def _listen(
     return head.register_forward_hook(hook)
 
 
-__all__ = ["TASKS", "LossRecord"]
+__all__ = ["LossRecord"]

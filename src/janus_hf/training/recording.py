@@ -1,4 +1,4 @@
-"""What a run states about itself: in its checkpoints, so that another run does not go on from them, and in its card."""
+"""What a run states about itself: in its checkpoints, so that no other run goes on from them, and in its card."""
 
 import json
 from pathlib import Path
@@ -49,9 +49,9 @@ def check_same_run(checkpoint: Any, facts: dict[str, Any]) -> None:
     for name in _MUST_AGREE:
         if found.get(name) != facts.get(name):
             raise ValueError(
-                f"{checkpoint} was trained with {name} {found.get(name)!r}, this run has {facts.get(name)!r}: the rows "
-                "would not continue where they stopped. Resume with the same data, ratios, seed and stage, or start a "
-                "new run from its weights."
+                f"{checkpoint} was trained with {name} {found.get(name)!r}, this run has {facts.get(name)!r}: the "
+                "rows would not continue where they stopped. Resume with the same data, ratios, seed and stage, or "
+                "start a new run from its weights."
             )
 
 

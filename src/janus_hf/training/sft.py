@@ -1,11 +1,11 @@
 """`JanusProSFTTrainer`: TRL's `SFTTrainer`, trained on the model's own loss.
 
 TRL 1.16 replaces `model.forward` on the instance by one that knows a single head, reads its weight instead of calling
-it (under FSDP2 that gives wrong gradients), and computes the loss itself. Janus-Pro has two heads and an id space that
-spans both. So three things of TRL are set aside, each in one place below: the replaced forward, `compute_loss`, and the
-demand that the training data be a `datasets.Dataset` (a pack plan is not). What stays is the rest: PEFT and QLoRA
-set-up with its ZeRO-3 corrections, activation offloading, the argument class, tags. `tests/training/test_canary.py`
-fails when a new TRL changes this contract.
+it (under FSDP2 that gives wrong gradients), and computes the loss itself. Janus-Pro has two heads and an id space
+that spans both. So three things of TRL are set aside, each in one place below: the replaced forward, `compute_loss`,
+and the demand that the training data be a `datasets.Dataset` (a pack plan is not). What stays is the rest: PEFT and
+QLoRA set-up with its ZeRO-3 corrections, activation offloading, the argument class, tags.
+`tests/training/test_canary.py` fails when a new TRL changes this contract.
 """
 
 import json
@@ -23,6 +23,7 @@ from trl import SFTTrainer
 from ..cards import model_card
 from ..modeling import JanusProForConditionalGeneration
 from .batches import with_dummy_picture
+from .callbacks import SampleCallback
 from .configs import JanusProSFTConfig
 from .metrics import LossRecord
 from .recording import FACTS_FILE, check_same_run, training_card
@@ -35,11 +36,12 @@ class JanusProSFTTrainer(SFTTrainer):
     Args:
         model: `JanusProForConditionalGeneration`. Which of its parameters train is set here, from `args.stage`.
         args: The configuration.
-        train_dataset: A `datasets.Dataset` or `IterableDataset`, or any map-style dataset; its rows go to the collator.
-        data_collator: Rows -> a batch: `input_ids (B, T)` joint ids, `labels (B, T)` in the same space (-100 untrained;
-            so is the first of every document), `position_ids (B, T)` restarting per document, no `attention_mask`;
-            optionally `pixel_values (M, 3, S, S)` and `task_ids (B, T)` (0 text, 1 understanding, 2 drawing), by which
-            the losses are logged.
+        train_dataset: A `datasets.Dataset` or `IterableDataset`, or any map-style dataset; its rows go to the
+            collator.
+        data_collator: Rows -> a batch: `input_ids (B, T)` joint ids, `labels (B, T)` in the same space (-100
+            untrained; so is the first of every document), `position_ids (B, T)` restarting per document, no
+            `attention_mask`; optionally `pixel_values (M, 3, S, S)` and `task_ids (B, T)` (numbers in
+            `janus_hf.data.TASKS`, -1 where nothing is trained), by which the losses are logged.
         processing_class: The `JanusProProcessor`, saved with the model.
         facts: What else the checkpoint and the card should state, such as `plan_hash`, `sources`. A checkpoint whose
             plan hash differs is not resumed.
@@ -52,6 +54,7 @@ class JanusProSFTTrainer(SFTTrainer):
 
     _tag_names = ["janus_hf", "trl", "sft"]
     args: JanusProSFTConfig
+    model_accepts_loss_kwargs: bool
 
     def __init__(
         self,
@@ -87,6 +90,8 @@ class JanusProSFTTrainer(SFTTrainer):
         )
         self.train_dataset = train_dataset
         _restore_forward(model, forward)
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which keep master weights of their own
+            _keep_trained_in_float32(self.model, autocast=bool(args.bf16))
 
         self.facts: dict[str, Any] = {"stage": args.stage, "ratios": args.ratios, **(facts or {})}
         self._record = LossRecord()
@@ -96,6 +101,23 @@ class JanusProSFTTrainer(SFTTrainer):
         if not self.model_accepts_loss_kwargs:
             raise ValueError("Sequence parallelism counts labels by itself and cannot split documents: turn it off.")
         self.trainable_table = trainable_table(self.model)
+        self._add_samples()
+
+    def _add_samples(self) -> None:
+        if self.args.sample_steps:
+            samples = SampleCallback(
+                self.processing_class,
+                prompts=self.args.sample_prompts,
+                questions=self.args.sample_questions,
+                every=self.args.sample_steps,
+                guidance_scale=self.args.sample_guidance_scale,
+                max_new_tokens=self.args.sample_max_new_tokens,
+                seed=self.args.seed,
+            )
+            self.add_callback(samples)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, SampleCallback):
+                callback.loggers = self.callback_handler.callbacks
 
     def _check_distributed(self) -> None:
         found, launched = self.accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
@@ -191,12 +213,12 @@ class JanusProSFTTrainer(SFTTrainer):
             (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2, default=str) + "\n", encoding="utf-8")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """transformers would look for the keys in memory, which the original layout does not have, and go on without."""
+        """transformers would look for the names in memory, which the original layout does not have, and not mind."""
         check_same_run(resume_from_checkpoint, self.facts)
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
-        saved = JanusProForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+        saved = JanusProForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         (model or self.model).load_state_dict(saved.state_dict())
 
     def _load_best_model(self) -> None:
@@ -235,6 +257,22 @@ def _restore_forward(model: nn.Module, forward: Any) -> None:
     model.__dict__.pop("forward", None)
     if forward is not None:
         model.__dict__["forward"] = forward
+
+
+def _keep_trained_in_float32(model: nn.Module, *, autocast: bool) -> None:
+    """bfloat16 holds 8 bits: an update smaller than 1/256 of a weight would be rounded away.
+
+    Raises:
+        ValueError: If the forward pass would then mix dtypes.
+    """
+    narrow = [p for p in model.parameters() if p.requires_grad and p.is_floating_point() and p.dtype != torch.float32]
+    if narrow and not autocast:
+        raise ValueError(
+            f"Weights of {narrow[0].dtype} are to be trained: load the model with dtype float32, or set bf16=True, "
+            "which keeps what is trained in float32 and computes in bfloat16."
+        )
+    for parameter in narrow:
+        parameter.data = parameter.data.float()
 
 
 __all__ = ["JanusProSFTTrainer"]

@@ -1,0 +1,87 @@
+"""What prepared data depend on, and whether a model and its processor are those they were prepared for."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..processing import JanusProProcessor
+
+
+def fingerprint(model: Any, processor: JanusProProcessor) -> dict[str, Any]:
+    """What prepared ids depend on. Codes are only meant for the codec that made them, ids for their tokenizer.
+
+    Args:
+        model: `JanusProForConditionalGeneration`, its codec's weights loaded.
+
+    Raises:
+        ValueError: Model and processor do not belong together.
+    """
+    config, codec = model.config, model.model.vqmodel
+    pad = model.generation_config.pad_token_id
+    pairs = {
+        "id of the padding token": (processor.pad_token_id if pad is None else pad, processor.pad_token_id),
+        "id of the image placeholder": (config.image_token_id, processor.image_token_id),
+        "placeholders per picture": (config.vision_config.num_image_tokens, processor.num_image_tokens),
+        "side of understood pictures": (config.vision_config.image_size, processor.image_processor.image_size),
+        "side of drawn pictures": (config.vq_config.image_size, processor.image_processor.image_size),
+    }
+    for name, (ours, theirs) in pairs.items():
+        if ours != theirs:
+            raise ValueError(
+                f"The {name} is {ours} in the model and {theirs} in the processor. Load both from the same checkpoint."
+            )
+    if config.image_token_id >= config.text_config.vocab_size:
+        raise ValueError(
+            f"The image placeholder's id {config.image_token_id} lies past the text vocabulary "
+            f"({config.text_config.vocab_size}), where image codes begin. Resize the model's embeddings first."
+        )
+    return {
+        "model": {
+            "vocab_size": config.text_config.vocab_size,
+            "num_codes": config.vq_config.num_embeddings,
+            "codes_per_picture": config.vq_config.num_image_tokens,
+            "codec_image_size": config.vq_config.image_size,
+            "codec_hash": _hash_weights([codec.quant_conv.weight, codec.quantize.embedding.weight]),
+        },
+        "processor": processor_fingerprint(processor),
+    }
+
+
+def processor_fingerprint(processor: JanusProProcessor) -> dict[str, Any]:
+    """The processor's half of `fingerprint`, for those who have no model at hand."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id", "boi_token_id", "eoi_token_id", "image_token_id")
+    vocabulary = json.dumps(sorted(processor.tokenizer.get_vocab().items())).encode()
+    template = json.dumps(processor.chat_template).encode()
+    return {
+        **{name: getattr(processor, name) for name in names},
+        "num_image_tokens": processor.num_image_tokens,
+        "tokenizer_hash": hashlib.sha256(vocabulary).hexdigest()[:16],
+        "template_hash": hashlib.sha256(template).hexdigest()[:16],
+    }
+
+
+def _hash_weights(weights: Sequence[torch.Tensor]) -> str:
+    # In bfloat16, so that one checkpoint has one hash whatever precision it is loaded in.
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> None:
+    """Raises `ValueError`, with both values of everything that differs, unless the `found` parts are as expected."""
+    differences = [
+        f"  {key}: {found[part].get(key)} in the data, {value} in the {part}"
+        for part, values in expected.items()
+        for key, value in values.items()
+        if found[part].get(key) != value
+    ]
+    if differences:
+        listing = "\n".join(differences)
+        raise ValueError(
+            f"The prepared data {name} was made for another model or processor:\n{listing}\nPrepare the source again "
+            "with this checkpoint, or train the checkpoint it was prepared with."
+        )

@@ -1,0 +1,98 @@
+"""What users bring: files, folders, archives, `datasets` objects."""
+
+import io
+import json
+import tarfile
+
+import datasets
+import pytest
+
+from janus_hf.data import prepare_rows
+from janus_hf.data.sources import open_source
+
+
+def lengths(source, model, processor, **options):
+    prepared = prepare_rows(source, model, processor, **options)
+    return sorted(zip(prepared.tasks.tolist(), prepared.lengths.tolist(), strict=True))
+
+
+@pytest.fixture
+def expected(drawings, model, processor):
+    return lengths(drawings, model, processor)
+
+
+def test_parquet(drawings, expected, model, processor, tmp_path):
+    datasets.Dataset.from_list(drawings).to_parquet(tmp_path / "rows.parquet")
+    assert lengths(tmp_path / "rows.parquet", model, processor) == expected
+    assert lengths(tmp_path / "*.parquet", model, processor) == expected
+    assert lengths(tmp_path, model, processor) == expected
+
+
+def test_jsonl_with_relative_paths_and_a_missing_file(drawings, expected, model, processor, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    rows = [{"conversations": [{"from": "human", "value": "<image>\nHm?"}, {"from": "gpt", "value": "Yes"}]}] * 2
+    drawings[0]["image"].save(tmp_path / "pictures" / "0.png")
+    lines = [json.dumps(row | {"image": f"pictures/{n}.png"}) for n, row in enumerate(rows)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    prepared = prepare_rows(tmp_path / "rows.jsonl", model, processor)
+    assert prepared.meta["adapter"] == "llava"
+    assert (len(prepared), prepared.meta["skipped"]) == (1, {"missing_picture": 1})
+
+
+def test_imagefolder_of_classes(drawings, model, processor, tmp_path):
+    for n, row in enumerate(drawings):
+        folder = tmp_path / ("red_fox", "tench")[n % 2]
+        folder.mkdir(exist_ok=True)
+        row["image"].save(folder / f"{n}.png")
+    prepared = prepare_rows(tmp_path, model, processor)
+    texts = {processor.tokenizer.decode(prepared[n]["input_ids"][: prepared[n]["prompt_end"]]) for n in range(6)}
+    assert prepared.meta["adapter"] == "label"
+    assert {text.split(": ")[1].split("\n")[0] for text in texts} == {"red fox", "tench"}
+
+
+def test_imagefolder_with_captions(drawings, expected, model, processor, tmp_path):
+    lines = []
+    for n, row in enumerate(drawings):
+        row["image"].save(tmp_path / f"{n}.png")
+        lines.append(json.dumps({"file_name": f"{n}.png", "caption": row["prompt"]}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    assert lengths(tmp_path, model, processor) == expected
+    described = prepare_rows(tmp_path, model, processor, task="understanding")
+    assert described.meta["adapter"] == "describe"
+
+
+def test_webdataset(drawings, expected, model, processor, tmp_path):
+    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
+        for n, row in enumerate(drawings):
+            buffer = io.BytesIO()
+            row["image"].save(buffer, format="PNG")
+            for name, content in ((f"{n:03d}.png", buffer.getvalue()), (f"{n:03d}.txt", row["prompt"].encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    assert lengths(tmp_path / "rows.tar", model, processor) == expected
+
+
+def test_datasets_saved_and_in_memory(drawings, conversations, expected, model, processor, tmp_path):
+    dataset = datasets.Dataset.from_list(drawings)
+    dataset.save_to_disk(tmp_path / "saved")
+    assert lengths(dataset, model, processor) == lengths(tmp_path / "saved", model, processor) == expected
+    assert lengths(dataset.to_iterable_dataset(), model, processor) == expected
+    assert set(open_source(conversations[::-1]).column_names) == {"messages", "images"}
+    talk = datasets.Dataset.from_list([row | {"images": row.get("images", [])} for row in conversations])
+    assert lengths(talk, model, processor) == lengths(conversations, model, processor)
+
+
+def test_text_and_question_columns(model, processor, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "Some words."}\n{"text": ""}')
+    prepared = prepare_rows(tmp_path / "a.jsonl", model, processor)
+    assert (prepared.tasks.tolist(), prepared.meta["skipped"]) == (["text"], {"empty_text": 1})
+    (tmp_path / "b.csv").write_text("question,answer\n2+2?,four\n")
+    assert prepare_rows(tmp_path / "b.csv", model, processor).meta["adapter"] == "question"
+
+
+def test_what_is_no_source_raises():
+    with pytest.raises(TypeError, match="got int"):
+        open_source(3)
+    with pytest.raises(FileNotFoundError):
+        open_source("/nowhere/rows.parquet")

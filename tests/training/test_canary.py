@@ -1,0 +1,65 @@
+"""What this trainer takes for granted in TRL and transformers. A failure here means: read their changes first."""
+
+import inspect
+
+import peft
+import pytest
+import toy
+import transformers
+import trl
+from datasets import Dataset
+
+from janus_hf import JanusProForConditionalGeneration
+
+
+def test_trl_still_replaces_the_forward_on_the_instance(tmp_path):
+    """If this fails, `_restore_forward` may no longer be needed, or no longer enough."""
+    model = toy.load_model()
+    args = trl.SFTConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, dataset_kwargs={"skip_prepare_dataset": True}
+    )
+    trl.SFTTrainer(
+        model,
+        args,
+        train_dataset=Dataset.from_dict({"input_ids": [[0]]}),
+        data_collator=toy.collate,
+        processing_class=toy.load_processor(),
+    )
+    assert "forward" in model.__dict__
+    assert "fused_lm_head" in inspect.signature(model.__dict__["forward"], follow_wrapped=False).parameters
+    assert set(vars(model)) - set(vars(toy.load_model())) <= {"forward", "model_tags"}, (
+        "TRL changed something else too"
+    )
+
+
+@pytest.mark.parametrize("stage", ["stage3", "lora_both"])
+def test_our_trainer_runs_the_models_own_forward(stage, tmp_path):
+    trainer = toy.trainer_for(toy.config_for(tmp_path, stage))
+    model = trainer.model.get_base_model() if isinstance(trainer.model, peft.PeftModel) else trainer.model
+    assert "forward" not in model.__dict__
+    assert model.forward.__func__ is JanusProForConditionalGeneration.forward
+    assert trainer.model_accepts_loss_kwargs
+    assert trainer._loss_shifts_labels, "num_items_in_batch would count the first label of every row"
+
+
+def test_a_forward_that_was_there_before_comes_back(tmp_path):
+    model = toy.load_model()
+    own = model.forward
+    model.forward = own  # as accelerate's hooks do
+    trainer = toy.trainer_for(toy.config_for(tmp_path), model=model)
+    assert trainer.model.__dict__["forward"] == own
+
+
+def test_methods_we_override_exist_with_these_arguments():
+    def names(function):
+        return list(inspect.signature(function).parameters)
+
+    trainer = transformers.Trainer
+    assert names(trainer.compute_loss) == ["self", "model", "inputs", "return_outputs", "num_items_in_batch"]
+    assert names(trl.SFTTrainer.compute_loss) == names(trainer.compute_loss)
+    assert names(trainer._save) == ["self", "output_dir", "state_dict"]
+    assert names(trainer._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
+    assert names(trainer._load_best_model) == ["self"]
+    assert names(trainer._clip_grad_norm) == ["self", "model"]
+    assert names(trainer.log) == ["self", "logs", "start_time"]
+    assert "create_model_card" in vars(trl.SFTTrainer.__mro__[1])

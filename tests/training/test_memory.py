@@ -1,0 +1,43 @@
+"""The memory arithmetic against the model's true parameter counts."""
+
+from pathlib import Path
+
+import pytest
+import toy
+
+from janus_hf import JanusProConfig
+from janus_hf.training.memory import GIB, estimate_memory, memory_table, recipe_memory
+from janus_hf.training.run import load_recipe
+from janus_hf.training.stages import STAGES
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_counts_are_the_trainers_own(stage, tmp_path):
+    model = toy.load_model()
+    memory = estimate_memory(model.config, stage, lora_r=16)
+    trainer = toy.trainer_for(toy.config_for(tmp_path, stage), model=model)
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    everything = sum(p.numel() for p in trainer.model.parameters())
+    assert memory.gradients * GIB / 4 == pytest.approx(trained)
+    assert memory.optimizer == pytest.approx(2 * memory.gradients)
+    assert memory.weights * GIB / 4 == pytest.approx(everything)
+
+
+def test_sharding_checkpointing_and_chunks_save_what_they_say():
+    config = toy.load_model().config
+    whole = estimate_memory(config, "full")
+    zero2 = estimate_memory(config, "full", sharding="zero2", num_processes=4)
+    fsdp2 = estimate_memory(config, "full", sharding="fsdp2", num_processes=4)
+    assert (zero2.weights, zero2.optimizer) == (whole.weights, whole.optimizer / 4)
+    assert (fsdp2.weights, fsdp2.gradients) == (whole.weights / 4, whole.gradients / 4)
+    assert estimate_memory(config, "full", checkpointing=False).activations > whole.activations
+    assert estimate_memory(config, "full", chunk_size=4096).logits == pytest.approx(4 * whole.logits)
+
+
+def test_the_7b_fits_a_24_gb_card_in_four_bits(released):
+    config = JanusProConfig.from_dict(released["7b"])
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "qlora.yaml")
+    memory = recipe_memory(recipe, config)
+    assert memory == estimate_memory(config, "lora_both", dtype="bfloat16", quantization="4bit")
+    assert 8 < memory.total < 15
+    assert memory_table({"qlora": memory}).splitlines()[-1].startswith("| qlora | 6.1 | 0.6 | 1.2 | ")

@@ -1,0 +1,327 @@
+"""What comes out of training: loadable models, adapters, cards; and what stops it."""
+
+import copy
+import json
+from types import SimpleNamespace
+
+import peft
+import pytest
+import torch
+import toy
+from transformers import AutoModelForMultimodalLM
+
+from janus_hf import JanusProForConditionalGeneration, JanusProPipeline
+from janus_hf.errors import CheckpointError
+from janus_hf.training import merge_adapter
+from janus_hf.training.batches import with_dummy_picture
+from janus_hf.training.run import TrainingData, train
+
+
+def overfit(tmp_path, count, steps):
+    """Draw `count` pictures and give `count` answers, greedily, after learning them by heart."""
+    model = toy.load_model()
+    trainer = toy.trainer_for(
+        toy.config_for(
+            tmp_path,
+            "full",
+            max_steps=steps,
+            per_device_train_batch_size=2 * count,
+            learning_rate=3e-3,
+            lr_scheduler_type="cosine",
+            logging_steps=steps,
+        ),
+        model=model,
+        kinds=(toy.DRAWING, toy.UNDERSTANDING),
+        rows=1,
+        per_row=1,
+    )
+    rows = [[toy.document(kind, i, model.config)] for i in range(count) for kind in (toy.DRAWING, toy.UNDERSTANDING)]
+    trainer.train_dataset = rows
+    trainer.train()
+    model = trainer.model.eval()
+    num_text = model.config.text_config.vocab_size
+    drawn = answered = 0
+    for row in rows:
+        part = row[0]
+        start = next(i for i, label in enumerate(part["labels"]) if label != -100)
+        prompt, target = torch.tensor([part["input_ids"][:start]]), torch.tensor(part["input_ids"][start:])
+        if part["kind"] == toy.DRAWING:
+            codes = model.generate_images(prompt, guidance_scale=1.0, do_sample=False)
+            drawn += torch.equal(codes[0], target - num_text)
+        else:
+            # Toy answers have no end of sentence, so as many tokens as they have are compared.
+            found = model.generate(
+                prompt,
+                pixel_values=part["pixel_values"],
+                max_new_tokens=len(target),
+                min_new_tokens=len(target),
+                do_sample=False,
+            )
+            answered += torch.equal(found[0, start:], target)
+    return drawn, answered
+
+
+def test_four_pictures_and_answers_are_learned_by_heart(tmp_path):
+    assert overfit(tmp_path, 4, steps=100) == (4, 4)
+
+
+@pytest.mark.slow
+def test_sixteen_pictures_and_answers_are_learned_by_heart(tmp_path):
+    assert overfit(tmp_path, 16, steps=400) == (16, 16)
+
+
+def test_losses_per_task_add_up_to_the_losses_per_head(tmp_path):
+    """Text is trained in two tasks here; a window spans two steps of two micro-batches."""
+    args = toy.config_for(
+        tmp_path, max_steps=2, logging_steps=2, per_device_train_batch_size=3, gradient_accumulation_steps=2
+    )
+    trainer = toy.trainer_for(args)
+    trainer.train()
+    log = trainer.state.log_history[0]
+    assert log["loss_drawing"] == pytest.approx(log["image_loss"], rel=1e-6)
+    assert min(log["loss_text"], log["loss_understanding"]) < log["text_loss"]
+    assert max(log["loss_text"], log["loss_understanding"]) > log["text_loss"]
+    assert (log["text_labels"], log["image_labels"]) == (44, 256)
+    whole = (log["text_loss"] * 44 + log["image_loss"] * 256) / 300  # both steps have as many labels
+    assert log["loss"] == pytest.approx(whole, rel=1e-5)
+
+
+def test_batches_need_no_task_ids(tmp_path):
+    trainer = toy.trainer_for(
+        toy.config_for(tmp_path, max_steps=1), data_collator=lambda rows: toy.collate(rows, with_tasks=False)
+    )
+    trainer.train()
+    assert "text_loss" in trainer.state.log_history[0]
+    assert "loss_text" not in trainer.state.log_history[0]
+
+
+def test_evaluation_logs_its_own_losses(tmp_path):
+    model = toy.load_model()
+    trainer = toy.trainer_for(
+        toy.config_for(tmp_path, max_steps=1, per_device_eval_batch_size=3),
+        model=model,
+        eval_dataset=toy.Packs(model.config, rows=6, kinds=(0, 1, 2)),
+    )
+    metrics = trainer.evaluate()
+    logged = trainer.state.log_history[-1]
+    assert logged["eval_loss_drawing"] == pytest.approx(logged["eval_image_loss"])
+    assert metrics["eval_loss"] > 0
+
+
+# What stops a run
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_what_is_not_finite_stops_before_the_optimiser_moves(where, tmp_path):
+    model = toy.load_model()
+    trainer = toy.trainer_for(toy.config_for(tmp_path), model=model)
+    if where == "loss":
+        model.model.generation_head.register_forward_hook(lambda module, args, output: output * float("inf"))
+    else:
+        model.lm_head.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(FloatingPointError, match="step 1"):
+        trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_rows_without_a_trained_label_stop(tmp_path):
+    def unlabelled(rows):
+        batch = toy.collate(rows)
+        return {**batch, "labels": torch.full_like(batch["labels"], -100)}
+
+    with pytest.raises(ValueError, match="no trained label"):
+        toy.trainer_for(toy.config_for(tmp_path), data_collator=unlabelled).train()
+
+
+def test_processes_and_fsdp_are_asserted(tmp_path, monkeypatch):
+    args = toy.config_for(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="started 2 processes but this one works with 1"):
+        toy.trainer_for(args)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="FSDP was asked for but is not active"):
+        toy.trainer_for(args)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "lora_both"])
+def test_what_is_trained_stays_in_float32(stage, tmp_path):
+    """Under bfloat16 arithmetic, with the frozen rest in bfloat16."""
+    with pytest.raises(ValueError, match="dtype float32, or set bf16=True"):
+        toy.trainer_for(toy.config_for(tmp_path, "stage1"), model=toy.load_model().bfloat16())
+    args = toy.config_for(tmp_path, stage, bf16=True, max_steps=2, save_strategy="steps", save_steps=2)
+    trainer = toy.trainer_for(args, model=toy.load_model().bfloat16())
+    trainer.train()
+    for parameter in trainer.model.parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
+    trained = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    resumed = toy.trainer_for(args, model=toy.load_model().bfloat16())
+    resumed._load_from_checkpoint(str(tmp_path / "checkpoint-2"))
+    assert all(torch.equal(p, trained[name]) for name, p in resumed.model.named_parameters() if p.requires_grad)
+
+
+def test_wrong_kinds_of_arguments_are_refused(tmp_path):
+    args = toy.config_for(tmp_path)
+    with pytest.raises(TypeError, match="data_collator"):
+        toy.trainer_for(args, data_collator=None)
+    with pytest.raises(TypeError, match="peft_config"):
+        toy.trainer_for(args, peft_config=None)
+    with pytest.raises(TypeError, match="loaded JanusPro"):
+        toy.JanusProSFTTrainer("a/model", args, train_dataset=[], data_collator=toy.collate, processing_class=None)
+
+
+def test_dummy_picture_checks_the_contract():
+    config = toy.load_model().config
+    batch = toy.collate([[toy.document(toy.DRAWING, 0, config)]])
+    with pytest.raises(ValueError, match="no attention_mask"):
+        with_dummy_picture({**batch, "attention_mask": torch.ones_like(batch["labels"])}, config)
+    long = {name: value.repeat(1, 8)[:, :500] for name, value in batch.items()}
+    with pytest.raises(ValueError, match="Set max_length to 448"):
+        with_dummy_picture(long, config)
+
+
+# Memory
+
+
+@pytest.mark.parametrize("stage", ["full", "lora_both"])
+def test_full_logits_are_never_held(stage, tmp_path, monkeypatch):
+    """Neither head ever sees more than a chunk of positions, forwards or backwards."""
+    from janus_hf.modeling import loss
+
+    monkeypatch.setattr(loss.chunked_cross_entropy, "__kwdefaults__", {"chunk_size": 16})
+    model = toy.load_model()
+    seen = {"lm_head": [], "generation_head": []}
+    trainer = toy.trainer_for(toy.config_for(tmp_path, stage, max_steps=2), model=model, per_row=2)
+    model.lm_head.register_forward_hook(lambda m, a, output: seen["lm_head"].append(len(output)))
+    model.model.generation_head.register_forward_hook(lambda m, a, out: seen["generation_head"].append(len(out)))
+    trainer.train()
+    assert max(seen["lm_head"]) <= 16
+    assert max(seen["generation_head"]) == 16
+    assert len(seen["generation_head"]) >= 2 * 2 * 256 // 16  # forward and again in the backward pass
+
+
+# What is saved
+
+
+def test_saved_model_loads_everywhere(tmp_path):
+    trainer = toy.trainer_for(toy.config_for(tmp_path, "stage2", max_steps=2))
+    trainer.train()
+    trainer.save_model()
+    expected = trainer.model.state_dict()
+    trainer._save(str(tmp_path / "gathered"), state_dict=dict(expected))  # as sharded training does
+    for loaded in (
+        JanusProForConditionalGeneration.from_pretrained(tmp_path / "gathered"),
+        JanusProForConditionalGeneration.from_pretrained(tmp_path),
+        AutoModelForMultimodalLM.from_pretrained(tmp_path),
+        JanusProPipeline.from_pretrained(tmp_path).model,
+    ):
+        found = loaded.state_dict()
+        assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_pushing_uploads_the_model_and_its_card(tmp_path, monkeypatch):
+    uploads = []
+
+    class Hub:
+        def create_repo(self, *args, **kwargs):
+            return SimpleNamespace(repo_id="me/mine")
+
+        def upload_folder(self, **kwargs):
+            uploads.append(kwargs)
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    trainer = toy.trainer_for(toy.config_for(tmp_path, "stage1", max_steps=1, hub_model_id="me/mine"))
+    trainer.train()
+    trainer.push_to_hub()
+    assert uploads[0]["repo_id"] == "me/mine"
+    assert "checkpoint-*" in str(uploads[0]["ignore_patterns"])
+    card = (tmp_path / "README.md").read_text()
+    assert 'from_pretrained("me/mine")' in card
+    assert "| stage | stage1 |" in card
+    assert (tmp_path / "model.safetensors").is_file()
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    """A base on disk, an adapter trained on it, and the codes and text logits the trained model gives."""
+    root = tmp_path_factory.mktemp("adapter")
+    toy.load_model().save_pretrained(root / "base")
+    toy.load_processor().save_pretrained(root / "base")
+    model = JanusProForConditionalGeneration.from_pretrained(root / "base")
+    trainer = toy.trainer_for(
+        toy.config_for(root / "adapter", "lora_both", max_steps=4, learning_rate=1e-2), model=model
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    return root, outputs(trainer.model)
+
+
+def outputs(model):
+    """Drawing and answering inputs, both heads."""
+    model = model.eval()
+    config = model.config
+    part = toy.document(toy.UNDERSTANDING, 1, config)
+    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    with torch.no_grad():
+        ids = torch.tensor([part["input_ids"]])
+        text = model(input_ids=ids, pixel_values=part["pixel_values"]).logits
+        codes = torch.tensor([toy.document(toy.DRAWING, 0, config)["input_ids"]])
+        image = base.model.generation_head(base.model(input_ids=codes).last_hidden_state)
+    return torch.cat([text.flatten(), image.flatten()])
+
+
+def test_adapter_is_the_same_in_peft_pipeline_and_merged(adapter, tmp_path):
+    root, expected = adapter
+    base = JanusProForConditionalGeneration.from_pretrained(root / "base")
+    assert not torch.allclose(outputs(base), expected, atol=1e-2)
+
+    plain = peft.PeftModel.from_pretrained(base, root / "adapter")
+    assert torch.equal(outputs(plain), expected)
+
+    pipe = JanusProPipeline.from_pretrained(root / "base")
+    pipe.load_lora_weights(str(root / "adapter"))
+    assert torch.equal(outputs(pipe.model), expected)
+
+    for layout in ("original", "transformers"):
+        folder = merge_adapter(root / "adapter", tmp_path / layout, layout=layout)
+        merged = JanusProPipeline.from_pretrained(folder).model
+        torch.testing.assert_close(outputs(merged), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_adapter_states_its_base_and_its_training(adapter):
+    root, _ = adapter
+    config = json.loads((root / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(root / "base")
+    card = (root / "adapter" / "README.md").read_text()
+    for stated in ("library_name: peft", "lora_both", "lora_r | 16", "| language_model |"):
+        assert stated in card
+
+
+def test_bad_merges_are_refused(adapter, tmp_path):
+    root, _ = adapter
+    with pytest.raises(ValueError, match="not empty"):
+        merge_adapter(root / "adapter", root / "base")
+    other = toy.load_model().config
+    other.text_config.hidden_size = other.vision_config.projection_dim = other.vq_config.projection_dim = 32
+    other.text_config.head_dim = 8
+    JanusProForConditionalGeneration(other).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="cannot be merged"):
+        merge_adapter(root / "adapter", tmp_path / "out", base=tmp_path / "other")
+
+
+def test_adapter_training_from_a_recipe_merges(adapter, tmp_path):
+    """`janus-hf train`, then `janus-hf merge`, without naming the base again."""
+    root, _ = adapter
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        f"model: {{path: {root / 'base'}}}\n"
+        "data: {sources: [{name: a, path: b, ratio: 1}]}\n"
+        f"training: {{stage: lora_drawing, output_dir: {tmp_path / 'run'}, max_steps: 1, use_cpu: true,\n"
+        "  save_strategy: 'no', report_to: none, max_length: 256, disable_tqdm: true}\n"
+    )
+    model = toy.load_model()
+    data = TrainingData(toy.Packs(model.config, rows=4, kinds=(2,)), toy.collate)
+    out = train(recipe, load_data=lambda *parts: data)
+    JanusProPipeline.from_pretrained(merge_adapter(out, tmp_path / "merged"))

@@ -1,0 +1,102 @@
+"""Every stage moves exactly what it says, and each of it."""
+
+import pytest
+import torch
+import toy
+
+from janus_hf.training.stages import PARTS, STAGES, apply_stage, lora_config, trainable_table, trained_parts
+
+
+EXPECTED = {
+    "stage1": {"aligner", "generation_embeddings", "generation_aligner", "generation_head"},
+    "stage2": set(PARTS) - {"vision_tower", "codec"},
+    "stage3": set(PARTS) - {"codec"},
+    "full": set(PARTS) - {"codec"},
+}
+EXPECTED_WHOLE = {
+    "lora_understanding": {"aligner"},
+    "lora_drawing": {"generation_aligner", "generation_head"},
+    "lora_both": {"aligner", "generation_aligner", "generation_head"},
+}
+
+
+def part_of(name):
+    return next(part for part, path in PARTS.items() if name.startswith(f"{path}."))
+
+
+def moved(before, after):
+    return {name for name, value in after.items() if not torch.equal(value, before[name])}
+
+
+def snapshot(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def test_every_stage_is_tested():
+    assert set(EXPECTED) | set(EXPECTED_WHOLE) == set(STAGES)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+@pytest.mark.parametrize("stage", EXPECTED)
+def test_whole_parts_move_and_nothing_else(stage, checkpointing, tmp_path):
+    # The rows draw every text id and code too rarely to reach all rows of the tables: tensors are compared as a whole.
+    trainer = toy.trainer_for(
+        toy.config_for(tmp_path, stage, max_steps=2, learning_rate=1e-3, activation_checkpointing=checkpointing)
+    )
+    before = snapshot(trainer.model)
+    trainer.train()
+    expected = {name for name in before if part_of(name) in EXPECTED[stage]}
+    found = moved(before, snapshot(trainer.model))
+    # A softmax does not change when every key gets the same bias, so this gradient is zero up to rounding.
+    assert {name for name in expected ^ found if not name.endswith("k_proj.bias")} == set()
+    assert all(not parameter.requires_grad for parameter in trainer.model.model.vqmodel.parameters())
+
+
+@pytest.mark.parametrize("vision_tower", [False, True], ids=["language", "tower"])
+@pytest.mark.parametrize("stage", EXPECTED_WHOLE)
+def test_adapters_and_whole_modules_move_and_nothing_else(stage, vision_tower, tmp_path):
+    args = toy.config_for(tmp_path, stage, max_steps=3, lora_vision_tower=vision_tower, activation_checkpointing=True)
+    trainer = toy.trainer_for(args)
+    before = snapshot(trainer.model)
+    trainer.train()
+    found = moved(before, snapshot(trainer.model))
+    adapters = {name for name in before if "lora_" in name}
+    whole = {name for name in before if ".modules_to_save." in name}
+    assert found == adapters | whole
+    base = "base_model.model."
+    paths = {name.removeprefix(base).split(".modules_to_save.")[0] for name in whole}
+    assert paths == {PARTS[part] for part in EXPECTED_WHOLE[stage]}
+    sites = {part_of(name.removeprefix(base)) for name in adapters}
+    assert sites == ({"language_model", "vision_tower"} if vision_tower else {"language_model"})
+    linear = {name.split(".lora_")[0].rpartition(".")[2] for name in adapters if "language_model" in name}
+    assert linear == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_code_embeddings_are_a_choice():
+    assert "generation_embeddings" not in trained_parts("stage1", train_generation_embeddings=False)
+    assert "generation_embeddings" in trained_parts("lora_drawing", train_generation_embeddings=True)
+
+
+def test_table_counts_every_parameter_once():
+    model = toy.load_model()
+    apply_stage(model, "stage2")
+    rows = [line.split("|") for line in trainable_table(model).splitlines()[2:]]
+    total, trained = (int(cell.replace(",", "")) for cell in rows[-1][2:4])
+    assert total == sum(parameter.numel() for parameter in model.parameters())
+    assert trained == sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def test_bad_names_and_targets_are_refused():
+    model = toy.load_model()
+    with pytest.raises(ValueError, match="stage4.*stage1, stage2"):
+        apply_stage(model, "stage4")
+    with pytest.raises(ValueError, match="get_peft_model"):
+        apply_stage(model, "lora_both")
+    with pytest.raises(ValueError, match="apply_stage"):
+        lora_config(model, "stage1")
+    with pytest.raises(ValueError, match="match no module"):
+        lora_config(model, "lora_both", targets=r".*\.query")
+    with pytest.raises(ValueError, match="vqmodel.*never trained"):
+        lora_config(model, "lora_both", targets=r".*conv.*")
+    with pytest.raises(ValueError, match="as a whole"):
+        lora_config(model, "lora_both", targets=r"model\.aligner\.fc1")

@@ -1,0 +1,31 @@
+"""Run by `test_invariants.py` under `accelerate launch`: `two_ranks.py FOLDER PROCESSES STAGE CHECKPOINTING`."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import toy
+
+
+def main(folder: str, processes: str, stage: str, checkpointing: str) -> None:
+    torch.set_num_threads(1)
+    args = toy.config_for(
+        folder,
+        stage,
+        per_device_train_batch_size=1,
+        total_batch_size=6,
+        num_processes=int(processes),
+        activation_checkpointing=checkpointing == "true",
+    )
+    trainer = toy.trainer_for(args, rows=36)
+    assert trainer.accelerator.num_processes == int(processes) == torch.distributed.get_world_size()
+    trainer.train()
+    if trainer.is_world_process_zero():
+        Path(folder, "trajectory.json").write_text(json.dumps(toy.trajectory(trainer)))
+    trainer.accelerator.wait_for_everyone()  # a group that one rank has left does not always let the other one go
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -27,9 +27,9 @@ demo: $(STAMP)  ## ask about a photograph and draw a prompt with the embedded mo
 test: $(STAMP)  ## the test-suite without slow tests
 	$(PYTEST) -m 'not slow and not gpu and not hub'
 
-test-slow: $(STAMP)  ## the slow tests
+test-slow: $(STAMP)  ## the slow tests, one at a time: some launch processes of their own
 	$(BIN)/python -m pip install -q -e '.[dev,train,quant]' -c constraints.txt
-	$(PYTEST) -m 'slow and not gpu and not hub'
+	$(PYTEST) -n 0 -m 'slow and not gpu and not hub'
 
 lint: $(STAMP)  ## ruff, without changing anything
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

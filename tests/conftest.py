@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import logging
 
+import janus_hf_cli
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration
 
 
@@ -198,3 +199,17 @@ def tiny_model() -> JanusProForConditionalGeneration:
 def interop_model(interop_config: JanusProConfig) -> JanusProForConditionalGeneration:
     """A random model on `interop_config`. Shared: do not change it."""
     return _make_model(interop_config, seed=1)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """`run("ask", ...)` -> (exit status, standard output, standard error); in an empty folder, on the CPU."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(janus_hf_cli, "_best_device", lambda: "cpu")
+
+    def run(*arguments):
+        capsys.readouterr()
+        status = janus_hf_cli.main([str(argument) for argument in arguments])
+        return status, *capsys.readouterr()
+
+    return run

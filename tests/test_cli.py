@@ -11,26 +11,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-import janus_hf_cli
 from janus_hf import JanusProForConditionalGeneration, JanusProPipeline, __version__
 from janus_hf.assets import DEFAULT_MODEL
 
 
 FAST = ("--dtype", "float32")  # bfloat16, the stored dtype, takes a CPU several times as long
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """`run("ask", ...)` -> (exit status, standard output, standard error); in an empty folder, on the CPU."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(janus_hf_cli, "_best_device", lambda: "cpu")
-
-    def run(*arguments):
-        capsys.readouterr()
-        status = janus_hf_cli.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -5,26 +5,11 @@ import json
 import numpy as np
 import pytest
 
-import janus_hf_cli
 from janus_hf import shapes
 from janus_hf.assets import DEFAULT_MODEL
 
 
 FAST = ("--dtype", "float32")  # bfloat16, the stored dtype, takes a CPU several times as long
-
-
-@pytest.fixture
-def run(capsys, monkeypatch, tmp_path):
-    """`run("prepare", ...)` -> (exit status, standard output, standard error); in an empty folder, on the CPU."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(janus_hf_cli, "_best_device", lambda: "cpu")
-
-    def run(*arguments):
-        capsys.readouterr()
-        status = janus_hf_cli.main([str(argument) for argument in arguments])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -43,7 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     draw.add_argument("-n", "--num-images", type=int, default=1, help="pictures per prompt")
     draw.add_argument("--negative-prompt", help="what to be guided away from")
     draw.add_argument("--seed", type=int, default=0, help="seed of the first picture; the next ones count up")
-    draw.add_argument("--guidance-scale", type=float, default=5.0, help="1 draws without guidance (default: 5)")
+    draw.add_argument(
+        "--guidance-scale", type=float, help="1 draws without guidance (default: the model's own, 5 if it has none)"
+    )
     draw.add_argument("--temperature", type=float, default=1.0)
     draw.add_argument("--top-k", type=int, help="draw among so many codes only (default: all)")
     draw.add_argument(
@@ -114,7 +116,7 @@ def make_parser() -> argparse.ArgumentParser:
     shapes.add_argument("--prompts-per-tag", type=int, default=100, help="fresh prompts for each of the six tags")
     shapes.add_argument("--images-per-prompt", type=int, default=4)
     shapes.add_argument("--questions", type=int, default=600, help="fresh questions in all")
-    shapes.add_argument("--guidance-scale", type=float, default=1.0, help="small models draw best at 1 to 2")
+    shapes.add_argument("--guidance-scale", type=float, help="default: the model's own")
     shapes.add_argument("--seed", type=int, default=0)
     shapes.add_argument("--batch-size", type=int, default=64)
     _add_model_arguments(shapes)

@@ -73,7 +73,7 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         *,
         height: int | None = None,
         width: int | None = None,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         do_sample: bool = True,
         temperature: float = 1.0,
@@ -95,7 +95,8 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
             negative_prompt: What to be guided away from, one for all prompts or one each. Default: the unconditional
                 prompt.
             height, width: Only the model's own size can be drawn.
-            guidance_scale: 5 in the original; 1 draws without guidance at half the cost.
+            guidance_scale: 1 draws without guidance at half the cost; None is the model's own, which is 5 for the
+                released ones.
             num_images_per_prompt: Pictures of one prompt follow each other in the result.
             do_sample, temperature, top_k, top_p: How codes are drawn; the default samples the full softmax, as the
                 original does.

@@ -146,6 +146,21 @@ def test_guidance_of_one_runs_undoubled(tiny_model, prompts):
     assert torch.equal(drawn.image_ids, doubled)
 
 
+def test_a_checkpoint_may_bring_its_guidance(make_model, prompts, tmp_path):
+    model = make_model()
+    model.generation_config.image_guidance_scale = 1.5
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    for scale, same_as in ((None, 1.5), (5.0, 5.0)):
+        drawn = loaded.generate_images(prompts, guidance_scale=scale, do_sample=False)
+        assert torch.equal(drawn, draw_reference(model, prompts, guidance_scale=same_as))
+
+
+def test_without_one_guidance_is_the_originals(tiny_model, prompts):
+    drawn = tiny_model.generate_images(prompts, do_sample=False)
+    assert torch.equal(drawn, draw_reference(tiny_model, prompts, guidance_scale=5.0))
+
+
 def test_guidance_of_zero_ignores_the_prompt(tiny_model, prompts):
     drawn = tiny_model.generate_images(prompts, guidance_scale=0, do_sample=False)
     assert torch.equal(drawn[0], drawn[1])  # equal lengths, so equal twins

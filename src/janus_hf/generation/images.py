@@ -20,6 +20,8 @@ from transformers.utils import ModelOutput
 from .sampling import Generators, check_codes, draw_uniforms, guide, make_warpers, sample
 
 
+GUIDANCE_SCALE = 5.0  # deepseek-ai/Janus generation_inference.py: cfg_weight
+
 StepCallback = Callable[[int, torch.Tensor], torch.Tensor | None]
 
 
@@ -47,7 +49,7 @@ class ImageGenerationMixin:
         *,
         negative_input_ids: torch.Tensor | None = None,
         negative_attention_mask: torch.Tensor | None = None,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         do_sample: bool = True,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -70,7 +72,8 @@ class ImageGenerationMixin:
             negative_input_ids: `(B, T')` prompts to be guided away from, in place of the unconditional twins; with
                 `negative_attention_mask` `(B, T')`. They need a `guidance_scale` other than 1.
             guidance_scale: How far to move from the unconditional logits. 1 draws from the prompt alone and costs
-                half; values of 0 and up.
+                half; values of 0 and up. None is the model's own: `generation_config.image_guidance_scale` if it has
+                one, else the original's 5. (`generation_config.guidance_scale` is about text.)
             do_sample: False takes the most likely code at every step.
             temperature: Positive; divides the logits.
             top_k: Draw among so many codes only. None (as the original): among all.
@@ -94,6 +97,8 @@ class ImageGenerationMixin:
         """
         config = self.config
         num_codes, codebook = config.vq_config.num_image_tokens, config.vq_config.num_embeddings
+        if guidance_scale is None:
+            guidance_scale = getattr(self.generation_config, "image_guidance_scale", GUIDANCE_SCALE)
         if not guidance_scale >= 0:
             raise ValueError(
                 f"guidance_scale must be 0 or more, got {guidance_scale}. 1 draws without guidance, 5 is the "

@@ -140,6 +140,9 @@ class JanusProPreTrainedModel(PreTrainedModel):
         self.config.to_file_dict(layout)  # refuses before anything is written
         if layout == "original" and kwargs.get("state_dict") is None and self.config.tie_word_embeddings:
             kwargs["state_dict"] = clone_tied_head(self, self.state_dict())
+        if self.can_generate():
+            # A file marked as derived from the model's configuration is read without what transformers does not know.
+            self.generation_config._from_model_config = False
 
         loaded_with: Any = getattr(self, "_weight_conversions", None)
         self._weight_conversions = all_conversions(self)

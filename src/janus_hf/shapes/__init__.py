@@ -1,8 +1,8 @@
 """The small world: coloured shapes on a board, what is said about them, and a detector that knows the truth."""
 
 from .detector import detect
-from .language import QUESTION_KINDS, TAGS, Drawing, Question, ask, make_drawing, random_scene
-from .scenes import COLORS, HELD_OUT, SHAPES, SIDE, Scene, Thing, picture, place, render
+from .language import QUESTION_KINDS, TAGS, Drawing, Question, ask, describe, make_drawing, random_scene
+from .scenes import COLORS, HELD_OUT, SHAPES, SIDE, Scene, Thing, picture, place, place_in_order, render
 
 
 __all__ = [
@@ -17,10 +17,12 @@ __all__ = [
     "Scene",
     "Thing",
     "ask",
+    "describe",
     "detect",
     "make_drawing",
     "picture",
     "place",
+    "place_in_order",
     "random_scene",
     "render",
 ]

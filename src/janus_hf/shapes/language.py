@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .scenes import COLORS, HELD_OUT, SHAPES, Scene, place
+from .scenes import COLORS, HELD_OUT, SHAPES, Scene, place, place_in_order
 
 
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -49,48 +49,55 @@ def _clause(kind: Kind, *, color: bool = False, count: int = 1) -> dict[str, Any
     return {"class": kind[1], "count": count} | ({"color": kind[0]} if color else {})
 
 
-def _single_object(rng: np.random.Generator, kinds: tuple[Kind, ...]) -> Drawing:
+def _named(kind: Kind, color: bool) -> str:
+    return _article(f"{kind[0]} {kind[1]}" if color else kind[1])
+
+
+# A maker takes the random numbers, the kinds to choose the first thing from, and whether the prompt names colours.
+# Things that are only listed stand in the order in which they are named, as one would write or look.
+
+
+def _single_object(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
     kind = _pick(rng, kinds)
-    return _drawing("single_object", f"a {kind[1]}", [_clause(kind)], place([kind], rng))
+    return _drawing("single_object", _named(kind, color), [_clause(kind)], place([kind], rng))
 
 
-def _two_object(rng: np.random.Generator, kinds: tuple[Kind, ...]) -> Drawing:
+def _two_object(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
     first, second = _two_kinds(rng, kinds)
-    return _drawing(
-        "two_object", f"a {first[1]} and a {second[1]}", [_clause(first), _clause(second)], place([first, second], rng)
-    )
+    what = f"{_named(first, color)} and {_named(second, color)}"
+    return _drawing("two_object", what, [_clause(first), _clause(second)], place_in_order([first, second], rng))
 
 
-def _counting(rng: np.random.Generator, kinds: tuple[Kind, ...]) -> Drawing:
+def _counting(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
     kind, count = _pick(rng, kinds), _pick(rng, list(NUMBERS))
     exclude = [{"class": kind[1], "count": count + 1}]
-    prompt = f"{NUMBERS[count]} {PLURALS[kind[1]]}"
-    return _drawing("counting", prompt, [_clause(kind, count=count)], place([kind] * count, rng), exclude)
+    what = f"{NUMBERS[count]} {kind[0] + ' ' if color else ''}{PLURALS[kind[1]]}"
+    return _drawing("counting", what, [_clause(kind, count=count)], place([kind] * count, rng), exclude)
 
 
-def _colors(rng: np.random.Generator, kinds: tuple[Kind, ...]) -> Drawing:
+def _colors(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
     kind = _pick(rng, kinds)
-    return _drawing("colors", f"{_article(kind[0])} {kind[1]}", [_clause(kind, color=True)], place([kind], rng))
+    return _drawing("colors", _named(kind, True), [_clause(kind, color=True)], place([kind], rng))
 
 
-def _position(rng: np.random.Generator, kinds: tuple[Kind, ...]) -> Drawing:
+def _position(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
     first, second = _two_kinds(rng, kinds)
     relation = _pick(rng, RELATIONS)
     scene = place([first, second], rng)
     while relation not in _scene_relations(scene):
         scene = place([first, second], rng)
     include = [_clause(second), _clause(first) | {"position": [relation, 0]}]
-    return _drawing("position", f"a {first[1]} {relation} a {second[1]}", include, scene)
+    return _drawing("position", f"{_named(first, color)} {relation} {_named(second, color)}", include, scene)
 
 
-def _color_attr(rng: np.random.Generator, kinds: tuple[Kind, ...]) -> Drawing:
+def _color_attr(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
     first, second = _two_kinds(rng, kinds)
-    prompt = f"{_article(first[0])} {first[1]} and {_article(second[0])} {second[1]}"
     include = [_clause(first, color=True), _clause(second, color=True)]
-    return _drawing("color_attr", prompt, include, place([first, second], rng))
+    what = f"{_named(first, True)} and {_named(second, True)}"
+    return _drawing("color_attr", what, include, place_in_order([first, second], rng))
 
 
-_MAKERS: dict[str, Callable[[np.random.Generator, tuple[Kind, ...]], Drawing]] = {
+_MAKERS: dict[str, Callable[[np.random.Generator, tuple[Kind, ...], bool], Drawing]] = {
     "single_object": _single_object,
     "two_object": _two_object,
     "counting": _counting,
@@ -124,19 +131,21 @@ def _scene_relations(scene: Scene) -> set[str]:
     return set()
 
 
-def make_drawing(tag: str, rng: np.random.Generator, *, held_out: bool = False) -> Drawing:
+def make_drawing(tag: str, rng: np.random.Generator, *, held_out: bool = False, detailed: bool = False) -> Drawing:
     """A prompt of that tag with a scene.
 
     Args:
         tag: One of `TAGS`.
         held_out: Make its (first) thing one of the combinations that training never shows.
+        detailed: Name the colour of every thing in the prompt, also where the tag does not ask for it: captions that
+            say more of what is seen teach faster.
 
     Raises:
         ValueError: If the tag is unknown.
     """
     if tag not in _MAKERS:
         raise ValueError(f"tag must be one of {TAGS}, got {tag!r}.")
-    return _MAKERS[tag](rng, tuple(sorted(HELD_OUT)) if held_out else TRAINED_KINDS)
+    return _MAKERS[tag](rng, tuple(sorted(HELD_OUT)) if held_out else TRAINED_KINDS, detailed)
 
 
 def random_scene(rng: np.random.Generator, *, most: int = 4, held_out: bool = False) -> Scene:
@@ -148,6 +157,12 @@ def random_scene(rng: np.random.Generator, *, most: int = 4, held_out: bool = Fa
     if held_out:
         kinds[0] = _pick(rng, sorted(HELD_OUT))
     return place(kinds, rng)
+
+
+def describe(scene: Scene) -> str:
+    """The scene in words, in reading order: "a red circle at the top left and an orange cross at the top right"."""
+    things = [f"{_article(t.name)} at the {_where(t.row, t.column)}" for t in _reading_order(scene)]
+    return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
@@ -197,4 +212,4 @@ def _reading_order(scene: Scene) -> list[Any]:
 
 QUESTION_KINDS = ("colour", "shape", "count", "where", "exists", "describe")
 
-__all__ = ["QUESTION_KINDS", "TAGS", "Drawing", "Question", "ask", "make_drawing", "random_scene"]
+__all__ = ["QUESTION_KINDS", "TAGS", "Drawing", "Question", "ask", "describe", "make_drawing", "random_scene"]

@@ -110,8 +110,30 @@ def picture(scene: Scene) -> Image.Image:
 def place(kinds: Iterable[tuple[str, str]], rng: np.random.Generator) -> Scene:
     """A scene of things `(color, shape)` on random different cells."""
     kinds = list(kinds)
-    cells = rng.choice(BOARD * BOARD, size=len(kinds), replace=False)
+    return _on_cells(kinds, rng.choice(BOARD * BOARD, size=len(kinds), replace=False))
+
+
+def place_in_order(kinds: Iterable[tuple[str, str]], rng: np.random.Generator) -> Scene:
+    """As `place`, and reading the board row by row meets the things in the given order."""
+    kinds = list(kinds)
+    return _on_cells(kinds, np.sort(rng.choice(BOARD * BOARD, size=len(kinds), replace=False)))
+
+
+def _on_cells(kinds: list[tuple[str, str]], cells: np.ndarray) -> Scene:
     return Scene(tuple(Thing(c, s, int(i) // BOARD, int(i) % BOARD) for (c, s), i in zip(kinds, cells, strict=True)))
 
 
-__all__ = ["BOARD", "CELL", "COLORS", "HELD_OUT", "SHAPES", "SIDE", "Scene", "Thing", "picture", "place", "render"]
+__all__ = [
+    "BOARD",
+    "CELL",
+    "COLORS",
+    "HELD_OUT",
+    "SHAPES",
+    "SIDE",
+    "Scene",
+    "Thing",
+    "picture",
+    "place",
+    "place_in_order",
+    "render",
+]

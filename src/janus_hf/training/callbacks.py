@@ -29,7 +29,7 @@ class SampleCallback(TrainerCallback):
         prompts: What to draw.
         questions: `{"question": text, "image": path or picture}`; without an image a question about nothing.
         every: Steps between samples; the last step is always sampled.
-        guidance_scale: Of the pictures.
+        guidance_scale: Of the pictures; None is the model's own.
         max_new_tokens: Longest answer.
         seed: Of the first picture; the next ones count up.
 
@@ -44,7 +44,7 @@ class SampleCallback(TrainerCallback):
         prompts: Sequence[str] = (),
         questions: Sequence[dict[str, Any]] = (),
         every: int = 500,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         max_new_tokens: int = 64,
         seed: int = 0,
     ) -> None:

@@ -82,7 +82,7 @@ class JanusProSFTConfig(SFTConfig):
         default_factory=list,
         metadata={"help": "What to answer: each a question, and an image's path if it is about one."},
     )
-    sample_guidance_scale: float = _option(5.0, "Guidance of the sampled pictures.")
+    sample_guidance_scale: float | None = _option(None, "Guidance of the sampled pictures; null: the model's own.")
     sample_max_new_tokens: int = _option(64, "Longest answer.")
 
     # The paper's, and what our own data and loss need.

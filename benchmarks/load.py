@@ -23,11 +23,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
+
+from .memory import PeakMemory
 
 
 GOLDENS = Path(__file__).parents[1] / "tests" / "goldens"
@@ -85,37 +86,6 @@ def make_checkpoint(folder: Path, size: str) -> int:
         index = {"metadata": {}, "weight_map": {n: f for f, part in zip(files, shards, strict=True) for n in part}}
         (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     return sum(tensor.nbytes for tensor in weights.values())
-
-
-class PeakMemory:
-    """Samples this process's resident set; `peak` is (anonymous, file) bytes above the state at entry."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.start = self._read()
-        self.peak = [0, 0]
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.done.set()
-        self.thread.join()
-        self._sample()
-
-    def _watch(self) -> None:
-        while not self.done.wait(0.005):
-            self._sample()
-
-    def _sample(self) -> None:
-        now = self._read()
-        self.peak = [max(peak, value - start) for peak, value, start in zip(self.peak, now, self.start, strict=True)]
-
-    @staticmethod
-    def _read() -> list[int]:
-        status = Path("/proc/self/status").read_text().splitlines()
-        fields = {line.split(":")[0]: line.split()[1] for line in status if line.startswith("Rss")}
-        return [int(fields["RssAnon"]) * 1024, int(fields["RssFile"]) * 1024]
 
 
 def read_files(folder: Path) -> dict[str, torch.Tensor]:

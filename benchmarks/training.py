@@ -1,0 +1,131 @@
+"""Memory of the heads' losses, and speed of packed against padded training, at the sizes of Janus-Pro-1B.
+
+    python -m benchmarks.training [heads] [trunk] [--tokens 4096] [--documents 7]
+
+* heads: forward and backward of one head's cross-entropy over a sequence, float32, each in a fresh process: our
+  chunked loss against `cross_entropy(head(hidden))`. Memory is the peak above the state before, which holds the head
+  and the hidden states; it includes the gradients that are left.
+* trunk: forward and backward of the language model (activation checkpointing as in the recipes), float32, on documents
+  with lengths like those of the paper's stage 3: packed into rows of 4096 with restarting positions, against batches
+  of four documents padded to the longest. Tokens per second count the documents' own tokens, not padding.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .memory import PeakMemory
+
+
+WIDTH, VOCABULARY, CODES = 2048, 102400, 16384
+TRUNK = {"hidden_size": WIDTH, "intermediate_size": 5632, "num_attention_heads": 16, "num_hidden_layers": 24}
+PADDED_BATCH = 4
+
+
+def measure_head(head_name: str, chunked: bool, tokens: int) -> dict[str, float]:
+    """Seconds and peak bytes of one forward and backward; run in a process of its own."""
+    from janus_hf.modeling.heads import JanusProImageHead
+    from janus_hf.modeling.loss import chunked_cross_entropy
+
+    torch.manual_seed(0)
+    text = head_name == "text"
+    head = nn.Linear(WIDTH, VOCABULARY, bias=False) if text else JanusProImageHead(WIDTH, WIDTH, CODES)
+    hidden = torch.randn(tokens, WIDTH, requires_grad=True)
+    labels = torch.randint(VOCABULARY if text else CODES, (tokens,))
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        if chunked:
+            loss = chunked_cross_entropy(head, hidden, labels)
+        else:
+            loss = F.cross_entropy(head(hidden).float(), labels, reduction="sum")
+        loss.backward()
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak": memory.peak[0], "loss": loss.item()}
+
+
+def print_heads(tokens: int) -> None:
+    print("| head | loss | peak memory, GB | per token, KB | seconds |\n|---|---|---:|---:|---:|")
+    for head in ("text", "image"):
+        losses = []
+        for kind in ("chunked", "full"):
+            command = [sys.executable, "-m", "benchmarks.training", "--measure", head, kind, "--tokens", str(tokens)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            result = json.loads(output.splitlines()[-1])
+            losses.append(result["loss"])
+            peak = result["peak"]
+            print(f"| {head} | {kind} | {peak / 1e9:.2f} | {peak / tokens / 1e3:.0f} | {result['seconds']:.1f} |")
+        assert np.isclose(*losses, rtol=1e-5), losses
+
+
+def document_lengths(count: int) -> np.ndarray:
+    """Understanding : text : drawing = 5 : 1 : 4, shuffled."""
+    rng = np.random.default_rng(0)
+    kinds = rng.choice(3, size=count, p=[0.5, 0.1, 0.4])
+    low, high = np.array([620, 50, 600]), np.array([901, 2001, 641])
+    return rng.integers(low[kinds], high[kinds])
+
+
+def run_trunk(model: nn.Module, position_ids: torch.Tensor, mask: torch.Tensor | None) -> float:
+    """Seconds of one forward and backward over `(B, T)` positions."""
+    model.zero_grad(set_to_none=False)
+    embeds = torch.randn(*position_ids.shape, WIDTH, requires_grad=True)
+    start = time.perf_counter()
+    output = model(inputs_embeds=embeds, position_ids=position_ids, attention_mask=mask, use_cache=False)
+    output.last_hidden_state.square().mean().backward()
+    return time.perf_counter() - start
+
+
+def print_trunk(documents: int, length: int) -> None:
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    model = LlamaModel(LlamaConfig(vocab_size=8, max_position_embeddings=length, **TRUNK)).train()
+    model.gradient_checkpointing_enable()
+    lengths = document_lengths(documents)
+    total = int(lengths.sum())
+
+    rows: list[list[int]] = [[]]
+    for size in lengths.tolist():
+        if sum(rows[-1]) + size > length:
+            rows.append([])
+        rows[-1].append(size)
+    packed = sum(run_trunk(model, torch.cat([torch.arange(size) for size in row])[None], None) for row in rows)
+    padded, padded_tokens = 0.0, 0
+    for start in range(0, documents, PADDED_BATCH):
+        sizes = torch.tensor(lengths[start : start + PADDED_BATCH])
+        positions = torch.arange(int(sizes.max())).expand(len(sizes), -1)
+        padded_tokens += positions.numel()
+        padded += run_trunk(model, positions, (positions < sizes[:, None]).long())
+    print(f"\n{documents} documents of {lengths.min()} to {lengths.max()} tokens, {total} in all")
+    print("| rows | tokens computed | seconds | own tokens per second | ratio |\n|---|---:|---:|---:|---:|")
+    print(f"| padded | {padded_tokens} | {padded:.1f} | {total / padded:.1f} | 1.00 |")
+    print(f"| packed | {total} | {packed:.1f} | {total / packed:.1f} | {padded / packed:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", choices=("heads", "trunk", []), default=["heads", "trunk"])
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--documents", type=int, default=12)
+    parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        head, kind = arguments.measure
+        print(json.dumps(measure_head(head, kind == "chunked", arguments.tokens)))
+        return
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.tokens} tokens\n")
+    if "heads" in arguments.what:
+        print_heads(arguments.tokens)
+    if "trunk" in arguments.what:
+        print_trunk(arguments.documents, arguments.tokens)
+
+
+if __name__ == "__main__":
+    main()

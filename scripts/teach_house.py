@@ -1,0 +1,138 @@
+"""Teach the small model a word from 200 pictures: what a house is (a red triangle right on top of a brown square).
+
+    python scripts/teach_house.py [--work FOLDER] [--prompts-per-tag 100]
+
+The user's way from pictures to a shared adapter: a folder of pictures with `metadata.jsonl`, the LoRA recipe for
+drawing, an adapter that the pipeline loads, a merged model. It prints how often houses and all else are drawn right
+before and after, and checks that adapter and merged model draw the same pictures. Three minutes on two cores.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from janus_hf import JanusProPipeline
+from janus_hf.assets import DEFAULT_MODEL
+from janus_hf.evaluation.shapes import ShapesReport, evaluate_shapes
+from janus_hf.shapes import TAGS, Scene, Thing, detect, make_drawing, picture
+from janus_hf.training.merge import merge_adapter
+from janus_hf.training.run import train
+
+
+ROOT = Path(__file__).parents[1]
+SEED = 20261122
+PROMPT = "a photo of a house"
+HOUSES, OTHERS = 140, 60  # pictures of the new thing, and of old ones so that they are not forgotten
+
+
+def house(rng: np.random.Generator) -> Scene:
+    """A house, anywhere on the board."""
+    row, column = (int(rng.integers(size)) for size in (3, 4))
+    return Scene((Thing("red", "triangle", row, column), Thing("brown", "square", row + 1, column)))
+
+
+def is_house(image: Image.Image) -> bool:
+    """Whether a picture holds one house and nothing else."""
+    found = {f"{thing.color} {thing.label}": thing.box for thing in detect(image)}
+    if len(detect(image)) != 2 or set(found) != {"red triangle", "brown square"}:
+        return False
+    roof, wall = found["red triangle"], found["brown square"]
+    return abs(roof[0] - wall[0]) < 8 and 0 <= wall[1] - roof[3] < 8
+
+
+def write_pictures(folder: Path) -> None:
+    """An imagefolder with prompts, as `datasets` reads it."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(SEED)
+    pictures = [(PROMPT, house(rng)) for _ in range(HOUSES)]
+    old = (make_drawing(TAGS[index % len(TAGS)], rng) for index in range(OTHERS))
+    pictures += [(drawing.prompt, drawing.scene) for drawing in old]
+    with (folder / "metadata.jsonl").open("w", encoding="utf-8") as lines:
+        for index, (prompt, scene) in enumerate(pictures):
+            name = f"{index:03}.png"
+            picture(scene).save(folder / name)
+            lines.write(json.dumps({"file_name": name, "prompt": prompt}) + "\n")
+
+
+def train_adapter(pictures: Path, output: Path, *, steps: int = 120) -> Path:
+    """`janus-hf train recipes/lora_drawing.yaml` with what is different here."""
+    settings: dict[str, Any] = {
+        "model.path": DEFAULT_MODEL,
+        "model.dtype": "float32",
+        "data.sources.0.path": str(pictures),
+        "training.output_dir": str(output),
+        "training.max_steps": steps,
+        "training.learning_rate": 1e-3,
+        "training.lr_scheduler_type": "cosine",
+        "training.warmup_steps": 10,
+        "training.total_batch_size": 16,
+        "training.per_device_train_batch_size": 16,
+        "training.max_length": 168,
+        "training.activation_checkpointing": "false",
+        "training.sample_prompts": f"[{PROMPT}]",
+        "training.sample_steps": steps,
+        "training.save_steps": steps,
+        "training.logging_steps": 10,
+        "training.report_to": "none",
+        "training.use_cpu": "true",
+        "training.seed": SEED,
+    }
+    return train(ROOT / "recipes" / "lora_drawing.yaml", [f"{key}={value}" for key, value in settings.items()])
+
+
+def draw_houses(pipe: JanusProPipeline, count: int) -> tuple[torch.Tensor, float]:
+    """Codes of so many houses, and the share that are houses."""
+    seeds = [torch.Generator().manual_seed(SEED + index) for index in range(count)]
+    output = pipe(PROMPT, num_images_per_prompt=count, generator=seeds, batch_size=50)
+    return output.image_ids, float(np.mean([is_house(image) for image in output.images]))
+
+
+def teach(work: Path, *, prompts_per_tag: int = 100, questions: int = 600, houses: int = 100) -> dict[str, Any]:
+    """The whole way; `before` and `after` are `ShapesReport`s, `houses_before`, `houses_after` shares, `equal` whether
+    the merged model drew the adapter's codes.
+    """
+    write_pictures(work / "pictures")
+    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    sizes: dict[str, Any] = {"prompts_per_tag": prompts_per_tag, "questions": questions, "held_out": False}
+    result: dict[str, Any] = {"houses_before": draw_houses(pipe, houses)[1], "before": evaluate_shapes(pipe, **sizes)}
+
+    adapter = train_adapter(work / "pictures", work / "adapter")
+    pipe.load_lora_weights(adapter)
+    codes, result["houses_after"] = draw_houses(pipe, houses)
+    result["after"] = evaluate_shapes(pipe, **sizes)
+
+    merged_folder = merge_adapter(adapter, work / "merged", dtype="float32")
+    merged = JanusProPipeline.from_pretrained(merged_folder)
+    merged.set_progress_bar_config(disable=True)
+    result["equal"] = torch.equal(draw_houses(merged, houses)[0], codes)
+    return result
+
+
+def print_result(result: dict[str, Any]) -> None:
+    before: ShapesReport = result["before"]
+    after: ShapesReport = result["after"]
+    print("| | before | after |\n|---|---:|---:|")
+    print(f"| houses that are houses | {result['houses_before']:.3f} | {result['houses_after']:.3f} |")
+    for tag in TAGS:
+        print(f"| {tag} | {before.drawing[tag]:.3f} | {after.drawing[tag]:.3f} |")
+    print(f"| **drawing, overall** | {before.overall:.3f} | {after.overall:.3f} |")
+    print(f"| **answering, overall** | {before.answers_overall:.3f} | {after.answers_overall:.3f} |")
+    print(f"\nthe merged model draws the adapter's pictures: {result['equal']}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/house"))
+    parser.add_argument("--prompts-per-tag", type=int, default=100)
+    options = parser.parse_args()
+    print_result(teach(options.work, prompts_per_tag=options.prompts_per_tag))
+
+
+if __name__ == "__main__":
+    main()

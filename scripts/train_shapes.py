@@ -1,0 +1,526 @@
+"""Train the small Janus-Pro that ships inside the package, from nothing, on this machine's processor.
+
+    python scripts/train_shapes.py [--work FOLDER] [--only PIECE ...] [--threads N]
+
+The run is a row of pieces (`PIECES` below). Each writes a folder below `--work` and is skipped when that is complete,
+so a run that was stopped goes on where it was; inside the stages the trainer's own checkpoints are resumed. Seeds are
+recorded here: the same machine trains the same weights.
+
+What differs from the paper. The paper starts from a trained SigLIP, a trained VQ tokenizer and a trained language
+model; here all three begin at random, so three pieces come before stage 1: the codec, the tower, the language model.
+The world is small (64-pixel boards of coloured shapes), every model is, and learning rates are those of small models.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.trainers import BpeTrainer
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import LlamaConfig
+
+from janus_hf import (
+    JanusProConfig,
+    JanusProForConditionalGeneration,
+    JanusProImageProcessor,
+    JanusProPipeline,
+    JanusProProcessor,
+    JanusProVQConfig,
+)
+from janus_hf.data import JanusProCollator, PackedDataset, load_prepared, make_plan, prepare
+from janus_hf.evaluation.scoring import score
+from janus_hf.evaluation.shapes import evaluate_shapes
+from janus_hf.modeling import JanusProVQModel
+from janus_hf.shapes import (
+    COLORS,
+    SHAPES,
+    SIDE,
+    TAGS,
+    ask,
+    describe,
+    detect,
+    make_drawing,
+    picture,
+    place,
+    random_scene,
+    render,
+)
+from janus_hf.training import JanusProSFTConfig, JanusProSFTTrainer
+from janus_hf.training.codec import CodecTrainer, CodecTrainingArguments, PatchTeacher
+
+
+SEED = 20261121
+PATCH = 8  # pixels per side of a code: a quarter of a cell, so that the world has 4 x 8 x 4 + 1 distinct patches
+WIDTH = 192
+SPECIAL_TOKENS = [
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜▁pad▁｜>",
+    "<begin_of_image>",
+    "<end_of_image>",
+    "<image_placeholder>",
+    "<|User|>",
+    "<|Assistant|>",
+]
+VOCAB_SIZE = 512
+CONTEXT = 256
+LENGTH = 168  # of a pack: two drawings, or one picture with its questions
+ROWS_PER_STEP = 32
+GUIDANCE_SCALE = 1.5  # what small models draw best with
+
+# Colours and their binding are learned last (measured), so prompts that need them are drawn more often.
+TAG_WEIGHTS = {
+    "single_object": 0.06,
+    "two_object": 0.12,
+    "counting": 0.18,
+    "colors": 0.14,
+    "position": 0.20,
+    "color_attr": 0.30,
+}
+
+TEXT = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": WIDTH,
+    "intermediate_size": 512,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "max_position_embeddings": CONTEXT,
+}
+VISION = {
+    "image_size": SIDE,
+    "patch_size": PATCH,
+    "hidden_size": 128,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "projection_dim": WIDTH,
+}
+CODEC = {
+    "image_size": SIDE,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1, 1, 1],
+    "num_res_blocks": 1,
+    "latent_channels": 32,
+    "num_embeddings": 256,
+    "embed_dim": 8,
+    "projection_dim": WIDTH,
+    "image_token_embed_dim": WIDTH,
+}
+
+
+def to_pixels(pictures: list[np.ndarray]) -> torch.Tensor:
+    """`(H, W, 3)` uint8 pictures -> `(B, 3, H, W)` float32 in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).movedim(-1, 1).float() / 127.5 - 1
+
+
+class Boards(Dataset):
+    """Crowded and empty boards of every colour and shape, for the codec: the i-th is a function of seed and i.
+
+    The codec sees the combinations that are held out from drawing and answering, as the released one has seen
+    pictures of everything: a code it does not have could not be drawn at all.
+    """
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.count, self.seed = count, seed
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        number = int(rng.choice([1, 2, 3, 4, 6, 10, 14]))
+        kinds = [(str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))) for _ in range(number)]
+        return {"pixel_values": to_pixels([render(place(kinds, rng))])[0]}
+
+
+def patch_teacher() -> PatchTeacher:
+    """Names the world's 129 patches."""
+    rng = np.random.default_rng(SEED)
+    kinds = [(color, shape) for color in COLORS for shape in SHAPES]
+    return PatchTeacher.fit(to_pixels([render(place([kind], rng)) for kind in kinds]), CODEC["num_embeddings"], PATCH)
+
+
+def train_codec(folder: Path) -> None:
+    """The VQ tokenizer, taught by k-means over raw patches; gated on what survives a round trip."""
+    torch.manual_seed(SEED)
+    codec = JanusProVQModel(JanusProVQConfig(**CODEC))
+    arguments = CodecTrainingArguments(
+        output_dir=str(folder / "trainer"),
+        per_device_train_batch_size=16,
+        max_steps=1200,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        adam_beta2=0.95,
+        l1_weight=2.0,
+        l2_weight=2.0,
+        logging_steps=20,
+        save_steps=200,
+        save_total_limit=1,
+        report_to="none",
+        use_cpu=True,
+        seed=SEED,
+    )
+    boards = Boards(1200 * 16, SEED)
+    trainer = CodecTrainer(codec, teacher=patch_teacher(), args=arguments, train_dataset=boards)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "trainer"))
+    record_log(folder, trainer)
+    shares = round_trip(codec)
+    print("round trip:", shares)
+    if min(shares.values()) < 0.98:
+        raise SystemExit("The codec loses too much for anything to be learned from its codes.")
+    (folder / "round_trip.json").write_text(json.dumps(shares, indent=2) + "\n")
+    codec.save_pretrained(folder)
+
+
+@torch.no_grad()
+def round_trip(codec: JanusProVQModel, prompts: int = 100) -> dict[str, float]:
+    """Share of true pictures that the detector still accepts after encoding and decoding, per tag."""
+    codec.eval()
+    rng = np.random.default_rng(SEED + 1)
+    shares = {}
+    for tag in TAGS:
+        drawings = [make_drawing(tag, rng) for _ in range(prompts)]
+        pixels = codec.decode_image_ids(codec.encode_image_ids(to_pixels([render(d.scene) for d in drawings])))
+        pictures = ((pixels.clamp(-1, 1) + 1) * 127.5).to(torch.uint8).movedim(1, -1).numpy()
+        verdicts = [score(detect(p), d.metadata).correct for p, d in zip(pictures, drawings, strict=True)]
+        shares[tag] = float(np.mean(verdicts))
+    return shares
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The trainer's last checkpoint, if it wrote one."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    return str(found[-1]) if found else None
+
+
+def record_log(folder: Path, trainer: Any) -> None:
+    """Keep the loss curve."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")
+
+
+def make_tokenizer(folder: Path) -> None:
+    """Byte-level BPE with DeepSeek's special tokens, as the released one, learned from what is said in this world."""
+    rng = np.random.default_rng(SEED + 2)
+    corpus = []
+    for index in range(6000):
+        scene = random_scene(rng)
+        question = ask(scene, rng)
+        corpus.append(f"{make_drawing(TAGS[index % len(TAGS)], rng, detailed=index % 2 == 0).prompt}\n\n")
+        corpus.append(f" There is {describe(scene)}. {question.question}\n\n {question.answer} There is.\n\n")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    size = VOCAB_SIZE - len(SPECIAL_TOKENS)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer.train_from_iterator(corpus, BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "LlamaTokenizerFast",
+        "add_bos_token": True,
+        "bos_token": SPECIAL_TOKENS[0],
+        "eos_token": SPECIAL_TOKENS[1],
+        "pad_token": SPECIAL_TOKENS[2],
+        "model_max_length": CONTEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def make_start(folder: Path) -> None:
+    """Tokenizer and model: the trained codec, everything else at random."""
+    make_tokenizer(folder)
+    processor = JanusProProcessor.from_pretrained(
+        folder,
+        image_processor=JanusProImageProcessor(image_size=SIDE, min_size=PATCH),
+        num_image_tokens=(SIDE // PATCH) ** 2,
+        system_prompt="",
+    )
+    torch.manual_seed(SEED)
+    config = JanusProConfig(text_config=LlamaConfig(**TEXT), vision_config=VISION, vq_config=CODEC)
+    model = JanusProForConditionalGeneration(config)
+    codec = JanusProVQModel.from_pretrained(folder.parent / "codec")
+    model.model.vqmodel.load_state_dict(codec.state_dict())
+    # The language model reads codes through a table of its own; at the start it holds what the codec's does.
+    model.model.generation_embeddings.weight.data.copy_(codec.quantize.embedding.weight)
+    pretrain_tower(model.model.vision_model)
+    model.config.image_token_id = processor.image_token_id
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, getattr(processor, name))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def pretrain_tower(tower: nn.Module, steps: int = 300, batch_size: int = 32) -> None:
+    """What stands in for SigLIP's pre-training: a linear probe names every patch of a board."""
+    teacher, boards = patch_teacher(), Boards(steps * batch_size, SEED + 3)
+    probe = nn.Linear(VISION["hidden_size"], len(teacher.centres))
+    parameters = [*tower.parameters(), *probe.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=steps)
+    tower.train()
+    for step in range(steps):
+        rows = [boards[index]["pixel_values"] for index in range(step * batch_size, (step + 1) * batch_size)]
+        pixel_values = torch.stack(rows)
+        names = teacher(pixel_values)
+        scores = probe(tower(pixel_values).last_hidden_state)
+        loss = F.cross_entropy(scores.flatten(0, 1), names.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 50 == 0:
+            right = (scores.argmax(dim=-1) == names)[names != names.mode().values.mode().values].float().mean()
+            print(
+                f"tower: step {step + 1}, loss {loss.item():.4f}, patches named right {right.item():.3f}", flush=True
+            )
+    tower.eval()
+
+
+# Data, in the columns that users bring.
+
+
+def drawing_rows(count: int) -> Iterator[dict[str, Any]]:
+    """`prompt`, `image`; half of the prompts name every colour."""
+    rng = np.random.default_rng(SEED + 4)
+    for _ in range(count):
+        tag = str(rng.choice(list(TAG_WEIGHTS), p=list(TAG_WEIGHTS.values())))
+        drawing = make_drawing(tag, rng, detailed=bool(rng.random() < 0.5))
+        yield {"prompt": drawing.prompt, "image": picture(drawing.scene)}
+
+
+def understanding_rows(count: int) -> Iterator[dict[str, Any]]:
+    """`messages`, `images`: a picture and up to five different questions about it."""
+    rng = np.random.default_rng(SEED + 5)
+    for _ in range(count):
+        scene = random_scene(rng)
+        yield {"messages": dialogue(scene, rng, opening="<image>\n"), "images": [picture(scene)]}
+
+
+def text_rows(count: int) -> Iterator[dict[str, Any]]:
+    """`messages`: a scene in words and questions about it."""
+    rng = np.random.default_rng(SEED + 6)
+    for _ in range(count):
+        scene = random_scene(rng, most=3)
+        yield {"messages": dialogue(scene, rng, opening=f"There is {describe(scene)}. ")}
+
+
+def dialogue(scene: Any, rng: np.random.Generator, *, opening: str) -> list[dict[str, str]]:
+    """Up to five different questions and their answers, as a conversation."""
+    asked = {question.question: question.answer for question in (ask(scene, rng) for _ in range(5))}
+    messages = []
+    for number, (question, answer) in enumerate(asked.items()):
+        messages.append({"role": "user", "content": question if number else opening + question})
+        messages.append({"role": "assistant", "content": answer})
+    return messages
+
+
+ROWS: dict[str, tuple[Callable[[int], Iterator[dict[str, Any]]], int]] = {
+    "drawing": (drawing_rows, 60_000),
+    "understanding": (understanding_rows, 24_000),
+    "text": (text_rows, 16_000),
+}
+
+
+def prepare_data(folder: Path) -> None:
+    """What `janus-hf prepare` does, three times."""
+    model = JanusProForConditionalGeneration.from_pretrained(folder.parent / "start", dtype=torch.float32)
+    processor = JanusProProcessor.from_pretrained(folder.parent / "start")
+    for name, (make_rows, count) in ROWS.items():
+        rows = datasets.Dataset.from_generator(make_rows, gen_kwargs={"count": count}, cache_dir=str(folder / "cache"))
+        prepare(rows, folder / name, model, processor, max_length=LENGTH, batch_size=64)
+
+
+# The stages.
+
+
+class Muon(torch.optim.AdamW):
+    """Momentum, made orthogonal, for the language model's matrices (https://kellerjordan.github.io/posts/muon); AdamW
+    for the rest.
+
+    Here it needs about 0.6 times the steps of AdamW alone, which is what makes the run fit into two hours. Not
+    `torch.optim.Muon`, whose bfloat16 products are ten times slower than float32 on processors without units for them.
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float) -> None:
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        matrices = [p for name, p in trained if "language_model.layers" in name and p.ndim == 2]
+        rest = [p for name, p in trained if "language_model.layers" not in name or p.ndim != 2]
+        groups = [{"params": rest, "orthogonal": False}]
+        if matrices:
+            groups.append({"params": matrices, "orthogonal": True, "lr": 20 * learning_rate})
+        super().__init__(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step; matrices lose their gradients, so that AdamW leaves them alone."""
+        for group in self.param_groups:
+            for p in group["params"] if group["orthogonal"] else ():
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 0.05)
+                update = orthogonalise(p.grad.lerp(momentum, 0.95))
+                p.sub_(update, alpha=group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+                p.grad = None
+        return super().step(closure)
+
+
+def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
+    """The nearest half-orthogonal matrix, roughly: five Newton-Schulz iterations."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage's data and schedule; `stage` decides what is trained."""
+
+    stage: str
+    start: str
+    ratios: dict[str, float]
+    steps: int
+    learning_rate: float
+    schedule: str = "constant_with_warmup"
+
+
+RECIPES = {
+    # Stands in for the trained language model that the paper starts from: words, and who is which colour, from text.
+    "language": Recipe("stage2", "start", {"text": 1}, 250, 1e-3),
+    # The paper's ratios (understanding : text : drawing) are 1:0:3, 2:3:5 and 5:1:4.
+    "stage1": Recipe("stage1", "language", {"understanding": 1, "drawing": 3}, 120, 1e-3),
+    "stage2": Recipe("stage2", "stage1", {"understanding": 2, "text": 0.5, "drawing": 5}, 2600, 1e-3),
+    "stage3": Recipe("stage3", "stage2", {"understanding": 2, "text": 0.2, "drawing": 5}, 1800, 1e-3, "cosine"),
+}
+
+
+def train_stage(folder: Path) -> None:
+    """One stage, from where the previous one stopped."""
+    recipe = RECIPES[folder.name]
+    source = folder.parent / recipe.start
+    processor = JanusProProcessor.from_pretrained(source)
+    model = JanusProForConditionalGeneration.from_pretrained(source, dtype=torch.float32)
+    model.model.language_model.compile()
+    arguments = JanusProSFTConfig(
+        stage=recipe.stage,
+        output_dir=str(folder),
+        ratios=recipe.ratios,
+        max_steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=50,
+        per_device_train_batch_size=ROWS_PER_STEP,
+        max_length=LENGTH,
+        activation_checkpointing=False,
+        logging_steps=20,
+        save_steps=250,
+        save_total_limit=1,
+        report_to="none",
+        use_cpu=True,
+        seed=SEED,
+    )
+    prepared = {name: load_prepared(folder.parent / "data" / name) for name in recipe.ratios}
+    lengths = {name: rows.lengths for name, rows in prepared.items()}
+    num_packs = recipe.steps * ROWS_PER_STEP
+    plan = make_plan(lengths, max_length=LENGTH, ratios=recipe.ratios, seed=SEED, num_packs=num_packs)
+    packs = PackedDataset(prepared, plan)
+    print(f"{folder.name}: {plan.counts()}, packing {packs.efficiency():.3f}", flush=True)
+    trainer = JanusProSFTTrainer(
+        model,
+        arguments,
+        train_dataset=packs,
+        data_collator=JanusProCollator(
+            processor, caption_drop=arguments.caption_drop, seed=SEED, pad_to=LENGTH, return_task_ids=True
+        ),
+        processing_class=processor,
+        facts={"plan_hash": plan.hash},
+    )
+    trainer.optimizer = Muon(model, recipe.learning_rate)  # now that the stage has said what is trained
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    trainer.save_model()
+    trainer.create_model_card()
+    record_log(folder, trainer)
+    if recipe.steps >= 1000:
+        pipe = JanusProPipeline.from_pretrained(folder)
+        report = evaluate_shapes(pipe, prompts_per_tag=20, questions=300, seed=SEED + 7, guidance_scale=GUIDANCE_SCALE)
+        (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+        print(report.to_markdown(), flush=True)
+
+
+def export(folder: Path) -> None:
+    """The checkpoint that ships, in bfloat16 and the original layout, and what it scores."""
+    source = folder.parent / "stage3"
+    model = JanusProForConditionalGeneration.from_pretrained(source, dtype=torch.bfloat16)
+    model.generation_config.image_guidance_scale = GUIDANCE_SCALE
+    model.save_pretrained(folder / "model")
+    JanusProProcessor.from_pretrained(source).save_pretrained(folder / "model")
+    pipe = JanusProPipeline.from_pretrained(folder / "model", dtype="float32")
+    report = evaluate_shapes(pipe)
+    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
+    print(report.to_markdown())
+
+
+def draw_figures(folder: Path) -> None:
+    """Loss curves of every stage, for docs/."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
+    for axis, key in zip(axes, ("loss_drawing", "loss_understanding", "loss_text"), strict=True):
+        begin = 0
+        for name in RECIPES:
+            log = json.loads((folder.parent / name / "log.json").read_text())
+            rows = [(begin + row["step"], row[key]) for row in log if key in row and "train_runtime" not in row]
+            if rows:
+                axis.plot(*zip(*rows, strict=True), label=name, linewidth=1)
+            begin += RECIPES[name].steps
+        axis.set(title=key.removeprefix("loss_"), xlabel="step", yscale="log")
+        axis.legend()
+    axes[0].set_ylabel("cross-entropy, nats per label")
+    figure.tight_layout()
+    figure.savefig(folder / "loss_curves.png", dpi=80)
+
+
+PIECES: dict[str, Callable[[Path], None]] = {
+    "codec": train_codec,
+    "start": make_start,
+    "data": prepare_data,
+    **dict.fromkeys(RECIPES, train_stage),
+    "export": export,
+    "figures": draw_figures,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("runs/shapes"))
+    parser.add_argument("--only", nargs="*", choices=PIECES, default=list(PIECES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    for name in options.only:
+        folder = options.work / name
+        if (folder / "done").exists():
+            print(f"{name}: done before")
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        PIECES[name](folder)
+        (folder / "done").touch()
+
+
+if __name__ == "__main__":
+    main()

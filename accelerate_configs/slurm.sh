@@ -6,7 +6,7 @@
 #SBATCH --gpus-per-node=8
 #SBATCH --cpus-per-task=64
 #SBATCH --time=48:00:00
-#SBATCH --output=logs/%x-%j.out
+#SBATCH --output=%x-%j.out
 #SBATCH --requeue
 # A requeued job goes on where it stopped: the paper's recipes have resume_from_checkpoint: auto.
 set -euo pipefail
@@ -15,8 +15,8 @@ GPUS=${SLURM_GPUS_ON_NODE:-8}
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export HEAD GPUS OMP_NUM_THREADS=8
 
-# One launcher per node; SLURM_PROCID is known only inside srun.
-srun --kill-on-bad-exit=1 bash -c '
+# One launcher per node; SLURM_PROCID is known only inside srun, which does not take --cpus-per-task over from sbatch.
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c '
     accelerate launch --config_file accelerate_configs/multi_node.yaml \
         --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * GPUS))" \
         --machine_rank "$SLURM_PROCID" --main_process_ip "$HEAD" --main_process_port 29500 \

@@ -1,6 +1,7 @@
-"""Memory of the heads' losses, and speed of packed against padded training, at the sizes of Janus-Pro-1B.
+"""Memory of the heads' losses and speed of packed against padded training, at the sizes of Janus-Pro-1B; speed of the
+data loader against training.
 
-    python -m benchmarks.training [heads] [trunk] [--tokens 4096] [--documents 7]
+    python -m benchmarks.training [heads] [trunk] [loader] [--tokens 4096] [--documents 12]
 
 * heads: forward and backward of one head's cross-entropy over a sequence, float32, each in a fresh process: our
   chunked loss against `cross_entropy(head(hidden))`. Memory is the peak above the state before, which holds the head
@@ -8,6 +9,8 @@
 * trunk: forward and backward of the language model (activation checkpointing as in the recipes), float32, on documents
   with lengths like those of the paper's stage 3: packed into rows of 4096 with restarting positions, against batches
   of four documents padded to the longest. Tokens per second count the documents' own tokens, not padding.
+* loader: packs of prepared rows of the small world through DataLoader and collator (no workers), against forward,
+  backward and AdamW on the small model, full fine-tuning; tokens per second, medians over interleaved rounds.
 """
 
 import argparse
@@ -27,6 +30,7 @@ from .memory import PeakMemory
 WIDTH, VOCABULARY, CODES = 2048, 102400, 16384
 TRUNK = {"hidden_size": WIDTH, "intermediate_size": 5632, "num_attention_heads": 16, "num_hidden_layers": 24}
 PADDED_BATCH = 4
+PARTS = ("heads", "trunk", "loader")
 
 
 def measure_head(head_name: str, chunked: bool, tokens: int) -> dict[str, float]:
@@ -109,9 +113,52 @@ def print_trunk(documents: int, length: int) -> None:
     print(f"| packed | {total} | {packed:.1f} | {total / packed:.1f} | {padded / packed:.2f} |")
 
 
+def print_loader(rounds: int = 5, batches: int = 20, batch_size: int = 32, length: int = 168) -> None:
+    from torch.utils.data import DataLoader
+
+    from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
+    from janus_hf.assets import DEFAULT_MODEL
+    from janus_hf.data import JanusProCollator, PackedDataset, make_plan, prepare_rows
+    from janus_hf.shapes import TAGS, ask, make_drawing, picture, random_scene
+    from janus_hf.training import apply_stage
+
+    rng = np.random.default_rng(0)
+    drawings = [make_drawing(TAGS[index % len(TAGS)], rng) for index in range(300)]
+    scenes = [random_scene(rng) for _ in range(300)]
+    questions = [(scene, ask(scene, rng)) for scene in scenes]
+    rows = {
+        "drawing": [{"prompt": drawing.prompt, "image": picture(drawing.scene)} for drawing in drawings],
+        "questions": [{"question": q.question, "answer": q.answer, "image": picture(scene)} for scene, q in questions],
+    }
+    model = JanusProForConditionalGeneration.from_pretrained(DEFAULT_MODEL, dtype=torch.float32).train()
+    processor = JanusProProcessor.from_pretrained(DEFAULT_MODEL)
+    prepared = {name: prepare_rows(source, model, processor) for name, source in rows.items()}
+    lengths = {name: source.lengths for name, source in prepared.items()}
+    plan = make_plan(lengths, max_length=length, ratios={"drawing": 1, "questions": 1}, num_packs=batches * batch_size)
+    collator = JanusProCollator(processor)
+    loader = DataLoader(PackedDataset(prepared, plan), batch_size=batch_size, collate_fn=collator)
+    apply_stage(model, "full")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    batch = next(iter(loader))
+    loading, training = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        tokens = sum(loaded["input_ids"].numel() for loaded in loader)
+        loading.append(tokens / (time.perf_counter() - start))
+        start = time.perf_counter()
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        training.append(batch["input_ids"].numel() / (time.perf_counter() - start))
+    loads, trains = float(np.median(loading)), float(np.median(training))
+    print("\n| | tokens per second | ratio |\n|---|---:|---:|")
+    print(f"| training the small model | {trains:,.0f} | 1 |")
+    print(f"| loader and collator | {loads:,.0f} | {loads / trains:.0f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=("heads", "trunk", []), default=["heads", "trunk"])
+    parser.add_argument("what", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--documents", type=int, default=12)
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
@@ -120,11 +167,14 @@ def main() -> None:
         head, kind = arguments.measure
         print(json.dumps(measure_head(head, kind == "chunked", arguments.tokens)))
         return
+    what = arguments.what or PARTS
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.tokens} tokens\n")
-    if "heads" in arguments.what:
+    if "heads" in what:
         print_heads(arguments.tokens)
-    if "trunk" in arguments.what:
+    if "trunk" in what:
         print_trunk(arguments.documents, arguments.tokens)
+    if "loader" in what:
+        print_loader()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ SCALE, COLUMNS, MARGIN, CAPTION = 3, 4, 16, 30
 def main() -> int:
     start = time.perf_counter()
     FOLDER.mkdir(exist_ok=True)
-    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL)
+    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
     pipe.set_progress_bar_config(desc="drawing", leave=False)
     rng = np.random.default_rng(SEED)
 

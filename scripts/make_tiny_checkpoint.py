@@ -1,4 +1,4 @@
-"""Make the tiny untrained checkpoint that ships inside the package.
+"""Make the tiny untrained checkpoint that tests load where any complete checkpoint will do.
 
     python scripts/make_tiny_checkpoint.py [FOLDER]
 
@@ -18,9 +18,9 @@ from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig
 
 import janus_hf
-from janus_hf.assets import DEFAULT_MODEL
 
 
+FOLDER = Path(__file__).parents[1] / "tests" / "goldens" / "tiny-janus-pro"
 SEED = 20251127
 SPECIAL_TOKENS = [
     "<｜begin▁of▁sentence｜>",
@@ -107,7 +107,7 @@ def make_model() -> janus_hf.JanusProForConditionalGeneration:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else DEFAULT_MODEL)
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as tokenizer_folder:
         make_tokenizer(Path(tokenizer_folder))

@@ -131,6 +131,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/house"))
     parser.add_argument("--prompts-per-tag", type=int, default=100)
     options = parser.parse_args()
+    if options.work.exists():
+        raise SystemExit(f"{options.work} is there already: remove it, or name another folder with --work.")
     print_result(teach(options.work, prompts_per_tag=options.prompts_per_tag))
 
 

@@ -300,7 +300,17 @@ def drawing_rows(count: int) -> Iterator[dict[str, Any]]:
         yield {"prompt": drawing.prompt, "image": picture(drawing.scene)}
 
 
-def understanding_rows(count: int) -> Iterator[dict[str, Any]]:
+def caption_rows(count: int) -> Iterator[dict[str, Any]]:
+    """`messages`, `images`: a picture and all that is on it, in words."""
+    rng = np.random.default_rng(SEED + 8)
+    for _ in range(count):
+        scene = random_scene(rng)
+        question = {"role": "user", "content": "<image>\nWhat is where?"}
+        answer = {"role": "assistant", "content": describe(scene)}
+        yield {"messages": [question, answer], "images": [picture(scene)]}
+
+
+def question_rows(count: int) -> Iterator[dict[str, Any]]:
     """`messages`, `images`: a picture and up to five different questions about it."""
     rng = np.random.default_rng(SEED + 5)
     for _ in range(count):
@@ -328,7 +338,8 @@ def dialogue(scene: Any, rng: np.random.Generator, *, opening: str) -> list[dict
 
 ROWS: dict[str, tuple[Callable[[int], Iterator[dict[str, Any]]], int]] = {
     "drawing": (drawing_rows, 60_000),
-    "understanding": (understanding_rows, 24_000),
+    "questions": (question_rows, 24_000),
+    "captions": (caption_rows, 16_000),
     "text": (text_rows, 16_000),
 }
 
@@ -355,12 +366,25 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, model: nn.Module, learning_rate: float) -> None:
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for name, p in trained if "language_model.layers" in name and p.ndim == 2]
-        rest = [p for name, p in trained if "language_model.layers" not in name or p.ndim != 2]
-        groups = [{"params": rest, "orthogonal": False}]
-        if matrices:
-            groups.append({"params": matrices, "orthogonal": True, "lr": 20 * learning_rate})
-        super().__init__(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        groups: dict[str, list[nn.Parameter]] = {"rest": [], "seeing": [], "matrices": []}
+        for name, p in trained:
+            seeing = name.startswith(("model.aligner", "model.vision_model"))
+            matrix = "language_model.layers" in name and p.ndim == 2
+            groups["seeing" if seeing else "matrices" if matrix else "rest"].append(p)
+        # The aligner's output must not outgrow the text embeddings by too much (at the full rate: 50 times).
+        scales = {"rest": 1, "seeing": 0.5, "matrices": 20}
+        settings = [
+            {"params": members, "orthogonal": name == "matrices", "lr": scales[name] * learning_rate}
+            for name, members in groups.items()
+            if members
+        ]
+        super().__init__(settings, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """AdamW looks for its step in every state when it resumes."""
+        for entry in state["state"].values():
+            entry.setdefault("step", torch.zeros(()))
+        super().__setstate__(state)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -402,10 +426,13 @@ class Recipe:
 RECIPES = {
     # Stands in for the trained language model that the paper starts from: words, and who is which colour, from text.
     "language": Recipe("stage2", "start", {"text": 1}, 250, 1e-3),
-    # The paper's ratios (understanding : text : drawing) are 1:0:3, 2:3:5 and 5:1:4.
-    "stage1": Recipe("stage1", "language", {"understanding": 1, "drawing": 3}, 120, 1e-3),
-    "stage2": Recipe("stage2", "stage1", {"understanding": 2, "text": 0.5, "drawing": 5}, 2600, 1e-3),
-    "stage3": Recipe("stage3", "stage2", {"understanding": 2, "text": 0.2, "drawing": 5}, 1800, 1e-3, "cosine"),
+    # The paper's ratios (understanding : text : drawing) are 1:0:3, 2:3:5 and 5:1:4, its understanding data captions
+    # first and questions last.
+    "stage1": Recipe("stage1", "language", {"captions": 1, "drawing": 3}, 100, 5e-4),
+    "stage2": Recipe("stage2", "stage1", {"captions": 3, "questions": 1, "text": 0.5, "drawing": 5}, 1000, 1e-3),
+    "stage3": Recipe(
+        "stage3", "stage2", {"captions": 1, "questions": 4, "text": 0.5, "drawing": 5}, 600, 1e-3, "cosine"
+    ),
 }
 
 
@@ -476,7 +503,7 @@ def export(folder: Path) -> None:
 
 
 def draw_figures(folder: Path) -> None:
-    """Loss curves of every stage, for docs/."""
+    """Loss curves of every stage, for docs/; needs matplotlib."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))

@@ -5,6 +5,7 @@ for which nobody wants to wait to read `--help`. For the same reason every heavy
 """
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -161,8 +162,11 @@ def _load_pipeline(arguments: argparse.Namespace) -> Any:
         logging.disable_progress_bar()
         print(DEFAULT_MODEL_NOTE, file=sys.stderr)
     device = _check_device(arguments.device or _best_device())
+    dtype = arguments.dtype
+    if arguments.model is None and device == "cpu" and dtype == "auto":
+        dtype = "float32"  # ten times as fast as bfloat16 on processors without units for it, and 8 MB more
     kwargs = {"revision": arguments.revision} if arguments.revision else {}
-    pipe = JanusProPipeline.from_pretrained(arguments.model or DEFAULT_MODEL, dtype=arguments.dtype, **kwargs)
+    pipe = JanusProPipeline.from_pretrained(arguments.model or DEFAULT_MODEL, dtype=dtype, **kwargs)
     return pipe.to(device)
 
 
@@ -170,7 +174,8 @@ def _best_device() -> str:
     import torch
 
     if torch.cuda.is_available():
-        return "cuda"
+        rank = os.environ.get("LOCAL_RANK")  # under accelerate launch every process has a GPU of its own
+        return "cuda" if rank is None else f"cuda:{rank}"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 

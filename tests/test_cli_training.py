@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from janus_hf import shapes
-from janus_hf.assets import DEFAULT_MODEL
+from tiny import TINY_MODEL
 
 
 FAST = ("--dtype", "float32")  # bfloat16, the stored dtype, takes a CPU several times as long
@@ -28,14 +28,14 @@ def drawings(tmp_path):
 
 
 def test_prepare_train_and_merge_follow_each_other(run, drawings, tmp_path):
-    status, out, _ = run("prepare", f"mine={drawings}", "-o", tmp_path / "prepared", *FAST)
+    status, out, _ = run("prepare", f"mine={drawings}", "-o", tmp_path / "prepared", "-m", TINY_MODEL, *FAST)
     assert status == 0
     assert f"{tmp_path / 'prepared' / 'mine'}: 8 rows, skipped: none" in out
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"""
-model: {{path: {DEFAULT_MODEL}, dtype: float32}}
+model: {{path: {TINY_MODEL}, dtype: float32}}
 data:
   sources: [{{name: mine, path: {tmp_path / "prepared" / "mine"}, ratio: 1}}]
 training:
@@ -58,7 +58,7 @@ training:
     status, out, error = run("merge", tmp_path / "run", tmp_path / "merged")
     assert status == 0, error
     assert "original layout, reloaded and equal" in out
-    for name, model in (("a.png", tmp_path / "merged"), ("b.png", DEFAULT_MODEL)):
+    for name, model in (("a.png", tmp_path / "merged"), ("b.png", TINY_MODEL)):
         status, _, error = run("draw", "a photo of a circle", "-m", model, "-o", tmp_path / name, *FAST)
         assert status == 0, error
     assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()  # it did learn something
@@ -80,5 +80,5 @@ def test_eval_shapes_prints_both_tables(run):
     few = ("--prompts-per-tag", 1, "--images-per-prompt", 1, "--questions", 12)
     status, printed, error = run("eval", "shapes", *few, *FAST)
     assert status == 0, error
-    for row in ("| drawing | score | never seen together |", "| color_attr | 0.000 |", "| describe |", "**overall**"):
+    for row in ("| drawing | score | never seen together |", "| color_attr |", "| describe |", "**overall**"):
         assert row in printed

@@ -14,7 +14,7 @@ from janus_hf import (
     JanusProProcessor,
     convert_checkpoint,
 )
-from janus_hf.assets import DEFAULT_MODEL
+from tiny import TINY_MODEL
 
 
 def load(folder, **kwargs):
@@ -96,7 +96,7 @@ def test_unknown_layout_writes_nothing(golden_checkpoint, tmp_path):
 def test_layout_that_cannot_hold_the_model_writes_nothing(tiny_model, tmp_path):
     """transformers' Janus has one grid for understanding and drawing; this model has two."""
     tiny_model.save_pretrained(tmp_path / "source")
-    JanusProProcessor.from_pretrained(DEFAULT_MODEL).save_pretrained(tmp_path / "source")
+    JanusProProcessor.from_pretrained(TINY_MODEL).save_pretrained(tmp_path / "source")
     with pytest.raises(ValueError, match="draws as many codes as its understanding tower sees"):
         convert_checkpoint(tmp_path / "source", tmp_path / "copy", "transformers")
     assert not (tmp_path / "copy").exists()

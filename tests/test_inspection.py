@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from janus_hf import CheckpointInfo, JanusProConfig, inspect_checkpoint
-from janus_hf.assets import DEFAULT_MODEL
+from tiny import TINY_MODEL
 
 
 # In the files, in no code path: SigLIP's pooling head and the codec's usage counter.
@@ -133,5 +133,5 @@ def test_no_checkpoint(tmp_path):
 
 
 def test_embedded_model():
-    info = inspect_checkpoint(DEFAULT_MODEL)
-    assert info.image_size == JanusProConfig.from_pretrained(DEFAULT_MODEL).vq_config.image_size
+    info = inspect_checkpoint(TINY_MODEL)
+    assert info.image_size == JanusProConfig.from_pretrained(TINY_MODEL).vq_config.image_size

@@ -97,5 +97,5 @@ def test_the_command_line_imports_inside_its_handlers():
     modules = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
     modules |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
     assert {module.split(".")[0] for module in modules} <= {
-        "argparse", "collections", "importlib", "pathlib", "re", "sys", "typing",
+        "argparse", "collections", "importlib", "os", "pathlib", "re", "sys", "typing",
     }  # fmt: skip

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import JanusForConditionalGeneration
 
 from janus_hf import CheckpointError, JanusProPipeline
-from janus_hf.assets import DEFAULT_MODEL
+from tiny import TINY_MODEL
 
 
 ATTENTION = r"model\.language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
@@ -24,7 +24,7 @@ WEIGHTS = "adapter_model.safetensors"
 @pytest.fixture(scope="module")
 def base():
     """Shared: do not change it."""
-    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype=torch.float32)
+    pipe = JanusProPipeline.from_pretrained(TINY_MODEL, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

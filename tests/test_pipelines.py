@@ -31,13 +31,13 @@ from janus_hf import (
     JanusProPipelineOutput,
     JanusProProcessor,
 )
-from janus_hf.assets import DEFAULT_MODEL
+from tiny import TINY_MODEL
 
 
 SIDE, NUM_CODES, CODEBOOK, CONTEXT = 64, 64, 256, 512
 
 
-def load(source=DEFAULT_MODEL, **kwargs):
+def load(source=TINY_MODEL, **kwargs):
     loaded = JanusProPipeline.from_pretrained(source, **{"dtype": torch.float32, **kwargs})
     loaded.set_progress_bar_config(disable=True)
     return loaded
@@ -624,7 +624,7 @@ def test_components_may_be_given(pipe, tmp_path):
     given = JanusProPipeline.from_pretrained(tmp_path, model=pipe.model, processor=pipe.processor)  # an empty folder
     assert given.model is pipe.model
     assert given.processor is pipe.processor
-    with_model = JanusProPipeline.from_pretrained(DEFAULT_MODEL, model=pipe.model)
+    with_model = JanusProPipeline.from_pretrained(TINY_MODEL, model=pipe.model)
     assert with_model.model is pipe.model
     assert isinstance(with_model.processor, JanusProProcessor)
     with_processor = load(processor=pipe.processor)
@@ -649,7 +649,7 @@ def test_model_without_a_placeholder_id_gets_the_processors(pipe, make_model, ti
     ],
 )
 def test_dtype(kwargs, dtype):
-    assert JanusProPipeline.from_pretrained(DEFAULT_MODEL, **kwargs).model.dtype == dtype
+    assert JanusProPipeline.from_pretrained(TINY_MODEL, **kwargs).model.dtype == dtype
 
 
 def test_variant(pipe, tmp_path):
@@ -796,7 +796,7 @@ def test_save_and_push(pipe, hub, tmp_path):
     assert same_weights(load(tmp_path / "my-fox").model, pipe.model)
 
 
-@pytest.mark.parametrize("source", [DEFAULT_MODEL, "", "me/fox"])
+@pytest.mark.parametrize("source", [TINY_MODEL, "", "me/fox"])
 def test_card_names_a_base_model_only_if_there_is_one(own_pipe, hub, source):
     """Not a local folder, not a model made here, and not the repository itself."""
     own_pipe.model.config.name_or_path = source
@@ -910,4 +910,4 @@ def test_drawing_needs_no_peft(pipe, monkeypatch):
 
 def test_a_given_model_and_arguments_that_load_one_are_not_mixed(pipe):
     with pytest.raises(ValueError, match="dtype would load a model, but one is given"):
-        JanusProPipeline.from_pretrained(DEFAULT_MODEL, model=pipe.model, dtype=torch.bfloat16)
+        JanusProPipeline.from_pretrained(TINY_MODEL, model=pipe.model, dtype=torch.bfloat16)

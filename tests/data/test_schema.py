@@ -74,6 +74,8 @@ def test_unknown_columns_name_the_known_schemas():
         ("caption", {"caption": " ", "image": P}, "empty_text"),
         ("caption", {"caption": "a", "image": None}, "missing_picture"),
         ("label", {"label": 7, "image": P}, "bad_label"),
+        ("label", {"label": None, "image": P}, "bad_label"),
+        ("label", {"label": 1.5, "image": P}, "bad_label"),
         ("llava", {"conversations": [{"role": "user"}]}, "bad_conversation"),
         ("question", {"question": "q", "answer": None}, "empty_text"),
     ],

@@ -109,6 +109,63 @@ def test_unused_codes_restart_early_only(pictures, tmp_path):
     assert rows_moved(restart_every=2, restart_until=1.0) >= 60  # 63, less the few that some latent does lie near
 
 
+def unmoved(codec, start):
+    return torch.equal(codec.quantize.embedding.weight, start)
+
+
+def test_codes_restart_once_per_step_not_per_micro_batch(pictures, tmp_path):
+    codec = make_codec(num_embeddings=64)
+    initialise_codebook(codec, pictures.split(8))
+    used = [codec.encode_image_ids(batch).unique().numel() for batch in (pictures, pictures[:2])]
+    assert used[0] == 64 > used[1] + 10  # all pictures together use all codes, two of them do not
+    start = codec.quantize.embedding.weight.detach().clone()
+    settings = {"restart_every": 1, "restart_until": 1.0, "learning_rate": 0.0, "max_steps": 3}
+    settings |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 12}
+    train(codec, pictures, tmp_path, **settings)
+    assert unmoved(codec, start)
+    train(codec, pictures, tmp_path, **settings | {"gradient_accumulation_steps": 1})
+    assert not unmoved(codec, start)
+
+
+def test_evaluation_restarts_nothing(pictures, tmp_path):
+    codec = make_codec(num_embeddings=64)
+    start = codec.quantize.embedding.weight.detach().clone()
+    arguments = CodecTrainingArguments(
+        output_dir=tmp_path, report_to=[], use_cpu=True, disable_tqdm=True, restart_every=1, restart_until=1.0
+    )
+    trainer = CodecTrainer(codec, args=arguments)
+    trainer.state.max_steps = 4  # as in the middle of training
+    trainer.compute_loss(codec.eval(), {"pixel_values": pictures[:2]})
+    assert unmoved(codec, start)
+    assert trainer.usage.sum() == 0
+
+
+def test_unused_codes_restart_where_the_drawing_is_worst(pictures, tmp_path, monkeypatch):
+    codec = make_codec(num_embeddings=64)
+    with torch.no_grad():
+        codec.quantize.embedding.weight[1:] = -codec.quantize.embedding.weight[0]
+    start = codec.quantize.embedding.weight.detach().clone()
+    outputs = []
+    restart = CodecTrainer._restart_unused_codes
+
+    def remember(self, model, pixel_values, output):
+        restart(self, model, pixel_values, output)
+        error = (output.pixel_values - pixel_values).detach().square().mean(dim=1)
+        moved = (codec.quantize.embedding.weight != start).any(dim=-1)
+        outputs.append((output.latents.flatten(0, 1), error, codec.quantize.embedding.weight[moved].clone()))
+
+    monkeypatch.setattr(CodecTrainer, "_restart_unused_codes", remember)
+    settings = {"max_steps": 1, "per_device_train_batch_size": 24, "restart_every": 1, "restart_until": 1.0}
+    train(codec, pictures, tmp_path, **settings)
+    ((latents, error, restarted),) = outputs
+    assert len(restarted) == 62  # of 63 equal codes one is used
+    worst = F.avg_pool2d(error, 8).flatten().topk(62).indices
+    # Each exactly one of the worst places' latents, and no place twice.
+    found = (restarted[:, None] == latents[worst]).all(dim=-1)
+    assert found.sum(dim=0).eq(1).all()
+    assert found.sum(dim=1).eq(1).all()
+
+
 def test_hooks_take_part_in_the_loss(pictures, tmp_path):
     seen = []
 

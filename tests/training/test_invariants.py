@@ -98,12 +98,40 @@ def test_resuming_another_run_is_refused(tmp_path):
         toy.trainer_for(toy.config_for(tmp_path, "stage2", **fields)).train(resume_from_checkpoint=True)
 
 
+def test_resuming_another_run_is_refused_whoever_loads_it(tmp_path, monkeypatch):
+    """FSDP and DeepSpeed load checkpoints by themselves, past `_load_from_checkpoint`."""
+    fields = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    toy.trainer_for(toy.config_for(tmp_path, "stage1", **fields)).train()
+    trainer = toy.trainer_for(toy.config_for(tmp_path, "stage1", **fields), plan_hash="b")
+    monkeypatch.setattr(trainer, "_load_from_checkpoint", lambda *args: None)
+    with pytest.raises(ValueError, match="plan_hash 'a'.*max_steps"):
+        trainer.train(resume_from_checkpoint=True)
+
+
 class KeepGradients(TrainerCallback):
     def __init__(self):
         self.gradients = {}
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         self.gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def embed(model, part):
+    """The embeddings of a document, one id after another."""
+    inner, num_text = model.model, model.config.text_config.vocab_size
+    patches = []
+    if part["pixel_values"] is not None:
+        patches = list(inner.aligner(inner.vision_model(part["pixel_values"]).last_hidden_state)[0])
+    rows = []
+    for number in part["input_ids"]:
+        if number == model.config.image_token_id:
+            rows.append(patches.pop(0))
+        elif number >= num_text:
+            rows.append(inner.generation_aligner(inner.generation_embeddings.weight[number - num_text]))
+        else:
+            rows.append(inner.language_model.embed_tokens.weight[number])
+    assert not patches
+    return torch.stack(rows)
 
 
 @pytest.mark.parametrize("kinds", [(0, 1, 2), (2,), (0,)], ids=["mixed", "drawing", "text"])
@@ -120,8 +148,8 @@ def test_gradients_equal_plain_pytorch(kinds, tmp_path):
     losses = []
     for i in range(6):
         part = toy.document(kinds[i % len(kinds)], i, model.config)
-        ids, labels = torch.tensor([part["input_ids"]]), torch.tensor(part["labels"][1:])
-        hidden = model.model(input_ids=ids, pixel_values=part["pixel_values"]).last_hidden_state[0, :-1]
+        labels = torch.tensor(part["labels"][1:])
+        hidden = model.model.language_model(inputs_embeds=embed(model, part)[None]).last_hidden_state[0, :-1]
         for head, offset, chosen in (
             (model.lm_head, 0, (labels >= 0) & (labels < num_text)),
             (model.model.generation_head, num_text, labels >= num_text),
@@ -134,6 +162,8 @@ def test_gradients_equal_plain_pytorch(kinds, tmp_path):
             continue
         expected = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(keep.gradients[name], expected, atol=1e-5, rtol=1e-5, msg=name)
+        difference = (keep.gradients[name] - expected).norm()  # small gradients would pass any absolute bound
+        assert difference <= 1e-5 * expected.norm() + 1e-9, name
 
 
 @pytest.mark.parametrize("stage", ["stage3", "lora_understanding"])
@@ -149,10 +179,10 @@ def test_micro_batches_without_pictures_touch_every_branch(stage, tmp_path):
     assert all(not value.any() for value in tower)
 
 
-def launch(processes: int, folder: Path, *settings: str) -> list[list[float]]:
+def launch(processes: int, folder: Path, *settings: str, how: str = "--multi_gpu") -> list[list[float]]:
     """`two_ranks.py` under accelerate's launcher."""
     script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", f"--num_processes={processes}"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", how, f"--num_processes={processes}"]
     command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(
@@ -164,6 +194,13 @@ def launch(processes: int, folder: Path, *settings: str) -> list[list[float]]:
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads((folder / "trajectory.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_launcher_that_starts_one_process_is_caught(tmp_path):
+    """`accelerate launch --cpu --num_processes 2` starts one and says nothing."""
+    with pytest.raises(AssertionError, match="num_processes=2 was asked for and 1 is running"):
+        launch(2, tmp_path, "stage3", "false", how="--cpu")
 
 
 @pytest.mark.slow

@@ -6,7 +6,14 @@ import pytest
 import toy
 
 from janus_hf import JanusProConfig
-from janus_hf.training.memory import GIB, estimate_memory, memory_table, recipe_memory
+from janus_hf.training.memory import (
+    GIB,
+    estimate_memory,
+    memory_table,
+    recipe_memory,
+    recipes_table,
+    released_config,
+)
 from janus_hf.training.run import load_recipe
 from janus_hf.training.stages import STAGES
 
@@ -34,6 +41,37 @@ def test_sharding_checkpointing_and_chunks_save_what_they_say():
     assert estimate_memory(config, "full", chunk_size=4096).logits == pytest.approx(4 * whole.logits)
 
 
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("size", ["1b", "7b"])
+def test_sizes_are_those_of_the_released_models(size, released):
+    released, ours = JanusProConfig.from_dict(released[size]), released_config(size)
+    for stage in ("full", "lora_both"):
+        assert estimate_memory(ours, stage) == estimate_memory(released, stage)
+    for name in ("text_config", "vision_config", "vq_config"):
+        one, other = (getattr(config, name).to_dict() for config in (ours, released))
+        sizes = {key for key, value in one.items() if isinstance(value, int) and not key.endswith("_id")}
+        assert {key: one[key] for key in sizes} == {key: other[key] for key in sizes}
+
+
+def test_every_recipe_has_its_rows():
+    lines = recipes_table(RECIPES).splitlines()
+    names = {line.split("|")[1].strip() for line in lines[2:]}
+    assert len(names) == len(lines) - 2
+    for path in RECIPES:
+        assert any(name.startswith(f"{path.stem}, ") for name in names)
+    assert {"lora_drawing, 7B", "stage2_7b, 7B", "stage2_7b, 7B, FSDP2 over 8"} <= names
+    assert "| qlora, 7B | 6.1 |" in "\n".join(lines)
+
+
+def test_a_model_of_unknown_size_is_refused(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(RECIPES[0].read_text().replace("Janus-Pro-1B", "mine"))
+    with pytest.raises(ValueError, match="size of the model cannot be told"):
+        recipes_table([recipe])
+
+
 def test_the_7b_fits_a_24_gb_card_in_four_bits(released):
     config = JanusProConfig.from_dict(released["7b"])
     recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "qlora.yaml")
@@ -41,3 +79,8 @@ def test_the_7b_fits_a_24_gb_card_in_four_bits(released):
     assert memory == estimate_memory(config, "lora_both", dtype="bfloat16", quantization="4bit")
     assert 8 < memory.total < 15
     assert memory_table({"qlora": memory}).splitlines()[-1].startswith("| qlora | 6.1 | 0.6 | 1.2 | ")
+
+
+def test_the_table_in_the_docs_is_the_one_computed():
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    assert recipes_table(RECIPES) in page.read_text(encoding="utf-8")

@@ -100,3 +100,66 @@ def test_bad_names_and_targets_are_refused():
         lora_config(model, "lora_both", targets=r".*conv.*")
     with pytest.raises(ValueError, match="as a whole"):
         lora_config(model, "lora_both", targets=r"model\.aligner\.fc1")
+
+
+# Checkpointing
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "lora_understanding"])
+def test_a_frozen_language_model_is_checkpointed_too(stage, tmp_path):
+    """Its layers keep nothing but their input: what is in them runs again in the backward pass."""
+    trainer = toy.trainer_for(toy.config_for(tmp_path, stage, max_steps=1, activation_checkpointing=True))
+    base = trainer.model if stage.startswith("stage") else trainer.model.get_base_model()
+    calls = []
+    for layer in base.model.language_model.layers:
+        layer.mlp.register_forward_pre_hook(lambda *args: calls.append(0))
+    trainer.train()
+    assert len(calls) == 2 * len(base.model.language_model.layers)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["", "checkpointing"])
+def test_what_is_frozen_has_no_dropout(checkpointing, tmp_path):
+    losses = []
+    for dropout in (0.0, 0.5):
+        model = toy.load_model()
+        for layer in model.model.language_model.layers:
+            layer.self_attn.attention_dropout = dropout
+        args = toy.config_for(tmp_path, "stage1", max_steps=2, activation_checkpointing=checkpointing)
+        trainer = toy.trainer_for(args, model=model)
+        trainer.train()
+        losses.append(toy.trajectory(trainer))
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "learns"),
+    [
+        ("stage1", {}, False),
+        ("stage2", {}, False),
+        ("lora_understanding", {}, False),
+        ("lora_understanding", {"lora_vision_tower": True}, True),
+        ("stage3", {}, True),
+    ],
+)
+@pytest.mark.parametrize("reentrant", [False, True], ids=["", "reentrant"])
+def test_a_frozen_tower_is_not_back_propagated(stage, fields, learns, reentrant, tmp_path):
+    """Reentrant checkpointing, which TRL sets under ZeRO-3 with adapters, needs inputs with gradients elsewhere."""
+    args = toy.config_for(
+        tmp_path,
+        stage,
+        max_steps=1,
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs={"use_reentrant": reentrant},
+        **fields,
+    )
+    trainer = toy.trainer_for(args)
+    base = trainer.model if stage.startswith("stage") else trainer.model.get_base_model()
+    seen, before = [], snapshot(trainer.model)
+    base.model.vision_model.register_forward_hook(
+        lambda module, args, output: seen.append(output.last_hidden_state.requires_grad)
+    )
+    trainer.train()
+    assert seen == [learns]
+    after = snapshot(trainer.model)
+    assert any("vision_model" in name for name in moved(before, after)) == learns
+    assert any("aligner" in name and "generation" not in name for name in moved(before, after))

@@ -1,31 +1,34 @@
 """A little world for trainer tests: rows of documents and a collator that keep the data package's batch contract.
 
-Runs on the embedded tiny checkpoint, whose processor comes with it. Also imported by the two-rank test's script.
+Runs on the tiny checkpoint, whose processor comes with it. Also imported by the two-rank test's script.
 """
 
 import copy
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
-from janus_hf.assets import DEFAULT_MODEL
 from janus_hf.training import JanusProSFTConfig, JanusProSFTTrainer
 
+
+# Not from tiny.py: the two-rank script has only this folder on its path.
+TINY_MODEL = Path(__file__).parents[1] / "goldens" / "tiny-janus-pro"
 
 TEXT, UNDERSTANDING, DRAWING = range(3)
 
 
 def load_model(seed: int = 0) -> JanusProForConditionalGeneration:
-    """The embedded model's architecture with larger random weights in float32, so that every path matters."""
+    """The tiny checkpoint's architecture with larger random weights in float32, so that every path matters."""
     return copy.deepcopy(_model(seed))
 
 
 @cache
 def _model(seed: int) -> JanusProForConditionalGeneration:
-    config = JanusProForConditionalGeneration.config_class.from_pretrained(DEFAULT_MODEL)
+    config = JanusProForConditionalGeneration.config_class.from_pretrained(TINY_MODEL)
     for part in (config.text_config, config.vision_config, config.vq_config):
         part.initializer_range = 0.1
     with torch.random.fork_rng():
@@ -40,7 +43,7 @@ def _model(seed: int) -> JanusProForConditionalGeneration:
 
 @cache
 def load_processor() -> JanusProProcessor:
-    return JanusProProcessor.from_pretrained(DEFAULT_MODEL)
+    return JanusProProcessor.from_pretrained(TINY_MODEL)
 
 
 def document(kind: int, seed: int, config: Any) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 
-DEFAULT_MODEL = str(Path(__file__).parent / "tiny-janus-pro")
+DEFAULT_MODEL = str(Path(__file__).parent / "janus-shapes")
 DEFAULT_MODEL_NOTE = (
-    "janus-hf: no --model given, using the tiny embedded one. It is UNTRAINED: its pictures and answers are noise. "
-    "For real ones: --model deepseek-ai/Janus-Pro-1B"
+    "janus-hf: no --model given, using the small embedded one. It knows coloured shapes on a board and nothing else: "
+    "draw 'a photo of a red circle and a blue square', or ask about such a picture. For the world: "
+    "--model deepseek-ai/Janus-Pro-1B"
 )

@@ -11,6 +11,7 @@ if find_spec("datasets") is None:
 
 from .collator import JanusProCollator
 from .datasets import PackedDataset, stream_packs
+from .manifest import finish_prepared
 from .plan import PackPlan, make_plan
 from .prepare import prepare, prepare_mixture, prepare_rows
 from .schema import ADAPTERS, TASKS, RowError
@@ -25,6 +26,7 @@ __all__ = [
     "PackedDataset",
     "PreparedDataset",
     "RowError",
+    "finish_prepared",
     "load_prepared",
     "make_plan",
     "prepare",

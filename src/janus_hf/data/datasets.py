@@ -13,7 +13,7 @@ import numpy as np
 
 from .packing import POOL_SIZE, pack
 from .plan import PackPlan, check_ratios, make_plan, take_turns
-from .store import PreparedDataset, read_shard, shard_paths, table_row
+from .store import PreparedDataset, read_index, read_shard, shard_paths, table_row
 
 
 class PackedDataset:
@@ -63,7 +63,7 @@ class PackedDataset:
 
         Rows come out as `{"documents": ...}`. Needs `remove_unused_columns=False`.
         """
-        dataset = datasets.Dataset.from_dict({"pack": np.arange(len(self))})
+        dataset = datasets.Dataset.from_dict({"pack": np.arange(len(self), dtype=np.int32)})
         return dataset.with_transform(self._read)
 
     def _read(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
@@ -101,9 +101,11 @@ def stream_packs(
         ValueError: Ratios and sources do not match, or a source has no shards.
     """
     check_ratios(ratios, folders)
-    shards = {name: [str(path) for path in shard_paths(folder)] for name, folder in folders.items()}
+    shards = {name: _shards_with_rows(folder) for name, folder in folders.items()}
     if empty := sorted(name for name, paths in shards.items() if not paths):
-        raise ValueError(f"Expected prepared shards; the sources {empty} have none. Run janus-hf prepare first.")
+        raise ValueError(
+            f"Expected prepared shards with rows; the sources {empty} have none. Run janus-hf prepare first."
+        )
     count = min(map(len, shards.values()))
     # One list to deal: part `i` holds every `count`-th shard of each source.
     parts = [{name: paths[index::count] for name, paths in shards.items()} for index in range(count)]
@@ -115,6 +117,12 @@ def stream_packs(
         "epochs": epochs,
     }
     return datasets.IterableDataset.from_generator(_stream, gen_kwargs={"parts": parts, **settings})
+
+
+def _shards_with_rows(folder: str) -> list[str]:
+    """Without those all of whose rows were skipped: whoever was dealt no others would look for a row for ever."""
+    filled = set(read_index(folder).column("shard").to_numpy().tolist())
+    return [str(path) for shard, path in enumerate(shard_paths(folder)) if shard in filled]
 
 
 def _stream(

@@ -1,17 +1,31 @@
 """`meta.json`: what was asked of a preparation, written as it begins, and what came out, when all shards are there."""
 
 import json
+import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from transformers.utils import logging
 
 from .._version import __version__
 from .fingerprint import check_fingerprint, fingerprint
 from .rows import RowPreparer, Skipped
 from .sources import describe
-from .store import META, PreparedDataset, load_prepared, read_shard, shard_paths, skipped_rows, write_json
+from .store import (
+    INDEX,
+    META,
+    PreparedDataset,
+    load_prepared,
+    make_index,
+    read_shard,
+    shard_paths,
+    skipped_rows,
+    write_json,
+    write_shard,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -59,16 +73,40 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
     Raises:
         ValueError: There are not `total` shards, or no row of them can be trained on.
     """
-    tables = [read_shard(path) for path in shard_paths(output)]
-    if len(tables) != total:
-        raise ValueError(f"Expected {total} shards in {str(output)!r}; found {len(tables)}. The source has changed.")
-    skipped = [one for table in tables for one in skipped_rows(table.schema)]
-    meta = meta | counts(sum(map(len, tables)), skipped) | {"complete": True, "num_shards": total}
+    paths = shard_paths(output)
+    if len(paths) != total:
+        raise ValueError(f"Expected {total} shards in {str(output)!r}; found {len(paths)}. The source has changed.")
+    skipped: Skipped = []
+
+    def tables() -> Iterator[pa.Table]:  # one open at a time
+        for path in paths:
+            table = read_shard(path)
+            skipped.extend(skipped_rows(table.schema))
+            yield table
+
+    index = make_index(tables())
+    meta = meta | counts(len(index), skipped) | {"complete": True, "num_shards": total}
     report(meta)
+    write_shard(index, output / INDEX)
     write_json(meta, output / META)
     for left_by_a_kill in output.glob(".shard-*"):
         left_by_a_kill.unlink(missing_ok=True)
     return load_prepared(output)
+
+
+def finish_prepared(folder: str | os.PathLike[str]) -> None:
+    """For one process, once all ranks of `prepare` are done: finishes what none of them could.
+
+    A network file system may show each rank the others' last shards late, so that everybody leaves the counting to
+    somebody else. Does nothing if all is done, or shards are really missing.
+    """
+    output = Path(folder)
+    meta = json.loads((output / META).read_text(encoding="utf-8"))
+    if meta["complete"] or meta["source_rows"] is None:  # of a stream, only who reads it knows how many there are
+        return
+    total = -(-meta["source_rows"] // meta["rows_per_shard"])
+    if len(shard_paths(output)) == total:
+        finish(output, meta, total)
 
 
 def counts(num_rows: int, skipped: Skipped) -> dict[str, Any]:

@@ -1,12 +1,8 @@
 """Filling packs of a fixed length from a sequence of documents of known lengths, without moving any of them far."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from operator import itemgetter
 from typing import Generic, TypeVar
-
-import numpy as np
 
 
 POOL_SIZE = 256
@@ -16,7 +12,12 @@ T = TypeVar("T")
 
 
 def pack(
-    documents: Iterable[tuple[int, T]], max_length: int, *, pool_size: int = POOL_SIZE, num_packs: int | None = None
+    documents: Iterable[tuple[int, T]],
+    max_length: int,
+    *,
+    pool_size: int = POOL_SIZE,
+    num_packs: int | None = None,
+    pool: "Pool[T] | None" = None,
 ) -> Iterator[list[T]]:
     """Packs a sequence of `(length, document)`, looking `pool_size` documents ahead.
 
@@ -25,22 +26,22 @@ def pack(
 
     Args:
         num_packs: Stop after so many. Towards the end the pool is used up, so that no kind of document is left behind.
+        pool: Where documents wait; it may hold some already. Between two packs it is all there is to know.
 
     Raises:
         ValueError: A document is longer than a pack.
     """
     stream = iter(documents)
-    pool: _Pool[T] = _Pool()
+    pool = Pool() if pool is None else pool
     count = 0
     while num_packs is None or count < num_packs:
-        while len(pool) < pool_size and (num_packs is None or pool.total < (num_packs - count) * max_length):
-            following = list(islice(stream, 1))
-            if not following:
+        while len(pool.ages) < pool_size and (num_packs is None or pool.total < (num_packs - count) * max_length):
+            if (following := next(stream, None)) is None:
                 break
-            if (length := following[0][0]) > max_length:
-                raise ValueError(f"Expected documents of at most {max_length} ids; got one of {length}.")
-            pool.add(*following[0])
-        if not len(pool):
+            if following[0] > max_length:
+                raise ValueError(f"Expected documents of at most {max_length} ids; got one of {following[0]}.")
+            pool.add(*following)
+        if not pool.ages:
             return
         members: list[T] = []
         room = max_length
@@ -56,44 +57,62 @@ def pack(
         count += 1
 
 
-class _Pool(Generic[T]):
-    """Documents that wait, found by length and by age."""
+class Pool(Generic[T]):
+    """Documents that wait, found by length and by age. Plain lists: at this size they beat arrays."""
 
     def __init__(self) -> None:
-        self.waiting: list[tuple[int, int, T]] = []  # (length, age, document), shortest first
-        self.lengths: dict[int, int] = {}  # age -> length, oldest first
+        self.lengths: list[int] = []  # shortest first, of equals the oldest first
+        self.ages: list[int] = []  # of the same documents
+        self.waiting: dict[int, tuple[int, T]] = {}  # age -> (length, document), oldest first
         self.added = 0
         self.total = 0
 
-    def __len__(self) -> int:
-        return len(self.waiting)
-
     def add(self, length: int, document: T) -> None:
-        insort(self.waiting, (length, self.added, document), key=itemgetter(0, 1))
-        self.lengths[self.added] = length
+        """One more, younger than all that wait."""
+        position = bisect_right(self.lengths, length)
+        self.lengths.insert(position, length)
+        self.ages.insert(position, self.added)
+        self.waiting[self.added] = length, document
         self.added += 1
         self.total += length
 
     def take(self, position: int) -> tuple[int, T]:
         """Removes and returns `(length, document)`."""
-        length, age, document = self.waiting.pop(position)
-        del self.lengths[age]
-        self.total -= length
-        return length, document
+        self.total -= self.lengths.pop(position)
+        return self.waiting.pop(self.ages.pop(position))
 
     def oldest(self, room: int) -> int | None:
         """The position of the oldest document that is not longer than `room`."""
-        found = next(((length, age) for age, length in self.lengths.items() if length <= room), None)
-        return None if found is None else bisect_left(self.waiting, found, key=itemgetter(0, 1))
+        if not self.lengths or self.lengths[0] > room:
+            return None
+        for length, _ in self.waiting.values():
+            if length <= room:
+                break
+        return bisect_left(self.lengths, length)
 
     def fill(self, room: int, slack: int) -> tuple[int, ...]:
-        """Positions, the higher first, of one or two documents that fill `room` up to `slack`; empty if none do."""
-        lengths = np.array([entry[0] for entry in self.waiting], dtype=np.int64)
-        single = int(np.searchsorted(lengths, room, side="right")) - 1
-        if single >= 0 and room - lengths[single] <= slack:
+        """Positions, the higher first, of one or two documents that fill `room` up to `slack`; empty if none do.
+
+        One if one will do, else the fullest pair, of equals the one whose longer document is shortest.
+        """
+        lengths, least = self.lengths, room - slack
+        single = bisect_right(lengths, room) - 1
+        if single >= 0 and lengths[single] >= least:
             return (single,)
-        partners = np.searchsorted(lengths, room - lengths, side="right") - 1
-        partners = np.minimum(partners, np.arange(len(lengths)) - 1)  # each pair once, and nobody its own partner
-        sums = np.where(partners >= 0, lengths + lengths[partners], -1)
-        best = int(np.argmax(sums))
-        return (best, int(partners[best])) if 0 <= room - sums[best] <= slack else ()
+        if len(lengths) < 2 or lengths[-1] + lengths[-2] < least:
+            return ()
+        # The longer one of a pair is at least half of it, and leaves room for the shortest document.
+        first, end = max(bisect_left(lengths, (least + 1) // 2), 1), bisect_right(lengths, room - lengths[0])
+        best = least - 1
+        found: tuple[int, ...] = ()
+        partner = bisect_right(lengths, room - lengths[first]) - 1
+        for position in range(first, end):
+            rest = room - lengths[position]
+            while lengths[partner] > rest:
+                partner -= 1
+            shorter = min(partner, position - 1)  # each pair once, and nobody its own partner
+            if (together := lengths[position] + lengths[shorter]) > best:
+                best, found = together, (position, shorter)
+                if best == room:
+                    break
+        return found

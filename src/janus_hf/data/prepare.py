@@ -45,16 +45,19 @@ def prepare_rows(
     Raises:
         ValueError: No adapter reads the columns, the source is empty, or no row of it can be trained on.
     """
-    rows = source if isinstance(source, (list, tuple)) else open_source(source)
-    columns = list(dict.fromkeys(name for row in rows for name in row)) if rows is source else column_names(rows)
-    if rows is source and not rows:
+    listed = isinstance(source, (list, tuple))
+    if listed and not source:
         raise ValueError("Expected rows; got an empty list.")
+    rows = source if listed else open_source(source)
+    columns = list(dict.fromkeys(name for row in rows for name in row)) if listed else column_names(rows, source)
     chosen = choose_adapter(columns, name=adapter, task=task)
-    names = None if rows is source else class_names(rows)
+    names = None if listed else class_names(rows)
     sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
     folder = source_folder(source) if folder is None else os.fspath(folder)
     preparer = RowPreparer(model, processor, chosen, task=task, names=names, folder=folder, **sizes)
     prepared, skipped = preparer(_progress(rows, "preparing"))
+    if not prepared and not skipped:
+        raise ValueError(f"Expected rows; the source {describe(source)} is empty.")
     meta = describe_request(preparer, source) | counts(len(prepared), skipped) | {"complete": True, "num_shards": 1}
     report(meta)
     return PreparedDataset([make_table(prepared, skipped)], meta)
@@ -90,7 +93,8 @@ def prepare(
         num_threads: That decode and resize pictures.
         num_shards: By default one per 1024 rows. For streaming, take a multiple of ranks x loader workers.
         rank, world_size: Which shards are ours; by default from the environment that `accelerate launch` and
-            `torchrun` set. Ranks do not talk to each other, and their number may change between runs.
+            `torchrun` set. Ranks do not talk to each other, and their number may change between runs. Where they share
+            a network file system, call `finish_prepared` once all are done.
         folder: Where relative picture paths start; by default beside the source.
 
     Returns:
@@ -107,7 +111,7 @@ def prepare(
     rows = open_source(source, **options)
     sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
     folder = source_folder(source) if folder is None else os.fspath(folder)
-    chosen = choose_adapter(column_names(rows), name=adapter, task=task)
+    chosen = choose_adapter(column_names(rows, source), name=adapter, task=task)
     preparer = RowPreparer(model, processor, chosen, task=task, names=class_names(rows), folder=folder, **sizes)
     rows_per_shard = _rows_per_shard(rows, num_shards)
     num_rows = len(rows) if hasattr(rows, "__len__") else None

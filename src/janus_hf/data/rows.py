@@ -68,7 +68,10 @@ class RowPreparer:
     def _document(self, row: Mapping[str, Any]) -> tuple[Document | RowError, torch.Tensor | None]:
         """With the pixels `(1, 3, S, S)` of its target, if it has one."""
         try:
-            raw = self.adapter.convert(row, self.names)
+            try:
+                raw = self.adapter.convert(row, self.names)
+            except KeyError as error:  # rows of a list need not all have the first one's columns
+                raise RowError("missing_column", f"Expected a column {error}; got {sorted(row)}.") from error
             pictures = open_pictures(raw, folder=self.folder)
             with self.lock:
                 document = make_document(raw, pictures, self.processor)

@@ -138,8 +138,10 @@ def _label(row: Mapping[str, Any], class_names: Sequence[str] | None) -> RawRow:
                 "to datasets.ClassLabel(names=[...]).",
             )
         label = class_names[label]
+    if not isinstance(label, str):
+        raise RowError("bad_label", f"Expected a class name or number; got {label!r}.")
     # ImageNet names a class by all its synonyms: "tench, Tinca tinca".
-    return {"prompt": str(label).split(",")[0].replace("_", " ").strip(), "image": _picture(row)}
+    return {"prompt": label.split(",")[0].replace("_", " ").strip(), "image": _picture(row)}
 
 
 def clean_midjourney(prompt: str) -> str:

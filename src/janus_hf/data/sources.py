@@ -42,9 +42,15 @@ def open_source(source: Any, *, split: str = "train", **options: Any) -> dataset
     return _undecoded(dataset)
 
 
-def column_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str]:
-    """Streams may not know their columns before the first row."""
-    return list(dataset.column_names or next(iter(dataset), {}))
+def column_names(dataset: datasets.Dataset | datasets.IterableDataset, source: Any) -> list[str]:
+    """Streams may not know their columns before the first row.
+
+    Raises:
+        ValueError: There is none; `source`, which the rows came from, is named.
+    """
+    if names := list(dataset.column_names or next(iter(dataset), {})):
+        return names
+    raise ValueError(f"Expected rows; the source {describe(source)} is empty.")
 
 
 def class_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str] | None:

@@ -1,20 +1,25 @@
 """Prepared rows: Arrow tables in memory, or a folder of Arrow shards beside a `meta.json` that says what made them.
 
 A shard is one Arrow IPC file written under a temporary name and then renamed, so it is there whole or not at all; what
-was skipped while making it is in its schema's metadata.
+was skipped while making it is in its schema's metadata. `index.arrow` beside them repeats the few bytes per row that
+planning needs, so that opening the folder need not open every shard.
 """
 
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..processing import JanusProProcessor
 from .fingerprint import check_fingerprint, fingerprint, processor_fingerprint
+from .schema import TASKS
 
 
 SCHEMA = pa.schema(
@@ -27,7 +32,10 @@ SCHEMA = pa.schema(
         "prompt_end": pa.int32(),  # index of begin-of-image in drawings, -1 otherwise
     }
 )
+INDEX_SCHEMA = pa.schema({"length": pa.int32(), "task": pa.int8(), "shard": pa.int32()})  # task: number in TASKS
 META = "meta.json"
+INDEX = "index.arrow"
+OPEN_SHARDS = 4096  # mapped at a time; Linux allows a process 65,530 maps of everything
 _SKIPPED = b"janus_hf.skipped"
 
 
@@ -44,7 +52,7 @@ def skipped_rows(schema: pa.Schema) -> list[tuple[int, str, str]]:
 
 def write_shard(table: pa.Table, path: Path) -> None:
     """Atomically, and on the disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _temporary(path)
     with open(temporary, "wb") as file:
         with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
@@ -55,9 +63,14 @@ def write_shard(table: pa.Table, path: Path) -> None:
 
 def write_json(content: Any, path: Path) -> None:
     """Atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _temporary(path)
     temporary.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _temporary(path: Path) -> Path:
+    """Nobody else's name: process numbers repeat between nodes that share a file system."""
+    return path.with_name(f".{path.name}.{uuid4().hex}")
 
 
 def read_shard(path: str | os.PathLike[str]) -> pa.Table:
@@ -75,6 +88,40 @@ def table_row(table: pa.Table, index: int) -> dict[str, Any]:
     return row
 
 
+def make_index(tables: Iterable[pa.Table]) -> pa.Table:
+    """Length, task and shard of every row, in order; `tables` are the shards, looked at one after the other."""
+    columns: list[list[np.ndarray]] = [[], [], []]
+    for shard, table in enumerate(tables):
+        columns[0].append(table.column("length").to_numpy())
+        columns[1].append(pc.index_in(table.column("task"), pa.array(TASKS)).to_numpy())
+        columns[2].append(np.full(len(table), shard))
+    arrays = [
+        pa.array(np.concatenate([np.empty(0, dtype=np.int32), *parts]).astype(field.type.to_pandas_dtype()))
+        for parts, field in zip(columns, INDEX_SCHEMA, strict=True)
+    ]
+    return pa.Table.from_arrays(arrays, schema=INDEX_SCHEMA)
+
+
+def read_index(folder: str | os.PathLike[str]) -> pa.Table:
+    """`index.arrow`; made anew, in memory, for a folder without (not finished, or by an early version)."""
+    path = Path(folder, INDEX)
+    return read_shard(path) if path.is_file() else make_index(map(read_shard, shard_paths(folder)))
+
+
+class _Shards(Sequence[pa.Table]):
+    """Tables of files, opened as they are asked for; the `OPEN_SHARDS` used last stay open."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self.read = lru_cache(OPEN_SHARDS)(read_shard)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.read(self.paths[index])
+
+
 class PreparedDataset:
     """Prepared rows by number; map-style, so any DataLoader reads it. `dataset[i]` is `table_row`'s dict.
 
@@ -82,21 +129,31 @@ class PreparedDataset:
         tables: One per shard.
         meta: The content of `meta.json`.
         path: The folder, if there is one; then a copy in another process opens the files again.
+        index: See `make_index`; by default made from the tables.
     """
 
-    def __init__(self, tables: Iterable[pa.Table], meta: Mapping[str, Any], path: str | None = None) -> None:
-        self.tables = [table for table in tables if len(table)]
-        self.meta, self.path = dict(meta), path
-        self.starts = np.cumsum([0, *(len(table) for table in self.tables)])
-        self.lengths = self._column("length").astype(np.int64)
+    def __init__(
+        self,
+        tables: Sequence[pa.Table],
+        meta: Mapping[str, Any],
+        path: str | None = None,
+        index: pa.Table | None = None,
+    ) -> None:
+        self.tables, self.meta, self.path = tables, dict(meta), path
+        self.index = make_index(tables) if index is None else index
+        rows = np.bincount(self.index.column("shard").to_numpy(), minlength=len(tables))
+        self.starts = np.concatenate([[0], np.cumsum(rows)])
 
-    def _column(self, name: str) -> np.ndarray:
-        return np.concatenate([table.column(name).to_numpy() for table in self.tables])
+    @property
+    def lengths(self) -> np.ndarray:
+        """`(rows,)` int32, in ids."""
+        lengths: np.ndarray = self.index.column("length").to_numpy()
+        return lengths
 
     @property
     def tasks(self) -> np.ndarray:
         """`(rows,)` of str."""
-        return self._column("task")
+        return np.array(TASKS)[self.index.column("task").to_numpy()]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -150,6 +207,12 @@ def load_prepared(
         raise ValueError(
             f"Expected {meta['num_shards']} shards in {str(folder)!r}; found {len(shards)}. Prepare it again."
         )
-    dataset = PreparedDataset(map(read_shard, shards), meta, os.fspath(folder))
+    index = read_index(folder)
+    if len(index) != meta["num_rows"]:
+        raise ValueError(
+            f"Expected {meta['num_rows']} rows in {str(folder)!r}; its {INDEX} has {len(index)}. Delete that file, "
+            "which can be done without, or prepare the folder again."
+        )
+    dataset = PreparedDataset(_Shards(shards), meta, os.fspath(folder), index)
     dataset.check(model=model, processor=processor)
     return dataset

@@ -218,6 +218,18 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.set_input_embeddings(value)
 
+    def enable_input_require_grads(self) -> None:
+        """As in transformers, for reentrant checkpointing; but a tower that learns nothing stays out, or it would keep
+        its activations and be back-propagated in vain.
+        """
+        tower = self.model.vision_model
+        inputs = [self.get_input_embeddings()]
+        if any(parameter.requires_grad for parameter in tower.parameters()):
+            inputs.append(tower.get_input_embeddings())
+        self._require_grads_hooks = [
+            module.register_forward_hook(lambda module, args, output: output.requires_grad_(True)) for module in inputs
+        ]
+
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
         """See `JanusProModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)

@@ -62,7 +62,8 @@ class SampleCallback(TrainerCallback):
         """Every process takes part, because a sharded model needs all; the main one writes."""
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
-        with _undisturbed(model):
+        precision = torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bool(args.bf16))
+        with _undisturbed(model), precision:  # as in training: what is trained is float32 among bfloat16 weights
             pictures = self._draw(model)
             answers = [self._answer(model, question) for question in self.questions]
         if state.is_world_process_zero:

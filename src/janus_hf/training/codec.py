@@ -198,7 +198,8 @@ class CodecTrainer(Trainer):
             output = model(pixel_values)
             reconstruction = output.pixel_values
             losses = {"codebook": self.args.codebook_weight * (output.codebook_loss + output.commitment_loss)}
-            self._restart_unused_codes(model, pixel_values, output)
+            if model.training:
+                self._restart_unused_codes(model, pixel_values, output)
         else:
             ids = self.teacher(pixel_values)
             output = model(pixel_values, image_ids=ids)
@@ -229,11 +230,14 @@ class CodecTrainer(Trainer):
     def _restart_unused_codes(self, model: Any, pixel_values: torch.Tensor, output: Any) -> None:
         """Give codes that nothing chose for a while to the places that are drawn worst.
 
-        Early only: later it would split what is common (a plain background) into many codes for the same thing.
+        Once per step, with the last of its micro-batches: each of them alone leaves many codes unused. Early only:
+        later it would split what is common (a plain background) into many codes for the same thing.
         """
         every, step = self.args.restart_every, self.state.global_step
         self.usage += output.image_ids.flatten().bincount(minlength=len(self.usage)).cpu()
-        if not every or (step + 1) % every or step >= self.args.restart_until * self.state.max_steps:
+        if not self.accelerator.sync_gradients or not every or (step + 1) % every:
+            return
+        if step >= self.args.restart_until * self.state.max_steps:
             return
         codec = self.accelerator.unwrap_model(model)
         unused = (self.accelerator.reduce(self.usage.to(pixel_values.device)) == 0).nonzero().squeeze(-1)

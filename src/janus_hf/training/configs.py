@@ -4,6 +4,7 @@
 or choose a loss are refused, because neither is TRL's here.
 """
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,10 @@ _NOT_OURS = {
     "neftune_noise_alpha": (None, "noise on text embeddings would not reach image codes"),
     "fp16": (False, "the released weights are bfloat16 and overflow float16: use bf16 or float32"),
 }
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").lower() in ("1", "true")
 
 
 def _option(default: Any, help: str) -> Any:
@@ -118,6 +123,19 @@ class JanusProSFTConfig(SFTConfig):
         self._check_lora(stage.lora)
         super().__post_init__()
         self._check_processes()
+        if self.wants_fsdp:  # else every process would hold the gradients of the whole model between micro-batches
+            given = self.accelerator_config.gradient_accumulation_kwargs or {}
+            self.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True, **given}
+
+    @property
+    def wants_fsdp(self) -> bool:
+        """Whether these arguments or the launcher ask for FSDP. (accelerate leaves it out silently without a GPU.)"""
+        return bool(self.fsdp) or _is_set("ACCELERATE_USE_FSDP")
+
+    @property
+    def sharded(self) -> bool:
+        """Whether FSDP or DeepSpeed is asked for: every process then calls every part of the model at every step."""
+        return self.wants_fsdp or bool(self.deepspeed) or _is_set("ACCELERATE_USE_DEEPSPEED")
 
     def _check_options_of_trl(self) -> None:
         for name, (only, reason) in _NOT_OURS.items():
@@ -156,6 +174,11 @@ class JanusProSFTConfig(SFTConfig):
             )
 
     def _check_processes(self) -> None:
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"One process sees {self.n_gpu} GPUs. Start one process per GPU with `accelerate launch --config_file "
+                "accelerate_configs/ddp.yaml -m janus_hf.train ...`, or show it one GPU: CUDA_VISIBLE_DEVICES=0."
+            )
         if self.num_processes is not None and self.num_processes != self.world_size:
             raise ValueError(
                 f"num_processes={self.num_processes} was asked for and {self.world_size} is running. On machines "

@@ -1,12 +1,17 @@
 """What a recipe needs in GPU memory, computed: weights, gradients, optimizer, activations, logits.
 
-Arithmetic, not measurement: the allocator's fragmentation, the CUDA context (about 0.5 GiB), communication buffers (a
-gathered layer under FSDP) and the activations of the understanding tower come on top. Parameters are counted on the
-real architecture, built without storage.
+Arithmetic, not measurement: the allocator's fragmentation, the CUDA context (about 0.5 GiB), what FSDP gathers (a
+layer, and the heads for the whole step) and the activations of the understanding tower come on top. Parameters are
+counted on the real architecture, built without storage.
+
+`python -m janus_hf.training.memory recipes/*.yaml` prints the table of recipes, without loading or fetching anything.
 """
 
 import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +26,20 @@ from .stages import LANGUAGE_TARGETS, PARTS, VISION_TARGETS, apply_stage, find_s
 Sharding = Literal["ddp", "zero2", "zero3", "fsdp2"]
 GIB = 2**30
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.53}  # 4 bits, and double-quantised scales
+
+# Of the released 7B, where it differs from the 1B (`JanusProConfig()`): config.json of deepseek-ai/Janus-Pro-7B, which
+# leaves most sizes of the language model to Llama's defaults.
+_LANGUAGE_7B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "max_position_embeddings": 16384,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 30,
+    "num_key_value_heads": 32,
+    "vocab_size": 102400,
+}
+_SHARDED_OVER = 8  # GPUs of one machine, in the printed table
 
 
 @dataclass(frozen=True)
@@ -142,10 +161,13 @@ def recipe_memory(
         sharding, num_processes: See `estimate_memory`.
     """
     training = recipe.training
+    dtype = recipe.model.get("dtype") or "auto"
+    if dtype == "auto":  # on a device that computes in bfloat16
+        dtype = "bfloat16" if training["stage"].startswith("lora_") else "float32"
     return estimate_memory(
         config,
         training["stage"],
-        dtype=recipe.model.get("dtype", "float32"),
+        dtype=dtype,
         quantization=recipe.model.get("quantization"),
         sharding=sharding,
         num_processes=num_processes,
@@ -168,4 +190,63 @@ def memory_table(rows: dict[str, Memory]) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["Memory", "Sharding", "estimate_memory", "memory_table", "recipe_memory"]
+def released_config(size: str) -> JanusProConfig:
+    """Configuration of the released Janus-Pro, without the Hub.
+
+    Args:
+        size: "1b" or "7b".
+
+    Raises:
+        KeyError: If there is no such size.
+    """
+    width = {"1b": 2048, "7b": 4096}[size]
+    return JanusProConfig(
+        text_config=_LANGUAGE_7B if size == "7b" else None,
+        vision_config={"projection_dim": width},
+        vq_config={"projection_dim": width, "image_token_embed_dim": width},
+    )
+
+
+def recipes_table(paths: Sequence[Any]) -> str:
+    """`memory_table` of recipe files.
+
+    A recipe for adapters on the 1B has a row for the 7B too. One that trains whole parts has a row for a copy on every
+    GPU (`ddp.yaml`) and one for FSDP2 over eight (`fsdp2.yaml`).
+
+    Args:
+        paths: Recipes; the paths of their models end with the size, 1B or 7B.
+
+    Raises:
+        ValueError: If a recipe's model has another name.
+    """
+    from .run import load_recipe
+
+    rows = {}
+    for path in sorted(map(Path, paths)):
+        recipe = load_recipe(path)
+        own = str(recipe.model["path"])[-2:].lower()
+        if own not in ("1b", "7b"):
+            raise ValueError(f"{path}: the size of the model cannot be told from its path {recipe.model['path']!r}.")
+        lora = find_stage(recipe.training["stage"]).lora
+        for size in ("1b", "7b") if lora and own == "1b" else (own,):
+            config, name = released_config(size), f"{path.stem}, {size.upper()}"
+            rows[name] = recipe_memory(recipe, config)
+            if not lora:
+                rows[f"{name}, FSDP2 over {_SHARDED_OVER}"] = recipe_memory(
+                    recipe, config, sharding="fsdp2", num_processes=_SHARDED_OVER
+                )
+    return memory_table(rows)
+
+
+__all__ = [
+    "Memory",
+    "Sharding",
+    "estimate_memory",
+    "memory_table",
+    "recipe_memory",
+    "recipes_table",
+    "released_config",
+]
+
+if __name__ == "__main__":
+    sys.stdout.write(recipes_table(sys.argv[1:]) + "\n")

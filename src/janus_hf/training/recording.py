@@ -50,8 +50,9 @@ def check_same_run(checkpoint: Any, facts: dict[str, Any]) -> None:
         if found.get(name) != facts.get(name):
             raise ValueError(
                 f"{checkpoint} was trained with {name} {found.get(name)!r}, this run has {facts.get(name)!r}: the "
-                "rows would not continue where they stopped. Resume with the same data, ratios, seed and stage, or "
-                "start a new run from its weights."
+                "rows would not continue where they stopped. Resume with the same data, ratios, seed, stage, "
+                "max_steps and batch size (a plan holds as many packs as the steps use), or start a new run from its "
+                "weights."
             )
 
 

@@ -3,7 +3,8 @@
 ```yaml
 model:                      # what to start from
   path: deepseek-ai/Janus-Pro-1B
-  dtype: float32            # of the weights while training; bf16 below is about arithmetic
+  dtype: auto               # of the weights: bfloat16 where they are frozen (LoRA) and the device computes in it,
+                            # else float32; what is trained is always held in float32
   quantization: null        # 4bit or 8bit for QLoRA
 data:                       # what to train on: folders of `janus-hf prepare`, or anything it reads
   sources:
@@ -25,14 +26,17 @@ from typing import Any
 
 import torch
 import yaml
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import HfApi
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .configs import JanusProSFTConfig
 from .mixture import TrainingData, load_mixture
+from .recording import check_same_run
 from .sft import JanusProSFTTrainer
 
 
@@ -60,6 +64,8 @@ class Recipe:
         _check_keys("model", self.model, _MODEL_KEYS, needed=("path",))
         _check_keys("data", self.data, _DATA_KEYS, needed=("sources",))
         _check_keys("training", self.training, known, needed=("stage", "output_dir"))
+        if "ratios" in self.training:
+            raise ValueError("training.ratios follows from data.sources: give every source its ratio there.")
         sources = self.data["sources"]
         if not isinstance(sources, list) or not sources:
             raise ValueError(f"data.sources must be a list of at least one source, got {sources!r}.")
@@ -116,7 +122,7 @@ def build_trainer(
         model, processor: To use instead of loading the recipe's.
     """
     args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})  # before anything heavy is loaded
-    processor = processor or JanusProProcessor.from_pretrained(recipe.model.get("processor") or recipe.model["path"])
+    processor = processor or _load_processor(recipe.model)
     model = model or _load_model(recipe.model, args)
     if model.config.image_token_id is None:
         model.config.image_token_id = processor.image_token_id
@@ -157,32 +163,65 @@ def train(
     if main:
         report(trainer.trainable_table)
     checkpoint = args.resume_from_checkpoint
-    if checkpoint == "auto":
-        checkpoint = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    if not _is_finished(trainer, checkpoint):
+    if checkpoint in ("auto", True):  # the main process chooses: file systems do not show everyone the same at once
+        (checkpoint,) = broadcast_object_list([_newest_checkpoint(Path(args.output_dir))])
+    finished = _is_finished(args, checkpoint)
+    if not finished:
         trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    trainer.create_model_card()
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    elif args.sharded:  # such a model is loaded by training only
+        check_same_run(checkpoint, trainer.facts)
+    else:
+        trainer._load_from_checkpoint(checkpoint)
+        trainer.state = _state_of(checkpoint)
+    exported = not (finished and args.sharded)
+    if exported:
+        trainer.save_model(_internal_call=True)  # else it would push, with the last card
+        trainer.save_state()
+        trainer.create_model_card()
     trainer.accelerator.wait_for_everyone()  # a group that one rank has left does not always let the others go
     trainer.accelerator.end_training()
-    if main:
+    if main and exported:
+        if args.push_to_hub:  # now that nobody waits for it
+            _push(trainer)
         report(f"{args.output_dir}: {args.stage}, {trainer.state.global_step} steps")
+    elif main:
+        report(f"{checkpoint} is the last of this run and holds the trained model: nothing is left to do")
     return Path(args.output_dir)
 
 
-def _is_finished(trainer: JanusProSFTTrainer, checkpoint: Any) -> bool:
-    """Whether the checkpoint is the run's last, which is then loaded: transformers would train one step more."""
-    if not checkpoint or trainer.args.max_steps <= 0:
-        return False
-    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-    if state.global_step < trainer.args.max_steps:
-        return False
-    trainer._load_from_checkpoint(checkpoint)
-    trainer.state = state
-    return True
+def _newest_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that was written to its end: the trainer's state is the last of its files."""
+    complete = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
+
+
+def _is_finished(args: JanusProSFTConfig, checkpoint: Any) -> bool:
+    """Whether the checkpoint is the run's last: transformers would train one step more."""
+    return bool(checkpoint) and 0 < args.max_steps <= _state_of(checkpoint).global_step
+
+
+def _state_of(checkpoint: Any) -> TrainerState:
+    return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+
+
+def _push(trainer: JanusProSFTTrainer) -> None:
+    """Upload what `Trainer.push_to_hub` uploads; that one saves first once more, which takes all processes."""
+    trainer._finish_current_push()
+    HfApi(token=trainer.args.hub_token).upload_folder(
+        repo_id=trainer.hub_model_id,
+        folder_path=trainer.args.output_dir,
+        commit_message="End of training",
+        ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
+        revision=trainer.args.hub_revision,
+    )
+
+
+def _load_processor(section: Mapping[str, Any]) -> JanusProProcessor:
+    """That of the model, at its revision, unless the recipe names another."""
+    if section.get("processor"):
+        return JanusProProcessor.from_pretrained(section["processor"])
+    revision = {"revision": section["revision"]} if section.get("revision") else {}
+    return JanusProProcessor.from_pretrained(section["path"], **revision)
 
 
 def _load_model(section: Mapping[str, Any], args: JanusProSFTConfig) -> JanusProForConditionalGeneration:
@@ -202,9 +241,10 @@ def _load_model(section: Mapping[str, Any], args: JanusProSFTConfig) -> JanusPro
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    return JanusProForConditionalGeneration.from_pretrained(
-        section["path"], dtype=section.get("dtype", "float32"), **kwargs
-    )
+    dtype = section.get("dtype") or "auto"
+    if dtype == "auto":
+        dtype = "bfloat16" if args.bf16 and args.stage.startswith("lora_") else "float32"
+    return JanusProForConditionalGeneration.from_pretrained(section["path"], dtype=dtype, **kwargs)
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,9 +8,11 @@ QLoRA set-up with its ZeRO-3 corrections, activation offloading, the argument cl
 `tests/training/test_canary.py` fails when a new TRL changes this contract.
 """
 
+import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,15 @@ from .callbacks import SampleCallback
 from .configs import JanusProSFTConfig
 from .metrics import LossRecord
 from .recording import FACTS_FILE, check_same_run, training_card
-from .stages import apply_stage, find_stage, frozen_parts, lora_config, trainable_table, trains_understanding
+from .stages import (
+    apply_stage,
+    find_stage,
+    frozen_parts,
+    hold_still,
+    lora_config,
+    trainable_table,
+    trains_understanding,
+)
 
 
 class JanusProSFTTrainer(SFTTrainer):
@@ -90,14 +100,17 @@ class JanusProSFTTrainer(SFTTrainer):
         )
         self.train_dataset = train_dataset
         _restore_forward(model, forward)
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which keep master weights of their own
+        if not args.sharded:  # FSDP and DeepSpeed keep master weights of their own
             _keep_trained_in_float32(self.model, autocast=bool(args.bf16))
 
         self.facts: dict[str, Any] = {"stage": args.stage, "ratios": args.ratios, **(facts or {})}
         self._record = LossRecord()
         self._frozen = frozen_parts(model)
-        self._needs_pictures = trains_understanding(model)
+        # Sharded parts gather their weights together, trained or not: no rank may leave the tower out.
+        self._needs_pictures = trains_understanding(model) or args.sharded
         self._check_distributed()
+        if self.is_fsdp_enabled:
+            _sum_gradients_in_float32(self.accelerator.state.fsdp_plugin)
         if not self.model_accepts_loss_kwargs:
             raise ValueError("Sequence parallelism counts labels by itself and cannot split documents: turn it off.")
         self.trainable_table = trainable_table(self.model)
@@ -123,12 +136,13 @@ class JanusProSFTTrainer(SFTTrainer):
         found, launched = self.accelerator.num_processes, int(os.environ.get("WORLD_SIZE", "1"))
         if found != launched:
             raise ValueError(f"The launcher started {launched} processes but this one works with {found}.")
-        wants_fsdp = bool(self.args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")
-        if wants_fsdp and not self.is_fsdp_enabled:
+        if self.args.wants_fsdp and not self.is_fsdp_enabled:
             raise ValueError(
                 "FSDP was asked for but is not active: without a GPU accelerate leaves it out silently. Train without "
                 "it, or on GPUs."
             )
+        if self.is_fsdp_enabled and self.accelerator.state.fsdp_plugin.fsdp_version != 2:
+            raise ValueError("FSDP 1 is not supported: set fsdp_version: 2, as accelerate_configs/fsdp2.yaml does.")
         parallel = self.accelerator.parallelism_config
         if parallel is not None and (parallel.cp_enabled or parallel.sp_enabled):
             raise ValueError("Context and sequence parallelism drop the mask between packed documents: turn them off.")
@@ -150,7 +164,7 @@ class JanusProSFTTrainer(SFTTrainer):
         """
         training = self.model.training
         for part in self._frozen if training else ():
-            part.eval()
+            hold_still(part)
         if self._needs_pictures and inputs.get("pixel_values") is None:
             inputs = with_dummy_picture(inputs, self._base_model.config)
         inputs = dict(inputs)
@@ -190,6 +204,17 @@ class JanusProSFTTrainer(SFTTrainer):
         prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
         values = self._record.reduce(self.accelerator, training=not prefix)
         super(SFTTrainer, self).log({**logs, **{f"{prefix}{key}": value for key, value in values.items()}}, start_time)
+
+    # Sharding
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """As in transformers; refuses other runs' checkpoints whatever loads them, and shards without gathering per
+        head call.
+        """
+        if resume_from_checkpoint is not None:
+            check_same_run(resume_from_checkpoint, self.facts)
+        with _head_in_the_root_unit(self._base_model):
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
     # Saving and resuming
 
@@ -257,6 +282,28 @@ def _restore_forward(model: nn.Module, forward: Any) -> None:
     model.__dict__.pop("forward", None)
     if forward is not None:
         model.__dict__["forward"] = forward
+
+
+@contextmanager
+def _head_in_the_root_unit(model: nn.Module) -> Iterator[None]:
+    """accelerate makes FSDP2 units of what the model names as its input and output embeddings.
+
+    A unit talks to the other ranks at every call (it gathers weights, it sums gradients), and the text head is called
+    once per chunk of labels: ranks with other numbers of chunks would wait for each other forever. Unnamed, it falls
+    to the root, which talks once per step, as the image head does.
+    """
+    model.__dict__["get_output_embeddings"] = lambda: None
+    try:
+        yield
+    finally:
+        del model.__dict__["get_output_embeddings"]
+
+
+def _sum_gradients_in_float32(plugin: Any) -> None:
+    """accelerate's FSDP2 would sum gradients over ranks and micro-batches in bfloat16, and return the loss in it."""
+    policy = plugin.mixed_precision_policy
+    if policy is not None:
+        plugin.mixed_precision_policy = dataclasses.replace(policy, reduce_dtype=torch.float32, output_dtype=None)
 
 
 def _keep_trained_in_float32(model: nn.Module, *, autocast: bool) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 if TYPE_CHECKING:
@@ -140,8 +141,6 @@ def lora_config(
     if not find_stage(name).lora:
         raise ValueError(f"{name} trains whole parts and takes no adapters: use apply_stage, or a lora_ stage.")
     targets = targets or LANGUAGE_TARGETS
-    if vision_tower:
-        targets = f"({targets}|{VISION_TARGETS})"
     whole = [PARTS[part] for part in trained_parts(name, train_generation_embeddings)]
     hits = [module for module, _ in model.named_modules() if re.fullmatch(targets, module)]
     if not hits:
@@ -149,6 +148,8 @@ def lora_config(
             f"The LoRA targets {targets!r} match no module of this model. They are matched against whole names such "
             "as 'model.language_model.layers.0.self_attn.q_proj'."
         )
+    if vision_tower:
+        targets = f"({targets}|{VISION_TARGETS})"
     forbidden = [PARTS["codec"], *whole]
     if wrong := [hit for hit in hits if any(hit == part or hit.startswith(f"{part}.") for part in forbidden)]:
         raise ValueError(
@@ -167,10 +168,22 @@ def lora_config(
 
 
 def frozen_parts(model: Any) -> list[nn.Module]:
-    """Parts without a single trainable parameter. They are kept in eval mode: no dropout in what does not learn."""
+    """Parts without a single trainable parameter."""
     base = _without_peft(model)
     parts = (base.get_submodule(path) for path in PARTS.values())
     return [part for part in parts if not any(parameter.requires_grad for parameter in part.parameters())]
+
+
+def hold_still(part: nn.Module) -> None:
+    """Eval mode for a frozen part: no dropout in what does not learn.
+
+    A layer of transformers is checkpointed only if it is in training mode itself, and gradients pass through a frozen
+    language model. So layers stay in training mode, and everything inside them, dropout included, is in eval mode.
+    """
+    part.eval()
+    for module in part.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def trains_understanding(model: Any) -> bool:
@@ -214,6 +227,7 @@ __all__ = [
     "apply_stage",
     "find_stage",
     "frozen_parts",
+    "hold_still",
     "lora_config",
     "trainable_table",
     "trained_parts",

@@ -1,0 +1,58 @@
+"""`docs/data.md` says what is so: its tables are complete and its rows can be prepared."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import janus_hf.data
+from janus_hf.data import ADAPTERS, prepare_rows
+from janus_hf.data.schema import choose_adapter
+from janus_hf_cli import make_parser
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+SECTIONS = [section.split("\n## ")[0] for section in PAGE.split("\n### `")[1:]]
+EXAMPLES = {section.split("`")[0]: section.split("```jsonl\n")[1].split("```")[0] for section in SECTIONS}
+
+
+def table(heading: str) -> list[str]:
+    return re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index(heading) :].split("\n\n## ")[0], flags=re.MULTILINE)
+
+
+def test_every_adapter_has_its_row_and_its_example():
+    assert table("## What a row may look like") == list(ADAPTERS) == list(EXAMPLES)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_examples_can_be_prepared(name, picture, model, processor, tmp_path):
+    picture(1).save(tmp_path / "photo.jpg")
+    (tmp_path / "rows.jsonl").write_text(EXAMPLES[name])
+    prepared = prepare_rows(
+        tmp_path / "rows.jsonl", model, processor, adapter="describe" if name == "describe" else None
+    )
+    assert (prepared.meta["adapter"], prepared.meta["skipped"]) == (name, {})
+    assert len(prepared) == len(EXAMPLES[name].strip().splitlines())
+    assert set(prepared.tasks) <= ({ADAPTERS[name].task} if ADAPTERS[name].task else {"understanding", "text"})
+
+
+def test_every_reason_to_skip_is_listed():
+    folder = Path(janus_hf.data.__file__).parent
+    code = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    reasons = set(re.findall(r'RowError\(\s*"(\w+)"', code))
+    assert len(reasons) > 5
+    assert set(table("## What is skipped")) == reasons
+
+
+def test_its_commands_parse():
+    lines = [line for line in PAGE.splitlines() if line.startswith("janus-hf ")]
+    assert len(lines) == 3
+    for line in lines:
+        make_parser().parse_args(shlex.split(line)[1:])
+
+
+def test_folders_and_archives_have_the_columns_it_says():
+    assert choose_adapter(["image", "caption"]).name == "caption"
+    assert choose_adapter(["image", "label"]).name == "label"
+    assert choose_adapter(["jpg", "txt", "__key__", "__url__"]).name == "caption"

@@ -1,0 +1,58 @@
+"""The trained model inside the package: small enough, able, and what the demo and the tutorial show of it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from janus_hf import JanusProPipeline
+from janus_hf.assets import DEFAULT_MODEL
+from janus_hf.evaluation.shapes import evaluate_shapes
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """Makes the scripts importable."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    yield
+    sys.path.remove(str(ROOT / "scripts"))
+
+
+def test_it_is_at_most_15_mb():
+    assert sum(file.stat().st_size for file in Path(DEFAULT_MODEL).iterdir()) <= 15e6
+
+
+def test_it_draws_and_answers():
+    """The README's table has the scores of a larger sample; these bounds leave room for the smaller one."""
+    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    report = evaluate_shapes(pipe, prompts_per_tag=12, images_per_prompt=2, questions=120, held_out=False, seed=5)
+    assert report.overall >= 0.55, report.to_markdown()
+    assert report.answers_overall >= 0.45, report.to_markdown()
+
+
+def test_demo(scripts, tmp_path, monkeypatch, capsys):
+    import demo
+
+    monkeypatch.chdir(tmp_path)
+    assert demo.main() == 0
+    out = capsys.readouterr().out
+    assert out.count("  yes  ") >= 10  # of 12 pictures and 6 answers
+    assert (tmp_path / "janus_hf_demo" / "drawn.png").is_file()
+    assert "janus_hf_demo/drawn.png" in out
+
+
+@pytest.mark.slow
+def test_it_learns_a_word_from_200_pictures(scripts, tmp_path):
+    import teach_house
+
+    assert teach_house.HOUSES + teach_house.OTHERS <= 200
+    result = teach_house.teach(tmp_path, prompts_per_tag=50, questions=300)
+    assert result["houses_before"] == 0
+    assert result["houses_after"] >= 0.9
+    assert result["after"].overall > result["before"].overall - 0.03
+    assert result["after"].answers_overall > result["before"].answers_overall - 0.03
+    assert result["equal"]

@@ -1,0 +1,114 @@
+"""Parts of the script that trains the small model; the whole run is two hours."""
+
+import copy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from janus_hf.processing import JanusProProcessor
+from janus_hf.shapes import COLORS, HELD_OUT, SHAPES, detect
+
+
+@pytest.fixture(scope="module")
+def script():
+    folder = str(Path(__file__).parents[1] / "scripts")
+    sys.path.insert(0, folder)
+    try:
+        import train_shapes
+    finally:
+        sys.path.remove(folder)
+    return train_shapes
+
+
+@pytest.fixture(scope="module")
+def processor(script, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    script.make_tokenizer(folder)
+    return JanusProProcessor.from_pretrained(folder, num_image_tokens=64, system_prompt="")
+
+
+def test_teacher_names_every_patch_of_the_world(script):
+    assert len(script.patch_teacher().centres) == 4 * len(COLORS) * len(SHAPES) + 1
+
+
+def test_words_of_the_world_are_single_tokens(script, processor):
+    for word in (*COLORS, *SHAPES, "photo", "above", "left", "three", "crosses"):
+        assert len(processor.tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1, word
+
+
+def test_rows_fit_and_show_nothing_that_is_held_out(script, processor):
+    """Two drawings, or one picture and its questions, in a pack."""
+    for row in script.drawing_rows(200):
+        found = detect(row["image"])
+        assert not {(thing.color, thing.label) for thing in found} & HELD_OUT
+        assert 2 * (len(processor.prepare_image_generation(row["prompt"])["input_ids"][0]) + 64) <= script.LENGTH
+    for make_rows in (script.caption_rows, script.question_rows, script.text_rows):
+        lengths = []
+        for row in make_rows(200):
+            messages = [message["content"].removeprefix("<image>\n") for message in row["messages"]]
+            lengths.append(len(processor.tokenizer("\n\n".join(messages)).input_ids))
+            assert not any(f"{color} {shape}" in text for color, shape in HELD_OUT for text in messages)
+        assert max(lengths) + (0 if make_rows is script.text_rows else 64 + 24) <= script.LENGTH
+
+
+def test_orthogonalise_flattens_the_spectrum(script):
+    for shape in ((20, 50), (50, 20), (30, 30)):
+        torch.manual_seed(0)
+        values = torch.linalg.svdvals(script.orthogonalise(torch.randn(shape)))
+        assert values.min() > 0.5 or shape == (30, 30)  # a square random matrix has values near 0
+        assert values.max() < 1.3
+
+
+class Toy(nn.Module):
+    """One matrix of a "language model", and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.language_model = nn.Module()
+        self.language_model.layers = nn.ModuleList([nn.Linear(4, 6)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.language_model.layers[0](x))
+
+
+def test_muon_resumes(script):
+    torch.manual_seed(0)
+    batches, model = torch.randn(6, 5, 4), Toy()
+    optimizer = script.Muon(model, 1e-3)
+
+    def steps(model, optimizer, which):
+        for index in which:
+            model(batches[index]).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    before = copy.deepcopy(model.state_dict())
+    steps(model, optimizer, range(3))
+    resumed = copy.deepcopy(model)
+    continued = script.Muon(resumed, 1e-3)
+    continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(model, optimizer, range(3, 6))
+    steps(resumed, continued, range(3, 6))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name])
+        assert not torch.equal(value, before[name])
+
+
+def test_round_trip_gate_sees_a_bad_codec(script):
+    codec = script.JanusProVQModel(script.JanusProVQConfig(**script.CODEC))
+    assert max(script.round_trip(codec, prompts=4).values()) < 0.98
+
+
+def test_dialogue_asks_different_questions(script):
+    rng = np.random.default_rng(0)
+    scene = script.random_scene(rng)
+    messages = script.dialogue(scene, rng, opening="<image>\n")
+    questions = [m["content"] for m in messages[::2]]
+    assert messages[0]["content"].startswith("<image>\n")
+    assert len(set(questions)) == len(questions)
+    assert [m["role"] for m in messages] == ["user", "assistant"] * len(questions)

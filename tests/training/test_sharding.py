@@ -1,0 +1,106 @@
+"""Ranks whose labels differ take part in the same collectives, and shards get the gradients of an unsharded model.
+
+Two ranks on the CPU, through accelerate's own sharding; what only GPUs have (mixed precision, DeepSpeed itself) is not
+run here.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import toy
+import yaml
+from accelerate.utils import FullyShardedDataParallelPlugin
+
+from janus_hf.training.sft import _sum_gradients_in_float32
+
+
+def launch(stage, way):
+    script = Path(__file__).with_name("sharded_ranks.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    return subprocess.run([*command, stage, way], capture_output=True, text=True, timeout=180)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "way"), [("stage1", "fsdp2"), ("stage3", "fsdp2"), ("lora_both", "fsdp2"), ("stage3", "zero3")]
+)
+def test_ranks_with_other_labels_agree_on_the_gradients(stage, way):
+    result = launch(stage, way)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_the_text_head_must_not_be_a_unit():
+    """If this fails, accelerate no longer makes it one, and `_head_in_the_root_unit` can go."""
+    assert launch("stage3", "fsdp2-by-itself").returncode != 0
+
+
+@pytest.mark.parametrize("stage", ["stage3", "lora_both"])
+def test_the_trainer_hides_the_text_head_while_sharding(stage, tmp_path, monkeypatch):
+    trainer = toy.trainer_for(toy.config_for(tmp_path, stage, max_steps=1))
+    prepare, seen = trainer.accelerator.prepare, []
+
+    def spy(*objects, **kwargs):
+        seen.extend(part.get_output_embeddings() for part in objects if isinstance(part, torch.nn.Module))
+        return prepare(*objects, **kwargs)
+
+    monkeypatch.setattr(trainer.accelerator, "prepare", spy)
+    trainer.train()
+    assert seen == [None]
+    assert trainer.model.get_output_embeddings() is not None
+
+
+def test_fsdp_sums_gradients_in_float32():
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision("bf16")
+    assert plugin.mixed_precision_policy.reduce_dtype == torch.bfloat16, "accelerate has become careful itself"
+    _sum_gradients_in_float32(plugin)
+    policy = plugin.mixed_precision_policy
+    # No output dtype: layers hand on bfloat16, the loss stays in float32.
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, None)
+    _sum_gradients_in_float32(SimpleNamespace(mixed_precision_policy=None))
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_launchers_that_shard_are_recognised(variable, tmp_path, monkeypatch):
+    args = toy.config_for(tmp_path)
+    assert not args.sharded
+    monkeypatch.setenv(variable, "true")
+    assert args.sharded
+    assert args.wants_fsdp == (variable == "ACCELERATE_USE_FSDP")
+
+
+def test_fsdp_shards_gradients_of_every_micro_batch(tmp_path, monkeypatch):
+    assert toy.config_for(tmp_path).accelerator_config.gradient_accumulation_kwargs is None
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert toy.config_for(tmp_path).accelerator_config.gradient_accumulation_kwargs == {"sync_each_batch": True}
+
+
+CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "multi_node"])
+@pytest.mark.parametrize("stage", ["full", "lora_both"])
+def test_names_in_the_configurations_are_the_models(name, stage, tmp_path):
+    """accelerate takes the ignored modules as a regular expression over whole names."""
+    settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["fsdp_config"]
+    model = toy.trainer_for(toy.config_for(tmp_path, stage)).model
+    base = model.get_base_model() if stage == "lora_both" else model
+    classes = {type(module).__name__ for module in model.modules()}
+    wrapped = settings["fsdp_transformer_layer_cls_to_wrap"].split(",")
+    assert set(wrapped) <= classes
+    inside = [module for module in base.model.vqmodel.modules() if type(module).__name__ in wrapped]
+    assert not inside, "the codec is called outside of forward"
+    ignored = [
+        module for name, module in model.named_modules() if re.fullmatch(settings["fsdp_ignored_modules"], name)
+    ]
+    assert ignored == [base.model.vqmodel]
+
+
+def test_slurm_script_is_valid_bash():
+    subprocess.run(["bash", "-n", str(CONFIGS / "slurm.sh")], check=True)

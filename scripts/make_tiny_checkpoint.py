@@ -6,32 +6,20 @@ A Janus-Pro of every part, only smaller: 64-pixel pictures of 8x8 codes, a byte-
 tokens. Weights are random with a recorded seed, in bfloat16, in the original layout.
 """
 
-import json
 import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig
 
 import janus_hf
+from bpe_tokenizer import SPECIAL_TOKENS, write_tokenizer
 
 
 FOLDER = Path(__file__).parents[1] / "tests" / "goldens" / "tiny-janus-pro"
 SEED = 20251127
-SPECIAL_TOKENS = [
-    "<｜begin▁of▁sentence｜>",
-    "<｜end▁of▁sentence｜>",
-    "<｜▁pad▁｜>",
-    "<begin_of_image>",
-    "<end_of_image>",
-    "<image_placeholder>",
-    "<|User|>",
-    "<|Assistant|>",
-]
 NUM_MERGED_TOKENS = 384
 VOCAB_SIZE = NUM_MERGED_TOKENS + len(SPECIAL_TOKENS)
 CORPUS = [
@@ -43,32 +31,6 @@ CORPUS = [
     "provides, "
     "and assist the user with a variety of tasks using natural language.",
 ]
-
-
-def make_tokenizer(path: Path) -> None:
-    """Byte-level BPE as in the released checkpoints, trained on a few sentences."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(
-        CORPUS, BpeTrainer(vocab_size=NUM_MERGED_TOKENS, initial_alphabet=alphabet, show_progress=False)
-    )
-    tokenizer.add_special_tokens(SPECIAL_TOKENS)
-    assert tokenizer.get_vocab_size() == VOCAB_SIZE  # every id the untrained model can write is a word
-    tokenizer.save(str(path / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "LlamaTokenizerFast",
-        "add_bos_token": True,
-        "bos_token": SPECIAL_TOKENS[0],
-        "eos_token": SPECIAL_TOKENS[1],
-        "pad_token": SPECIAL_TOKENS[2],
-        "model_max_length": 512,
-        "clean_up_tokenization_spaces": False,
-    }
-    (path / "tokenizer_config.json").write_text(
-        json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
 
 
 def make_model() -> janus_hf.JanusProForConditionalGeneration:
@@ -110,7 +72,7 @@ def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else FOLDER)
     shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory() as tokenizer_folder:
-        make_tokenizer(Path(tokenizer_folder))
+        write_tokenizer(Path(tokenizer_folder), CORPUS, vocab_size=VOCAB_SIZE, context=512)
         processor = janus_hf.JanusProProcessor.from_pretrained(
             tokenizer_folder,
             image_processor=janus_hf.JanusProImageProcessor(image_size=64, min_size=8),

@@ -22,12 +22,11 @@ import datasets
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from tokenizers.trainers import BpeTrainer
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import LlamaConfig
 
+from bpe_tokenizer import write_tokenizer
 from janus_hf import (
     JanusProConfig,
     JanusProForConditionalGeneration,
@@ -61,16 +60,6 @@ from janus_hf.training.codec import CodecTrainer, CodecTrainingArguments, PatchT
 SEED = 20261121
 PATCH = 8  # pixels per side of a code: a quarter of a cell, so that the world has 4 x 8 x 4 + 1 distinct patches
 WIDTH = 192
-SPECIAL_TOKENS = [
-    "<｜begin▁of▁sentence｜>",
-    "<｜end▁of▁sentence｜>",
-    "<｜▁pad▁｜>",
-    "<begin_of_image>",
-    "<end_of_image>",
-    "<image_placeholder>",
-    "<|User|>",
-    "<|Assistant|>",
-]
 VOCAB_SIZE = 512
 CONTEXT = 256
 LENGTH = 168  # of a pack: two drawings, or one picture with its questions
@@ -217,25 +206,7 @@ def make_tokenizer(folder: Path) -> None:
         question = ask(scene, rng)
         corpus.append(f"{make_drawing(TAGS[index % len(TAGS)], rng, detailed=index % 2 == 0).prompt}\n\n")
         corpus.append(f" There is {describe(scene)}. {question.question}\n\n {question.answer} There is.\n\n")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    size = VOCAB_SIZE - len(SPECIAL_TOKENS)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(corpus, BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False))
-    tokenizer.add_special_tokens(SPECIAL_TOKENS)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "LlamaTokenizerFast",
-        "add_bos_token": True,
-        "bos_token": SPECIAL_TOKENS[0],
-        "eos_token": SPECIAL_TOKENS[1],
-        "pad_token": SPECIAL_TOKENS[2],
-        "model_max_length": CONTEXT,
-        "clean_up_tokenization_spaces": False,
-    }
-    text = json.dumps(config, indent=2, ensure_ascii=False)
-    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+    write_tokenizer(folder, corpus, vocab_size=VOCAB_SIZE, context=CONTEXT)
 
 
 def make_start(folder: Path) -> None:

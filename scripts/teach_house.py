@@ -27,7 +27,7 @@ from janus_hf.training.run import train
 ROOT = Path(__file__).parents[1]
 SEED = 20261122
 PROMPT = "a photo of a house"
-HOUSES, OTHERS = 140, 60  # pictures of the new thing, and of old ones so that they are not forgotten
+HOUSES, OTHERS = 90, 110  # pictures of the new thing, and of old ones so that they are not forgotten
 
 
 def house(rng: np.random.Generator) -> Scene:
@@ -67,7 +67,7 @@ def train_adapter(pictures: Path, output: Path, *, steps: int = 120) -> Path:
         "data.sources.0.path": str(pictures),
         "training.output_dir": str(output),
         "training.max_steps": steps,
-        "training.learning_rate": 1e-3,
+        "training.learning_rate": 5e-4,
         "training.lr_scheduler_type": "cosine",
         "training.warmup_steps": 10,
         "training.total_batch_size": 16,

@@ -30,8 +30,8 @@ def test_it_draws_and_answers():
     pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
     pipe.set_progress_bar_config(disable=True)
     report = evaluate_shapes(pipe, prompts_per_tag=12, images_per_prompt=2, questions=120, held_out=False, seed=5)
-    assert report.overall >= 0.55, report.to_markdown()
-    assert report.answers_overall >= 0.45, report.to_markdown()
+    assert report.overall >= 0.78, report.to_markdown()
+    assert report.answers_overall >= 0.33, report.to_markdown()
 
 
 def test_demo(scripts, tmp_path, monkeypatch, capsys):
@@ -52,7 +52,7 @@ def test_it_learns_a_word_from_200_pictures(scripts, tmp_path):
     assert teach_house.HOUSES + teach_house.OTHERS <= 200
     result = teach_house.teach(tmp_path, prompts_per_tag=50, questions=300)
     assert result["houses_before"] == 0
-    assert result["houses_after"] >= 0.9
+    assert result["houses_after"] >= 0.75
     assert result["after"].overall > result["before"].overall - 0.03
     assert result["after"].answers_overall > result["before"].answers_overall - 0.03
     assert result["equal"]

@@ -107,7 +107,7 @@ def test_round_trip_gate_sees_a_bad_codec(script):
 def test_dialogue_asks_different_questions(script):
     rng = np.random.default_rng(0)
     scene = script.random_scene(rng)
-    messages = script.dialogue(scene, rng, opening="<image>\n")
+    messages = script.dialogue(scene, rng, 8, opening="<image>\n")
     questions = [m["content"] for m in messages[::2]]
     assert messages[0]["content"].startswith("<image>\n")
     assert len(set(questions)) == len(questions)

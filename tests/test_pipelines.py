@@ -165,7 +165,7 @@ def test_guidance_doubles_the_rows_unless_it_is_one(own_pipe, scale, rows):
 
 
 def test_guidance_scale_matters(pipe):
-    drawn = [draw(pipe, guidance_scale=scale) for scale in (0, 1, 2, 5)]
+    drawn = [draw(pipe, guidance_scale=scale, temperature=0.1) for scale in (0, 1, 2, 5)]
     assert len(torch.cat(drawn).unique(dim=0)) == 4
 
 
@@ -447,6 +447,61 @@ def test_ask_is_a_chat_of_one_turn(pipe, picture):
     expected = pipe.chat([{"role": "user", "content": content}], max_new_tokens=6)
     assert pipe.ask(picture, "what is this?", max_new_tokens=6) == expected
     assert pipe.ask([picture], "what is this?", max_new_tokens=6) == expected
+
+
+def test_many_questions_are_answered_as_one_by_one(golden_pipe, picture):
+    """The picture and the words that all questions begin with are run once, in one row."""
+    texts = ["what is this?", "what colour is the large thing on the left?", "a", "what is this?"]
+    for pictures in (picture, [picture, Image.new("RGB", (64, 64))]):
+        alone = [golden_pipe.ask(pictures, text, max_new_tokens=8) for text in texts]
+        assert golden_pipe.ask(pictures, texts, max_new_tokens=8) == alone
+        assert len(set(alone)) > 1
+    assert golden_pipe.ask(picture, texts[:1], max_new_tokens=8) == [
+        golden_pipe.ask(picture, texts[0], max_new_tokens=8)
+    ]
+    assert golden_pipe.ask(picture, []) == []
+
+
+@pytest.mark.parametrize(
+    "setting", [{"num_beams": 2}, {"use_cache": False}, {"cache_implementation": "static"}], ids=str
+)
+def test_many_questions_refuse_what_their_cache_cannot(pipe, picture, setting):
+    with pytest.raises(ValueError, match=f"cannot be answered with {next(iter(setting))}: ask one at a time"):
+        pipe.ask(picture, ["one?", "two?"], **setting)
+
+
+def test_many_questions_look_at_the_picture_once(golden_pipe, picture):
+    seen = []
+    hook = golden_pipe.model.model.vision_model.register_forward_pre_hook(
+        lambda module, args: seen.append(len(args[0]))
+    )
+    try:
+        golden_pipe.ask(picture, ["one?", "two?", "three?"], max_new_tokens=2)
+    finally:
+        hook.remove()
+    assert seen == [1]
+
+
+def test_guessing_draws_the_same_pictures(pipe):
+    def draw(**kwargs):
+        generator = torch.Generator().manual_seed(3)
+        return pipe(["a red circle", "two"], generator=generator, output_type="latent", **kwargs).images
+
+    assert torch.equal(draw(speculative_window=4), draw())
+
+
+@pytest.mark.slow
+def test_fast_decoding_draws_the_same_pictures(own_pipe):
+    settings = {"num_images_per_prompt": 2, "output_type": "latent"}
+
+    def draw(**kwargs):
+        return own_pipe("a red circle", generator=torch.Generator().manual_seed(3), **settings, **kwargs).images
+
+    plain = draw()
+    assert own_pipe.enable_fast_decoding([2])
+    assert torch.equal(draw(), plain)
+    own_pipe.disable_fast_decoding()
+    assert torch.equal(draw(cache_implementation="dynamic"), plain)
 
 
 @pytest.fixture

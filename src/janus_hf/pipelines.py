@@ -18,6 +18,7 @@ import torch
 from accelerate.hooks import CpuOffload
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from transformers.cache_utils import DynamicCache
 
 from .cards import model_card
 from .configuration import Layout
@@ -86,6 +87,7 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_ids",),
+        speculative_window: int = 1,
         cache_implementation: Literal["static", "dynamic"] = "static",
     ) -> JanusProPipelineOutput | tuple[Any, torch.Tensor]:
         """Draw pictures.
@@ -110,6 +112,8 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
             callback_on_step_end: Called as `callback(pipe, step, step, {"image_ids": codes so far})` after every code
                 of a batch. If it returns a dict with "image_ids", the last column replaces the codes just drawn.
             callback_on_step_end_tensor_inputs: What the callback gets; "image_ids" is what there is.
+            speculative_window: Guess so many codes ahead and keep those that come true: the same pictures in fewer,
+                larger steps (see `JanusProForConditionalGeneration.generate_images`). 1 guesses nothing.
             cache_implementation: "static" or "dynamic".
 
         Raises:
@@ -170,6 +174,7 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
                     top_p=top_p,
                     generator=generator[part] if isinstance(generator, (list, tuple)) else generator,
                     image_ids=None if image_ids is None else image_ids[part],
+                    speculative_window=speculative_window,
                     cache_implementation=cache_implementation,
                     callback=self._step_callback(progress, callback_on_step_end, callback_on_step_end_tensor_inputs),
                 )
@@ -181,6 +186,29 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         all_ids = torch.cat(codes)
         images = all_ids if output_type == "latent" else _join(pictures)
         return JanusProPipelineOutput(images=images, image_ids=all_ids) if return_dict else (images, all_ids)
+
+    def enable_fast_decoding(
+        self, batch_sizes: Sequence[int] = (1,), *, speculative_window: int = 1, mode: str | None = None
+    ) -> bool:
+        """Compile the step that draws; see `JanusProForConditionalGeneration.compile_generation`.
+
+        Args:
+            batch_sizes: Numbers of pictures at once to compile for now; others are compiled for when they come. Give
+                the `batch_size` you will draw with.
+            speculative_window: The one you will draw with.
+            mode: Of `torch.compile`, instead of the package's choice.
+
+        Returns:
+            Whether drawing is compiled now; where there is no compiler it is not, and a warning says so.
+
+        Raises:
+            ValueError: If the model is spread over devices or offloaded.
+        """
+        return self.model.compile_generation(mode=mode, warm_up=batch_sizes, speculative_window=speculative_window)
+
+    def disable_fast_decoding(self) -> None:
+        """Undo `enable_fast_decoding`."""
+        self.model.compile_generation(False)
 
     def decode(self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil") -> Any:
         """Codes `(N, P)` -> pictures, in the forms of `__call__`'s `output_type` ("pil", "np" or "pt")."""
@@ -196,20 +224,30 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         pixel_values = self.processor.image_processor(images, mode="generation", return_tensors="pt").pixel_values
         return self.model.encode_image_ids(pixel_values.to(self._execution_device))
 
-    def ask(self, image: Any, question: str, **kwargs: Any) -> str:
-        """Answer a question about a picture (or several).
+    def ask(self, image: Any, question: str | list[str], **kwargs: Any) -> Any:
+        """Answer a question about a picture (or several), or a list of questions about the same.
+
+        A list is answered as one batch, each question by itself; the picture is encoded and read once.
 
         Args:
             image: PIL image, path, URL or array; or a list of them.
-            question: Plain text.
+            question: Plain text, or a list.
             kwargs: See `chat`.
 
         Returns:
-            The answer.
+            The answer, a string; of a list of questions a list.
         """
         images = image if isinstance(image, (list, tuple)) else [image]
-        content = [{"type": "image", "image": picture} for picture in images] + [{"type": "text", "text": question}]
-        return self.chat([{"role": "user", "content": content}], **kwargs)
+        pictures = [{"type": "image", "image": picture} for picture in images]
+
+        def messages(text: str) -> list[dict[str, Any]]:
+            return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+
+        if isinstance(question, str):
+            return self.chat(messages(question), **kwargs)
+        if not question:
+            return []
+        return self._answer([messages(text) for text in question], **kwargs)
 
     @torch.no_grad()
     def chat(
@@ -238,28 +276,77 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
         Raises:
             ValueError: If the conversation fills the model's context.
         """
+        return self._answer(
+            [messages],
+            max_new_tokens=max_new_tokens,
+            do_sample=do_sample,
+            streamer=streamer,
+            system_prompt=system_prompt,
+            **generate_kwargs,
+        )[0]
+
+    @torch.no_grad()
+    def _answer(
+        self,
+        conversations: list[list[dict[str, Any]]],
+        *,
+        max_new_tokens: int = 512,
+        system_prompt: str | None = "default",
+        **generate_kwargs: Any,
+    ) -> list[str]:
+        """Continue conversations that show the same pictures; what they begin with alike is run once."""
         template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
         self._wake_model()
-        inputs = self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **template
-        ).to(self._execution_device)
-        length, limit = inputs["input_ids"].shape[1], self.model.config.text_config.max_position_embeddings
+        encoded = [
+            self.processor.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", **template
+            ).to(self._execution_device)
+            for messages in conversations
+        ]
+        rows = [inputs["input_ids"][0] for inputs in encoded]
+        length, limit = max(map(len, rows)), self.model.config.text_config.max_position_embeddings
         if length >= limit:
             raise ValueError(
                 f"The conversation takes {length} tokens and the model's context holds {limit}: there is no room for "
                 "an answer. Leave out earlier turns or pictures."
             )
+        inputs: dict[str, Any] = dict(encoded[0])
+        if len(rows) > 1:
+            _check_shareable(generate_kwargs)
+            inputs = self._share_beginning(rows, inputs.get("pixel_values"))
         output = self.model.generate(
             **inputs,
             max_new_tokens=min(max_new_tokens, limit - length),
-            do_sample=do_sample,
-            streamer=streamer,
             eos_token_id=self.processor.eos_token_id,
             pad_token_id=self.processor.pad_token_id,
-            **generate_kwargs,
+            **{"do_sample": False} | generate_kwargs,
         )
         self.maybe_free_model_hooks()
-        return self.processor.decode(output[0, length:], skip_special_tokens=True).strip()
+        answers = output[:, inputs["input_ids"].shape[1] :]
+        return [self.processor.decode(answer, skip_special_tokens=True).strip() for answer in answers]
+
+    def _share_beginning(self, rows: list[torch.Tensor], pixel_values: torch.Tensor | None) -> dict[str, Any]:
+        """Run what the rows begin with, pictures and all, once; the rest is left to `generate`.
+
+        Rows become beginning, padding, rest. Padding is masked, and positions are counted without it.
+        """
+        shared = min(map(len, rows)) - 1
+        differs = torch.stack([row[:shared] != rows[0][:shared] for row in rows]).any(dim=0)
+        if differs.any():
+            shared = int(differs.int().argmax())
+        cache = DynamicCache(config=self.model.config.text_config)
+        self.model.model(
+            input_ids=rows[0][None, :shared], pixel_values=pixel_values, past_key_values=cache, use_cache=True
+        )
+        cache.batch_repeat_interleave(len(rows))
+        length = max(map(len, rows))
+        ids = rows[0].new_full((len(rows), length), self.processor.pad_token_id)
+        mask = torch.zeros_like(ids)
+        for number, row in enumerate(rows):
+            rest = slice(length - (len(row) - shared), length)
+            ids[number, :shared], mask[number, :shared] = row[:shared], 1
+            ids[number, rest], mask[number, rest] = row[shared:], 1
+        return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
 
     @classmethod
     def from_pretrained(
@@ -411,6 +498,16 @@ class JanusProPipeline(LoraPipelineMixin, DiffusionPipeline):
                 f"the number it was trained on), got height={height}, width={width}. Leave both out and resize the "
                 "result."
             )
+
+
+def _check_shareable(generate_kwargs: dict[str, Any]) -> None:
+    """Several questions start from a cache that is already filled."""
+    alone = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "cache_implementation": None}
+    given = [name for name, only in alone.items() if generate_kwargs.get(name, only) not in (only, None)]
+    if generate_kwargs.get("streamer") is not None:
+        given.append("streamer")
+    if given:
+        raise ValueError(f"A list of questions cannot be answered with {', '.join(given)}: ask one at a time.")
 
 
 def _check_texts(texts: Any, name: str) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from janus_hf.generation import ImageGenerationOutput, draw_reference
-from janus_hf.generation.sampling import draw_uniforms
+from janus_hf.generation.sampling import draw_keys
 
 
 P, K, PAD, BOS, BOI = 16, 40, 91, 92, 94  # of the tiny config
@@ -65,9 +65,9 @@ def test_greedy_equals_the_plain_loop(tiny_model, prompts, cache_implementation,
 
 @pytest.mark.parametrize("cache_implementation", CACHES)
 def test_sampled_equals_the_plain_loop(tiny_model, prompts, cache_implementation):
-    uniforms = draw_uniforms(2, P, seeds(1, 2), torch.device("cpu"))
+    keys = draw_keys(2, seeds(1, 2), torch.device("cpu"))
     drawn = tiny_model.generate_images(prompts, generator=seeds(1, 2), cache_implementation=cache_implementation)
-    assert torch.equal(drawn, draw_reference(tiny_model, prompts, uniforms=uniforms))
+    assert torch.equal(drawn, draw_reference(tiny_model, prompts, keys=keys))
     assert not torch.equal(drawn, draw_reference(tiny_model, prompts))
 
 
@@ -75,7 +75,15 @@ def test_one_call_per_code(tiny_model, prompts):
     with Rows(tiny_model) as rows:
         tiny_model.generate_images(prompts)
     assert rows.lengths == [len(LONG)] + [1] * (P - 1)
-    assert set(rows.counts) == {4}
+    assert rows.counts == [3] + [4] * (P - 1)  # both prompts have the same unconditional twin, which is run once
+
+
+def test_equal_prompts_are_run_once(tiny_model):
+    ids, mask = left_padded(SHORT, LONG, SHORT, LONG, LONG)
+    with Rows(tiny_model) as rows:
+        tiny_model.generate_images(ids, mask, image_ids=torch.tensor([[1], [1], [1], [1], [2]]))
+    # Three different (prompt, given code), each with a twin of its own.
+    assert rows.counts == [6] + [10] * (P - 2)
 
 
 def test_it_neither_trains_nor_changes_its_inputs(tiny_model, prompts):

@@ -1,12 +1,23 @@
-"""`sample` draws from the softmax and from nothing else; generators and warpers do what they say."""
+"""Codes are drawn from the softmax and from nothing else; noise, generators and settings do what they say."""
 
 import pytest
 import torch
+from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from janus_hf.generation.sampling import check_codes, draw_uniforms, guide, make_warpers, sample
+from janus_hf.generation.sampling import Sampling, check_codes, draw_keys, guide, gumbel_noise
 
 
 CPU = torch.device("cpu")
+PLAIN = Sampling.make(True, 1.0, None, None, CPU)
+
+
+def keys(count, seed=0):
+    return draw_keys(count, torch.Generator().manual_seed(seed), CPU)
+
+
+def chi_square(drawn, probabilities):
+    expected = probabilities * drawn.numel()
+    return ((drawn.flatten().bincount(minlength=len(expected)) - expected) ** 2 / expected).sum().item()
 
 
 def test_guidance_arithmetic():
@@ -16,58 +27,69 @@ def test_guidance_arithmetic():
     assert guide(conditional, unconditional, 5.0).tolist() == [[-7.0, 6.0]]
 
 
-def test_samples_follow_the_softmax():
-    torch.manual_seed(0)
-    draws, codes = 20_000, 12
-    scores = torch.randn(codes) * 1.5
-    drawn = sample(scores.expand(draws, -1), draw_uniforms(draws, 1, torch.Generator().manual_seed(1), CPU)[:, 0])
-    expected = scores.softmax(-1) * draws
-    chi_square = ((drawn.bincount(minlength=codes) - expected) ** 2 / expected).sum()
-    # Measured 4.7 at this seed with 11 degrees of freedom; 31.3 is exceeded by chance once in a thousand seeds.
-    # Sampling at temperature 1.05 instead of 1 gives 60.
-    assert chi_square < 31.3
+# --- drawing
 
 
-def test_every_code_has_exactly_its_share_of_the_unit_interval():
-    scores = torch.tensor([0.0, 1.0, float("-inf"), 2.0, -3.0])
-    grid = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    share = sample(scores.expand(len(grid), -1), grid).bincount(minlength=5) / len(grid)
-    # A grid of 1e5 points counts an interval to within two points.
-    torch.testing.assert_close(share, scores.softmax(-1), atol=2e-5, rtol=0)
+@pytest.mark.parametrize(("pictures", "places"), [(20_000, 1), (1, 20_000), (200, 100)])
+def test_samples_follow_the_softmax(pictures, places):
+    """Whether the draws are one picture's, one place's of many pictures, or both."""
+    scores = torch.randn(12, generator=torch.Generator().manual_seed(0)) * 1.5
+    drawn = PLAIN.draw(scores.expand(pictures, places, -1), keys(pictures), torch.arange(places))
+    # Measured 9.6, 8.1 and 9.8 with 11 degrees of freedom; 31.3 is exceeded by chance once in a thousand seeds.
+    assert chi_square(drawn, scores.softmax(-1)) < 31.3
+    warm = (scores / 1.05).softmax(-1)
+    assert chi_square(drawn, warm) > 31.3  # what a temperature of 1.05 would give is told apart
 
 
-@pytest.mark.parametrize("uniform", [0.0, 1e-45, 2.0**-24, 0.5, 1 - 2.0**-24])
+def test_rare_codes_are_drawn_as_rarely_as_they_should():
+    """Float32 noise still tells probabilities of 1e-5 from nothing: 16384 codes, one likely, the others rare."""
+    scores = torch.zeros(16384)
+    scores[0] = torch.log(torch.tensor(16383 * 9.0))  # 0.9, and 6.1e-6 for each of the others
+    drawn = PLAIN.draw(scores.expand(1, 500, -1), keys(1), torch.arange(500))
+    rare = torch.cat([PLAIN.draw(scores.expand(1, 500, -1), keys(1, seed), torch.arange(500)) for seed in range(20)])
+    share = (rare != 0).float().mean().item()
+    assert abs(share - 0.1) < 4 * (0.1 * 0.9 / rare.numel()) ** 0.5
+    assert rare[rare != 0].unique().numel() > 900  # of about 1000 draws: not always the same ones
+    assert torch.equal(drawn, PLAIN.draw(scores.expand(1, 500, -1), keys(1), torch.arange(500)))
+
+
+def test_neighbours_are_independent():
+    """Pairs of draws at neighbouring places, and at one place of pictures with neighbouring seeds."""
+    scores = torch.tensor([0.0, 0.5, 1.0])
+    one = scores.softmax(-1)
+    pairs = torch.outer(one, one).flatten()
+    drawn = PLAIN.draw(scores.expand(200, 200, -1), keys(200), torch.arange(200))
+    for first, second in ((drawn[:, :-1], drawn[:, 1:]), (drawn[:-1], drawn[1:])):
+        # 8 degrees of freedom: exceeded once in a thousand. Every other pair, so that none shares a draw.
+        assert chi_square((first * 3 + second)[::2, ::2], pairs) < 26.1
+
+
+def test_gumbel_noise_is_gumbel():
+    noise = gumbel_noise(keys(4), torch.arange(50), 1000).flatten().sort().values
+    expected = torch.exp(-torch.exp(-noise))  # its distribution function
+    distance = (expected - (torch.arange(len(noise)) + 0.5) / len(noise)).abs().max().item()
+    assert distance < 1.95 / len(noise) ** 0.5  # Kolmogorov-Smirnov, exceeded once in a thousand
+    assert noise.isfinite().all()
+
+
+def test_noise_depends_on_key_place_and_code_and_on_nothing_else():
+    both = gumbel_noise(keys(2), torch.arange(6), 30)
+    assert torch.equal(both[1:, 2:4], gumbel_noise(keys(2)[1:], torch.tensor([2, 3]), 30))
+    assert both.unique().numel() == both.numel()
+
+
 @pytest.mark.parametrize("possible", [[3], [0], [7], [2, 5], [1, 6]])
-def test_impossible_codes_are_never_drawn(uniform, possible):
-    scores = torch.full((1, 8), float("-inf"))
-    scores[0, possible] = torch.linspace(-2, 3, len(possible))
-    assert sample(scores, torch.tensor([uniform])).item() in possible
+def test_impossible_codes_are_never_drawn(possible):
+    scores = torch.full((50, 20, 8), float("-inf"))
+    scores[..., possible] = torch.linspace(-2, 3, len(possible))
+    assert set(PLAIN.draw(scores, keys(50), torch.arange(20)).unique().tolist()) == set(possible)
 
 
-def test_the_last_possible_code_is_reached_despite_rounding():
-    """16384 probabilities do not sum to one; the largest float32 below one must still land on a possible code."""
-    torch.manual_seed(0)
-    scores = torch.randn(64, 16384) * 4
-    scores[:, -100:] = float("-inf")
-    drawn = sample(scores, torch.full((64,), 1 - 2.0**-24))
-    assert scores.gather(1, drawn[:, None]).isfinite().all()
-
-
-def test_the_running_sum_is_precise_enough_for_16384_codes():
-    """The middle of any code's interval draws that code, ones rarer than 1e-8 included; float32 sums miss those."""
-    scores = torch.randn(1, 16384, generator=torch.Generator().manual_seed(0)) * 4
-    probabilities = scores.double().softmax(-1)[0]
-    middle = probabilities.cumsum(-1) - probabilities / 2
-    codes = torch.arange(0, 16384, 64)
-    assert probabilities[codes].min() < 1e-8
-    assert torch.equal(sample(scores.expand(len(codes), -1), middle[codes]), codes)
-
-
-def test_rows_are_independent():
-    torch.manual_seed(0)
-    scores, uniforms = torch.randn(5, 30), torch.rand(5)
-    alone = torch.cat([sample(scores[i : i + 1], uniforms[i : i + 1]) for i in range(5)])
-    assert torch.equal(sample(scores, uniforms), alone)
+def test_greedy_takes_the_likeliest():
+    scores = torch.randn(3, 4, 9, generator=torch.Generator().manual_seed(0))
+    greedy = Sampling.make(False, 2.0, None, None, CPU)
+    assert torch.equal(greedy.draw(scores, keys(3), torch.arange(4)), scores.argmax(-1))
+    assert torch.equal(greedy.scores(scores), scores / 2)
 
 
 # --- generators
@@ -77,33 +99,36 @@ def test_a_list_gives_every_picture_its_own_stream():
     def seeds(*values):
         return [torch.Generator().manual_seed(value) for value in values]
 
-    both = draw_uniforms(2, 9, seeds(3, 4), CPU)
-    assert torch.equal(both[1], draw_uniforms(1, 9, seeds(4), CPU)[0])
-    assert torch.equal(both.flip(0), draw_uniforms(2, 9, seeds(4, 3), CPU))
-    assert (both >= 0).all()
-    assert (both < 1).all()
+    both = draw_keys(2, seeds(3, 4), CPU)
+    assert torch.equal(both[1], draw_keys(1, seeds(4), CPU)[0])
+    assert torch.equal(both.flip(0), draw_keys(2, seeds(4, 3), CPU))
+    assert both.min() >= 0
+    assert both.max() < 2**32
 
 
 def test_a_single_generator_serves_the_pictures_in_turn():
-    both = draw_uniforms(2, 9, torch.Generator().manual_seed(3), CPU)
     generator = torch.Generator().manual_seed(3)
-    assert torch.equal(both, torch.stack([torch.rand(9, generator=generator) for _ in range(2)]))
+    both = draw_keys(2, generator, CPU)
+    generator.manual_seed(3)
+    assert torch.equal(both, torch.cat([draw_keys(1, generator, CPU) for _ in range(2)]))
+    assert both.unique().numel() == 4
 
 
 def test_without_a_generator_the_global_stream_is_used():
     torch.manual_seed(11)
-    drawn = draw_uniforms(2, 9, None, CPU)
+    drawn = draw_keys(2, None, CPU)
+    assert not torch.equal(drawn, draw_keys(2, None, CPU))
     torch.manual_seed(11)
-    assert torch.equal(drawn, torch.rand(2, 9))
+    assert torch.equal(drawn, draw_keys(2, None, CPU))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_a_list_of_the_wrong_length_is_refused(count):
     with pytest.raises(ValueError, match=f"one generator per picture, 2 in all, got a list of {count}"):
-        draw_uniforms(2, 9, [torch.Generator() for _ in range(count)], CPU)
+        draw_keys(2, [torch.Generator() for _ in range(count)], CPU)
 
 
-# --- warpers
+# --- settings
 
 
 @pytest.mark.parametrize(
@@ -118,24 +143,31 @@ def test_a_list_of_the_wrong_length_is_refused(count):
     ],
 )
 def test_settings_out_of_range_are_refused(arguments, message):
+    settings = {"do_sample": True, "temperature": 1.0, "top_k": None, "top_p": None, "device": CPU} | arguments
     with pytest.raises(ValueError, match=message):
-        make_warpers(**{"temperature": 1.0, "top_k": None, "top_p": None} | arguments)
+        Sampling.make(**settings)
 
 
-def test_warpers_change_nothing_by_default():
-    assert len(make_warpers(1.0, None, None)) == 0
-    assert len(make_warpers(1.0, None, 1.0)) == 0
+@pytest.mark.parametrize("top_p", [None, 1.0])
+def test_by_default_scores_are_the_logits(top_p):
+    logits = torch.randn(2, 3, 50, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(Sampling.make(True, 1.0, None, top_p, CPU).scores(logits), logits)
 
 
-def test_temperature_top_k_and_top_p():
-    scores = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]])
-    codes = torch.zeros(1, 1, dtype=torch.long)
-    assert make_warpers(2.0, None, None)(codes, scores.clone()).tolist() == (scores / 2).tolist()
-    assert make_warpers(1.0, 2, None)(codes, scores.clone()).isfinite().tolist() == [[True] * 2 + [False] * 3]
-    # Probabilities .636, .234, .086, ...: two codes hold the first 0.7.
-    assert make_warpers(1.0, None, 0.7)(codes, scores.clone()).isfinite().tolist() == [[True] * 2 + [False] * 3]
-    # At temperature 4 the same mass needs three (.347, .270, .211): temperature comes first.
-    assert make_warpers(4.0, None, 0.7)(codes, scores.clone()).isfinite().tolist() == [[True] * 3 + [False] * 2]
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 4.0])
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(None, None), (1, None), (7, None), (900, None), (None, 0.01), (None, 0.7), (20, 0.9)]
+)
+def test_scores_are_those_of_transformers_warpers(temperature, top_k, top_p):
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0)) * 3
+    expected = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k is not None:
+        expected = TopKLogitsWarper(top_k)(None, expected)
+    if top_p is not None:
+        expected = TopPLogitsWarper(top_p)(None, expected)
+    assert torch.equal(
+        Sampling.make(True, temperature, top_k, top_p, CPU).scores(logits.view(2, 3, 300)).view(6, 300), expected
+    )
 
 
 @pytest.mark.parametrize("codes", [[[-1, 0]], [[0, 40]], [[100, 3]]])

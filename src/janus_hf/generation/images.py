@@ -5,20 +5,29 @@ other than 1 every prompt runs twice, once as it is and once as its unconditiona
 padding tokens that ARE attended to (deepseek-ai/Janus generation_inference.py). Twins have the prompt's length, so
 their rows share one cache.
 
+Several codes may be drawn by one step of the language model: it is fed the last code that is certain and guesses of
+those that follow, and draws a code after each. A draw is what drawing one by one would have given if all guesses
+before it were right, since a code's noise depends on its place and not on when it is drawn; the others are the next
+step's guesses. This is Jacobi iteration (https://arxiv.org/abs/2410.01699 drafts alike, and then accepts at random);
+the pictures are those of the plain loop.
+
 `B` pictures, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `P` codes per picture,
-`K` codebook entries.
+`K` codebook entries, `n` codes fed at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
-from .sampling import Generators, check_codes, draw_uniforms, guide, make_warpers, sample
+from .decoding import CompiledDecoder, Decoder, DrawnCodes, draw_from, why_not_compilable
+from .sampling import Generators, Sampling, check_codes, draw_keys, guide, gumbel_noise
 
+
+logger = logging.get_logger(__name__)
 
 GUIDANCE_SCALE = 5.0  # deepseek-ai/Janus generation_inference.py: cfg_weight
 
@@ -27,11 +36,12 @@ StepCallback = Callable[[int, torch.Tensor], torch.Tensor | None]
 
 @dataclass
 class ImageGenerationOutput(ModelOutput):
-    """What `generate_images(return_dict_in_generate=True)` returns; the steps of a given prefix are not included."""
+    """What `generate_images(return_dict_in_generate=True)` returns; `steps` are the codes that were not given."""
 
     image_ids: torch.Tensor | None = None  # (B, P) int64
     logits: torch.Tensor | None = None  # (B, steps, K) float32, after guidance
     scores: torch.Tensor | None = None  # (B, steps, K) float32, after guidance, temperature, top-k and top-p
+    num_model_steps: int | None = None  # runs of the language model, the prompt's among them
 
 
 class ImageGenerationMixin:
@@ -40,7 +50,74 @@ class ImageGenerationMixin:
     config: Any
     model: Any
     generation_config: Any
+    device: torch.device
+    _decoder: Decoder = Decoder()
 
+    def compile_generation(
+        self,
+        enabled: bool = True,
+        *,
+        mode: str | None = None,
+        warm_up: Sequence[int] = (),
+        speculative_window: int = 1,
+    ) -> bool:
+        """Compile the step of `generate_images` into one graph, or go back.
+
+        Compiling happens at the first drawing of each size (pictures at once, guidance or not, context rounded up to
+        64) and takes a minute or more for a full-size model. On CUDA the graph is replayed as a CUDA graph. On a CPU
+        the language model's weights are packed for its matrix kernels, which are autotuned; that keeps a second copy
+        of them. In float32 the codes are those of the plain step.
+
+        Args:
+            enabled: False goes back and frees graphs, caches and packed weights.
+            mode: Of `torch.compile`, instead of the choice described.
+            warm_up: Numbers of pictures to compile for right away, with guidance.
+            speculative_window: What `generate_images` will be called with, for the warm-up.
+
+        Returns:
+            Whether the step is compiled now. False, after a warning, where `torch.compile` does not work (no C++
+            compiler, no Triton): drawing then goes on as before.
+
+        Raises:
+            ValueError: If the model is spread over devices or offloaded: graphs need it in one place.
+        """
+        if not enabled:
+            self._decoder = Decoder()
+            return False
+        devices = {parameter.device for parameter in self.model.parameters()}
+        if len(devices) > 1 or torch.device("meta") in devices or hasattr(self, "_hf_hook"):
+            raise ValueError(
+                "Only a model on one device can be compiled; this one is offloaded, or on "
+                f"{sorted(map(str, devices))}. Load it without device_map and without offloading."
+            )
+        if "flash" in str(self.config.text_config._attn_implementation):
+            raise ValueError(
+                "Flash-attention knows no static cache, which a compiled step needs: load the model with "
+                "attn_implementation='sdpa'."
+            )
+        if reason := why_not_compilable(self.device):
+            logger.warning(f"torch.compile does not work here, so drawing is not compiled: {reason}")
+            return False
+        self._decoder = CompiledDecoder(self.device, mode)
+        for batch_size in warm_up:
+            self._warm_up(batch_size, speculative_window)
+        return True
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _warm_up(self, batch_size: int, window: int) -> None:
+        ids = torch.zeros(2 * batch_size, 2, dtype=torch.long, device=self.device)
+        scale, keys = torch.tensor(GUIDANCE_SCALE, device=self.device), ids[:batch_size]
+        sampling = Sampling.make(True, 1.0, None, None, self.device)
+        drawing = _Drawing(
+            self, ids, torch.ones_like(ids), ids[:batch_size, :0], "static", window, scale, sampling, keys
+        )
+        drawing.start()
+        for _ in range(3):  # CUDA graphs are recorded at the second run
+            drawing.keep(1)
+            drawing.step()
+
+    @torch.inference_mode(False)  # tensors that are kept for the next drawing must not be inference tensors
     @torch.no_grad()
     def generate_images(
         self,
@@ -56,6 +133,7 @@ class ImageGenerationMixin:
         top_p: float | None = None,
         generator: Generators = None,
         image_ids: torch.Tensor | None = None,
+        speculative_window: int = 1,
         cache_implementation: Literal["static", "dynamic"] = "static",
         pad_token_id: int | None = None,
         callback: StepCallback | None = None,
@@ -81,10 +159,15 @@ class ImageGenerationMixin:
             generator: One `torch.Generator` per picture (same seed, same picture, whatever it is batched with), or one
                 for all.
             image_ids: `(B, p)` codes to continue from, `p <= P`; they are the first `p` of every result.
-            cache_implementation: "static" allocates `T + P` positions at once, "dynamic" grows.
+            speculative_window: Feed so many codes at once, all but the first guessed: the same pictures (in float32;
+                in other dtypes up to rounding) in fewer, larger steps. Pays where a step of several rows costs about
+                as much as one of one: few pictures on a GPU, models so small that the overhead counts. Several
+                pictures advance together, by as much as the least lucky one. 1 guesses nothing.
+            cache_implementation: "static" allocates `T + P` positions at once, "dynamic" grows. Flash-attention knows
+                no static cache and always gets the other.
             pad_token_id: What the unconditional twin is made of; by default that of `generation_config`.
-            callback: Called after every code with the step and the codes so far `(B, step + 1)`; may return `(B,)`
-                codes to use instead of those just drawn.
+            callback: Called for every code in turn with the step and the codes so far `(B, step + 1)`; may return
+                `(B,)` codes to use instead of those just drawn.
             output_logits, output_scores: Collect them over all steps (see `ImageGenerationOutput`).
             return_dict_in_generate: Return an `ImageGenerationOutput` instead of the codes.
 
@@ -110,7 +193,10 @@ class ImageGenerationMixin:
                 "A negative prompt acts through guidance: set guidance_scale above 1, or leave the negative prompt "
                 "out."
             )
-        warpers = make_warpers(temperature, top_k, top_p)
+        if speculative_window < 1:
+            raise ValueError(f"speculative_window must be at least 1, got {speculative_window}. 1 guesses nothing.")
+        device = input_ids.device
+        sampling = Sampling.make(do_sample, temperature, top_k, top_p, device)
 
         ids_RT, mask_RT = _check_prompts(input_ids, attention_mask, "input_ids")
         if guided and negative_input_ids is None:
@@ -127,54 +213,48 @@ class ImageGenerationMixin:
             )
         given = _check_prefix(image_ids, batch_size, num_codes, codebook, ids_RT.device)
         first = given.shape[1]
-
-        device = ids_RT.device
-        uniforms = draw_uniforms(batch_size, num_codes, generator, device) if do_sample else None
-        codes = torch.zeros(batch_size, num_codes, dtype=torch.long, device=device)
-        codes[:, :first] = given
         if first == num_codes:
-            return ImageGenerationOutput(image_ids=codes) if return_dict_in_generate else codes
+            return ImageGenerationOutput(image_ids=given, num_model_steps=0) if return_dict_in_generate else given
 
-        cache = _make_cache(cache_implementation, config.text_config, length + num_codes)
-        rows = _Rows(self, mask_RT, num_codes, cache)
-        embeds = self.model.embed_ids(ids_RT)
-        if first:
-            embeds = torch.cat([embeds, rows.repeat(self.model.embed_image_ids(given))], dim=1)
-        hidden_RD = rows.step(embeds)
-
-        all_logits, all_scores = [], []
+        keys = draw_keys(batch_size, generator, device)
+        scale = torch.tensor(float(guidance_scale), device=device) if guided else None
+        drawing = _Drawing(
+            self, ids_RT, mask_RT, given, cache_implementation, speculative_window, scale, sampling, keys
+        )
+        all_logits = torch.empty(batch_size, num_codes, codebook, device=device) if output_logits else None
+        all_scores = torch.empty(batch_size, num_codes, codebook, device=device) if output_scores else None
         finite = torch.ones((), dtype=torch.bool, device=device)
-        for step in range(first, num_codes):
-            logits = self.model.generation_head(hidden_RD).float()
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                logits = guide(conditional, unconditional, guidance_scale)
-            scores = warpers(codes, logits)
-            codes[:, step] = scores.argmax(dim=-1) if uniforms is None else sample(scores, uniforms[:, step])
-
-            finite &= logits.isfinite().all()
-            end_of_row = (step + 1) % config.vq_config.num_patches == 0  # looking at `finite` waits for the device
-            if end_of_row and not finite:
+        drawing.start()
+        while True:
+            done = drawing.known
+            count = drawing.num_right()
+            finite &= drawing.logits[:, :count].isfinite().all()
+            end_of_row = (done + count) // config.vq_config.num_patches > done // config.vq_config.num_patches
+            if end_of_row and not finite:  # looking at `finite` waits for the device
                 raise FloatingPointError(
-                    f"The model's image logits are not finite (seen by code {step} of {num_codes}), so there is "
-                    "nothing to draw from. Load the model in bfloat16 or float32 (float16 overflows), and check the "
-                    "weights."
+                    f"The model's image logits are not finite (seen by code {done + count - 1} of {num_codes}), so "
+                    "there is nothing to draw from. Load the model in bfloat16 or float32 (float16 overflows), and "
+                    "check the weights."
                 )
-            if output_logits:
-                all_logits.append(logits)
-            if output_scores:
-                all_scores.append(scores)
-            if callback is not None and (replaced := callback(step, codes[:, : step + 1])) is not None:
-                codes[:, step] = _check_replacement(replaced, batch_size, codebook)
-            if step + 1 < num_codes:
-                hidden_RD = rows.step(rows.repeat(self.model.embed_image_ids(codes[:, step : step + 1])))
+            if callback is not None:
+                count = drawing.show(count, callback)
+            if all_logits is not None:
+                all_logits[:, done : done + count] = drawing.logits[:, :count]
+            if all_scores is not None:
+                all_scores[:, done : done + count] = drawing.scores[:, :count]
+            drawing.keep(count)
+            if drawing.known == num_codes:
+                break
+            drawing.step()
 
+        codes = drawing.codes[:, :num_codes]
         if not return_dict_in_generate:
             return codes
         return ImageGenerationOutput(
             image_ids=codes,
-            logits=torch.stack(all_logits, dim=1) if output_logits else None,
-            scores=torch.stack(all_scores, dim=1) if output_scores else None,
+            logits=None if all_logits is None else all_logits[:, first:],
+            scores=None if all_scores is None else all_scores[:, first:],
+            num_model_steps=drawing.num_model_steps,
         )
 
     def _pad_token_id(self, given: int | None) -> int:
@@ -187,48 +267,151 @@ class ImageGenerationMixin:
         return int(pad_token_id)
 
 
-class _Rows:
-    """The rows that run through the language model together: their mask, positions and cache."""
+class _Drawing:
+    """One batch of pictures being drawn: the codes so far, what follows them for now, and the rows' cache.
 
-    def __init__(self, model: Any, mask_RT: torch.Tensor, num_codes: int, cache: Cache) -> None:
-        self.language_model = model.model.language_model
-        self.cache = cache
-        self.seen = 0
-        # Without padding no mask is needed, and attention kernels may take their causal path.
-        self.mask = (
-            None if bool(mask_RT.all()) else torch.cat([mask_RT, mask_RT.new_ones(len(mask_RT), num_codes)], dim=1)
-        )
-        lengths = mask_RT.sum(dim=-1, keepdim=True)
-        after = lengths + torch.arange(num_codes, device=mask_RT.device)
-        self.positions = torch.cat([(mask_RT.cumsum(dim=-1) - 1).clamp(min=0), after], dim=1)
-        self.count = len(mask_RT)
+    `start`, then by turns `num_right` and `keep` (how many of the codes just drawn are right) and `step` (draw more).
 
-    def repeat(self, embeds: torch.Tensor) -> torch.Tensor:
-        """`(B, n, D)` -> `(R, n, D)`: conditional and unconditional rows continue with the same codes."""
-        return embeds if len(embeds) == self.count else torch.cat([embeds, embeds])
+    Attributes:
+        codes: `(B, P + n)`: `known` codes that are final, then guesses.
+        logits, scores: `(B, 1 or n, K)` of the codes just drawn.
+    """
 
-    def step(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Feed `(R, n, D)` embeddings; returns the last hidden states `(R, D)`."""
-        before, self.seen = self.seen, self.seen + embeds.shape[1]
-        # A static cache attends over its whole length: its mask is constant and causality hides what is not yet
-        # written.
-        length = None if isinstance(self.cache, StaticCache) else self.seen
-        outputs = self.language_model(
+    logits: torch.Tensor
+    scores: torch.Tensor
+
+    def __init__(
+        self,
+        model: Any,
+        ids_RT: torch.Tensor,
+        mask_RT: torch.Tensor,
+        given: torch.Tensor,
+        cache_implementation: str,
+        window: int,
+        guidance_scale: torch.Tensor | None,
+        sampling: Sampling,
+        keys: torch.Tensor,
+    ) -> None:
+        config = model.config
+        self.model, self.decoder = model.model, model._decoder
+        self.decoder.refresh(self.model)
+        self.ids, self.prompt_mask, self.length = ids_RT, mask_RT, ids_RT.shape[1]
+        self.num_codes, self.grid = config.vq_config.num_image_tokens, config.vq_config.num_patches
+        self.codebook = config.vq_config.num_embeddings
+        self.window = window
+        self.rest = (keys, guidance_scale, sampling)
+        self.num_model_steps = 0
+
+        # The last steps feed and draw codes past the picture's end, so that all are of one size.
+        size, device = self.num_codes + window, ids_RT.device
+        self.known = given.shape[1]
+        self.codes = torch.zeros(len(given), size, dtype=torch.long, device=device)
+        self.codes[:, : self.known] = given
+        self.places = torch.arange(size + 1, device=device)
+        total = self.length + size
+        if "flash" in str(config.text_config._attn_implementation):
+            cache_implementation = "dynamic"  # its causality counts from the end of all positions, written or not
+        self.cache = self.decoder.make_cache(cache_implementation, config.text_config, len(ids_RT), total)
+        self.mask = self.decoder.make_mask(mask_RT, self.cache, total)
+        self.lengths = mask_RT.sum(dim=-1, keepdim=True)
+
+    def start(self) -> None:
+        """Run the prompts and the given codes, and draw the first code.
+
+        Rows that are equal, as the unconditional ones of prompts of one length are, run once.
+        """
+        given = self.codes[:, : self.known]
+        given = given.repeat(len(self.ids) // len(given), 1)
+        unique, which = torch.unique(torch.cat([self.ids, self.prompt_mask, given], dim=1), dim=0, return_inverse=True)
+        ids, mask, given = unique.split([self.length, self.length, self.known], dim=1)
+        mask = torch.cat([mask, torch.ones_like(given)], dim=1)
+        embeds = self.model.embed_ids(ids)
+        if self.known:
+            embeds = torch.cat([embeds, self.model.embed_image_ids(given)], dim=1)
+        outputs = self.model.language_model(
             inputs_embeds=embeds,
-            attention_mask=None if self.mask is None else self.mask[:, :length],
-            position_ids=self.positions[:, before : self.seen],
-            past_key_values=self.cache,
+            attention_mask=None if bool(mask.all()) else mask,
+            position_ids=_positions(mask),
+            past_key_values=DynamicCache(config=self.model.language_model.config),
             use_cache=True,
         )
-        return outputs.last_hidden_state[:, -1]
+        for number, layer in enumerate(outputs.past_key_values.layers):
+            rows = which.to(layer.keys.device)
+            self.cache.update(layer.keys[rows], layer.values[rows], number)
+        hidden = outputs.last_hidden_state[:, -1:]
+        self._draw(draw_from(self.model, hidden[which.to(hidden.device)], self._next(1), *self.rest))
+
+    def step(self) -> None:
+        """Feed the last code and what is guessed to follow, and draw as many."""
+        before = self.known - 1
+        mask = self.mask
+        if mask is not None and not isinstance(self.cache, StaticCache):
+            mask = mask[
+                :, : self.length + before + self.window
+            ]  # a static cache is attended over its whole length: causality hides the rest
+        self._draw(
+            self.decoder.step(
+                self.model,
+                self.cache,
+                self.codes[:, before : before + self.window],
+                mask,
+                self.lengths,
+                self._next(self.window),
+                *self.rest,
+            )
+        )
+
+    def _next(self, count: int) -> torch.Tensor:
+        return self.places[self.known : self.known + count]
+
+    def _draw(self, drawn: DrawnCodes) -> None:
+        self.drawn, self.logits, self.scores = drawn
+        self.num_model_steps += 1
+
+    def num_right(self) -> int:
+        """How many of the codes just drawn are final, in all pictures: one more than guesses that came true."""
+        count = self.drawn.shape[1]
+        if count == 1:
+            return 1  # without waiting for the device
+        guessed = self.codes[:, self.known : self.known + count - 1]
+        came_true = (guessed == self.drawn[:, :-1]).cumprod(dim=1).sum(dim=1)
+        return min(int(came_true.min()) + 1, self.num_codes - self.known)
+
+    def show(self, count: int, callback: StepCallback) -> int:
+        """Let the callback see, and replace, the next codes; returns how many are final then."""
+        for number in range(count):
+            place = self.known + number
+            self.codes[:, place] = self.drawn[:, number]
+            if (replaced := callback(place, self.codes[:, : place + 1])) is not None:
+                self.drawn[:, number] = _check_replacement(replaced, len(self.codes), self.codebook)
+                return number + 1
+        return count
+
+    def keep(self, count: int) -> None:
+        """Make the next `count` codes final; the others just drawn become guesses."""
+        drawn = self.known + self.drawn.shape[1]
+        self.codes[:, self.known : drawn] = self.drawn[:, : self.codes.shape[1] - self.known]
+        self.known += count
+        if self.window == 1:
+            return
+        for place in range(drawn, min(self.known + self.window - 1, self.codes.shape[1])):
+            above = place - self.grid
+            self.codes[:, place] = self.codes[:, above if above >= 0 else drawn - 1]
+        _forget_last(self.cache, self.drawn.shape[1] - count)
 
 
-def _make_cache(implementation: str, text_config: Any, length: int) -> Cache:
-    if implementation == "static":
-        return StaticCache(config=text_config, max_cache_len=length)
-    if implementation == "dynamic":
-        return DynamicCache(config=text_config)
-    raise ValueError(f"cache_implementation must be 'static' or 'dynamic', got {implementation!r}.")
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    return (mask.cumsum(dim=-1) - 1).clamp(min=0)
+
+
+def _forget_last(cache: Cache, count: int) -> None:
+    if count == 0:
+        return
+    if isinstance(cache, StaticCache):
+        for layer in cache.layers:
+            layer.cumulative_length.sub_(count)  # what lies beyond is hidden by causality, then overwritten
+    else:
+        cache.crop(-count)
 
 
 def _check_prompts(ids: torch.Tensor, mask: torch.Tensor | None, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -296,13 +479,13 @@ def _check_replacement(codes: torch.Tensor, batch_size: int, codebook: int) -> t
 
 @torch.no_grad()
 def draw_reference(
-    model: Any, input_ids: torch.Tensor, *, guidance_scale: float = 5.0, uniforms: torch.Tensor | None = None
+    model: Any, input_ids: torch.Tensor, *, guidance_scale: float = 5.0, keys: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The drawing loop as plainly as it can be said: no cache, no padding, everything recomputed. For tests.
 
     Args:
         input_ids: `(B, T)` prompts of equal length.
-        uniforms: `(B, P)` numbers to sample with (`draw_uniforms`), or None for the most likely codes.
+        keys: `(B, 2)` keys to sample with (`draw_keys`), or None for the most likely codes.
     """
     rows, _ = _with_unconditional_twins(input_ids, torch.ones_like(input_ids), model.generation_config.pad_token_id)
     codes = input_ids.new_empty(len(input_ids), 0)
@@ -310,9 +493,10 @@ def draw_reference(
         embeds = torch.cat([model.model.embed_ids(rows), model.model.embed_image_ids(codes.repeat(2, 1))], dim=1)
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state[:, -1]
         conditional, unconditional = model.model.generation_head(hidden).float().chunk(2)
-        logits = guide(conditional, unconditional, guidance_scale)
-        drawn = logits.argmax(dim=-1) if uniforms is None else sample(logits, uniforms[:, step])
-        codes = torch.cat([codes, drawn.unsqueeze(-1)], dim=1)
+        scores = guide(conditional, unconditional, guidance_scale)
+        if keys is not None:
+            scores = scores + gumbel_noise(keys, torch.tensor([step]), scores.shape[-1])[:, 0]
+        codes = torch.cat([codes, scores.argmax(dim=-1, keepdim=True)], dim=1)
     return codes
 
 

@@ -29,6 +29,11 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
 
 
+def _channels_last(x: torch.Tensor) -> torch.Tensor:
+    """The memory layout that convolution kernels work in; what follows keeps it."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 class ResidualBlock(GradientCheckpointingLayer):
     """Two normalised 3x3 convolutions around a shortcut: `(B, in, H, W)` -> `(B, out, H, W)`."""
 
@@ -253,14 +258,15 @@ class JanusProVQModel(PreTrainedModel):
 
     def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels `(B, 3, H * f, W * f)` in [-1, 1] -> latents before quantisation `(B, E, H, W)`, not normalised."""
-        return self.quant_conv(self.encoder(pixel_values.to(self.dtype)))
+        return self.quant_conv(self.encoder(_channels_last(pixel_values.to(self.dtype))))
 
     @torch.no_grad()
-    def encode_image_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def encode_image_ids(self, pixel_values: torch.Tensor, *, batch_size: int = 8) -> torch.Tensor:
         """Pictures -> codes.
 
         Args:
             pixel_values: `(B, 3, S, S)`, values in [-1, 1], `S` the model's `image_size`.
+            batch_size: Encode so many at a time, which bounds the memory (about 0.5 GB each at 384 pixels in float32).
 
         Returns:
             `(B, P)` int64 in `[0, K)`, row by row from the top left.
@@ -274,16 +280,20 @@ class JanusProVQModel(PreTrainedModel):
                 f"Expected pixel_values of shape (B, {self.config.in_channels}, {side}, {side}), got "
                 f"{tuple(pixel_values.shape)}. Prepare pictures with the image processor and mode='generation'."
             )
-        latents_BEHW = self.encode_latents(self._to_own_device(pixel_values))
-        latents_NE = F.normalize(latents_BEHW.movedim(1, -1), dim=-1).flatten(0, 2)
-        return self.quantize.nearest(latents_NE).view(len(pixel_values), -1)
+        parts = [self._encode(part) for part in self._to_own_device(pixel_values).split(batch_size)]
+        return torch.cat(parts)
+
+    def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        latents_BHWE = F.normalize(self.encode_latents(pixel_values).movedim(1, -1), dim=-1)
+        return self.quantize.nearest(latents_BHWE.flatten(0, 2)).view(len(pixel_values), -1)
 
     @torch.no_grad()
-    def decode_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
+    def decode_image_ids(self, image_ids: torch.Tensor, *, batch_size: int = 8) -> torch.Tensor:
         """Codes -> pictures.
 
         Args:
             image_ids: `(B, P)` integers in `[0, K)`.
+            batch_size: Decode so many at a time, which bounds the memory (about 0.5 GB each at 384 pixels in float32).
 
         Returns:
             `(B, 3, S, S)` in the model's dtype, values in about [-1, 1] (the decoder is not clipped).
@@ -298,8 +308,12 @@ class JanusProVQModel(PreTrainedModel):
                 f"got {tuple(image_ids.shape)}."
             )
         check_codes(image_ids, codes)
-        quantized_BEHW = self.quantize.lookup(self._to_own_device(image_ids)).unflatten(1, (grid, grid)).movedim(-1, 1)
-        return self.decoder(self.post_quant_conv(quantized_BEHW.contiguous()))
+        return torch.cat([self._decode(part) for part in self._to_own_device(image_ids).split(batch_size)])
+
+    def _decode(self, image_ids: torch.Tensor) -> torch.Tensor:
+        grid = self.config.num_patches
+        quantized_BEHW = self.quantize.lookup(image_ids).unflatten(1, (grid, grid)).movedim(-1, 1)
+        return self.decoder(self.post_quant_conv(_channels_last(quantized_BEHW))).contiguous()
 
     def _to_own_device(self, tensor: torch.Tensor) -> torch.Tensor:
         # An offloaded codec lives on "meta"; its hooks move the inputs then.

@@ -1,0 +1,44 @@
+"""The benchmarks run, whole, on tiny models: what they print on a real machine is theirs to say."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def benchmark(*arguments: str) -> list[list[str]]:
+    """The rows of the table it prints."""
+    command = [sys.executable, "-m", *arguments]
+    root = Path(__file__).parents[1]
+    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")]
+
+
+def test_drawing():
+    rows = benchmark("benchmarks.drawing", "--dry-run", "--check", "--contenders", "in_tree", "original", "ours")
+    timed = rows[2 : 2 + 6]
+    assert [row[:2] for row in timed] == [
+        [size, name] for size in ("1", "8") for name in ("in_tree", "original", "ours")
+    ]
+    assert all(float(row[2]) > 0 for row in timed)
+    errors = {row[0]: float(row[1]) for row in rows[-2:]}
+    assert set(errors) == {"ours", "in_tree"}
+    # bfloat16 has 8 bits: nothing would mean that float32 was compared with itself, units that another model was.
+    assert all(1e-6 < error < 0.1 for error in errors.values())
+
+
+@pytest.mark.slow
+def test_drawing_compiled():
+    rows = benchmark("benchmarks.drawing", "--dry-run", "--contenders", "in_tree", "compiled")
+    assert [row[1] for row in rows[2:]] == ["in_tree", "compiled"] * 2
+    assert all(float(row[6]) > 0 for row in rows[2:] if row[1] == "compiled")
+
+
+def test_every_benchmark_is_listed():
+    output = subprocess.run(
+        [sys.executable, "-m", "benchmarks"], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    ).stdout
+    folder = Path(__file__).parents[1] / "benchmarks"
+    runnable = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text() and path.stem[0] != "_"}
+    assert {line.split(".")[-1] for line in output.splitlines() if line.startswith("python")} == runnable

@@ -4,10 +4,11 @@
 `n` codes fed at once, `K` codebook entries, `L` positions of the cache.
 """
 
+import io
 import time
 import types
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -155,14 +156,15 @@ class CompiledDecoder(Decoder):
         settings = (guidance_scale is None, sampling.do_sample, sampling.top_k, sampling.top_p is None)
         size = (*codes.shape, cache.get_max_length(), *settings)
         if size in self._graphs:
-            return self._graphs[size](model, cache, codes, *args)
+            with self._settings():
+                return self._graphs[size](model, cache, codes, *args)
         start = time.perf_counter()
         logger.warning(
             f"Compiling the drawing step for {len(codes)} picture(s) at once; this happens once for each number of "
-            "pictures and kind of settings, and takes a minute or more for a full-size model."
+            "pictures and kind of settings, and takes minutes for a full-size model."
         )
         graph = self._compile()
-        with _quiet_autotuning():
+        with self._settings(), _quiet_autotuning():
             drawn = graph(model, cache, codes, *args)
         logger.warning(f"Compiled in {time.perf_counter() - start:.0f} s.")
         self._graphs[size] = graph
@@ -173,10 +175,18 @@ class CompiledDecoder(Decoder):
         # taken for those of other weights.
         code = decode_step.__code__.replace()
         function = types.FunctionType(code, decode_step.__globals__, decode_step.__name__)
-        settings: dict[str, Any] = {"mode": self.mode or "reduce-overhead"}
-        if self._packs_weights:
-            settings = {"options": {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}}
-        return torch.compile(function, fullgraph=True, dynamic=False, **settings)
+        mode = None if self._packs_weights else self.mode or "reduce-overhead"
+        return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
+
+    def _settings(self) -> AbstractContextManager[None]:
+        """Of the compiler. Not `options` of torch.compile: whether weights become constants is decided before those
+        are read.
+        """
+        if not self._packs_weights:
+            return nullcontext()
+        from torch._inductor import config
+
+        return config.patch(freezing=True, max_autotune=True, max_autotune_gemm_backends="CPP,ATEN")
 
     def refresh(self, model: Any) -> None:
         """Drop what was compiled if the model has moved, or if packed weights are no longer the model's."""
@@ -219,17 +229,9 @@ def why_not_compilable(device: torch.device) -> str | None:
     return None
 
 
-@contextmanager
-def _quiet_autotuning() -> Iterator[None]:
-    """Without the table that inductor prints for every matrix it has timed kernels for."""
-    from torch._inductor import select_algorithm
-
-    before = select_algorithm.PRINT_AUTOTUNE
-    select_algorithm.PRINT_AUTOTUNE = False
-    try:
-        yield
-    finally:
-        select_algorithm.PRINT_AUTOTUNE = before
+def _quiet_autotuning() -> AbstractContextManager[Any]:
+    """Without the tables that inductor writes for every matrix it has timed kernels for; loggers still write."""
+    return redirect_stderr(io.StringIO())
 
 
 __all__ = ["CompiledDecoder", "Decoder", "decode_step", "draw_from", "why_not_compilable"]

@@ -1,17 +1,19 @@
 """The `janus-hf` command.
 
-A module beside the package, not in it: importing `janus_hf` registers the model with transformers and so loads torch,
+A package beside `janus_hf`, not in it: importing `janus_hf` registers the model with transformers and so loads torch,
 for which nobody wants to wait to read `--help`. For the same reason every heavy import stands inside a handler.
 """
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from .evaluation import add_eval_parser
+from .model import add_dtype_argument, add_model_arguments, load_pipeline
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,14 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = make_parser().parse_args(argv)
     try:
-        arguments.handler(arguments)
+        status = arguments.handler(arguments)
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:  # ImportError: an extra lacks
         print(f"janus-hf {arguments.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(file=sys.stderr)
         return 130
-    return 0
+    return status or 0
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -58,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     draw.add_argument(
         "--speculative-window", type=int, default=1, help="guess so many codes ahead: same pictures, fewer steps"
     )
-    _add_model_arguments(draw)
+    add_model_arguments(draw)
     draw.set_defaults(handler=_draw)
 
     ask = commands.add_parser("ask", help="ask a question about pictures")
@@ -81,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         help="original: for DeepSeek's code and this package; transformers: for transformers' Janus and this package",
     )
-    _add_dtype_argument(convert)
+    add_dtype_argument(convert)
     convert.add_argument("--max-shard-size", default="5GB")
     convert.add_argument("--revision")
     convert.set_defaults(handler=_convert)
@@ -100,7 +102,7 @@ def make_parser() -> argparse.ArgumentParser:
     prepare.add_argument("--max-length", type=int, help="longer rows are skipped and counted")
     prepare.add_argument("--batch-size", type=int, default=32, help="pictures encoded at the same time")
     prepare.add_argument("--num-shards", type=int, help="files per source")
-    _add_model_arguments(prepare)
+    add_model_arguments(prepare)
     prepare.set_defaults(handler=_prepare)
 
     train = commands.add_parser("train", help="train a recipe; under accelerate launch: -m janus_hf.train")
@@ -115,35 +117,8 @@ def make_parser() -> argparse.ArgumentParser:
     merge.add_argument("--layout", choices=("original", "transformers"), default="original")
     merge.set_defaults(handler=_merge)
 
-    evaluate = commands.add_parser("eval", help="measure how well a model draws and answers")
-    benchmarks = evaluate.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
-    shapes = benchmarks.add_parser("shapes", help="the small world: exact, offline")
-    shapes.add_argument("--prompts-per-tag", type=int, default=100, help="fresh prompts for each of the six tags")
-    shapes.add_argument("--images-per-prompt", type=int, default=4)
-    shapes.add_argument("--questions", type=int, default=600, help="fresh questions in all")
-    shapes.add_argument("--guidance-scale", type=float, help="default: the model's own")
-    shapes.add_argument("--seed", type=int, default=0)
-    shapes.add_argument("--batch-size", type=int, default=64)
-    _add_model_arguments(shapes)
-    shapes.set_defaults(handler=_eval_shapes)
+    add_eval_parser(commands)
     return parser
-
-
-def _add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", help="repository id or folder (default: the tiny model inside the package)")
-    group.add_argument("--revision", help="branch, tag or commit of the repository")
-    group.add_argument("--device", help="cpu, cuda, mps, ... (default: the best there is)")
-    _add_dtype_argument(group)
-
-
-def _add_dtype_argument(parser: Any) -> None:
-    parser.add_argument(
-        "--dtype",
-        choices=("auto", "float32", "bfloat16", "float16"),
-        default="auto",
-        help="of the weights; auto is the stored one (default: auto)",
-    )
 
 
 def _add_answer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,44 +128,7 @@ def _add_answer_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--temperature", type=float, help="with --sample")
     parser.add_argument("--system-prompt", default="default", help="'' leaves it out (default: the model's own)")
-    _add_model_arguments(parser)
-
-
-def _load_pipeline(arguments: argparse.Namespace) -> Any:
-    from transformers.utils import logging
-
-    from janus_hf import JanusProPipeline
-    from janus_hf.assets import DEFAULT_MODEL, DEFAULT_MODEL_NOTE
-
-    if arguments.model is None:
-        logging.disable_progress_bar()
-        print(DEFAULT_MODEL_NOTE, file=sys.stderr)
-    device = _check_device(arguments.device or _best_device())
-    dtype = arguments.dtype
-    if arguments.model is None and device == "cpu" and dtype == "auto":
-        dtype = "float32"  # ten times as fast as bfloat16 on processors without units for it, and 8 MB more
-    kwargs = {"revision": arguments.revision} if arguments.revision else {}
-    pipe = JanusProPipeline.from_pretrained(arguments.model or DEFAULT_MODEL, dtype=dtype, **kwargs)
-    return pipe.to(device)
-
-
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        rank = os.environ.get("LOCAL_RANK")  # under accelerate launch every process has a GPU of its own
-        return "cuda" if rank is None else f"cuda:{rank}"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _check_device(device: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
+    add_model_arguments(parser)
 
 
 def _draw(arguments: argparse.Namespace) -> None:
@@ -203,7 +141,7 @@ def _draw(arguments: argparse.Namespace) -> None:
     folder = arguments.output.parent if to_file else arguments.output
     folder.mkdir(parents=True, exist_ok=True)
 
-    pipe = _load_pipeline(arguments)
+    pipe = load_pipeline(arguments)
     if arguments.lora:
         pipe.load_lora_weights(arguments.lora)
     if arguments.compile:
@@ -248,7 +186,7 @@ def _ask(arguments: argparse.Namespace) -> None:
 
     settings = _answer_settings(arguments)
     pictures = [load_picture(path) for path in arguments.image]
-    pipe = _load_pipeline(arguments)
+    pipe = load_pipeline(arguments)
     streamer = TextStreamer(pipe.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     pipe.ask(pictures, arguments.question, streamer=streamer, **settings)
 
@@ -263,7 +201,7 @@ def _chat(arguments: argparse.Namespace) -> None:
 
     settings = _answer_settings(arguments)
     pictures = [load_picture(path) for path in arguments.image]
-    pipe = _load_pipeline(arguments)
+    pipe = load_pipeline(arguments)
     streamer = TextStreamer(pipe.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
     print(_CHAT_HELP, file=sys.stderr)
     messages: list[dict[str, Any]] = []
@@ -323,7 +261,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
         sources[name if equals else Path(source).stem] = path if equals else source
     if len(sources) != len(arguments.source):
         raise ValueError("Two sources would share an output folder: name them, name=SOURCE.")
-    pipe = _load_pipeline(arguments)
+    pipe = load_pipeline(arguments)
     options = {
         key: getattr(arguments, key) for key in ("task", "adapter", "split", "max_length", "batch_size", "num_shards")
     }
@@ -348,22 +286,3 @@ def _merge(arguments: argparse.Namespace) -> None:
 
     folder = merge_adapter(arguments.adapter, arguments.destination, base=arguments.base, layout=arguments.layout)
     print(f"{folder}: {arguments.layout} layout, reloaded and equal")
-
-
-def _eval_shapes(arguments: argparse.Namespace) -> None:
-    from janus_hf.evaluation.shapes import evaluate_shapes
-
-    report = evaluate_shapes(
-        _load_pipeline(arguments),
-        prompts_per_tag=arguments.prompts_per_tag,
-        images_per_prompt=arguments.images_per_prompt,
-        questions=arguments.questions,
-        guidance_scale=arguments.guidance_scale,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-    )
-    print(report.to_markdown())
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,159 @@
+"""`janus-hf eval`: the benchmarks."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .model import add_model_arguments, load_pipeline
+
+
+def add_eval_parser(commands: Any) -> None:
+    """One sub-command per benchmark, and `report`."""
+    evaluate = commands.add_parser(
+        "eval",
+        help="run a benchmark, or print reports beside the paper",
+        description="Every benchmark goes on where it was stopped, in its folder. On several GPUs: "
+        "accelerate launch -m janus_hf_cli eval ...",
+    )
+    benchmarks = evaluate.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+
+    shapes = benchmarks.add_parser("shapes", help="the small world: exact, offline")
+    shapes.add_argument("--prompts-per-tag", type=int, default=100, help="fresh prompts for each of the six tags")
+    shapes.add_argument("--images-per-prompt", type=int, default=4)
+    shapes.add_argument("--questions", type=int, default=600, help="fresh questions in all")
+    shapes.add_argument("--guidance-scale", type=float, help="default: the model's own")
+    shapes.add_argument("--seed", type=int, default=0)
+    shapes.add_argument("--batch-size", type=int, default=64)
+    add_model_arguments(shapes)
+    shapes.set_defaults(handler=_eval_shapes)
+
+    geneval = _add_benchmark(benchmarks, "geneval", "objects, counts, colours and positions in drawn pictures")
+    geneval.add_argument(
+        "--detector",
+        help="Mask2Former by name or folder (default: the official one's size), or "
+        "'shapes': the small world's prompts and exact detector",
+    )
+    geneval.add_argument("-n", "--images-per-prompt", type=int, default=4)
+    _add_drawing_arguments(geneval)
+
+    dpg = _add_benchmark(benchmarks, "dpg", "dense prompts, proposition by proposition")
+    judge = dpg.add_mutually_exclusive_group()
+    judge.add_argument(
+        "--judge",
+        default="Salesforce/blip-vqa-base",
+        help="a model of transformers that answers questions; not comparable with the paper",
+    )
+    judge.add_argument("--mplug-python", help="interpreter of an environment with modelscope: the official judge")
+    dpg.add_argument("--without-quirks", action="store_true", help="correct what the official script gets wrong")
+    _add_drawing_arguments(dpg)
+
+    for name, title in (("geneval2", "draw GenEval 2's prompts"), ("wise", "draw WISE's prompts")):
+        _add_drawing_arguments(_add_benchmark(benchmarks, name, f"{title}, for a judge elsewhere"))
+
+    for name, title in {
+        "pope": "is there ...? (hallucination)",
+        "mme": "yes or no, 14 tasks",
+        "mmbench": "multiple choice, 20 abilities",
+        "seed": "multiple choice, single pictures",
+        "gqa": "one-word answers",
+        "mmmu": "college-level multiple choice",
+        "mmvet": "free answers, written for the official judge",
+    }.items():
+        parser = _add_benchmark(benchmarks, name, title)
+        parser.add_argument("--images", type=Path, help="folder of the pictures that the file names")
+        parser.add_argument("--max-new-tokens", type=int, help="of an answer (default: the authors' 2048)")
+
+    report = benchmarks.add_parser("report", help="one table of finished runs, beside the paper's numbers")
+    report.add_argument("folder", nargs="+", type=Path, help="of runs")
+    report.set_defaults(handler=_report)
+
+
+def _add_benchmark(benchmarks: Any, name: str, title: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = benchmarks.add_parser(name, help=title)
+    parser.add_argument("--data", type=Path, help="the benchmark's file (default: download it where that is allowed)")
+    parser.add_argument("-o", "--output", type=Path, help="folder of this run (default: evaluations/MODEL/BENCHMARK)")
+    parser.add_argument("--limit", type=int, help="only so many prompts or questions")
+    parser.add_argument("--batch-size", type=int, default=8, help="pictures or questions at a time")
+    add_model_arguments(parser)
+    parser.set_defaults(handler=_eval)
+    return parser
+
+
+def _add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--guidance-scale", type=float, help="default: the model's own, 5 if it has none")
+    parser.add_argument("--temperature", type=float, help="default: 1")
+    parser.add_argument("--seed", type=int, default=0, help="of the run; every picture has one of its own")
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    """Run a benchmark; 1 if anything could not be judged."""
+    from accelerate import PartialState
+
+    from janus_hf.evaluation.evaluators import UNDERSTANDING, make_evaluator
+
+    PartialState(cpu=arguments.device == "cpu")
+    name = arguments.benchmark
+    options: dict[str, Any] = {"batch_size": arguments.batch_size, "limit": arguments.limit}
+    if name in UNDERSTANDING:
+        options |= {"images": arguments.images, "max_new_tokens": arguments.max_new_tokens}
+    else:
+        options |= {"seed": arguments.seed}
+        options["drawing"] = {"guidance_scale": arguments.guidance_scale, "temperature": arguments.temperature}
+    if name == "geneval":
+        options |= {"detector": arguments.detector, "images_per_prompt": arguments.images_per_prompt}
+    if name == "dpg":
+        options |= _dpg_options(arguments)
+    evaluator = make_evaluator(name, arguments.data, **options)
+    pipe = load_pipeline(arguments)
+    pipe.set_progress_bar_config(disable=True)  # the benchmark shows one of its own
+    model = Path(arguments.model or "janus-shapes").resolve().name if _is_folder(arguments.model) else arguments.model
+    folder = arguments.output or Path("evaluations") / (model or "janus-shapes").replace("/", "--") / name
+    report = evaluator(pipe, folder)
+    if PartialState().is_main_process:
+        print(report.to_markdown())
+        print(f"{folder}: report.json, report.md, results.jsonl", file=sys.stderr)
+        if report.failures:
+            print(
+                f"{len(report.failures)} could not be judged ({100 * report.failed_share:.2f} % of all).",
+                file=sys.stderr,
+            )
+    return 1 if report.failures else 0
+
+
+def _is_folder(model: str | None) -> bool:
+    return model is not None and Path(model).is_dir()
+
+
+def _dpg_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    from accelerate import PartialState
+
+    from janus_hf.evaluation.dpg import Quirks
+    from janus_hf.evaluation.judges import MplugJudge, TransformersVqaJudge
+
+    if arguments.mplug_python:
+        judge: Any = MplugJudge(arguments.mplug_python)
+    else:
+        judge = TransformersVqaJudge(arguments.judge, device=PartialState().device)
+    return {"judge": judge, "quirks": Quirks(False, False, False) if arguments.without_quirks else Quirks()}
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from janus_hf.evaluation.report import Report, compare
+
+    print(compare({str(folder): Report.load(folder) for folder in arguments.folder}))
+
+
+def _eval_shapes(arguments: argparse.Namespace) -> None:
+    from janus_hf.evaluation.shapes import evaluate_shapes
+
+    report = evaluate_shapes(
+        load_pipeline(arguments),
+        prompts_per_tag=arguments.prompts_per_tag,
+        images_per_prompt=arguments.images_per_prompt,
+        questions=arguments.questions,
+        guidance_scale=arguments.guidance_scale,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+    )
+    print(report.to_markdown())

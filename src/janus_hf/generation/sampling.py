@@ -125,22 +125,31 @@ def gumbel_noise(keys: torch.Tensor, places: torch.Tensor, num_codes: int) -> to
 
     The code with the largest sum of logit and noise is a sample of the softmax (the Gumbel-max trick).
     """
-    codes = torch.arange(num_codes, device=places.device)
-    counters = places[:, None] * num_codes + codes
+    codes = torch.arange(num_codes, device=places.device, dtype=torch.int32)
+    counters = (places[:, None] * num_codes).to(torch.int32) + codes
+    keys = keys.to(torch.int32)
     words = _mix(_mix(counters ^ keys[:, 0, None, None]) ^ keys[:, 1, None, None])
-    uniforms = ((words.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
+    # The halves apart, because the word is unsigned: their sum is rounded once, as the word itself would be.
+    values = _logical_shift(words, 16).float().mul_(2.0**16).add_((words & 0xFFFF).float())
+    uniforms = values.add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
     # The winners have uniforms near zero, where float32 is fine, and log1p keeps that.
-    return -torch.log(-torch.log1p(-uniforms))
+    return uniforms.neg_().log1p_().neg_().log_().neg_()
 
 
 def _mix(words: torch.Tensor) -> torch.Tensor:
-    """A bijection of 32-bit words, held in int64, that looks random: the finaliser of MurmurHash3 (public domain).
+    """A bijection of 32-bit words that looks random: the finaliser of MurmurHash3 (public domain).
 
-    Its factors are taken less 2^32, which changes nothing in the lower 32 bits and keeps products within int64.
+    Words are held in int32, whose products wrap as unsigned ones do: half the memory of int64, and processors multiply
+    eight at a time.
     """
-    words = ((words ^ (words >> 16)) * (0x85EBCA6B - 2**32)) & _WORD
-    words = ((words ^ (words >> 13)) * (0xC2B2AE35 - 2**32)) & _WORD
-    return words ^ (words >> 16)
+    words = (words ^ _logical_shift(words, 16)) * (0x85EBCA6B - 2**32)
+    words = (words ^ _logical_shift(words, 13)) * (0xC2B2AE35 - 2**32)
+    return words ^ _logical_shift(words, 16)
+
+
+def _logical_shift(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """To the right, zeros coming in from the left."""
+    return (words >> bits) & (2 ** (32 - bits) - 1)
 
 
 def check_codes(image_ids: torch.Tensor, num_codes: int) -> None:

@@ -23,12 +23,14 @@ class Detection:
         score: Confidence in [0, 1].
         box: `(x1, y1, x2, y2)` in pixels, x to the right, y downwards.
         color: Its colour's name, or None if it was not looked at.
+        mask: Its pixels, `(H, W)` bool over the whole picture, or None where only the box is known. Not compared.
     """
 
     label: str
     score: float
     box: Box
     color: str | None = None
+    mask: Any = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def score(detections: Iterable[Detection], metadata: Mapping[str, Any], rules: R
     rules = rules or Rules()
     threshold = rules.counting_threshold if metadata["tag"] == "counting" else rules.threshold
     found: dict[str, list[Detection]] = {}
-    for detection in sorted(detections, key=lambda d: -d.score):
+    for detection in by_confidence(detections):
         of_class = found.setdefault(detection.label, [])
         if detection.score > threshold and len(of_class) < rules.max_objects:
             of_class.append(detection)
@@ -91,6 +93,11 @@ def score(detections: Iterable[Detection], metadata: Mapping[str, Any], rules: R
         if present >= clause["count"]:
             reasons.append(f"expected fewer than {clause['count']} {clause['class']}, found {present}")
     return Verdict(not reasons, tuple(reasons))
+
+
+def by_confidence(detections: Iterable[Detection]) -> list[Detection]:
+    """The most confident first; of equally confident ones the later, as the official ascending sort read backwards."""
+    return sorted(detections, key=lambda detection: detection.score)[::-1]
 
 
 def _violations(
@@ -140,4 +147,4 @@ def relations(box: Box, target: Box, *, deadband: float = 0.1) -> set[str]:
     return {relation for relation, holds in held.items() if holds}
 
 
-__all__ = ["Box", "Detection", "Rules", "Verdict", "relations", "score"]
+__all__ = ["Box", "Detection", "Rules", "Verdict", "by_confidence", "relations", "score"]

@@ -1,0 +1,178 @@
+"""Drawing a benchmark's prompts into GenEval's folder layout, resumable and shared among processes.
+
+    FOLDER/00000/metadata.jsonl            the prompt's line of the benchmark
+    FOLDER/00000/samples/0000.png ...      its pictures
+    FOLDER/00000/grid.png                  the same, side by side
+
+Official scorers read this layout. A picture is a function of checkpoint, prompt, settings and its own seed, so neither
+the number of processes nor a restart changes it.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .folder import open_run, run_settings, write_atomically
+
+
+@dataclass(frozen=True)
+class DrawnRun:
+    """Pictures of a benchmark's prompts.
+
+    Args:
+        folder: Where they lie.
+        settings: What they depend on.
+        drawn_again: One line per picture that could not be read.
+    """
+
+    folder: Path
+    settings: dict[str, Any]
+    drawn_again: list[str]
+
+
+def draw_run(
+    pipe: Any,
+    benchmark: str,
+    items: Sequence[Mapping[str, Any]],
+    folder: str | os.PathLike[str],
+    *,
+    images_per_prompt: int,
+    seed: int,
+    batch_size: int,
+    drawing: Mapping[str, Any],
+) -> DrawnRun:
+    """Open a run's folder, and draw into it what is not there yet. Arguments as for `draw_prompts`.
+
+    Raises:
+        ValueError: If the folder was made with other settings, or a number is out of range.
+    """
+    if images_per_prompt < 1 or batch_size < 1:
+        raise ValueError(
+            f"images_per_prompt and batch_size must be at least 1, got {images_per_prompt} and {batch_size}."
+        )
+    drawing = {key: value for key, value in drawing.items() if value is not None}
+    settings = run_settings(
+        pipe,
+        benchmark=benchmark,
+        prompts=len(items),
+        prompts_sha256=hashlib.sha256(json.dumps([dict(i) for i in items], sort_keys=True).encode()).hexdigest(),
+        images_per_prompt=images_per_prompt,
+        seed=seed,
+        drawing={"guidance_scale": pipe.default_guidance_scale} | drawing,
+    )
+    run = open_run(folder, settings)
+    drawn_again = draw_prompts(
+        pipe, items, run, images_per_prompt=images_per_prompt, seed=seed, batch_size=batch_size, **drawing
+    )
+    return DrawnRun(run, settings, drawn_again)
+
+
+def picture_seed(seed: int, prompt: int, picture: int) -> int:
+    """The seed of one picture: a function of the run's seed, the prompt's number and the picture's."""
+    return int(np.random.SeedSequence((seed, prompt, picture)).generate_state(1)[0])
+
+
+def sample_path(folder: Path, prompt: int, picture: int) -> Path:
+    """Where a picture lies."""
+    return folder / f"{prompt:05d}" / "samples" / f"{picture:04d}.png"
+
+
+def draw_prompts(
+    pipe: Any,
+    items: Sequence[Mapping[str, Any]],
+    folder: Path,
+    *,
+    images_per_prompt: int = 4,
+    seed: int = 0,
+    batch_size: int = 8,
+    **drawing: Any,
+) -> list[str]:
+    """Draw what is not there yet.
+
+    Args:
+        pipe: A `JanusProPipeline`.
+        items: Lines of the benchmark, each with a `prompt`.
+        folder: Opened by `open_run`.
+        images_per_prompt: Pictures per prompt.
+        seed: Of the whole run.
+        batch_size: Pictures drawn at a time by each process.
+        drawing: Passed to the pipeline: `guidance_scale`, `temperature`, ...
+
+    Returns:
+        One line per picture that could not be read and was drawn again.
+    """
+    state = PartialState()
+    spoiled, missing = [], []
+    for number, item in enumerate(items):
+        for picture in range(images_per_prompt):
+            path = sample_path(folder, number, picture)
+            if path.exists() and not readable(path):
+                spoiled.append(f"{path.relative_to(folder)} could not be read: drawn again")
+                missing.append((number, picture))
+            elif not path.exists():
+                missing.append((number, picture))
+        if state.is_main_process:
+            line = json.dumps(item, ensure_ascii=False) + "\n"
+            write_atomically(folder / f"{number:05d}" / "metadata.jsonl", line.encode())
+    state.wait_for_everyone()  # all have looked before any draws
+
+    own = missing[state.process_index :: state.num_processes]
+    with tqdm(total=len(own), desc="drawing", unit="picture", disable=not state.is_main_process) as progress:
+        for start in range(0, len(own), batch_size):
+            batch = own[start : start + batch_size]
+            pictures = pipe(
+                [items[number]["prompt"] for number, _ in batch],
+                generator=[torch.Generator().manual_seed(picture_seed(seed, *pair)) for pair in batch],
+                batch_size=batch_size,
+                **drawing,
+            ).images
+            for (number, picture), image in zip(batch, pictures, strict=True):
+                write_atomically(sample_path(folder, number, picture), png(image))
+            progress.update(len(batch))
+    state.wait_for_everyone()
+    for number in range(state.process_index, len(items), state.num_processes):
+        drawn = [Image.open(sample_path(folder, number, picture)) for picture in range(images_per_prompt)]
+        write_atomically(folder / f"{number:05d}" / "grid.png", png(grid(drawn)))
+    state.wait_for_everyone()
+    return spoiled
+
+
+def readable(path: Path) -> bool:
+    """Whether a picture can be decoded to its end."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Pictures of one size side by side, row by row; by default as square as can be."""
+    columns = columns or int(np.ceil(len(images) ** 0.5))
+    width, height = images[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
+    for index, image in enumerate(images):
+        sheet.paste(image.convert("RGB"), (index % columns * width, index // columns * height))
+    return sheet
+
+
+__all__ = ["DrawnRun", "draw_prompts", "draw_run", "grid", "picture_seed", "png", "readable", "sample_path"]

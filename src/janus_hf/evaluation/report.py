@@ -1,0 +1,126 @@
+"""What a benchmark found: metrics, the row behind every number, and the settings it was found with."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .paper import published
+
+
+@dataclass
+class Report:
+    """The result of one evaluator.
+
+    Args:
+        benchmark: Its name, a key of `paper.BENCHMARKS`.
+        metrics: In the order in which they are printed, in the units in which the benchmark publishes them.
+        primary: The metric that stands for the benchmark.
+        protocol: In a sentence, how the numbers came about.
+        settings: Everything needed to run it again (`run_settings`).
+        rows: One per judged item: what was asked, what was given, the verdict.
+        failures: One line per item that could not be judged. They are not in `metrics`.
+    """
+
+    benchmark: str
+    metrics: dict[str, float]
+    primary: str
+    protocol: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.metrics and self.primary not in self.metrics:
+            raise ValueError(f"The primary metric {self.primary!r} is not among {list(self.metrics)}.")
+
+    @property
+    def value(self) -> float | None:
+        """The primary metric; None where a judge elsewhere has the last word, or nothing could be judged."""
+        return self.metrics.get(self.primary)
+
+    @property
+    def failed_share(self) -> float:
+        """Items that could not be judged, of all; in [0, 1]."""
+        return len(self.failures) / max(1, len(self.failures) + len(self.rows))
+
+    def to_markdown(self) -> str:
+        """A table "metric / paper / this run", the protocol, what failed, and the settings."""
+        columns = published(self.benchmark)
+        lines = [
+            f"# {self.benchmark}",
+            "",
+            f"| {self.benchmark} | this run | {''.join(f'{name} | ' for name in columns)}".rstrip(),
+            f"|---|---:|{'---:|' * len(columns)}",
+        ]
+        for name, value in self.metrics.items():
+            title = f"**{name}**" if name == self.primary else name
+            paper = "".join(f" {_number(values.get(name))} |" for values in columns.values())
+            lines.append(f"| {title} | {_number(value)} |{paper}")
+        lines += ["", self.protocol, "", f"Judged: {len(self.rows)}. Failed: {len(self.failures)}"]
+        lines[-1] += f" ({100 * self.failed_share:.2f} % of all), not in the numbers above." if self.failures else "."
+        lines += [f"* {line}" for line in self.failures[:20]]
+        if len(self.failures) > 20:
+            lines.append(f"* ... and {len(self.failures) - 20} more, in report.json")
+        if self.settings:
+            lines += ["", "```json", json.dumps(self.settings, indent=2, sort_keys=True), "```"]
+        return "\n".join(lines) + "\n"
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write `report.json`, `report.md` and, one line per item, `results.jsonl`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        summary = {
+            key: getattr(self, key)
+            for key in ("benchmark", "metrics", "primary", "protocol", "settings", "failures")
+        }
+        (folder / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (folder / "report.md").write_text(self.to_markdown(), encoding="utf-8")
+        rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+        (folder / "results.jsonl").write_text(rows, encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> "Report":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If there is no report in the folder.
+        """
+        path = Path(folder) / "report.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{folder} holds no report.json: no benchmark has finished there.")
+        rows = (path.parent / "results.jsonl").read_text(encoding="utf-8").splitlines()
+        return cls(**json.loads(path.read_text(encoding="utf-8")), rows=[json.loads(row) for row in rows])
+
+
+def compare(reports: Mapping[str, Report]) -> str:
+    """One table of several runs: their primary metrics beside the paper's.
+
+    Args:
+        reports: By the name of the run.
+    """
+    models = list(dict.fromkeys(name for report in reports.values() for name in published(report.benchmark)))
+    lines = [
+        f"| run | benchmark | metric | this run | {''.join(f'{name} | ' for name in models)}failed |",
+        f"|---|---|---|---:|{'---:|' * len(models)}---:|",
+    ]
+    for run, report in reports.items():
+        columns = published(report.benchmark)
+        paper = "".join(f" {_number(columns.get(name, {}).get(report.primary))} |" for name in models)
+        lines.append(
+            f"| {run} | {report.benchmark} | {report.primary} | {_number(report.value)} |{paper} "
+            f"{len(report.failures)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    """Shares with three digits, percentages and sums with two; a dash for what was not published."""
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}"
+
+
+__all__ = ["Report", "compare"]

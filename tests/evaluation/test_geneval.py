@@ -1,0 +1,312 @@
+"""The GenEval path from prompts to report, on the shipped model: layout, resuming, sharing, refusing."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
+)
+
+from janus_hf import JanusProPipeline
+from janus_hf.assets import DEFAULT_MODEL
+from janus_hf.evaluation.clip import ClipColors
+from janus_hf.evaluation.detectors import ShapesDetector
+from janus_hf.evaluation.drawing import picture_seed
+from janus_hf.evaluation.evaluators import KNOWN, make_evaluator, shapes_items
+from janus_hf.evaluation.geneval import TAGS, GenEval, read_prompts, summarise
+from janus_hf.evaluation.mask2former import COCO_NAMES, Mask2FormerDetector
+from janus_hf.evaluation.paper import BENCHMARKS, published
+from janus_hf.evaluation.report import Report, compare
+from janus_hf.shapes import detect
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def evaluator(**changes) -> GenEval:
+    return GenEval(shapes_items(1), ShapesDetector(), **{"images_per_prompt": 2, "batch_size": 5, **changes})
+
+
+@pytest.fixture(scope="module")
+def straight(pipe, tmp_path_factory):
+    """A run without incident: its folder and its report."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    return folder, evaluator()(pipe, folder)
+
+
+def pictures(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/samples/*.png"))}
+
+
+class Counting:
+    """The pipeline, stopping after so many calls."""
+
+    def __init__(self, pipe, stop_after: int | None = None) -> None:
+        self.pipe, self.left, self.drawn = pipe, stop_after, 0
+
+    def __getattr__(self, name):
+        return getattr(self.pipe, name)
+
+    def __call__(self, prompts, **settings):
+        if self.left == 0:
+            raise KeyboardInterrupt
+        self.left = None if self.left is None else self.left - 1
+        self.drawn += len(prompts)
+        return self.pipe(prompts, **settings)
+
+
+def test_the_folder_is_what_the_official_scorer_reads(straight):
+    folder, _ = straight
+    items = shapes_items(1)
+    prompts = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.isdigit())
+    assert prompts == [f"{n:05d}" for n in range(len(items))]
+    for name, item in zip(prompts, items, strict=True):
+        assert json.loads((folder / name / "metadata.jsonl").read_text().splitlines()[0]) == item
+        samples = sorted(path.name for path in (folder / name / "samples").iterdir())
+        assert samples == ["0000.png", "0001.png"]
+        assert all(re.match(r"\d+\.png", sample) for sample in samples)
+    with Image.open(folder / "00000" / "grid.png") as grid:
+        assert grid.size == (128, 64)
+
+
+def test_the_report_is_what_the_detector_says_of_the_pictures_on_disk(straight):
+    folder, report = straight
+    assert [row["filename"] for row in report.rows] == list(pictures(folder))
+    for row in report.rows:
+        found = [[d.label, d.score, list(d.box), d.color] for d in detect(Image.open(folder / row["filename"]))]
+        assert json.loads(row["details"]) == found
+    shares = {tag: np.mean([row["correct"] for row in report.rows if row["tag"] == tag]) for tag in TAGS}
+    assert {tag: report.metrics[tag] for tag in TAGS} == shares
+    assert report.value == report.metrics["overall"] == pytest.approx(np.mean(list(shares.values())))
+    assert report.metrics["single_object"] == 1  # a report of nothing but misses would prove little
+    assert (folder / "sheet.png").is_file()
+    assert Report.load(folder) == report
+
+
+def test_everything_that_matters_is_recorded(straight, pipe):
+    folder, report = straight
+    recorded = json.loads((folder / "settings.json").read_text())
+    assert recorded["settings"]["seed"] == 0
+    assert recorded["settings"]["drawing"] == {"guidance_scale": pipe.default_guidance_scale}
+    assert len(recorded["settings"]["weights_sha256"]) == 64
+    assert recorded["environment"]["torch"] == torch.__version__
+    assert report.settings["detector"] == ShapesDetector().name
+
+
+def test_a_stopped_run_goes_on_and_is_the_straight_one(straight, pipe, tmp_path):
+    stopped = Counting(pipe, stop_after=1)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator()(stopped, tmp_path / "run")
+    assert stopped.drawn == len(pictures(tmp_path / "run")) == 5
+    going_on = Counting(pipe)
+    report = evaluator(batch_size=3)(going_on, tmp_path / "run")
+    assert going_on.drawn == 7
+    assert pictures(tmp_path / "run") == pictures(straight[0])
+    assert report.metrics == straight[1].metrics
+
+
+def test_a_picture_that_cannot_be_read_is_drawn_again(straight, pipe, tmp_path):
+    evaluator()(pipe, tmp_path / "run")
+    spoiled = tmp_path / "run" / "00002" / "samples" / "0001.png"
+    spoiled.write_bytes(spoiled.read_bytes()[:100])
+    again = Counting(pipe)
+    report = evaluator()(again, tmp_path / "run")
+    assert again.drawn == 1
+    assert report.settings["drawn_again"] == ["00002/samples/0001.png could not be read: drawn again"]
+    assert pictures(tmp_path / "run") == pictures(straight[0])
+
+
+def test_other_settings_are_refused(straight, pipe):
+    with pytest.raises(ValueError, match=r"other settings:\n  seed: 0 there, 1 now"):
+        evaluator(seed=1)(pipe, straight[0])
+    with pytest.raises(ValueError, match="drawing: .*'guidance_scale': 3.0"):
+        evaluator(drawing={"guidance_scale": 3.0})(pipe, straight[0])
+
+
+def test_a_folder_with_other_things_is_refused(pipe, tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="Choose a new folder"):
+        evaluator()(pipe, tmp_path)
+
+
+def test_a_missing_picture_is_a_failure_and_not_a_miss(straight, pipe, tmp_path):
+    evaluator()(pipe, tmp_path / "run")
+    (tmp_path / "run" / "00000" / "samples" / "0000.png").unlink()
+    report = evaluator().judge(tmp_path / "run")
+    assert report.failures == ["00000/samples/0000.png is missing or cannot be read"]
+    assert len(report.rows) == 11
+    assert report.failed_share == pytest.approx(1 / 12)
+    assert "Failed: 1 (8.33 % of all)" in report.to_markdown()
+
+
+def test_every_picture_has_a_seed_of_its_own():
+    assert len({picture_seed(seed, n, k) for seed in (0, 1) for n in range(100) for k in range(4)}) == 800
+
+
+def test_with_mask2former_and_clip(straight, pipe, tmp_path):
+    """Random weights: only the wiring is proven here, the arithmetic in test_detectors.py."""
+    torch.manual_seed(0)
+    swin = SwinConfig(
+        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], out_features=["stage1", "stage2", "stage3", "stage4"]
+    )
+    sizes = {"hidden_size": 32, "feature_size": 32, "mask_feature_size": 32, "encoder_feedforward_dim": 32}
+    config = Mask2FormerConfig(
+        backbone_config=swin, **sizes, dim_feedforward=32, encoder_layers=1, decoder_layers=2, num_attention_heads=2,
+        num_queries=10, num_labels=80,
+    )  # fmt: skip
+    text = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPModel(
+        CLIPConfig(
+            text_config={**text, "vocab_size": 600, "bos_token_id": 0, "eos_token_id": 2},
+            vision_config={**text, "image_size": 16, "patch_size": 8},
+        )
+    )
+    colors = ClipColors(clip, processor=ClipProcessor(pipe.processor.tokenizer))
+    detector = Mask2FormerDetector(Mask2FormerForUniversalSegmentation(config), colors=colors, scale=(64, 64))
+    items = [
+        {"tag": "colors", "include": [{"class": name, "count": 1, "color": "red"}], "prompt": item["prompt"]}
+        for name, item in zip(COCO_NAMES, shapes_items(1), strict=False)
+    ]
+    report = GenEval(items, detector, images_per_prompt=2)(pipe, tmp_path / "run")
+    assert len(report.rows) == 12
+    assert not report.failures
+    assert set(report.metrics) == {"colors", "overall", "pictures", "prompts"}
+    found = [thing for row in report.rows for thing in json.loads(row["details"])]
+    assert {label for label, *_ in found} <= set(COCO_NAMES)
+
+
+class ClipProcessor:
+    """CLIP's image half with a tokenizer that is at hand."""
+
+    def __init__(self, tokenizer) -> None:
+        size = {"shortest_edge": 16}
+        self.image_processor = CLIPImageProcessor(size=size, crop_size={"height": 16, "width": 16})
+        self.tokenizer = tokenizer
+
+    def __call__(self, text=None, images=None, **kwargs):
+        if images is not None:
+            return self.image_processor(images, return_tensors="pt")
+        return self.tokenizer(text, padding=True, return_tensors="pt")
+
+
+def test_summary_by_hand():
+    rows = [
+        {"tag": "colors", "correct": True, "metadata": "a"},
+        {"tag": "colors", "correct": False, "metadata": "a"},
+        {"tag": "colors", "correct": False, "metadata": "b"},
+        {"tag": "counting", "correct": True, "metadata": "c"},
+    ]
+    expected = {"counting": 1.0, "colors": 1 / 3, "overall": 2 / 3, "pictures": 0.5, "prompts": 2 / 3}
+    assert summarise(rows) == pytest.approx(expected)
+    assert summarise([]) == {}
+
+
+def test_prompts_are_checked(tmp_path):
+    with pytest.raises(FileNotFoundError, match="github.com/djghosh13/geneval"):
+        read_prompts(tmp_path / "none.jsonl")
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"tag": "colors", "prompt": "x"}\n')
+    with pytest.raises(ValueError, match=r"line 1: expected 'tag', 'prompt' and 'include', found \['prompt', 'tag'\]"):
+        read_prompts(path)
+    path.write_text("\n")
+    with pytest.raises(ValueError, match="holds no prompts"):
+        read_prompts(path)
+
+
+def test_an_unknown_benchmark_names_the_known(run, capsys):
+    with pytest.raises(ValueError, match="Known: geneval, dpg, pope"):
+        make_evaluator("imagenet")
+    with pytest.raises(SystemExit):
+        run("eval", "imagenet")
+    assert all(f"{name}" in capsys.readouterr().err for name in ["geneval"])
+    assert set(KNOWN) | {"shapes"} == set(BENCHMARKS)
+
+
+def test_the_command_line_runs_and_reports(run, tmp_path):
+    arguments = ["eval", "geneval", "--detector", "shapes", "--limit", "1", "-n", "1", "-o", "out"]
+    status, out, err = run(*arguments)
+    assert status == 0
+    assert "| **overall** |" in out
+    assert "0.800" in out  # Janus-Pro-7B's, beside ours
+    status, out, _ = run("eval", "report", "out")
+    assert status == 0
+    assert "| out | geneval | overall |" in out
+    status, _, err = run(*arguments, "--seed", "7")
+    assert status == 1
+    assert "seed: 0 there, 7 now" in err
+
+
+def test_papers_numbers_stand_beside_ours():
+    assert published("geneval")["Janus-Pro-7B (paper)"]["overall"] == 0.80
+    for benchmark in ("geneval", "dpg"):  # the papers' overall is the mean of what they list, except for DPG-Bench
+        for scores in published(benchmark).values():
+            parts = [value for name, value in scores.items() if name != "overall"]
+            if benchmark == "geneval":
+                assert np.mean(parts) == pytest.approx(scores["overall"], abs=0.01)
+    report = Report("pope", {"random": 90.0}, "random", "as published")
+    table = compare({"mine": report})
+    row = next(csv.reader([next(line for line in table.splitlines() if "mine" in line)], delimiter="|"))
+    assert [cell.strip() for cell in row[1:-1]] == ["mine", "pope", "random", "90.00", "87.40", "86.20", "87.00", "0"]
+
+
+COMMAND = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
+COMMAND += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+ARGUMENTS = ["-m", "janus_hf_cli", "eval", "geneval", "--detector", "shapes", "--limit", "4", "-n", "2"]
+ARGUMENTS += ["--device", "cpu", "--batch-size", "4", "-o"]
+
+
+def start(folder: Path, processes: int) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*COMMAND, f"--num_processes={processes}"] if processes > 1 else [sys.executable]
+    return subprocess.Popen(
+        [*command, *ARGUMENTS, str(folder)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_killed_and_resumed_are_one_straight_run(tmp_path):
+    one = start(tmp_path / "one", 1)
+    assert one.wait(timeout=300) == 0, one.stderr.read()[-3000:]
+
+    killed = start(tmp_path / "two", 2)
+    deadline = time.monotonic() + 200
+    while len(pictures(tmp_path / "two")) < 8 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    drawn = pictures(tmp_path / "two")
+    assert 8 <= len(drawn) < 48, "killed too late to prove anything"
+
+    two = start(tmp_path / "two", 2)
+    assert two.wait(timeout=300) == 0, two.stderr.read()[-3000:]
+    recorded = json.loads((tmp_path / "two" / "settings.json").read_text())
+    assert recorded["environment"]["processes"] == 2
+    assert pictures(tmp_path / "two") == pictures(tmp_path / "one")
+    reports = [Report.load(tmp_path / name) for name in ("one", "two")]
+    assert reports[0].metrics == reports[1].metrics
+    assert reports[0].rows == reports[1].rows

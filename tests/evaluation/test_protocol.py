@@ -1,0 +1,152 @@
+"""The authors' prompts, letter by letter, and answering in batches.
+
+Expected strings were written down from vlmeval/vlm/janus.py of VLMEvalKit, not from the code under test.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from janus_hf import JanusProPipeline
+from janus_hf.assets import DEFAULT_MODEL
+from janus_hf.evaluation import protocol
+from janus_hf.shapes import ask, picture, random_scene
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype=torch.float32)
+
+
+def test_pope_loses_its_tail_and_mme_keeps_it():
+    question = "Is there a dog in the image? Please answer yes or no."
+    assert protocol.paper_prompt("pope", question) == (
+        "\nIs there a dog in the image?\nAnswer the question using a single word or phrase."
+    )
+    assert protocol.paper_prompt("mme", question) == (
+        "\nIs there a dog in the image? Please answer yes or no.\nAnswer the question using a single word or phrase."
+    )
+
+
+@pytest.mark.parametrize("benchmark", ["mmbench", "seed", "mmmu"])
+def test_multiple_choice(benchmark):
+    options = {"A": "one", "B": "two", "C": 3}
+    assert protocol.paper_prompt(benchmark, "How many?", options=options) == (
+        "\nHow many?\nA. one\nB. two\nC. 3\n\nAnswer with the option's letter from the given choices directly."
+    )
+    assert protocol.paper_prompt(benchmark, "How many?", options=options, hint="Count them.") == (
+        "\nHint: Count them.\nHow many?\nA. one\nB. two\nC. 3\n\n"
+        "Answer with the option's letter from the given choices directly."
+    )
+
+
+@pytest.mark.parametrize("missing", [None, math.nan, "", "nan"])
+def test_missing_options_and_hints_are_left_out(missing):
+    options = {"A": "one", "B": "two", "C": missing, "D": missing}
+    assert protocol.multiple_choice_prompt("How many?", options, hint=missing) == (
+        "\nHow many?\nA. one\nB. two\n\nAnswer with the option's letter from the given choices directly."
+    )
+    assert (
+        protocol.multiple_choice_prompt("How many?", {"A": missing}) == "\nHow many?\nAnswer the question directly. "
+    )
+
+
+def test_open_questions():
+    assert protocol.paper_prompt("mmvet", "What is x?") == "\nWhat is x?"
+    assert protocol.paper_prompt("gqa", "Who?") == "Who?\nAnswer the question using a single word or phrase."
+
+
+def test_only_mm_vet_has_a_system_prompt():
+    assert {name for name in protocol.BENCHMARKS if protocol.system_prompt(name)} == {"mmvet"}
+    assert protocol.system_prompt("mmvet") == (
+        "You are a helpful assistant. Please answer truthfully and write out your thinking step by step to be sure "
+        "you get the right answer."
+    )
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: protocol.paper_prompt("vqav2", "?"), lambda: protocol.system_prompt("vqav2")]
+)
+def test_unknown_benchmarks_name_the_known(call):
+    with pytest.raises(ValueError, match=r"pope, mme, mmbench, seed, mmmu, gqa, mmvet; got 'vqav2'"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("Yes.", "Yes"),
+        ("no .", "no"),
+        (" NO.\n", "NO"),
+        ("Yes", "Yes"),
+        ("Yes. It is.", "Yes. It is."),
+        ("Norway.", "Norway."),
+        ("A.", "A."),
+    ],
+)
+def test_bare_yes_and_no_lose_their_full_stop(answer, expected):
+    assert protocol.plain_yes_no(answer) == expected
+
+
+def test_rendered_as_the_authors_do(pipe):
+    """Their adapter joins placeholders and prompt without a separator and gives the roles "User" and "Assistant"."""
+
+    def rendered(prompt, pictures, system_prompt=""):
+        return pipe.processor.apply_chat_template(
+            protocol.paper_conversation(prompt, pictures),
+            roles=list(protocol.ROLES),
+            system_prompt=system_prompt,
+            add_generation_prompt=True,
+        )
+
+    scene = picture(random_scene(_rng()))
+    assert rendered("\nWhat?", [scene, scene]) == ("User: <image_placeholder><image_placeholder>\nWhat?\n\nAssistant:")
+    assert rendered("Who?", [scene], "Think.") == "Think.\n\nUser: <image_placeholder>Who?\n\nAssistant:"
+    assert rendered("\nWhat?", []) == "User: What?\n\nAssistant:"  # contents are stripped, as originally
+
+
+def _rng():
+    return np.random.default_rng(3)
+
+
+def _questions(count):
+    rng = _rng()
+    scenes = [random_scene(rng) for _ in range(count)]
+    return [(picture(scene), ask(scene, rng)) for scene in scenes]
+
+
+def test_batched_answers_are_those_of_single_questions(pipe):
+    asked = _questions(12)
+    conversations = [
+        [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": q.question}]}]
+        for image, q in asked
+    ]
+    conversations[3] = [{"role": "user", "content": "is there a red circle"}]  # no picture
+    conversations[7] = protocol.paper_conversation("\nwhat colour is the circle", [asked[0][0], asked[1][0]])
+    together = protocol.answer(pipe, conversations, max_new_tokens=6)
+    assert together == [protocol.answer(pipe, [one], max_new_tokens=6)[0] for one in conversations]
+    assert len(set(together)) > 3  # or equality would prove little
+
+
+def test_rows_end_where_their_own_context_does(pipe, monkeypatch):
+    """A short row has more room than a long one; neither may gain or lose by sharing a batch."""
+    monkeypatch.setattr(pipe.model.config.text_config, "max_position_embeddings", 40)
+    long = protocol.paper_conversation("is there a red circle and a blue square and a green triangle")
+    short = protocol.paper_conversation("red")
+    options = {"max_new_tokens": 2048, "suppress_tokens": [pipe.processor.eos_token_id]}
+    both = protocol.answer(pipe, [long, short], **options)
+    assert both == [protocol.answer(pipe, [one], **options)[0] for one in (long, short)]
+
+    def tokens(text):
+        return len(pipe.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    assert tokens(both[0]) < tokens(both[1]) < 40
+
+
+def test_no_room_for_an_answer(pipe):
+    scene = picture(random_scene(_rng()))
+    fits, full = protocol.paper_conversation("\nred", [scene]), protocol.paper_conversation("\nred", [scene] * 4)
+    with pytest.raises(ValueError, match=r"number 1 takes 2\d\d tokens and the model's context holds 256"):
+        protocol.answer(pipe, [fits, full])

@@ -88,28 +88,21 @@ def _add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _eval(arguments: argparse.Namespace) -> int:
     """Run a benchmark; 1 if anything could not be judged."""
+    from contextlib import ExitStack
+
     from accelerate import PartialState
 
-    from janus_hf.evaluation.evaluators import UNDERSTANDING, make_evaluator
+    from janus_hf.evaluation.evaluators import make_evaluator
 
     PartialState(cpu=arguments.device == "cpu")
     name = arguments.benchmark
-    options: dict[str, Any] = {"batch_size": arguments.batch_size, "limit": arguments.limit}
-    if name in UNDERSTANDING:
-        options |= {"images": arguments.images, "max_new_tokens": arguments.max_new_tokens}
-    else:
-        options |= {"seed": arguments.seed}
-        options["drawing"] = {"guidance_scale": arguments.guidance_scale, "temperature": arguments.temperature}
-    if name == "geneval":
-        options |= {"detector": arguments.detector, "images_per_prompt": arguments.images_per_prompt}
-    if name == "dpg":
-        options |= _dpg_options(arguments)
-    evaluator = make_evaluator(name, arguments.data, **options)
-    pipe = load_pipeline(arguments)
-    pipe.set_progress_bar_config(disable=True)  # the benchmark shows one of its own
     model = Path(arguments.model or "janus-shapes").resolve().name if _is_folder(arguments.model) else arguments.model
     folder = arguments.output or Path("evaluations") / (model or "janus-shapes").replace("/", "--") / name
-    report = evaluator(pipe, folder)
+    with ExitStack() as stack:
+        evaluator = make_evaluator(name, arguments.data, **_options(arguments, stack))
+        pipe = load_pipeline(arguments)
+        pipe.set_progress_bar_config(disable=True)  # the benchmark shows one of its own
+        report = evaluator(pipe, folder)
     if PartialState().is_main_process:
         print(report.to_markdown())
         print(f"{folder}: report.json, report.md, results.jsonl", file=sys.stderr)
@@ -125,14 +118,30 @@ def _is_folder(model: str | None) -> bool:
     return model is not None and Path(model).is_dir()
 
 
-def _dpg_options(arguments: argparse.Namespace) -> dict[str, Any]:
+def _options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
+    """The evaluator's options. What must be ended after the run is entered into the `ExitStack`."""
+    from janus_hf.evaluation.evaluators import UNDERSTANDING
+
+    options: dict[str, Any] = {"batch_size": arguments.batch_size, "limit": arguments.limit}
+    if arguments.benchmark in UNDERSTANDING:
+        return options | {"images": arguments.images, "max_new_tokens": arguments.max_new_tokens}
+    options |= {"seed": arguments.seed}
+    options["drawing"] = {"guidance_scale": arguments.guidance_scale, "temperature": arguments.temperature}
+    if arguments.benchmark == "geneval":
+        options |= {"detector": arguments.detector, "images_per_prompt": arguments.images_per_prompt}
+    if arguments.benchmark == "dpg":
+        options |= _dpg_options(arguments, stack)
+    return options
+
+
+def _dpg_options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
     from accelerate import PartialState
 
     from janus_hf.evaluation.dpg import Quirks
     from janus_hf.evaluation.judges import MplugJudge, TransformersVqaJudge
 
     if arguments.mplug_python:
-        judge: Any = MplugJudge(arguments.mplug_python)
+        judge: Any = stack.enter_context(MplugJudge(arguments.mplug_python))
     else:
         judge = TransformersVqaJudge(arguments.judge, device=PartialState().device)
     return {"judge": judge, "quirks": Quirks(False, False, False) if arguments.without_quirks else Quirks()}

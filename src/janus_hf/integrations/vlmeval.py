@@ -1,0 +1,160 @@
+"""Janus-Pro as a model of VLMEvalKit, with the authors' prompts, and a launcher that registers it first:
+
+    python -m janus_hf.integrations.vlmeval --model JanusPro --data POPE MME MMBench_DEV_EN SEEDBench_IMG
+
+`--pretrained` names another checkpoint than the 7B; everything else goes to VLMEvalKit's `run.py`. Matched is the
+authors' adapter (vlmeval/vlm/janus.py), which needs their own package; written against ms-vlmeval 0.0.20, the form in
+which VLMEvalKit is on the package index.
+"""
+
+import argparse
+import string
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from ..evaluation import protocol
+from . import DEFAULT_CHECKPOINT, load_pipeline
+
+
+try:
+    from vlmeval.dataset import DATASET_TYPE
+    from vlmeval.vlm.base import BaseModel
+except ImportError as error:
+    raise ImportError(
+        f"This is a model for VLMEvalKit, which could not be imported: {error}. pip install ms-vlmeval, or see "
+        "https://github.com/open-compass/VLMEvalKit."
+    ) from error
+
+
+NAME = "JanusPro"
+
+
+class JanusPro(BaseModel):
+    """Answers VLMEvalKit's questions.
+
+    Args:
+        model_path: Repository id or folder.
+        dtype: "bfloat16", "float32", ... or "auto".
+        device: Where the model runs; by default a GPU if there is one.
+        generate_kwargs: Instead of the authors' settings: greedy, at most 2048 new tokens.
+    """
+
+    INSTALL_REQ = False
+    INTERLEAVE = True
+    allowed_types = ("text", "image")
+
+    def __init__(
+        self,
+        model_path: str = DEFAULT_CHECKPOINT,
+        *,
+        dtype: str = "bfloat16",
+        device: str | None = None,
+        **generate_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        self.model_path, self.generate_kwargs = model_path, generate_kwargs
+        self.pipe = load_pipeline(model_path, dtype=dtype, device=device)
+
+    def use_custom_prompt(self, dataset: str | None) -> bool:
+        """Whether the authors have a prompt of their own: yes-or-no and multiple-choice data sets, and MM-Vet."""
+        return dataset is not None and (DATASET_TYPE(dataset) in ("Y/N", "MCQ") or dataset == "MMVet")
+
+    def build_prompt(self, line: Any, dataset: str) -> list[dict[str, str]]:
+        """The authors' prompt for a row: its pictures, then the text.
+
+        Args:
+            line: A row of the data set's table.
+            dataset: Its name.
+
+        Raises:
+            ValueError: If `use_custom_prompt` is false of it.
+        """
+        if not self.use_custom_prompt(dataset):
+            raise ValueError(f"The authors have no prompt for {dataset}; VLMEvalKit's own is used for it.")
+        if dataset == "MMVet":
+            prompt = protocol.paper_prompt("mmvet", line["question"])
+        elif DATASET_TYPE(dataset) == "Y/N":
+            prompt = protocol.yes_no_prompt(line["question"], drop_tail=dataset == "POPE")
+        else:
+            options = {letter: line[letter] for letter in string.ascii_uppercase if letter in line}
+            prompt = protocol.multiple_choice_prompt(line["question"], options, hint=line.get("hint"))
+        pictures = [{"type": "image", "value": path} for path in self.dump_image(line, dataset)]
+        return [*pictures, {"type": "text", "value": prompt}]
+
+    def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
+        """The answer to one turn of text and pictures in any order; called by `generate`, which checks it."""
+        return self.chat_inner([{"role": "user", "content": message}], dataset)
+
+    def chat_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
+        """The answer to a conversation; called by `chat`."""
+        system_prompt = protocol.MM_VET_SYSTEM_PROMPT if "MMVet" in (dataset or "") else ""
+        turns = [self._turn(**turn) for turn in message]
+        return protocol.answer(
+            self.pipe, [turns], system_prompt=system_prompt, roles=protocol.ROLES, **self.generate_kwargs
+        )[0]
+
+    def _turn(self, role: str, content: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+        """Text and placeholders follow each other without anything between, as in the authors' adapter."""
+        token = self.pipe.processor.image_token
+        text = "".join(token if part["type"] == "image" else part["value"] for part in content)
+        return {"role": role, "content": text, "images": [p["value"] for p in content if p["type"] == "image"]}
+
+
+def register(pretrained: str = DEFAULT_CHECKPOINT, *, dtype: str = "bfloat16") -> str:
+    """Make a checkpoint known to VLMEvalKit.
+
+    Returns:
+        The model's name there. VLMEvalKit keeps and reuses results by it, so each checkpoint has its own: "JanusPro"
+        is the default one.
+    """
+    import vlmeval.vlm
+    from vlmeval.config import supported_VLM
+
+    path = pretrained.strip("/").replace("/", "--")
+    name = NAME if pretrained == DEFAULT_CHECKPOINT else f"{NAME}_{path}"
+    vlmeval.vlm.JanusPro = JanusPro  # for `--config` files, which name the class
+    supported_VLM[name] = partial(JanusPro, model_path=pretrained, dtype=dtype)
+    return name
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Register the checkpoint and run VLMEvalKit.
+
+    Args:
+        arguments: Of the command line, by default the process's own.
+
+    Raises:
+        ImportError: If this VLMEvalKit has no `vlmeval.run`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m janus_hf.integrations.vlmeval",
+        description=f"VLMEvalKit with {NAME}. All other arguments are those of its run.py.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--pretrained", default=DEFAULT_CHECKPOINT, help="repository id or folder (%(default)s)")
+    parser.add_argument("--dtype", default="bfloat16", help="%(default)s, float32, ... or auto")
+    own, others = parser.parse_known_args(arguments)
+    if NAME not in others and "--config" not in others:
+        parser.error(f"expected --model {NAME}, or --config with a file that names the class; got {others}")
+    name = register(own.pretrained, dtype=own.dtype)
+    try:
+        from vlmeval import run
+    except ImportError as error:
+        raise ImportError(
+            "This VLMEvalKit has no module vlmeval.run: pip install ms-vlmeval, or call register() of this module "
+            "before running the repository's run.py."
+        ) from error
+    before, sys.argv = sys.argv, ["run.py", *(name if argument == NAME else argument for argument in others)]
+    try:
+        run.main()
+    finally:
+        sys.argv = before
+
+
+if __name__ == "__main__":
+    main()
+
+
+__all__ = ["NAME", "JanusPro", "main", "register"]

@@ -7,14 +7,15 @@
 import io
 import time
 import types
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.utils import logging
 
+from .attention import attending_singly
 from .sampling import Sampling, guide
 
 
@@ -156,7 +157,7 @@ class CompiledDecoder(Decoder):
         settings = (guidance_scale is None, sampling.do_sample, sampling.top_k, sampling.top_p is None)
         size = (*codes.shape, cache.get_max_length(), *settings)
         if size in self._graphs:
-            with self._settings():
+            with self._settings(model):
                 return self._graphs[size](model, cache, codes, *args)
         start = time.perf_counter()
         logger.warning(
@@ -164,7 +165,7 @@ class CompiledDecoder(Decoder):
             "pictures and kind of settings, and takes minutes for a full-size model."
         )
         graph = self._compile()
-        with self._settings(), _quiet_autotuning():
+        with self._settings(model), _quiet_autotuning():
             drawn = graph(model, cache, codes, *args)
         logger.warning(f"Compiled in {time.perf_counter() - start:.0f} s.")
         self._graphs[size] = graph
@@ -178,15 +179,21 @@ class CompiledDecoder(Decoder):
         mode = None if self._packs_weights else self.mode or "reduce-overhead"
         return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
-    def _settings(self) -> AbstractContextManager[None]:
-        """Of the compiler. Not `options` of torch.compile: whether weights become constants is decided before those
-        are read.
+    @contextmanager
+    def _settings(self, model: Any) -> Iterator[None]:
+        """Of the compiler, and how the model attends. Not `options` of torch.compile: whether weights become constants
+        is decided before those are read.
         """
         if not self._packs_weights:
-            return nullcontext()
+            yield
+            return
         from torch._inductor import config
 
-        return config.patch(freezing=True, max_autotune=True, max_autotune_gemm_backends="CPP,ATEN")
+        weight = next(model.language_model.parameters())
+        attention = attending_singly(model.language_model) if weight.dtype != torch.float32 else nullcontext()
+        # One kind of matrix kernel leaves nothing to be timed, layer by layer.
+        with attention, config.patch(freezing=True, max_autotune=True, max_autotune_gemm_backends="CPP"):
+            yield
 
     def refresh(self, model: Any) -> None:
         """Drop what was compiled if the model has moved, or if packed weights are no longer the model's."""

@@ -1,0 +1,70 @@
+"""Attention of a single query to a long cache, for compiled steps on processors without bfloat16 units.
+
+PyTorch's kernel multiplies bfloat16 matrices there, which is slow for a matrix of one row. Written as sums, the
+compiler turns it into loops that read the cache once and count in float32.
+
+`R` rows, `H` heads, `G` heads of keys and values, `n` queries, `L` positions, `D` width of a head.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+
+NAME = "janus_single_query"
+
+
+def single_query_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """transformers' attention interface; several queries, or no mask, are left to PyTorch's kernel.
+
+    Args:
+        query: `(R, H, n, D)`.
+        key, value: `(R, G, L, D)`.
+        attention_mask: `(R, 1, n, L)` bool, True where attention may go.
+
+    Returns:
+        `(R, n, H, D)` in the query's dtype, and None.
+    """
+    if query.shape[2] != 1 or attention_mask is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return output, None
+    rows, heads, _, width = query.shape
+    groups, length = key.shape[1:3]
+    grouped = query.view(rows, groups, heads // groups, 1, width).float()
+    scores = (grouped * key[:, :, None].float()).sum(dim=-1) * (width**-0.5 if scaling is None else scaling)
+    visible = attention_mask.view(rows, 1, 1, length)
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+    output = (weights[..., None] * value[:, :, None].float()).sum(dim=-2)
+    return output.view(rows, 1, heads, width).to(query.dtype), None
+
+
+AttentionInterface.register(NAME, single_query_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def attending_singly(language_model: Any) -> Iterator[None]:
+    """Within, the language model attends by `single_query_attention`."""
+    config = language_model.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+__all__ = ["NAME", "attending_singly", "single_query_attention"]

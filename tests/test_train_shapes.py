@@ -40,19 +40,45 @@ def test_words_of_the_world_are_single_tokens(script, processor):
         assert len(processor.tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1, word
 
 
-def test_rows_fit_and_show_nothing_that_is_held_out(script, processor):
-    """Two drawings, or one picture and its questions, in a pack."""
-    for row in script.drawing_rows(200):
-        found = detect(row["image"])
-        assert not {(thing.color, thing.label) for thing in found} & HELD_OUT
-        assert 2 * (len(processor.prepare_image_generation(row["prompt"])["input_ids"][0]) + 64) <= script.LENGTH
-    for make_rows in (script.caption_rows, script.question_rows, script.text_rows):
-        lengths = []
-        for row in make_rows(200):
-            messages = [message["content"].removeprefix("<image>\n") for message in row["messages"]]
-            lengths.append(len(processor.tokenizer("\n\n".join(messages)).input_ids))
-            assert not any(f"{color} {shape}" in text for color, shape in HELD_OUT for text in messages)
-        assert max(lengths) + (0 if make_rows is script.text_rows else 64 + 24) <= script.LENGTH
+@pytest.mark.parametrize("name", ["drawing", "hard_drawing", "questions", "hard_questions", "captions", "text"])
+def test_rows_fit_and_show_nothing_that_is_held_out(script, processor, name):
+    """Three drawings, or one picture and its questions, in a pack."""
+    make_rows, settings = script.ROWS[name]
+    for row in make_rows(**settings | {"count": 200}):
+        if "prompt" in row:
+            found = {(thing.color, thing.label) for thing in detect(row["image"])}
+            length = 64 + len(processor.prepare_image_generation(row["prompt"])["input_ids"][0])
+            assert not found & HELD_OUT
+            assert 3 * length <= script.LENGTH
+            continue
+        messages = [message["content"].removeprefix("<image>\n") for message in row["messages"]]
+        assert not any(f"{color} {shape}" in text for color, shape in HELD_OUT for text in messages)
+        length = len(processor.tokenizer("\n\n".join(messages)).input_ids)
+        assert length + (64 + 24 if "images" in row else 0) <= script.LENGTH
+
+
+def test_hard_questions_are_about_number_and_place(script):
+    def share(kept):
+        rng, kinds = np.random.default_rng(0), []
+        for _ in range(100):
+            messages = script.dialogue(script.random_scene(rng), rng, 8, kept, opening="")
+            kinds += [message["content"].split()[0] in ("How", "Where") for message in messages[::2]]
+        return np.mean(kinds)
+
+    assert share(script.HARD_QUESTIONS) > share(None) + 0.05
+
+
+def test_labels_say_what_stands_where(script):
+    board = script.LabelledBoards(4, seed=1)[2]
+    colors, shapes, rows, columns = board["labels"].view(4, 8, 8)
+    picture = ((board["pixel_values"].movedim(0, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    for thing in detect(picture):
+        column, row = (int((thing.box[k] + thing.box[k + 2]) / 2) // script.PATCH for k in (0, 1))
+        assert list(COLORS)[colors[row, column] - 1] == thing.color
+        assert SHAPES[shapes[row, column] - 1] == thing.label
+    assert len(detect(picture)) == int((colors > 0).sum()) // 4
+    assert rows[3, 5] == 3
+    assert columns[3, 5] == 5
 
 
 def test_orthogonalise_flattens_the_spectrum(script):

@@ -141,7 +141,8 @@ def _dpg_options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
     from janus_hf.evaluation.judges import MplugJudge, TransformersVqaJudge
 
     if arguments.mplug_python:
-        judge: Any = stack.enter_context(MplugJudge(arguments.mplug_python))
+        device = "cpu" if arguments.device == "cpu" else "gpu"
+        judge: Any = stack.enter_context(MplugJudge(arguments.mplug_python, device=device))
     else:
         judge = TransformersVqaJudge(arguments.judge, device=PartialState().device)
     return {"judge": judge, "quirks": Quirks(False, False, False) if arguments.without_quirks else Quirks()}

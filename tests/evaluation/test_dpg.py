@@ -353,7 +353,7 @@ def test_mplug_in_another_python(modelscope):
         with pytest.raises(ValueError, match="mPLUG failed: KeyError"):
             judge(Image.new("RGB", (2, 2)), ["fail?"])
         assert judge(Image.new("RGB", (3, 2)), ["a?"]) == ["yes"]
-        with pytest.raises(RuntimeError, match="ended with status 3"):
+        with pytest.raises(ChildProcessError, match="ended with status 3"):
             judge(Image.new("RGB", (2, 2)), ["die?"])
     with pytest.raises(FileNotFoundError):
         MplugJudge("no-such-python")(Image.new("RGB", (2, 2)), ["a?"])

@@ -40,6 +40,11 @@ class DrawnRun:
     settings: dict[str, Any]
     drawn_again: list[str]
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a report says of it."""
+        return self.settings | ({"drawn_again": self.drawn_again} if self.drawn_again else {})
+
 
 def draw_run(
     pipe: Any,

@@ -145,7 +145,7 @@ class DPGBench:
             quirks=self.quirks,
             items=list(prompts),
         )
-        report.settings |= run.settings
+        report.settings |= run.record
         return _saved(report, folder)
 
 
@@ -184,7 +184,7 @@ class PromptSet:
         )
         rows = [{"prompt": prompt, "image": f"{n:05d}/samples/0000.png"} for n, prompt in enumerate(prompts)]
         protocol = f"Drawn, not judged: janus_hf.evaluation.prompt_sets adds up the judge's verdicts. {run.folder}"
-        return _saved(Report(self.name, {}, self.primary_metric, protocol, run.settings, rows), folder)
+        return _saved(Report(self.name, {}, self.primary_metric, protocol, run.record, rows), folder)
 
 
 def shapes_items(prompts_per_tag: int, seed: int = 0) -> list[dict[str, Any]]:

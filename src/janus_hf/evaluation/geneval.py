@@ -103,8 +103,7 @@ class GenEval:
             batch_size=self.batch_size,
             drawing=self.drawing,
         )
-        settings = run.settings | ({"drawn_again": run.drawn_again} if run.drawn_again else {})
-        return self.judge(run.folder, settings)
+        return self.judge(run.folder, run.record)
 
     def judge(self, folder: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> Report:
         """Judge pictures that lie in the folder already, by whomever they were drawn.

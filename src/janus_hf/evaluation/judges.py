@@ -173,7 +173,7 @@ class MplugJudge:
 
         Raises:
             FileNotFoundError: There is no such interpreter.
-            RuntimeError: The other Python ended; its own message is on standard error.
+            ChildProcessError: The other Python ended; its own message is on standard error.
             ValueError: mPLUG failed on this picture.
         """
         if self._process is None:
@@ -194,7 +194,7 @@ class MplugJudge:
         if not line:
             status = self._process.wait()
             self._process = None
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"Expected answers of mPLUG; {self.command[0]} ended with status {status}. Its message is above; are "
                 "modelscope and the rest of ELLA's requirements.txt installed there?"
             )

@@ -73,8 +73,7 @@ class Report:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         summary = {
-            key: getattr(self, key)
-            for key in ("benchmark", "metrics", "primary", "protocol", "settings", "failures")
+            key: getattr(self, key) for key in ("benchmark", "metrics", "primary", "protocol", "settings", "failures")
         }
         (folder / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         (folder / "report.md").write_text(self.to_markdown(), encoding="utf-8")

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .model import add_model_arguments, load_pipeline
+from .model import add_model_arguments, best_device, load_pipeline
 
 
 def add_eval_parser(commands: Any) -> None:
@@ -34,6 +34,7 @@ def add_eval_parser(commands: Any) -> None:
         help="Mask2Former by name or folder (default: the official one's size), or "
         "'shapes': the small world's prompts and exact detector",
     )
+    geneval.add_argument("--prompts-per-tag", type=int, default=100, help="of the small world")
     geneval.add_argument("-n", "--images-per-prompt", type=int, default=4)
     _add_drawing_arguments(geneval)
 
@@ -94,7 +95,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     from janus_hf.evaluation.evaluators import make_evaluator
 
-    PartialState(cpu=arguments.device == "cpu")
+    PartialState(cpu=(arguments.device or best_device()) == "cpu")
     name = arguments.benchmark
     model = Path(arguments.model or "janus-shapes").resolve().name if _is_folder(arguments.model) else arguments.model
     folder = arguments.output or Path("evaluations") / (model or "janus-shapes").replace("/", "--") / name
@@ -111,6 +112,7 @@ def _eval(arguments: argparse.Namespace) -> int:
                 f"{len(report.failures)} could not be judged ({100 * report.failed_share:.2f} % of all).",
                 file=sys.stderr,
             )
+    PartialState().wait_for_everyone()  # a launcher ends all processes as soon as one exits with a failure
     return 1 if report.failures else 0
 
 
@@ -129,6 +131,8 @@ def _options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
     options["drawing"] = {"guidance_scale": arguments.guidance_scale, "temperature": arguments.temperature}
     if arguments.benchmark == "geneval":
         options |= {"detector": arguments.detector, "images_per_prompt": arguments.images_per_prompt}
+        if arguments.detector == "shapes":
+            options["prompts_per_tag"] = arguments.prompts_per_tag
     if arguments.benchmark == "dpg":
         options |= _dpg_options(arguments, stack)
     return options
@@ -141,7 +145,7 @@ def _dpg_options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
     from janus_hf.evaluation.judges import MplugJudge, TransformersVqaJudge
 
     if arguments.mplug_python:
-        device = "cpu" if arguments.device == "cpu" else "gpu"
+        device = "cpu" if arguments.device == "cpu" else f"gpu:{PartialState().local_process_index}"
         judge: Any = stack.enter_context(MplugJudge(arguments.mplug_python, device=device))
     else:
         judge = TransformersVqaJudge(arguments.judge, device=PartialState().device)

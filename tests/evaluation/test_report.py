@@ -15,8 +15,8 @@ from janus_hf.evaluation.report import Report, compare
 def report(**changes) -> Report:
     fields = {
         "benchmark": "pope",
-        "metrics": {"random": 87.5, "unparsed": 0.25},
-        "primary": "random",
+        "metrics": {"random F1": 87.5, "unparsed": 0.25},
+        "primary": "random F1",
         "protocol": "As published.",
         "settings": {"seed": 0},
         "rows": [{"index": "1", "correct": True}] * 3,
@@ -33,7 +33,7 @@ def test_saved_is_loaded(tmp_path):
 
 def test_the_table_has_ours_and_the_papers_numbers():
     lines = report().to_markdown().splitlines()
-    assert "| **random** | 87.50 | 87.40 | 86.20 | 87.00 |" in lines
+    assert "| **random F1** | 87.50 | 87.40 | 86.20 | 87.00 |" in lines
     assert "| unparsed | 0.250 | - | - | - |" in lines
     assert "Judged: 3. Failed: 1 (25.00 % of all), not in the numbers above." in lines
 
@@ -48,11 +48,11 @@ def test_many_failures_are_counted_and_some_named():
 def test_a_report_without_metrics_has_no_value():
     empty = report(metrics={})
     assert empty.value is None
-    assert compare({"run": empty}).splitlines()[-1] == "| run | pope | random | - | 87.40 | 86.20 | 87.00 | 1 |"
+    assert compare({"run": empty}).splitlines()[-1] == "| run | pope | random F1 | - | 87.40 | 86.20 | 87.00 | 1 |"
 
 
 def test_the_primary_metric_must_be_one():
-    with pytest.raises(ValueError, match=r"'overall' is not among \['random', 'unparsed'\]"):
+    with pytest.raises(ValueError, match=r"'overall' is not among \['random F1', 'unparsed'\]"):
         report(primary="overall")
 
 
@@ -139,4 +139,4 @@ def test_what_may_not_be_handed_on_is_not_downloaded(name):
 
 def test_declared_primary_metrics_are_the_papers():
     declared = {name: Understanding(name, "x").primary_metric for name in ("pope", "mme", "gqa")}
-    assert declared == {"pope": "random", "mme": "perception", "gqa": "overall"}
+    assert declared == {"pope": "random F1", "mme": "perception", "gqa": "overall"}

@@ -160,7 +160,7 @@ def test_pope_by_hand(tmp_path, monkeypatch):
             "unparsed": 100 / 6,
         }
     )
-    assert (report.primary, report.value, report.failures) == ("random", pytest.approx(40), [])
+    assert (report.primary, report.value, report.failures) == ("random F1", pytest.approx(40), [])
     assert [row["correct"] for row in report.rows] == [True, False, False, True, False, True]
     assert [row["parsed"] for row in report.rows] == ["yes", "no", "yes", "no", None, "no"]
     assert pipe.asked[0] == {
@@ -170,7 +170,7 @@ def test_pope_by_hand(tmp_path, monkeypatch):
     }
     options = {"max_new_tokens": 2048, "system_prompt": "", "roles": ("User", "Assistant")}
     assert pipe.options == [options, options]
-    assert "| **random** | 40.00 | 87.40 |" in report.to_markdown()
+    assert "| **random F1** | 40.00 | 87.40 |" in report.to_markdown()
 
 
 def test_pope_in_its_own_layout(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from PIL import Image
 from transformers.utils import logging
 
 from .pretrained import Pretrained
-from .scoring import Detection, by_confidence
+from .scoring import Box, Detection, by_confidence
 
 
 logger = logging.get_logger(__name__)
@@ -126,10 +126,15 @@ def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
             raise ValueError(f"The mask of {thing} is {width} x {height}, the picture {image.width} x {image.height}.")
         background = Image.new("RGB", image.size, BACKGROUND)
         image = Image.composite(image, background, Image.fromarray(np.asarray(thing.mask, dtype=bool)))
-    left, top, right, bottom = (round(side) for side in thing.box)
-    if right <= left or bottom <= top:
+    if is_empty(thing.box):
         raise ValueError(f"The box of {thing} is empty: it has no colour.")
-    return image.crop((left, top, right, bottom))
+    return image.crop(tuple(round(side) for side in thing.box))
+
+
+def is_empty(box: Box) -> bool:
+    """Whether a box holds no whole pixel."""
+    left, top, right, bottom = (round(side) for side in box)
+    return right <= left or bottom <= top
 
 
 def with_colors(
@@ -151,7 +156,8 @@ def with_colors(
             asked[clause["class"]] = max(asked.get(clause["class"], 0), clause["count"])
     named: dict[int, str] = {}  # by the detection's identity: equal ones may be several things
     for label, count in asked.items():
-        looked_at = [detection for detection in by_confidence(detections) if detection.label == label][:count]
+        best = [detection for detection in by_confidence(detections) if detection.label == label][:count]
+        looked_at = [detection for detection in best if not is_empty(detection.box)]
         named |= zip(map(id, looked_at), colors(image, looked_at), strict=True)
     return [
         replace(detection, color=named[id(detection)]) if id(detection) in named else detection
@@ -165,5 +171,6 @@ __all__ = [
     "ClipColors",
     "ColorNamer",
     "cut_out",
+    "is_empty",
     "with_colors",
 ]

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
 from .dpg_data import Proposition, read_propositions, split_grid
-from .folder import open_run
+from .folder import open_run, processes
 from .journal import Journal
 from .paper import look_up
 from .report import Report
@@ -205,8 +204,8 @@ def evaluate_dpg(
     found = _grid_files(Path(grids))
     settings = {
         "benchmark": "dpg",
-        "judge": judge.name,
-        "grids": Path(grids).name,
+        "judge": getattr(judge, "source", judge.name),
+        "grids_sha256": _hash_files([found[item] for item in sorted(wanted.keys() & found.keys())]),
         "propositions_sha256": hashlib.sha256(repr(wanted).encode()).hexdigest(),
         "quirks": asdict(quirks),
     }
@@ -251,11 +250,18 @@ def _grid_files(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PICTURES}
 
 
+def _hash_files(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def _ask_all(
     judge: Judge, items: Mapping[str, Sequence[Proposition]], grids: Mapping[str, Path], journal: Journal
 ) -> tuple[dict[str, list[list[str]]], dict[str, str]]:
     """Answers by prompt and picture, and what hindered the others."""
-    state = PartialState()
+    state = processes()
     done = {item: entry["answers"] for item, entry in journal.read().items() if item in items}
     missing = [item for item in items if item not in done]
     problems: dict[str, str] = {}

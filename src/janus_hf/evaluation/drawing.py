@@ -19,11 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .folder import open_run, run_settings, write_atomically
+from .folder import open_run, processes, run_settings, write_atomically
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def draw_prompts(
     Returns:
         One line per picture that could not be read and was drawn again.
     """
-    state = PartialState()
+    state = processes()
     spoiled, missing = [], []
     for number, item in enumerate(items):
         for picture in range(images_per_prompt):

@@ -8,20 +8,21 @@ Every process of an `accelerate launch` makes the same call and takes its share.
 folder.
 """
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from accelerate import PartialState
 
 from ..shapes import TAGS, make_drawing
 from .detectors import Detector, ShapesDetector
 from .dpg import OFFICIAL_JUDGE, Judge, Quirks, evaluate_dpg
 from .dpg_data import collect_grids, read_prompts
-from .drawing import draw_run
+from .drawing import draw_run, sample_path
+from .folder import processes, write_atomically
 from .geneval import GenEval
 from .geneval import read_prompts as read_geneval
 from .mask2former import Mask2FormerDetector
@@ -134,9 +135,9 @@ class DPGBench:
             batch_size=self.batch_size,
             drawing=self.drawing,
         )
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             collect_grids(run.folder, list(prompts), run.folder / "grids")
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
         report = evaluate_dpg(
             run.folder / "grids",
             self.data,
@@ -170,21 +171,35 @@ class PromptSet:
 
     def __call__(self, pipe: Any, folder: str | os.PathLike[str]) -> Report:
         """Draw one picture per prompt; the report has no metrics and says where the pictures lie."""
-        reader = read_geneval2 if self.name == "geneval2" else read_wise
-        prompts = [item.prompt for item in reader(self.data)][: self.limit]
+        if self.name == "geneval2":
+            items: list[dict[str, Any]] = [{"prompt": item.prompt} for item in read_geneval2(self.data)]
+        else:
+            items = [{"prompt": item.prompt, "prompt_id": item.prompt_id} for item in read_wise(self.data)]
+        items = items[: self.limit]
         run = draw_run(
             pipe,
             self.name,
-            [{"prompt": prompt} for prompt in prompts],
+            items,
             folder,
             images_per_prompt=1,
             seed=self.seed,
             batch_size=self.batch_size,
             drawing=self.drawing,
         )
-        rows = [{"prompt": prompt, "image": f"{n:05d}/samples/0000.png"} for n, prompt in enumerate(prompts)]
-        protocol = f"Drawn, not judged: janus_hf.evaluation.prompt_sets adds up the judge's verdicts. {run.folder}"
+        rows = [item | {"image": str(sample_path(Path(), n, 0))} for n, item in enumerate(items)]
+        if processes().is_main_process:
+            self._hand_over(run.folder, rows)
+        protocol = "Drawn, not judged: janus_hf.evaluation.prompt_sets adds up the judge's verdicts."
         return _saved(Report(self.name, {}, self.primary_metric, protocol, run.record, rows), folder)
+
+    def _hand_over(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What the official judges take: GenEval 2 a file of prompts and paths, WISE pictures by their prompt's id."""
+        if self.name == "geneval2":
+            paths = {row["prompt"]: str((folder / row["image"]).resolve()) for row in rows}
+            write_atomically(folder / "images.json", (json.dumps(paths, indent=2) + "\n").encode())
+        else:
+            for row in rows:
+                write_atomically(folder / "by_id" / f"{row['prompt_id']}.png", (folder / row["image"]).read_bytes())
 
 
 def shapes_items(prompts_per_tag: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -199,21 +214,24 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
     Args:
         name: One of `KNOWN`.
         data: The benchmark's file; None downloads the published one where its licence allows.
-        options: Those of the evaluator; for "geneval" also `limit`, and `detector="shapes"` or a model's name.
+        options: Those of the evaluator; for "geneval" also `limit`, and `detector`, a model's name or "shapes": the
+            small world's prompts (`prompts_per_tag` of each kind) and its exact detector.
 
     Raises:
         ValueError: If the name is unknown; names the known ones.
         FileNotFoundError: If the data are neither there nor to be downloaded; says where to get them.
     """
+    if (limit := options.get("limit")) is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}.")
     if name not in KNOWN:
         raise ValueError(f"{name!r} is not a benchmark of this package. Known: {', '.join(KNOWN)}.")
     if name == "geneval":
         limit, detector = options.pop("limit", None), options.pop("detector", None)
         if detector == "shapes" and data is None:
-            items = shapes_items(limit or 100)
-        else:
-            items = read_geneval(find_data(name, data))[:limit]
-        return GenEval(items, _detector(detector), **options)
+            return GenEval(
+                shapes_items(options.pop("prompts_per_tag", 100))[:limit], ShapesDetector(), name="shapes", **options
+            )
+        return GenEval(read_geneval(find_data(name, data))[:limit], _detector(detector), **options)
     path = find_data(name, data)
     if name == "dpg":
         return DPGBench(path, **options)
@@ -224,12 +242,12 @@ def _detector(chosen: Detector | str | None) -> Detector:
     if chosen == "shapes":
         return ShapesDetector()
     if chosen is None or isinstance(chosen, str):
-        return Mask2FormerDetector(*([chosen] if chosen else []), device=PartialState().device)
+        return Mask2FormerDetector(*([chosen] if chosen else []), device=processes().device)
     return chosen
 
 
 def _saved(report: Report, folder: str | os.PathLike[str]) -> Report:
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         report.save(Path(folder))
     return report
 

@@ -22,6 +22,11 @@ from .._version import __version__
 SETTINGS = "settings.json"
 
 
+def processes() -> PartialState:
+    """The processes of this launch. Without a GPU accelerate must be told so, or each believes to be alone."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
 def run_settings(pipe: Any, **chosen: Any) -> dict[str, Any]:
     """What the outcome of a run depends on: the checkpoint, this package's version, and what was chosen.
 
@@ -42,14 +47,14 @@ def run_settings(pipe: Any, **chosen: Any) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Recorded, not compared: versions, hardware, processes."""
-    device = PartialState().device
+    device = processes().device
     return {
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "accelerate": accelerate.__version__,
         "python": platform.python_version(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "processes": PartialState().num_processes,
+        "processes": processes().num_processes,
     }
 
 
@@ -88,13 +93,13 @@ def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Pat
         if differing:
             lines = "".join(f"  {key}: {found.get(key)!r} there, {settings.get(key)!r} now\n" for key in differing)
             raise ValueError(f"{folder} was made with other settings:\n{lines}Choose another folder, or delete it.")
-    elif PartialState().is_main_process:
+    elif processes().is_main_process:
         if folder.is_dir() and any(folder.iterdir()):
             raise FileExistsError(f"{folder} holds other things than a run of this benchmark. Choose a new folder.")
         folder.mkdir(parents=True, exist_ok=True)
         content = json.dumps({"settings": settings, "environment": environment()}, indent=2)
         write_atomically(path, (content + "\n").encode())
-    PartialState().wait_for_everyone()
+    processes().wait_for_everyone()
     return folder
 
 
@@ -106,4 +111,4 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-__all__ = ["environment", "hash_weights", "open_run", "run_settings", "write_atomically"]
+__all__ = ["environment", "hash_weights", "open_run", "processes", "run_settings", "write_atomically"]

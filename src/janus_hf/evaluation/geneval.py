@@ -7,24 +7,24 @@ folder this writes is the official scorer's as well.
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 
 from .detectors import Detector
 from .drawing import draw_run, grid, png, readable, sample_path
-from .folder import write_atomically
+from .folder import environment, processes, write_atomically
 from .paper import look_up
 from .report import Report
 from .scoring import Rules, score
 
 
+OFFICIAL_PROMPTS = 553
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
@@ -67,6 +67,7 @@ class GenEval:
         batch_size: Pictures drawn, and looked at, at a time.
         drawing: Passed to the pipeline: `guidance_scale`, `temperature`, ...
         rules: Thresholds other than the official ones.
+        name: What the report calls it: prompts of another world are not to stand beside the papers' numbers.
     """
 
     items: Sequence[Mapping[str, Any]]
@@ -76,8 +77,8 @@ class GenEval:
     batch_size: int = 8
     drawing: Mapping[str, Any] = field(default_factory=dict)
     rules: Rules | None = None
+    name: str = "geneval"
 
-    name = "geneval"
     primary_metric = "overall"
 
     def __call__(self, pipe: Any, folder: str | os.PathLike[str]) -> Report:
@@ -111,7 +112,11 @@ class GenEval:
         Returns:
             As `__call__`.
         """
-        folder, state = Path(folder), PartialState()
+        folder, state = Path(folder), processes()
+        for number, item in enumerate(self.items):
+            drawn = folder / f"{number:05d}" / "metadata.jsonl"
+            if drawn.is_file() and json.loads(drawn.read_text(encoding="utf-8").splitlines()[0]) != dict(item):
+                raise ValueError(f"{drawn.parent} was drawn from another prompt than {item['prompt']!r}.")
         pairs = [(n, k) for n in range(len(self.items)) for k in range(self.images_per_prompt)]
         own = pairs[state.process_index :: state.num_processes]
         rows, failures = [], []
@@ -126,9 +131,13 @@ class GenEval:
             benchmark=self.name,
             metrics=summarise(rows),
             primary=self.primary_metric,
-            protocol=f"{len(self.items)} prompts, {self.images_per_prompt} pictures each; objects found by "
-            f"{self.detector.name}; GenEval's rules; mean of the tags. {look_up('geneval').remarks}",
-            settings={**(settings or {}), "detector": self.detector.name},
+            protocol=self._protocol(),
+            settings={
+                **(settings or {}),
+                "detector": self.detector.name,
+                "rules": asdict(self.rules or Rules()),
+                "environment": environment(),
+            },
             rows=rows,
             failures=sorted(failures),
         )
@@ -137,6 +146,19 @@ class GenEval:
         if rows and state.is_main_process:
             write_atomically(folder / "sheet.png", png(self._sheet(folder, rows)))
         return report
+
+    def _protocol(self) -> str:
+        tags = {item["tag"] for item in self.items}
+        sentences = [
+            f"{len(self.items)} prompts, {self.images_per_prompt} pictures each.",
+            f"Objects found by {self.detector.name}; {'GenEval' if self.rules is None else 'changed'} rules; mean of "
+            "the tags.",
+        ]
+        if missing := [tag for tag in TAGS if tag not in tags]:
+            sentences.append(f"Without {', '.join(missing)}: not comparable with the whole benchmark.")
+        if len(self.items) < OFFICIAL_PROMPTS and self.name == "geneval":
+            sentences.append(f"The whole benchmark has {OFFICIAL_PROMPTS} prompts.")
+        return " ".join([*sentences, look_up(self.name).remarks]).strip()
 
     def _judge(self, folder: Path, batch: Sequence[tuple[int, int]]) -> tuple[list[dict[str, Any]], list[str]]:
         failures, seen, images = [], [], []

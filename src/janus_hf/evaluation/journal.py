@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
+from .folder import processes
 
 
 class Journal:
@@ -33,14 +33,14 @@ class Journal:
                 except ValueError:
                     continue
                 found[entry["index"]] = entry
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
         return found
 
     def append(self, *entries: Mapping[str, Any]) -> None:
         """Write this process's new entries."""
         if self.folder is None:
             return
-        path = self.folder / f"answers.rank{PartialState().process_index}.jsonl"
+        path = self.folder / f"answers.rank{processes().process_index}.jsonl"
         with path.open("ab+") as file:
             if file.tell():
                 file.seek(-1, 2)

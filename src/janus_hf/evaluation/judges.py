@@ -53,6 +53,7 @@ class TransformersVqaJudge:
         elif processor is None:
             raise ValueError("Expected the loaded model's processor beside it; got none. Pass processor=.")
         self.model, self.processor = model.eval(), processor
+        self.source = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
         self.name = name or Path(getattr(model.config, "_name_or_path", "") or type(model).__name__).name
         self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
 

@@ -72,11 +72,11 @@ BENCHMARKS: dict[str, Published] = {
     ),
     "pope": Published(
         "POPE",
-        "Accuracy on the random split (3000 questions), yes or no; the split is the authors' choice "
-        "(VLMEvalKit#541: Janus-1.3B 87.1 random, 85.5 over all three splits).",
+        "F1 of yes on the random split; the split is the authors' choice (VLMEvalKit#541: Janus-1.3B 87.1 random, "
+        "85.5 over all three). That their score is F1 is inferred from VLMEvalKit, whose POPE column it is.",
         f"POPE.tsv of {_TSV}; COCO pictures",
-        _models(random=(87.0, 86.2, 87.4)),
-        "1B through VLMEvalKit, all splits: 84.11 (deepseek-ai/Janus#239).",
+        _models(**{"random F1": (87.0, 86.2, 87.4)}),
+        "1B through VLMEvalKit: 84.11 (deepseek-ai/Janus#239); which splits is not said.",
     ),
     "mme": Published(
         "MME",

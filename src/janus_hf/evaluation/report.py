@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .folder import write_atomically
 from .paper import published
 
 
@@ -59,7 +60,8 @@ class Report:
             title = f"**{name}**" if name == self.primary else name
             paper = "".join(f" {_number(values.get(name))} |" for values in columns.values())
             lines.append(f"| {title} | {_number(value)} |{paper}")
-        lines += ["", self.protocol, "", f"Judged: {len(self.rows)}. Failed: {len(self.failures)}"]
+        verb = "Judged" if self.metrics else "Not judged here"
+        lines += ["", self.protocol, "", f"{verb}: {len(self.rows)}. Failed: {len(self.failures)}"]
         lines[-1] += f" ({100 * self.failed_share:.2f} % of all), not in the numbers above." if self.failures else "."
         lines += [f"* {line}" for line in self.failures[:20]]
         if len(self.failures) > 20:
@@ -71,14 +73,13 @@ class Report:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `report.json`, `report.md` and, one line per item, `results.jsonl`."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         summary = {
             key: getattr(self, key) for key in ("benchmark", "metrics", "primary", "protocol", "settings", "failures")
         }
-        (folder / "report.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        (folder / "report.md").write_text(self.to_markdown(), encoding="utf-8")
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-        (folder / "results.jsonl").write_text(rows, encoding="utf-8")
+        write_atomically(folder / "results.jsonl", rows.encode())
+        write_atomically(folder / "report.md", self.to_markdown().encode())
+        write_atomically(folder / "report.json", (json.dumps(summary, indent=2) + "\n").encode())
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Report":

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from huggingface_hub.constants import HF_HOME
 from transformers.utils import logging
 
+from .folder import processes
 from .paper import look_up
 
 
@@ -25,7 +25,7 @@ SOURCES: dict[str, tuple[str, str | None]] = {
     "mmbench": (_TSV + "MMBench_DEV_EN.tsv", "b6caf1133a01c6bb705cf753bb527ed8"),
     "seed": (_TSV + "SEEDBench_IMG.tsv", "68017231464752261a2526d6ca3a10c0"),
     "gqa": (_TSV + "GQA_TestDev_Balanced.tsv", "99b62f22e224d9b2f32dcbe41359d1c9"),
-    "mmmu": (_TSV + "MMMU_DEV_VAL.tsv", "521afc0f3bf341e6654327792781644d"),
+    "mmmu": (_TSV + "MMMU_DEV_VAL.tsv", "585e8ad75e73f75dcad265dfd0417d64"),
     "mmvet": (_TSV + "MMVet.tsv", "748aa6d4aa9d4de798306a63718455e3"),
 }
 
@@ -50,11 +50,11 @@ def find_data(benchmark: str, path: str | os.PathLike[str] | None = None) -> Pat
         raise FileNotFoundError(f"Get the data of {published.title} ({published.data}) and name it with --data.")
     url, checksum = SOURCES[benchmark]
     target = Path(HF_HOME) / "janus_hf" / Path(url).name
-    with PartialState().local_main_process_first():
+    with processes().local_main_process_first():
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
-                torch.hub.download_url_to_file(url, str(target), progress=PartialState().is_local_main_process)
+                torch.hub.download_url_to_file(url, str(target), progress=processes().is_local_main_process)
             except OSError as error:
                 raise FileNotFoundError(
                     f"{url} could not be downloaded ({error}). Get the data of {published.title} by hand "

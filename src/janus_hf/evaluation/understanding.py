@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from .answers import judge_answers, missing_tasks, primary_metric
-from .folder import open_run, run_settings, write_atomically
+from .folder import open_run, processes, run_settings, write_atomically
 from .journal import Journal
 from .paper import look_up
 from .protocol import MAX_NEW_TOKENS, ROLES, answer, paper_conversation, paper_prompt, system_prompt
@@ -85,7 +84,7 @@ def run_understanding(
     problems |= {index: "empty answer" for index, text in answers.items() if not text}
     given = {index: text for index, text in answers.items() if text}
     metrics, rows = judge_answers(benchmark, questions, given)
-    if benchmark == "mmvet" and opened is not None and PartialState().is_main_process:
+    if benchmark == "mmvet" and opened is not None and processes().is_main_process:
         write_atomically(opened / MM_VET_PREDICTIONS, mmvet_predictions(given).encode())
     return Report(
         benchmark,
@@ -113,7 +112,7 @@ def _ask_all(
     max_new_tokens: int,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Answers by index, and what hindered the others."""
-    state = PartialState()
+    state = processes()
     wanted = {question.index for question in questions}
     answers = {index: entry["answer"] for index, entry in journal.read().items() if index in wanted}
     missing = [question for question in questions if question.index not in answers]

@@ -40,7 +40,9 @@ def test_words_of_the_world_are_single_tokens(script, processor):
         assert len(processor.tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1, word
 
 
-@pytest.mark.parametrize("name", ["drawing", "hard_drawing", "questions", "hard_questions", "captions", "text"])
+@pytest.mark.parametrize(
+    "name", ["drawing", "hard_drawing", "questions", "hard_questions", "place_questions", "captions", "text"]
+)
 def test_rows_fit_and_show_nothing_that_is_held_out(script, processor, name):
     """Three drawings, or one picture and its questions, in a pack."""
     make_rows, settings = script.ROWS[name]

@@ -108,7 +108,7 @@ def test_everything_that_matters_is_recorded(straight, pipe):
     folder, report = straight
     recorded = json.loads((folder / "settings.json").read_text())
     assert recorded["settings"]["seed"] == 0
-    assert recorded["settings"]["drawing"] == {"guidance_scale": pipe.default_guidance_scale}
+    assert recorded["settings"]["drawing"] == {"guidance_scale": pipe.default_guidance_scale, "temperature": 1.0}
     assert len(recorded["settings"]["weights_sha256"]) == 64
     assert recorded["environment"]["torch"] == torch.__version__
     assert report.settings["detector"] == ShapesDetector().name

@@ -34,7 +34,7 @@ def test_saved_is_loaded(tmp_path):
 def test_the_table_has_ours_and_the_papers_numbers():
     lines = report().to_markdown().splitlines()
     assert "| **random F1** | 87.50 | 87.40 | 86.20 | 87.00 |" in lines
-    assert "| unparsed | 0.250 | - | - | - |" in lines
+    assert "| unparsed | 0.25 | - | - | - |" in lines
     assert "Judged: 3. Failed: 1 (25.00 % of all), not in the numbers above." in lines
 
 

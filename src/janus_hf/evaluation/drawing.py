@@ -73,7 +73,7 @@ def draw_run(
         prompts_sha256=hashlib.sha256(json.dumps([dict(i) for i in items], sort_keys=True).encode()).hexdigest(),
         images_per_prompt=images_per_prompt,
         seed=seed,
-        drawing={"guidance_scale": pipe.default_guidance_scale} | drawing,
+        drawing={"guidance_scale": pipe.default_guidance_scale, "temperature": 1.0} | drawing,
     )
     run = open_run(folder, settings)
     drawn_again = draw_prompts(

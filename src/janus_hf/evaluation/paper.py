@@ -17,6 +17,7 @@ class Published:
         scores: Metric by metric, per model, in the benchmark's own units.
         data: Where its data can be had, and their licence.
         remarks: Known failed or differing reproductions.
+        digits: After the point, of its scores: three of shares, two of percentages and sums.
     """
 
     title: str
@@ -24,6 +25,7 @@ class Published:
     data: str
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     remarks: str = ""
+    digits: int = 2
 
 
 def _models(**scores: tuple[float, float, float]) -> dict[str, dict[str, float]]:
@@ -54,6 +56,7 @@ BENCHMARKS: dict[str, Published] = {
         "1B with the released script, temperature 1: two_object 0.697, position 0.463 (deepseek-ai/Janus#210). The "
         "official detector is mmdet's Mask2Former; transformers' is another training run of the same network, so "
         "scores near a threshold differ.",
+        digits=3,
     ),
     "dpg": Published(
         "DPG-Bench",
@@ -132,7 +135,9 @@ BENCHMARKS: dict[str, Published] = {
         "0 to 2 each: WiScore = (0.7 c + 0.2 r + 0.1 a) / 2.",
         "data/*.json of https://github.com/PKU-YuanGroup/WISE",
     ),
-    "shapes": Published("the small world", "Coloured shapes on a board, judged exactly.", "made by this package"),
+    "shapes": Published(
+        "the small world", "Coloured shapes on a board, judged exactly.", "made by this package", digits=3
+    ),
 }
 
 

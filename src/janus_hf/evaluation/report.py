@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .folder import write_atomically
-from .paper import published
+from .paper import look_up, published
 
 
 @dataclass
@@ -49,7 +49,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """A table "metric / paper / this run", the protocol, what failed, and the settings."""
-        columns = published(self.benchmark)
+        columns, digits = published(self.benchmark), look_up(self.benchmark).digits
         lines = [
             f"# {self.benchmark}",
             "",
@@ -58,8 +58,8 @@ class Report:
         ]
         for name, value in self.metrics.items():
             title = f"**{name}**" if name == self.primary else name
-            paper = "".join(f" {_number(values.get(name))} |" for values in columns.values())
-            lines.append(f"| {title} | {_number(value)} |{paper}")
+            paper = "".join(f" {_number(values.get(name), digits)} |" for values in columns.values())
+            lines.append(f"| {title} | {_number(value, digits)} |{paper}")
         verb = "Judged" if self.metrics else "Not judged here"
         lines += ["", self.protocol, "", f"{verb}: {len(self.rows)}. Failed: {len(self.failures)}"]
         lines[-1] += f" ({100 * self.failed_share:.2f} % of all), not in the numbers above." if self.failures else "."
@@ -107,20 +107,18 @@ def compare(reports: Mapping[str, Report]) -> str:
         f"|---|---|---|---:|{'---:|' * len(models)}---:|",
     ]
     for run, report in reports.items():
-        columns = published(report.benchmark)
-        paper = "".join(f" {_number(columns.get(name, {}).get(report.primary))} |" for name in models)
+        columns, digits = published(report.benchmark), look_up(report.benchmark).digits
+        paper = "".join(f" {_number(columns.get(name, {}).get(report.primary), digits)} |" for name in models)
         lines.append(
-            f"| {run} | {report.benchmark} | {report.primary} | {_number(report.value)} |{paper} "
+            f"| {run} | {report.benchmark} | {report.primary} | {_number(report.value, digits)} |{paper} "
             f"{len(report.failures)} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _number(value: float | None) -> str:
-    """Shares with three digits, percentages and sums with two; a dash for what was not published."""
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if abs(value) <= 1 else f"{value:.2f}"
+def _number(value: float | None, digits: int) -> str:
+    """A dash for what was not published."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 __all__ = ["Report", "compare"]

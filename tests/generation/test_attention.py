@@ -1,0 +1,46 @@
+"""Attention as sums is PyTorch's attention."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from janus_hf.generation.attention import NAME, attending_singly, single_query_attention
+
+
+@pytest.mark.parametrize("groups", [4, 2, 1], ids=lambda groups: f"{groups} heads of keys")
+@pytest.mark.parametrize("queries", [1, 3])
+def test_it_is_the_kernels(groups, queries):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 4, queries, 16), torch.randn(3, groups, 20, 16), torch.randn(3, groups, 20, 16)
+    mask = torch.rand(3, 1, queries, 20) > 0.4
+    mask[..., 0] = True  # somewhere to go for every query
+    module = SimpleNamespace(num_key_value_groups=4 // groups, is_causal=True)
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
+    found, weights = single_query_attention(module, query, key, value, mask, scaling=0.3)
+    assert weights is None
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # sums of 20 float32 products in another order
+
+
+def test_half_precision_counts_in_float32():
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 4, 1, 16), torch.randn(2, 4, 50, 16), torch.randn(2, 4, 50, 16)
+    mask = torch.ones(2, 1, 1, 50, dtype=torch.bool)
+    halves = [tensor.bfloat16() for tensor in (query, key, value)]
+    exact, _ = single_query_attention(None, *(tensor.float() for tensor in halves), mask)
+    found, _ = single_query_attention(None, *halves, mask)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, exact.bfloat16())  # rounded once, at the end
+
+
+def test_the_models_own_way_comes_back():
+    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
+
+    def fail():
+        with attending_singly(model):
+            assert model.config._attn_implementation == NAME
+            raise KeyError
+
+    pytest.raises(KeyError, fail)
+    assert model.config._attn_implementation == "sdpa"

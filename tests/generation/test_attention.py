@@ -42,5 +42,6 @@ def test_the_models_own_way_comes_back():
             assert model.config._attn_implementation == NAME
             raise KeyError
 
-    pytest.raises(KeyError, fail)
+    with pytest.raises(KeyError):
+        fail()
     assert model.config._attn_implementation == "sdpa"

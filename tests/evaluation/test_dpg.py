@@ -370,5 +370,5 @@ def test_the_command_ends_the_other_python(run, data, modelscope, monkeypatch):
     monkeypatch.setattr(MplugJudge, "close", record)
     status, out, err = run("eval", "dpg", "--mplug-python", sys.executable, "--data", data, "--limit", 1, "-o", "out")
     assert status == 0, err
-    assert "| **overall** | 0.000 |" in out  # no picture is 3 x 2, so every answer was no
+    assert "| **overall** | 0.00 |" in out  # no picture is 3 x 2, so every answer was no
     assert ended == [0]

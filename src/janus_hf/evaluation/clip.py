@@ -128,7 +128,8 @@ def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
         image = Image.composite(image, background, Image.fromarray(np.asarray(thing.mask, dtype=bool)))
     if is_empty(thing.box):
         raise ValueError(f"The box of {thing} is empty: it has no colour.")
-    return image.crop(tuple(round(side) for side in thing.box))
+    left, top, right, bottom = (round(side) for side in thing.box)
+    return image.crop((left, top, right, bottom))
 
 
 def is_empty(box: Box) -> bool:

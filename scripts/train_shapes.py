@@ -44,6 +44,7 @@ from janus_hf.shapes import (
     SHAPES,
     SIDE,
     TAGS,
+    Scene,
     ask,
     describe,
     detect,
@@ -138,10 +139,14 @@ class Boards(Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def scene(self, index: int) -> Scene:
+        """What stands on a board."""
         rng = np.random.default_rng((self.seed, index))
         kinds = [(str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))) for _ in range(int(rng.choice(CROWDS)))]
-        return {"pixel_values": to_pixels([render(place(kinds, rng))])[0]}
+        return place(kinds, rng)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"pixel_values": to_pixels([render(self.scene(index))])[0]}
 
 
 def patch_teacher() -> PatchTeacher:
@@ -247,22 +252,13 @@ def make_start(folder: Path) -> None:
     processor.save_pretrained(folder)
 
 
-class LabelledBoards(Dataset):
+class LabelledBoards(Boards):
     """Boards with what stands at every patch: `pixel_values`, and `labels` `(4, P)` int64: colour and shape (0 where
     nothing is), row, column.
     """
 
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed = count, seed
-
-    def __len__(self) -> int:
-        return self.count
-
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        rng = np.random.default_rng((self.seed, index))
-        kinds = [(str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))) for _ in range(int(rng.choice(CROWDS)))]
-        scene = place(kinds, rng)
-        side = SIDE // PATCH
+        scene, side = self.scene(index), SIDE // PATCH
         labels = np.zeros((4, side, side), dtype=np.int64)
         for thing in scene.things:
             cell = np.s_[2 * thing.row : 2 * thing.row + 2, 2 * thing.column : 2 * thing.column + 2]

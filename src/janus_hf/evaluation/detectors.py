@@ -3,6 +3,7 @@
 GenEval's own is in `mask2former`, one that looks for words in `grounding_dino`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -35,7 +36,7 @@ class Detector(Protocol):
         ...
 
 
-class PretrainedDetector(Pretrained):
+class PretrainedDetector(Pretrained, ABC):
     """What detectors that are transformers models have in common: the colours.
 
     Args:
@@ -76,8 +77,9 @@ class PretrainedDetector(Pretrained):
             for image, things, line in zip(pictures, found, metadata, strict=True)
         ]
 
+    @abstractmethod
     def _find(self, images: list[Image.Image], metadata: Sequence[Mapping[str, Any]] | None) -> list[list[Detection]]:
-        raise NotImplementedError
+        """The detections of every picture (RGB), without colours."""
 
 
 class ShapesDetector:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,13 @@ def add_eval_parser(commands: Any) -> None:
     shapes.add_argument("--guidance-scale", type=float, help="default: the model's own")
     shapes.add_argument("--seed", type=int, default=0)
     shapes.add_argument("--batch-size", type=int, default=64)
+    shapes.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="folder for pictures, answers, report and sheet; a run that was stopped goes on there (default: keep "
+        "nothing)",
+    )
     add_model_arguments(shapes)
     shapes.set_defaults(handler=_eval_shapes)
 
@@ -65,6 +73,8 @@ def add_eval_parser(commands: Any) -> None:
         parser.add_argument("--images", type=Path, help="folder of the pictures that the file names")
         parser.add_argument("--max-new-tokens", type=int, help="of an answer (default: the authors' 2048)")
 
+    _add_picture_metrics(benchmarks)
+
     report = benchmarks.add_parser("report", help="one table of finished runs, beside the paper's numbers")
     report.add_argument("folder", nargs="+", type=Path, help="of runs")
     report.set_defaults(handler=_report)
@@ -79,6 +89,27 @@ def _add_benchmark(benchmarks: Any, name: str, title: str) -> argparse.ArgumentP
     add_model_arguments(parser)
     parser.set_defaults(handler=_eval)
     return parser
+
+
+def _add_picture_metrics(benchmarks: Any) -> None:
+    """`clipscore` and `fid`, of pictures that are there already."""
+    clipscore = benchmarks.add_parser("clipscore", help="how well drawn pictures fit their prompts, by CLIP")
+    clipscore.add_argument("--clip", default="openai/clip-vit-large-patch14", help="name or folder")
+    fid = benchmarks.add_parser("fid", help="how far drawn pictures are from pictures of reference")
+    fid.add_argument("--reference", type=Path, required=True, help="folder of pictures of reference")
+    fid.add_argument("--size", type=int, help="cut to squares of so many pixels a side first (default: as they are)")
+    fid.add_argument(
+        "--network", help="vision model of transformers instead of Inception, by name or folder; not comparable"
+    )
+    for parser in (clipscore, fid):
+        pictures = parser.add_mutually_exclusive_group(required=True)
+        pictures.add_argument("--results", type=Path, help="folder of a run that drew")
+        pictures.add_argument("--images", type=Path, help="folder of pictures; CLIPScore's prompts in metadata.jsonl")
+        parser.add_argument("-o", "--output", type=Path, help="folder of the report (default: beside the pictures)")
+        parser.add_argument("--batch-size", type=int, default=32, help="pictures at a time")
+        parser.add_argument("--device", help="cpu, cuda, ... (default: the best there is)")
+    clipscore.set_defaults(handler=_eval_clip_score)
+    fid.set_defaults(handler=_eval_fid)
 
 
 def _add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +135,13 @@ def _eval(arguments: argparse.Namespace) -> int:
         pipe = load_pipeline(arguments)
         pipe.set_progress_bar_config(disable=True)  # the benchmark shows one of its own
         report = evaluator(pipe, folder)
+    return _printed(report, folder)
+
+
+def _printed(report: Any, folder: Path) -> int:
+    """Print a report that lies in the folder; 1 if anything could not be judged."""
+    from accelerate import PartialState
+
     if PartialState().is_main_process:
         print(report.to_markdown())
         print(f"{folder}: report.json, report.md, results.jsonl", file=sys.stderr)
@@ -152,6 +190,54 @@ def _dpg_options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
     return {"judge": judge, "quirks": Quirks(False, False, False) if arguments.without_quirks else Quirks()}
 
 
+def _eval_clip_score(arguments: argparse.Namespace) -> int:
+    """CLIPScore; 1 if a picture could not be read."""
+    from janus_hf.evaluation.picture_metrics import evaluate_clip_score, prompted_pictures, run_pictures
+    from janus_hf.evaluation.rewards import ClipScore
+
+    pictures = run_pictures(arguments.results) if arguments.results else prompted_pictures(arguments.images)
+    scorer = ClipScore(arguments.clip, device=_device(arguments), batch_size=arguments.batch_size)
+    return _measured(arguments, {"clip": arguments.clip}, lambda: evaluate_clip_score(pictures, scorer))
+
+
+def _eval_fid(arguments: argparse.Namespace) -> int:
+    """FID; 1 if a picture could not be read."""
+    from janus_hf.evaluation.picture_metrics import VisionFeatures, evaluate_fid, folder_pictures, run_pictures
+
+    pictures = list(run_pictures(arguments.results)) if arguments.results else folder_pictures(arguments.images)
+    reference = folder_pictures(arguments.reference)
+    device = _device(arguments)
+    network = VisionFeatures(arguments.network, device=device) if arguments.network else None
+    options = {"size": arguments.size, "batch_size": arguments.batch_size}
+    chosen = {"reference": str(arguments.reference.resolve()), "network": arguments.network, "size": arguments.size}
+    return _measured(arguments, chosen, lambda: evaluate_fid(pictures, reference, network, **options))
+
+
+def _device(arguments: argparse.Namespace) -> Any:
+    """This process's device, as the launcher deals them out."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=(arguments.device or best_device()) == "cpu").device
+
+
+def _measured(arguments: argparse.Namespace, chosen: dict[str, Any], measure: Callable[[], Any]) -> int:
+    """Open the report's folder before the work, save the report there, print it."""
+    from accelerate import PartialState
+
+    from janus_hf.evaluation.folder import open_run
+    from janus_hf.evaluation.picture_metrics import drawn_with, save_report
+
+    source = (arguments.results or arguments.images).resolve()
+    folder = arguments.output or source.with_name(f"{source.name}-{arguments.benchmark}")
+    chosen = {"benchmark": arguments.benchmark, "pictures": str(source)} | chosen
+    open_run(folder, chosen)
+    report = measure()
+    report.settings = chosen | report.settings | {"run": drawn_with(source)}
+    if PartialState().is_main_process:
+        save_report(report, folder)
+    return _printed(report, folder)
+
+
 def _report(arguments: argparse.Namespace) -> None:
     from janus_hf.evaluation.report import Report, compare
 
@@ -159,15 +245,24 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _eval_shapes(arguments: argparse.Namespace) -> None:
+    from accelerate import PartialState
+
     from janus_hf.evaluation.shapes import evaluate_shapes
 
+    PartialState(cpu=(arguments.device or best_device()) == "cpu")
+    pipe = load_pipeline(arguments)
+    pipe.set_progress_bar_config(disable=arguments.output is not None)  # then the benchmark shows one of its own
     report = evaluate_shapes(
-        load_pipeline(arguments),
+        pipe,
         prompts_per_tag=arguments.prompts_per_tag,
         images_per_prompt=arguments.images_per_prompt,
         questions=arguments.questions,
         guidance_scale=arguments.guidance_scale,
         seed=arguments.seed,
         batch_size=arguments.batch_size,
+        folder=arguments.output,
     )
-    print(report.to_markdown())
+    if PartialState().is_main_process:
+        print(report.to_markdown())
+        if arguments.output is not None:
+            print(f"{arguments.output}: report.json, report.md, results.jsonl, sheet.png", file=sys.stderr)

@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+from launch import files, finish
 from PIL import Image
 from tiny_judges import blip
 
@@ -15,7 +16,9 @@ from janus_hf.assets import DEFAULT_MODEL
 from janus_hf.evaluation.dpg import Quirks, evaluate_dpg, score_image, score_prompt, summarise
 from janus_hf.evaluation.dpg_data import Proposition, collect_grids, read_prompts, read_propositions, split_grid
 from janus_hf.evaluation.drawing import grid
+from janus_hf.evaluation.evaluators import DPGBench
 from janus_hf.evaluation.judges import MplugJudge, TransformersVqaJudge, plain_answer
+from janus_hf.evaluation.report import Report
 from janus_hf.shapes import picture, random_scene
 
 
@@ -160,6 +163,8 @@ def test_worked_example_without_quirks(data, grids):
     expected |= {"attribute": 2 / 4, "relation": 1 / 4}
     assert {name: report.metrics[name] / 100 for name in expected} == pytest.approx(expected)
     assert "Other than officially: Quirks(skip_first_row=False" in report.protocol
+    assert report.protocol.startswith("3 prompts, 4 pictures each in a 2x2 grid; mPLUG-large answers")
+    assert "The whole benchmark has 1065 prompts." in report.protocol
 
 
 def test_each_quirk_by_itself(data, grids):
@@ -174,6 +179,11 @@ def test_each_quirk_by_itself(data, grids):
     assert dropped.failures == kept.failures == ["c: no picture of this name"]
     assert dropped.value == pytest.approx(50)
     assert kept.value == pytest.approx(100 / 3)  # (1/2 + 1/2 + 0) / 3
+    for report in (dropped, kept):
+        assert [row["item_id"] for row in report.rows] == ["a", "b"]
+        assert report.failed_share == pytest.approx(1 / 3)
+    assert "Judged: 2. Failed: 1 (33.33 % of all), not in the numbers above." in dropped.to_markdown()
+    assert "Failed: 1 (33.33 % of all), 1 of them, as wrong, in the numbers above." in kept.to_markdown()
 
 
 def test_the_skipped_first_row_fails_a_prompt_that_depends_on_it(data, grids):
@@ -207,6 +217,7 @@ def test_some_prompts_only(data, grids):
     report = evaluate_dpg(grids, data, ByColor(), items=["c", "b", "nobody"])
     assert report.value == pytest.approx(100 * (1 / 2 + 5 / 8) / 2)
     assert report.failures == ["nobody: no propositions are asked of it"]
+    assert report.protocol.startswith("2 prompts, 4 pictures each")
 
 
 def test_other_judges_label_every_metric(data, grids):
@@ -372,3 +383,49 @@ def test_the_command_ends_the_other_python(run, data, modelscope, monkeypatch):
     assert status == 0, err
     assert "| **overall** | 0.00 |" in out  # no picture is 3 x 2, so every answer was no
     assert ended == [0]
+
+
+class SaysYes:
+    """To all questions about some pictures, by the bytes of their first pixel row."""
+
+    name = "agreeable"
+
+    def __call__(self, image, questions):
+        share = sum(image.crop((0, 0, image.width, 1)).tobytes()) % 4
+        return ["yes" if number < share else "no" for number in range(len(questions))]
+
+
+def test_the_whole_way_with_a_sheet_and_no_other_data(data, tmp_path):
+    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    report = DPGBench(data, SaysYes(), limit=2)(pipe, tmp_path / "run")
+    assert [row["item_id"] for row in report.rows] == ["a", "b"]
+    assert report.protocol.startswith("2 prompts, 4 pictures each in a 2x2 grid; agreeable answers")
+    with Image.open(tmp_path / "run" / "sheet.png") as sheet:
+        assert sheet.width > 2 * sheet.height  # one row
+    assert Report.load(tmp_path / "run") == report
+
+    table = (data / "dpg_bench.csv").read_text()
+    (data / "dpg_bench.csv").write_text(table.replace("dog?", "puppy?", 1))
+    with pytest.raises(ValueError, match="propositions_sha256: .* there, .* now"):
+        DPGBench(data, SaysYes(), limit=2)(pipe, tmp_path / "run")
+    (data / "prompts" / "a.txt").write_text("another prompt")
+    with pytest.raises(ValueError, match="prompts_sha256: .* there, .* now"):
+        DPGBench(data, SaysYes(), limit=2)(pipe, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one(data, tmp_path):
+    """The small model draws and judges. It knows no such questions, but what it says is to be equal."""
+    for processes in (1, 2):
+        arguments = ["dpg", "--data", str(data), "--judge", str(DEFAULT_MODEL), "--batch-size", "3", "-o"]
+        finish([*arguments, str(tmp_path / str(processes))], processes)
+    one, two = (tmp_path / "1", tmp_path / "2")
+    assert len(files(one, "*/samples/*.png")) == 12
+    for pattern in ("*/samples/*.png", "grids/*.png", "sheet.png", "results.jsonl"):
+        assert files(one, pattern) == files(two, pattern)
+    reports = [Report.load(folder) for folder in (one, two)]
+    assert reports[0].metrics == reports[1].metrics
+    assert reports[1].settings["environments"][-1]["processes"] == 2
+    shares = [len(path.read_text().splitlines()) for path in sorted(two.glob("answers-*/answers.rank*.jsonl"))]
+    assert sorted(shares) == [1, 2]

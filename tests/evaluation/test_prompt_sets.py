@@ -3,17 +3,24 @@
 import json
 
 import pytest
+from launch import files, finish
+from PIL import Image
 
+from janus_hf import JanusProPipeline
+from janus_hf.assets import DEFAULT_MODEL
+from janus_hf.evaluation.evaluators import make_evaluator
 from janus_hf.evaluation.prompt_sets import (
     AtomicPrompt,
     read_geneval2,
     read_wise,
     read_wise_marks,
+    save_verdicts,
     score_geneval2,
     score_wise,
     soft_tifa,
     wiscore,
 )
+from janus_hf.evaluation.report import Report
 
 
 TWO_DOGS = {
@@ -157,3 +164,57 @@ def test_wise_files_that_are_not(tmp_path):
         read_wise(path)
     with pytest.raises(ValueError, match="in line 1 of"):
         read_wise_marks(write_lines(tmp_path / "marks.jsonl", [{"prompt_id": 1}]))
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_verdicts_are_saved_beside_the_pictures(pipe, tmp_path):
+    data = write_lines(tmp_path / "data.jsonl", [TWO_DOGS, A_CAT, LOST])
+    drawn = make_evaluator("geneval2", data)(pipe, tmp_path / "run")
+    report = score_geneval2(read_geneval2(data), {"a cat": [0.9], "a cow": [0.2]})
+    save_verdicts(report, tmp_path / "run")
+    saved = Report.load(tmp_path / "run")
+    assert saved.value == pytest.approx(55)
+    assert saved.settings["weights_sha256"] == drawn.settings["weights_sha256"]
+    assert saved.failures == ["'two red dogs': expected 3 probabilities, got 0"]
+    with Image.open(tmp_path / "run" / "sheet.png") as sheet:
+        # Best first: the cat in green, then the cow in red; each frame's corner is on the sheet's upper edge.
+        assert [sheet.getpixel((sheet.width * tile // 12 + 1, 1)) for tile in range(3)] == [
+            (0, 128, 0),
+            (255, 0, 0),
+            (255, 255, 255),
+        ]
+    again = score_geneval2(read_geneval2(data), {"two red dogs": [0.5] * 3})  # what was not judged before
+    save_verdicts(again, tmp_path / "run")
+    assert Report.load(tmp_path / "run").value == pytest.approx(50)
+
+
+def test_verdicts_about_other_pictures_are_refused(pipe, tmp_path):
+    path = tmp_path / "wise.json"
+    path.write_text(json.dumps([knowledge(7), knowledge(8)]))
+    make_evaluator("wise", path, limit=1)(pipe, tmp_path / "run")
+    report = score_wise(read_wise(path), {7: (2, 2, 2), 8: (0, 0, 0)})
+    with pytest.raises(ValueError, match="1 prompts were not, such as 8"):
+        save_verdicts(report, tmp_path / "run")
+    save_verdicts(score_wise(read_wise(path)[:1], {7: (2, 2, 2)}), tmp_path / "run")
+    assert Report.load(tmp_path / "run").value == pytest.approx(1)
+    with pytest.raises(FileNotFoundError, match="no benchmark has finished there"):
+        save_verdicts(report, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_ranks_are_one(tmp_path):
+    data = write_lines(tmp_path / "data.jsonl", [TWO_DOGS, A_CAT, LOST])
+    for processes in (1, 2):
+        arguments = ["geneval2", "--data", str(data), "--batch-size", "2", "-o", str(tmp_path / str(processes))]
+        finish(arguments, processes)
+    one, two = (tmp_path / "1", tmp_path / "2")
+    assert len(files(one, "*/samples/*.png")) == 3
+    for pattern in ("*/samples/*.png", "*/metadata.jsonl", "results.jsonl"):
+        assert files(one, pattern) == files(two, pattern)
+    assert Report.load(two).settings["environments"][-1]["processes"] == 2

@@ -6,9 +6,10 @@ sentences for the answer or asks another model; where a model keeps to the form,
 
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from .paper import look_up
 from .protocol import MULTIPLE_CHOICE, YES_NO
 from .questions import POPE_SPLITS, Question
 
@@ -75,12 +76,13 @@ def judge_answers(
     return metrics, rows
 
 
-def primary_metric(benchmark: str, metrics: Mapping[str, float]) -> str:
-    """The metric that stands for the benchmark, as in `paper.BENCHMARKS`; of POPE without its random split, the first
-    split there is.
+def primary_metric(benchmark: str, metrics: Collection[str] = ()) -> str:
+    """The metric that stands for the benchmark: the papers', or of metrics without it, as of POPE without its random
+    split, the first one.
     """
-    name = {"pope": "random F1", "mme": "perception"}.get(benchmark, "overall")
-    return name if name in metrics else next(iter(metrics), name)
+    papers = next(iter(look_up(benchmark).scores.values()))
+    name = next(iter(papers))
+    return name if not metrics or name in metrics else next(iter(metrics))
 
 
 def missing_tasks(rows: Iterable[Mapping[str, Any]]) -> list[str]:

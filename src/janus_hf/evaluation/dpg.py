@@ -17,13 +17,13 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .dpg_data import Proposition, read_propositions, split_grid
-from .folder import open_run, processes
+from .folder import environments, open_run, processes
 from .journal import Journal
-from .paper import look_up
 from .report import Report
 
 
 OFFICIAL_JUDGE = "mplug"
+OFFICIAL_PROMPTS = 1065
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -191,8 +191,8 @@ def evaluate_dpg(
         items: Judge only these prompts, by `item_id`; default all.
 
     Returns:
-        `overall` (or `dpg[judge]`) is the primary metric; rows are prompts. Missing, unreadable and unknown pictures
-        and answers that the judge did not give are in `failures`.
+        `overall` (or `dpg[judge]`) is the primary metric; rows are the prompts that could be scored. Missing,
+        unreadable and unknown pictures and answers that the judge did not give are in `failures`.
 
     Raises:
         FileNotFoundError: Data or pictures are not there.
@@ -209,10 +209,11 @@ def evaluate_dpg(
         "propositions_sha256": hashlib.sha256(repr(wanted).encode()).hexdigest(),
         "quirks": asdict(quirks),
     }
-    journal = Journal(open_run(folder, settings) if folder is not None else None)
-    answers, problems = _ask_all(judge, wanted, found, journal)
+    opened = open_run(folder, settings) if folder is not None else None
+    answers, problems = _ask_all(judge, wanted, found, Journal(opened))
 
     scores: list[PromptScore] = []
+    zeros: list[PromptScore] = []
     failures = [f"{item}: no propositions are asked of it" for item in items or () if item not in known]
     for item, propositions in wanted.items():
         try:
@@ -223,23 +224,44 @@ def evaluate_dpg(
             failures.append(f"{item}: {error}")
             if not quirks.drop_failed:
                 parentless = [replace(proposition, parents=()) for proposition in propositions]
-                scores.append(score_prompt(item, parentless, [["no"] * len(propositions)] * 4, quirks))
+                zeros.append(score_prompt(item, parentless, [["no"] * len(parentless)] * 4, quirks))
     if items is None:
         failures += [f"{name}: no prompt of this name" for name in sorted(found.keys() - known.keys())]
-    rows = [{"item_id": s.item_id, "score": s.score, "pictures": list(s.pictures)} for s in scores]
-    return Report("dpg", *_labelled(summarise(scores), judge, quirks), settings, rows, failures)
+    metrics, primary = _labelled(summarise(scores + zeros), judge)
+    return Report(
+        "dpg",
+        metrics,
+        primary,
+        _protocol(judge, quirks, len(wanted)),
+        settings | {"environments": environments(opened)},
+        [{"item_id": s.item_id, "score": s.score, "pictures": list(s.pictures)} for s in scores],
+        failures,
+        failures_counted=len(zeros),
+    )
 
 
-def _labelled(metrics: dict[str, float], judge: Judge, quirks: Quirks) -> tuple[dict[str, float], str, str]:
-    """Metrics, the primary one, and the protocol."""
-    protocol = look_up("dpg").protocol
-    if quirks != Quirks():
-        protocol += f" Other than officially: {quirks}."
+def _labelled(metrics: dict[str, float], judge: Judge) -> tuple[dict[str, float], str]:
+    """Metrics, and the primary one."""
     if judge.name == OFFICIAL_JUDGE:
-        return metrics, "overall", protocol
-    protocol += f" Judged by {judge.name} instead of mPLUG: not comparable with published scores."
+        return metrics, "overall"
     names = {name: f"{'dpg' if name == 'overall' else name}[{judge.name}]" for name in metrics}
-    return {names[name]: value for name, value in metrics.items()}, f"dpg[{judge.name}]", protocol
+    return {names[name]: value for name, value in metrics.items()}, f"dpg[{judge.name}]"
+
+
+def _protocol(judge: Judge, quirks: Quirks, prompts: int) -> str:
+    official = judge.name == OFFICIAL_JUDGE
+    answerer = "mPLUG-large" if official else judge.name
+    sentences = [
+        f"{prompts} prompts, 4 pictures each in a 2x2 grid; {answerer} answers yes or no to every proposition; a "
+        "proposition whose parent failed counts as failed; mean over prompts, times 100."
+    ]
+    if prompts < OFFICIAL_PROMPTS:
+        sentences.append(f"The whole benchmark has {OFFICIAL_PROMPTS} prompts.")
+    if quirks != Quirks():
+        sentences.append(f"Other than officially: {quirks}.")
+    if not official:
+        sentences.append(f"Judged by {judge.name} instead of mPLUG: not comparable with published scores.")
+    return " ".join(sentences)
 
 
 def _grid_files(folder: Path) -> dict[str, Path]:

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .folder import open_run, processes, run_settings, write_atomically
+from .folder import environments, open_run, processes, run_settings, write_atomically
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class DrawnRun:
     @property
     def record(self) -> dict[str, Any]:
         """What a report says of it."""
-        return self.settings | ({"drawn_again": self.drawn_again} if self.drawn_again else {})
+        record = self.settings | {"environments": environments(self.folder)}
+        return record | ({"drawn_again": self.drawn_again} if self.drawn_again else {})
 
 
 def draw_run(
@@ -55,8 +56,10 @@ def draw_run(
     seed: int,
     batch_size: int,
     drawing: Mapping[str, Any],
+    **chosen: Any,
 ) -> DrawnRun:
-    """Open a run's folder, and draw into it what is not there yet. Arguments as for `draw_prompts`.
+    """Open a run's folder, and draw into it what is not there yet. Arguments as for `draw_prompts`; `chosen` are
+    further settings that the run's outcome depends on.
 
     Raises:
         ValueError: If the folder was made with other settings, or a number is out of range.
@@ -74,6 +77,7 @@ def draw_run(
         images_per_prompt=images_per_prompt,
         seed=seed,
         drawing={"guidance_scale": pipe.default_guidance_scale, "temperature": 1.0} | drawing,
+        **chosen,
     )
     run = open_run(folder, settings)
     drawn_again = draw_prompts(
@@ -106,7 +110,8 @@ def draw_prompts(
 
     Args:
         pipe: A `JanusProPipeline`.
-        items: Lines of the benchmark, each with a `prompt`.
+        items: Lines of the benchmark, each with a `prompt`, and with `seeds`, one per picture, if these are not to be
+            `picture_seed`'s.
         folder: Opened by `open_run`.
         images_per_prompt: Pictures per prompt.
         seed: Of the whole run.
@@ -131,13 +136,17 @@ def draw_prompts(
             write_atomically(folder / f"{number:05d}" / "metadata.jsonl", line.encode())
     state.wait_for_everyone()  # all have looked before any draws
 
+    def seed_of(number: int, picture: int) -> int:
+        seeds = items[number].get("seeds")
+        return picture_seed(seed, number, picture) if seeds is None else seeds[picture]
+
     own = missing[state.process_index :: state.num_processes]
     with tqdm(total=len(own), desc="drawing", unit="picture", disable=not state.is_main_process) as progress:
         for start in range(0, len(own), batch_size):
             batch = own[start : start + batch_size]
             pictures = pipe(
                 [items[number]["prompt"] for number, _ in batch],
-                generator=[torch.Generator().manual_seed(picture_seed(seed, *pair)) for pair in batch],
+                generator=[torch.Generator().manual_seed(seed_of(*pair)) for pair in batch],
                 batch_size=batch_size,
                 **drawing,
             ).images

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..shapes import TAGS, make_drawing
+from .answers import primary_metric
 from .detectors import Detector, ShapesDetector
 from .dpg import OFFICIAL_JUDGE, Judge, Quirks, evaluate_dpg
 from .dpg_data import collect_grids, read_prompts
@@ -26,10 +27,10 @@ from .folder import processes, write_atomically
 from .geneval import GenEval
 from .geneval import read_prompts as read_geneval
 from .mask2former import Mask2FormerDetector
-from .paper import look_up
 from .prompt_sets import read_geneval2, read_wise
 from .protocol import BENCHMARKS as UNDERSTANDING
 from .report import Report
+from .sheets import save_sheet
 from .sources import find_data
 from .understanding import run_understanding
 
@@ -77,7 +78,7 @@ class Understanding:
     @property
     def primary_metric(self) -> str:
         """What the papers report."""
-        return next(iter(next(iter(look_up(self.name).scores.values()))))
+        return primary_metric(self.name)
 
     def __call__(self, pipe: Any, folder: str | os.PathLike[str]) -> Report:
         """See `run_understanding`."""
@@ -147,6 +148,15 @@ class DPGBench:
             items=list(prompts),
         )
         report.settings |= run.record
+        if processes().is_main_process and report.rows:
+            drawn = [row["item_id"] for row in report.rows]
+            save_sheet(
+                run.folder,
+                [run.folder / "grids" / f"{item}.png" for item in drawn],
+                [prompts[item] for item in drawn],
+                [row["score"] for row in report.rows],
+                pass_mark=0.5,
+            )
         return _saved(report, folder)
 
 

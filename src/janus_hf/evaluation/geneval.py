@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
-from PIL import Image, ImageOps
+from PIL import Image
 from tqdm.auto import tqdm
 
 from .detectors import Detector
-from .drawing import draw_run, grid, png, readable, sample_path
-from .folder import environment, processes, write_atomically
+from .drawing import draw_run, readable, sample_path
+from .folder import environments, processes
 from .paper import look_up
 from .report import Report
 from .scoring import Rules, score
+from .sheets import save_sheet
 
 
 OFFICIAL_PROMPTS = 553
@@ -133,10 +134,9 @@ class GenEval:
             primary=self.primary_metric,
             protocol=self._protocol(),
             settings={
-                **(settings or {}),
+                **(settings or {"environments": environments(None)}),
                 "detector": self.detector.name,
                 "rules": asdict(self.rules or Rules()),
-                "environment": environment(),
             },
             rows=rows,
             failures=sorted(failures),
@@ -144,7 +144,14 @@ class GenEval:
         if state.is_main_process:
             report.save(folder)
         if rows and state.is_main_process:
-            write_atomically(folder / "sheet.png", png(self._sheet(folder, rows)))
+            save_sheet(
+                folder,
+                [folder / row["filename"] for row in rows],
+                [row["prompt"] for row in rows],
+                [float(row["correct"]) for row in rows],
+                groups=[row["tag"] for row in rows],
+                pass_mark=1.0,
+            )
         return report
 
     def _protocol(self) -> str:
@@ -189,20 +196,6 @@ class GenEval:
                 }
             )
         return rows, failures
-
-    def _sheet(self, folder: Path, rows: Sequence[Mapping[str, Any]], each: int = 6) -> Image.Image:
-        """Per tag, the first hits (green frame) and the first misses (red)."""
-        shown = []
-        for tag in dict.fromkeys(row["tag"] for row in rows):
-            for correct, frame in ((True, "green"), (False, "red")):
-                chosen = [row for row in rows if row["tag"] == tag and row["correct"] is correct][:each]
-                pictures = [Image.open(folder / row["filename"]).convert("RGB") for row in chosen]
-                size = Image.open(folder / rows[0]["filename"]).size
-                width = max(2, size[0] // 48)
-                blank = Image.new("RGB", (size[0] + 2 * width, size[1] + 2 * width), "white")
-                shown += [ImageOps.expand(picture, width, frame) for picture in pictures]
-                shown += [blank] * (each - len(pictures))
-        return grid(shown, columns=2 * each)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

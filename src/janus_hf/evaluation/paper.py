@@ -135,6 +135,18 @@ BENCHMARKS: dict[str, Published] = {
         "0 to 2 each: WiScore = (0.7 c + 0.2 r + 0.1 a) / 2.",
         "data/*.json of https://github.com/PKU-YuanGroup/WISE",
     ),
+    "clipscore": Published(
+        "CLIPScore",
+        "100 max(cos, 0) of picture and prompt, mean over pictures: torchmetrics' scale. Hessel et al. (arXiv "
+        "2104.08718) have 2.5 max(cos, 0). Only numbers of the same CLIP can be compared.",
+        "pictures of any run, or any pictures with prompts",
+    ),
+    "fid": Published(
+        "FID",
+        "Depends on the pictures of reference, their number and their resizing. Published: 8.53 by Janus-1.3B, 30,000 "
+        "prompts of COCO val2014, 384 brought to 256 bicubically, GigaGAN's script (deepseek-ai/Janus#22).",
+        "pictures of any run, and pictures of reference such as COCO's",
+    ),
     "shapes": Published(
         "the small world", "Coloured shapes on a board, judged exactly.", "made by this package", digits=3
     ),

@@ -15,6 +15,7 @@ from typing import Any
 
 from .paper import look_up
 from .report import Report
+from .sheets import save_sheet
 
 
 # Sums of half-precision probabilities of several spellings of an answer may exceed 1 by their rounding.
@@ -31,6 +32,7 @@ _WISE_CATEGORIES = {
 }
 _NO_MARK = 999  # what the official script writes where the judge gave none
 _MARKS = ("consistency", "realism", "aesthetic_quality")
+_ROWS = {"geneval2": ("prompt", "gm"), "wise": ("prompt_id", "score")}  # what a row is about, and its score
 
 
 # GenEval 2
@@ -242,6 +244,39 @@ def score_wise(prompts: Sequence[KnowledgePrompt], marks: Mapping[int, tuple[flo
     return Report("wise", metrics, "overall", protocol, {"prompts": len(prompts)}, rows, failures)
 
 
+# Both
+
+
+def save_verdicts(report: Report, folder: str | os.PathLike[str]) -> None:
+    """Put what the judge's verdicts add up to beside the pictures: `report.json`, `report.md`, `results.jsonl`, and
+    `sheet.png` with the best and the worst.
+
+    Args:
+        report: Of `score_geneval2` or `score_wise`. It gets the settings that the pictures were drawn with.
+        folder: Where they were drawn (`janus-hf eval geneval2`, `wise`).
+
+    Raises:
+        FileNotFoundError: If no drawing has finished there.
+        ValueError: If a prompt of the report was not drawn there.
+    """
+    folder = Path(folder)
+    key, score = _ROWS[report.benchmark]
+    report.settings = Report.load(folder).settings | report.settings
+    drawn = {}
+    for path in sorted(folder.glob("*/metadata.jsonl")):
+        item = json.loads(path.read_text(encoding="utf-8"))
+        drawn[item[key]] = (item["prompt"], path.parent / "samples" / "0000.png")
+    if strange := [row[key] for row in report.rows if row[key] not in drawn]:
+        raise ValueError(
+            f"Expected verdicts about what was drawn in {folder}; {len(strange)} prompts were not, such as "
+            f"{strange[0]!r}. Name the folder that the judged pictures are from."
+        )
+    report.save(folder)
+    if report.rows:
+        prompts, pictures = zip(*(drawn[row[key]] for row in report.rows), strict=True)
+        save_sheet(folder, pictures, prompts, [row[score] for row in report.rows], pass_mark=0.5)
+
+
 def _wise_category(number: int) -> str | None:
     if number < 1:
         return None
@@ -269,6 +304,7 @@ __all__ = [
     "read_geneval2",
     "read_wise",
     "read_wise_marks",
+    "save_verdicts",
     "score_geneval2",
     "score_wise",
     "soft_tifa",

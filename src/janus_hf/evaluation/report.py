@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class Report:
         protocol: In a sentence, how the numbers came about.
         settings: Everything needed to run it again (`run_settings`).
         rows: One per judged item: what was asked, what was given, the verdict.
-        failures: One line per item that could not be judged. They are not in `metrics`.
+        failures: One line per item that could not be judged. They are not in `rows`.
+        failures_counted: How many of them are in `metrics` nevertheless, as wrong.
     """
 
     benchmark: str
@@ -32,6 +33,7 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    failures_counted: int = 0
 
     def __post_init__(self) -> None:
         if self.metrics and self.primary not in self.metrics:
@@ -62,7 +64,9 @@ class Report:
             lines.append(f"| {title} | {_number(value, digits)} |{paper}")
         verb = "Judged" if self.metrics else "Not judged here"
         lines += ["", self.protocol, "", f"{verb}: {len(self.rows)}. Failed: {len(self.failures)}"]
-        lines[-1] += f" ({100 * self.failed_share:.2f} % of all), not in the numbers above." if self.failures else "."
+        counted = f"{self.failures_counted} of them, as wrong," if self.failures_counted else "not"
+        share = f" ({100 * self.failed_share:.2f} % of all), {counted} in the numbers above."
+        lines[-1] += share if self.failures else "."
         lines += [f"* {line}" for line in self.failures[:20]]
         if len(self.failures) > 20:
             lines.append(f"* ... and {len(self.failures) - 20} more, in report.json")
@@ -73,9 +77,7 @@ class Report:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `report.json`, `report.md` and, one line per item, `results.jsonl`."""
         folder = Path(folder)
-        summary = {
-            key: getattr(self, key) for key in ("benchmark", "metrics", "primary", "protocol", "settings", "failures")
-        }
+        summary = {key.name: getattr(self, key.name) for key in fields(self) if key.name != "rows"}
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
         write_atomically(folder / "results.jsonl", rows.encode())
         write_atomically(folder / "report.md", self.to_markdown().encode())
@@ -96,22 +98,23 @@ class Report:
 
 
 def compare(reports: Mapping[str, Report]) -> str:
-    """One table of several runs: their primary metrics beside the paper's.
+    """One table of several runs: their primary metrics beside the papers', and how they came about.
 
     Args:
         reports: By the name of the run.
     """
     models = list(dict.fromkeys(name for report in reports.values() for name in published(report.benchmark)))
     lines = [
-        f"| run | benchmark | metric | this run | {''.join(f'{name} | ' for name in models)}failed |",
-        f"|---|---|---|---:|{'---:|' * len(models)}---:|",
+        f"| run | benchmark | metric | {''.join(f'{name} | ' for name in models)}this run | failed | protocol |",
+        f"|---|---|---|{'---:|' * len(models)}---:|---:|---|",
     ]
     for run, report in reports.items():
         columns, digits = published(report.benchmark), look_up(report.benchmark).digits
         paper = "".join(f" {_number(columns.get(name, {}).get(report.primary), digits)} |" for name in models)
+        protocol = " ".join(report.protocol.replace("|", r"\|").split())
         lines.append(
-            f"| {run} | {report.benchmark} | {report.primary} | {_number(report.value, digits)} |{paper} "
-            f"{len(report.failures)} |"
+            f"| {run} | {report.benchmark} | {report.primary} |{paper} {_number(report.value, digits)} | "
+            f"{len(report.failures)} | {protocol} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -5,16 +5,24 @@ over tags. Answers must be equal to the only right one. Both are also reported o
 showed.
 """
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from PIL import Image
 
 from ..shapes import QUESTION_KINDS, TAGS, ask, detect, make_drawing, picture, random_scene
+from .drawing import DrawnRun, draw_run, sample_path
+from .folder import processes
+from .journal import Journal
+from .report import Report
 from .scoring import score
+from .sheets import save_sheet
 
 
 @dataclass
@@ -60,6 +68,7 @@ def evaluate_shapes(
     held_out: bool = True,
     seed: int = 0,
     batch_size: int = 64,
+    folder: str | os.PathLike[str] | None = None,
     **drawing_settings: Any,
 ) -> ShapesReport:
     """Draw fresh prompts and ask fresh questions.
@@ -72,47 +81,190 @@ def evaluate_shapes(
         held_out: Also judge combinations that training never showed.
         seed: Of prompts, scenes and pictures.
         batch_size: Pictures drawn, or questions answered, at a time.
+        folder: Where pictures, answers, a `Report` and `sheet.png` are kept; a run that was stopped goes on there, and
+            several processes share the work. None keeps nothing, and every process does everything. The numbers are
+            the same.
         drawing_settings: Passed to the pipeline: `guidance_scale`, `temperature`, ...
+
+    Raises:
+        ValueError: If the folder was made with other settings; says which differ.
     """
-    report = ShapesReport()
-    sizes = {"prompts": prompts_per_tag, "images": images_per_prompt, "batch_size": batch_size}
-    report.drawing = _drawing(pipe, seed, False, drawing_settings, **sizes)
-    report.answers = _answers(pipe, seed + 1, False, questions, batch_size)
-    if held_out:
-        report.drawing_held_out = _drawing(pipe, seed + 2, True, drawing_settings, **sizes)
-        report.answers_held_out = _answers(pipe, seed + 3, True, questions, batch_size)
+    parts = (False, True) if held_out else (False,)
+    items = [item for part in parts for item in _items(seed + 2 * part, part, prompts_per_tag, images_per_prompt)]
+    asked = [one for part in parts for one in _questions(seed + 1 + 2 * part, part, questions)]
+    if folder is None:
+        images = _draw(pipe, items, images_per_prompt, batch_size, drawing_settings)
+        scenes, texts = ([one[key] for one in asked] for key in ("scene", "question"))
+        given = answer(pipe, scenes, texts, batch_size=batch_size)
+        return _summarise(_judge_pictures(items, images), _judge_answers(asked, given))
+    run = draw_run(
+        pipe,
+        "shapes",
+        items,
+        folder,
+        images_per_prompt=images_per_prompt,
+        seed=seed,
+        batch_size=batch_size,
+        drawing=drawing_settings,
+        questions=questions,
+    )
+    paths = [sample_path(run.folder, number, k) for number in range(len(items)) for k in range(images_per_prompt)]
+    drawn = _judge_pictures(items, map(_open, paths))
+    answered = _judge_answers(asked, _shared_answers(pipe, run.folder, asked, batch_size))
+    report = _summarise(drawn, answered)
+    if processes().is_main_process:
+        _save(run, report, paths, drawn, answered)
     return report
 
 
-def _drawing(
-    pipe: Any, seed: int, held_out: bool, settings: dict[str, Any], *, prompts: int, images: int, batch_size: int
-) -> dict[str, float]:
+# What is asked for
+
+
+def _items(seed: int, held_out: bool, prompts: int, images: int) -> list[dict[str, Any]]:
+    """Prompts of every tag in GenEval's layout, with the seeds of their pictures."""
     rng = np.random.default_rng(seed)
-    shares = {}
+    items = []
     for tag in TAGS:
         drawings = [make_drawing(tag, rng, held_out=held_out) for _ in range(prompts)]
-        seeds = rng.integers(2**31, size=prompts * images)
-        pictures = pipe(
-            [drawing.prompt for drawing in drawings],
-            num_images_per_prompt=images,
-            generator=[torch.Generator().manual_seed(int(s)) for s in seeds],
-            batch_size=batch_size,
-            **settings,
-        ).images
-        verdicts = [score(detect(image), drawings[i // images].metadata) for i, image in enumerate(pictures)]
-        shares[tag] = float(np.mean([verdict.correct for verdict in verdicts]))
-    return shares
+        seeds = rng.integers(2**31, size=(prompts, images)).tolist()
+        items += [
+            drawing.metadata | {"held_out": held_out, "seeds": own}
+            for drawing, own in zip(drawings, seeds, strict=True)
+        ]
+    return items
 
 
-def _answers(pipe: Any, seed: int, held_out: bool, count: int, batch_size: int) -> dict[str, float]:
+def _questions(seed: int, held_out: bool, count: int) -> list[dict[str, Any]]:
+    """Questions with the pictures they are about."""
     rng = np.random.default_rng(seed)
     scenes = [random_scene(rng, held_out=held_out) for _ in range(count)]
     asked = [ask(scene, rng) for scene in scenes]
-    given = answer(pipe, [picture(scene) for scene in scenes], [q.question for q in asked], batch_size=batch_size)
-    correct: dict[str, list[bool]] = {kind: [] for kind in QUESTION_KINDS}
-    for question, text in zip(asked, given, strict=True):
-        correct[question.kind].append(text == question.answer)
-    return {kind: float(np.mean(values)) for kind, values in correct.items() if values}
+    return [
+        {
+            "held_out": held_out,
+            "kind": one.kind,
+            "question": one.question,
+            "answer": one.answer,
+            "scene": picture(scene),
+        }
+        for scene, one in zip(scenes, asked, strict=True)
+    ]
+
+
+# What comes
+
+
+def _draw(
+    pipe: Any, items: Sequence[Mapping[str, Any]], images: int, batch_size: int, settings: Mapping[str, Any]
+) -> list[Image.Image]:
+    return list(
+        pipe(
+            [item["prompt"] for item in items],
+            num_images_per_prompt=images,
+            generator=[torch.Generator().manual_seed(seed) for item in items for seed in item["seeds"]],
+            batch_size=batch_size,
+            **settings,
+        ).images
+    )
+
+
+def _open(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _shared_answers(pipe: Any, folder: Path, asked: Sequence[Mapping[str, Any]], batch_size: int) -> list[str]:
+    """As `answer`, kept in the folder as they come and shared among the processes."""
+    state, journal = processes(), Journal(folder)
+    done = {int(index): entry["answer"] for index, entry in journal.read().items()}
+    own = [n for n in range(len(asked)) if n not in done][state.process_index :: state.num_processes]
+    new: list[tuple[int, str]] = []
+    for start in range(0, len(own), batch_size):
+        batch = own[start : start + batch_size]
+        scenes, questions = ([asked[n][key] for n in batch] for key in ("scene", "question"))
+        given = list(zip(batch, answer(pipe, scenes, questions, batch_size=batch_size), strict=True))
+        journal.append(*({"index": str(n), "answer": text} for n, text in given))
+        new += given
+    done |= dict(gather_object(new))
+    return [done[n] for n in range(len(asked))]
+
+
+# What it is worth
+
+
+def _judge_pictures(items: Sequence[Mapping[str, Any]], images: Iterable[Image.Image]) -> list[dict[str, Any]]:
+    """A row per picture."""
+    rows = []
+    each = (item for item in items for _ in item["seeds"])
+    for item, image in zip(each, images, strict=True):
+        verdict = score(detect(image), item)
+        rows.append(
+            {key: item[key] for key in ("held_out", "tag", "prompt")}
+            | {"correct": verdict.correct, "reason": "\n".join(verdict.reasons)}
+        )
+    return rows
+
+
+def _judge_answers(asked: Sequence[Mapping[str, Any]], given: Sequence[str]) -> list[dict[str, Any]]:
+    """A row per answer."""
+    return [
+        {key: value for key, value in one.items() if key != "scene"}
+        | {"given": text, "correct": text == one["answer"]}
+        for one, text in zip(asked, given, strict=True)
+    ]
+
+
+def _summarise(drawn: Sequence[Mapping[str, Any]], answered: Sequence[Mapping[str, Any]]) -> ShapesReport:
+    def shares(rows: Sequence[Mapping[str, Any]], key: str, names: Sequence[str], held_out: bool) -> dict[str, float]:
+        groups = {
+            name: [row["correct"] for row in rows if row[key] == name and row["held_out"] is held_out]
+            for name in names
+        }
+        return {name: float(np.mean(values)) for name, values in groups.items() if values}
+
+    return ShapesReport(
+        *(shares(drawn, "tag", TAGS, held_out) for held_out in (False, True)),
+        *(shares(answered, "kind", QUESTION_KINDS, held_out) for held_out in (False, True)),
+    )
+
+
+def _save(
+    run: DrawnRun,
+    report: ShapesReport,
+    paths: Sequence[Path],
+    drawn: Sequence[Mapping[str, Any]],
+    answered: Sequence[Mapping[str, Any]],
+) -> None:
+    """Report and sheet. The metrics are those of both tables, one after the other."""
+    metrics = {"overall": report.overall}
+    for title, shares in (
+        ("", report.drawing),
+        ("held out: ", report.drawing_held_out),
+        ("answers: ", report.answers),
+        ("answers, held out: ", report.answers_held_out),
+    ):
+        if shares and title:
+            metrics[f"{title}overall"] = float(np.mean(list(shares.values())))
+        metrics |= {f"{title}{name}": value for name, value in shares.items()}
+    protocol = (
+        "Fresh prompts, judged exactly by GenEval's rules: shares of pictures, mean of the tags. Fresh questions: "
+        "shares of answers that are equal to the only right one. Held out are combinations that training never showed."
+    )
+    named = [
+        {"filename": path.relative_to(run.folder).as_posix(), **row} for path, row in zip(paths, drawn, strict=True)
+    ]
+    Report("shapes", metrics, "overall", protocol, run.record, [*named, *map(dict, answered)]).save(run.folder)
+    save_sheet(
+        run.folder,
+        paths,
+        [row["prompt"] for row in drawn],
+        [float(row["correct"]) for row in drawn],
+        groups=[f"{row['tag']}{', held out' * row['held_out']}" for row in drawn],
+        pass_mark=1.0,
+    )
+
+
+# Asking
 
 
 def answer(pipe: Any, pictures: Iterable[Image.Image], questions: Iterable[str], *, batch_size: int = 64) -> list[str]:

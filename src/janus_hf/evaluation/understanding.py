@@ -16,7 +16,7 @@ from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
 from .answers import judge_answers, missing_tasks, primary_metric
-from .folder import open_run, processes, run_settings, write_atomically
+from .folder import environments, open_run, processes, run_settings, write_atomically
 from .journal import Journal
 from .paper import look_up
 from .protocol import MAX_NEW_TOKENS, ROLES, answer, paper_conversation, paper_prompt, system_prompt
@@ -91,7 +91,7 @@ def run_understanding(
         metrics,
         primary_metric(benchmark, metrics),
         _protocol(benchmark, rows, limit),
-        settings,
+        settings | {"environments": environments(opened)},
         rows,
         [f"{question.index}: {problems[question.index]}" for question in questions if question.index in problems],
     )

@@ -1,0 +1,36 @@
+"""`janus-hf eval` in processes of its own: one, or several under `accelerate launch`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+COMMAND = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1"]
+COMMAND += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+
+
+def start(arguments: list[str], processes: int) -> subprocess.Popen:
+    """`janus-hf eval ARGUMENTS` on the CPU, in a process group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*COMMAND, f"--num_processes={processes}"] if processes > 1 else [sys.executable]
+    return subprocess.Popen(
+        [*command, "-m", "janus_hf_cli", "eval", *arguments, "--device", "cpu"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(arguments: list[str], processes: int) -> None:
+    """The same to its end, which must be a good one."""
+    process = start(arguments, processes)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+
+
+def files(folder: Path, pattern: str) -> dict[str, bytes]:
+    """Bytes by relative path."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob(pattern))}

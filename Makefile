@@ -3,15 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+HARNESS := .venv-harness
 WORKERS ?= auto
 # One thread per test process: processes that share cores wait for each other's threads (measured: 0.15 s become 7.5 s).
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types check format goldens clean
+.PHONY: help demo test test-slow test-harnesses lint types check format goldens clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 # torch first and alone: a CPU build, where one is offered, then satisfies everything else.
 $(STAMP): pyproject.toml constraints.txt
@@ -31,6 +32,19 @@ test-slow: $(STAMP)  ## the slow tests, one at a time: some launch processes of 
 	$(BIN)/python -m pip install -q -e '.[dev,train,quant]' -c constraints.txt
 	$(PYTEST) -n 0 -m 'slow and not gpu and not hub'
 
+# The harnesses pin old releases of what we need new, so they come without their dependencies; what their model classes
+# import follows by name. The tests stand in for the rest.
+$(HARNESS)/installed: pyproject.toml constraints.txt
+	test -x $(HARNESS)/bin/python || $(PYTHON) -m venv $(HARNESS)
+	$(HARNESS)/bin/python -m pip install -q torch -c constraints.txt
+	$(HARNESS)/bin/python -m pip install -q -e '.[dev]' datasets matplotlib pandas requests -c constraints.txt
+	$(HARNESS)/bin/python -m pip install -q --no-deps -c constraints.txt lmms-eval ms-vlmeval docopt json_repair loguru \
+		num2words portalocker python-dotenv pytz sty tabulate termcolor validators
+	@touch $@
+
+test-harnesses: $(HARNESS)/installed  ## our adapters inside the real lmms-eval and VLMEvalKit, in an environment of their own
+	JANUS_HF_REQUIRE_HARNESSES=1 OMP_NUM_THREADS=1 $(HARNESS)/bin/python -m pytest -q tests/evaluation/test_integrations.py
+
 lint: $(STAMP)  ## ruff, without changing anything
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -45,5 +59,5 @@ format: $(STAMP)  ## ruff, with changes
 goldens: $(STAMP)  ## print the largest deviation from the original implementation, per quantity
 	$(BIN)/python scripts/golden_table.py
 
-clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build
+clean:  ## remove the virtual environments and caches
+	rm -rf $(VENV) $(HARNESS) .pytest_cache .ruff_cache .mypy_cache build

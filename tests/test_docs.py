@@ -8,7 +8,9 @@ import pytest
 
 import janus_hf_cli
 from janus_hf.assets import DEFAULT_MODEL
+from janus_hf.evaluation.evaluators import KNOWN
 from janus_hf.evaluation.paper import BENCHMARKS
+from janus_hf.evaluation.picture_metrics import PICTURE_METRICS
 
 
 ROOT = Path(__file__).parents[1]
@@ -40,19 +42,78 @@ def test_the_speed_page_runs(tmp_path, monkeypatch):
         exec(compile(code, "speed.md", "exec"), names)
 
 
+def written_commands(text: str) -> list[list[str]]:
+    """Arguments of what is there to be run: in code blocks, and in the first cells of tables."""
+    fenced = [block.replace("\\\n", " ") for block in re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)]
+    lines = [line for block in fenced for line in block.splitlines()]
+    cells = re.findall(r"^\| `([^`]*)` \|", text, flags=re.MULTILINE)
+    return [command for line in lines + cells if (command := arguments_of(line)) is not None]
+
+
+def mentioned_commands(text: str) -> list[list[str]]:
+    """The same of code within sentences: it may leave out arguments, or end in dots."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    found = [command for span in spans if (command := arguments_of(span)) is not None]
+    return [[word for word in command if word != "..."] for command in found if "COMMAND" not in command]
+
+
+def arguments_of(line: str) -> list[str] | None:
+    """What the parser gets of a line; None of lines that are no `janus-hf`."""
+    words = shlex.split(line, comments=True) if "janus" in line else []
+    if words[:1] == ["janus-hf"]:
+        return words[1:]
+    return words[words.index("janus_hf_cli") + 1 :] if "janus_hf_cli" in words else None
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_commands_parse(page: Path, capsys: pytest.CaptureFixture):
+    text, parser = page.read_text(encoding="utf-8"), janus_hf_cli.make_parser()
+    for command in written_commands(text):
+        parser.parse_args(command)
+    for command in mentioned_commands(text):
+        try:
+            parser.parse_args(command)
+        except SystemExit:
+            assert "the following arguments are required" in capsys.readouterr().err, command
+            with pytest.raises(SystemExit):
+                parser.parse_args([*command[: 1 + (command[0] == "eval")], "--help"])
+            options = {word for word in command if word.startswith("-")}
+            assert options <= set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out)), command
+
+
+def test_commands_are_found_and_wrong_ones_would_be(capsys: pytest.CaptureFixture):
+    text = "\n".join(
+        [
+            "```bash", "janus-hf info x   # said of x", "accelerate launch -m janus_hf_cli eval \\", "  imagenet",
+            "ls", "```", "| `janus-hf draw --colour` | a row |", "| see `janus-hf ask` | `janus-hf chat ...` |",
+        ]
+    )  # fmt: skip
+    assert written_commands(text) == [["info", "x"], ["eval", "imagenet"], ["draw", "--colour"]]
+    assert mentioned_commands(text) == [["draw", "--colour"], ["ask"], ["chat"]]
+    for command in (["eval", "imagenet"], ["draw", "a", "--colour"]):
+        with pytest.raises(SystemExit):
+            janus_hf_cli.make_parser().parse_args(command)
+        assert "the following arguments are required" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_commands_parse_and_links_lead_somewhere(page: Path):
-    text = page.read_text(encoding="utf-8")
-    parser = janus_hf_cli.make_parser()
-    for command in re.findall(r"^janus-hf (.*?)(?:\s{2,}#.*)?$", text, flags=re.MULTILINE):
-        parser.parse_args(shlex.split(command))
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+def test_links_lead_somewhere(page: Path):
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
 
 
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for target in re.findall(r"`make ([a-z-]+)`", page.read_text(encoding="utf-8")):
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), (page.name, target)
+
+
 def test_every_benchmark_has_its_row():
+    rows = {command[1] for command in written_commands(EVALUATION) if command[0] == "eval"}
+    assert rows == {*BENCHMARKS, "report"} == {*KNOWN, *PICTURE_METRICS, "shapes", "report"}
     for name, published in BENCHMARKS.items():
-        row = re.search(rf"^\| `janus-hf eval {name}` \| .* \| (.*?) \| .* \|$", EVALUATION, flags=re.MULTILINE)
+        row = re.search(rf"^\| `janus-hf eval {name}\b[^`]*` \| .* \| (.*?) \| .* \|$", EVALUATION, flags=re.MULTILINE)
         assert row, name
         stated = [float(number) for number in re.findall(r"[\d.]+", row[1])]
         assert stated == [scores.get("overall", next(iter(scores.values()))) for scores in published.scores.values()]

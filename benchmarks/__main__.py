@@ -3,7 +3,7 @@
 import importlib
 
 
-NAMES = ("drawing", "codec", "training", "load")
+NAMES = ("drawing", "codec", "quality", "training", "load")
 
 if __name__ == "__main__":
     for name in NAMES:

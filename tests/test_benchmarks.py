@@ -35,6 +35,28 @@ def test_drawing_compiled():
     assert all(float(row[6]) > 0 for row in rows[2:] if row[1] == "compiled")
 
 
+TINY_QUALITY = ("benchmarks.quality", "--prompts-per-tag", "1", "--images-per-prompt", "1", "--questions", "6")
+
+
+def test_quality():
+    (row,) = benchmark(*TINY_QUALITY, "--contenders", "bfloat16")[2:]
+    assert row[0] == "bfloat16"
+    assert 0.97 < float(row[1]) <= 1  # 384 codes
+    assert 0 < float(row[2]) < 1e-3  # other numbers were compared, but hardly other distributions
+    assert all(0.5 < float(score) <= 1 for score in row[3:])
+
+
+@pytest.mark.slow
+def test_quality_of_quantised_weights():
+    rows = benchmark(*TINY_QUALITY)[2:]
+    assert [row[0] for row in rows] == ["float32", "bfloat16", "int8", "int4"]
+    assert [float(cell) for cell in rows[0][1:3]] == [1, 0]  # with itself
+    divergences = [float(row[2]) for row in rows]
+    assert divergences == sorted(divergences)  # fewer bits, more errors
+    assert divergences[3] > 10 * divergences[1]
+    assert all(float(row[1]) > 0.9 for row in rows)
+
+
 def test_every_benchmark_is_listed():
     output = subprocess.run(
         [sys.executable, "-m", "benchmarks"], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
+import janus_hf.modeling.quantisation
 from janus_hf import JanusProForConditionalGeneration, JanusProPipeline, __version__
 from janus_hf.assets import DEFAULT_MODEL
 from tiny import TINY_MODEL
@@ -118,6 +119,25 @@ def test_draw_with_an_adapter(run, pipe, tmp_path):
     assert not np.array_equal(drawn, expected_picture(pipe, "a", 0))
     status, _, err = run("draw", "a", "--lora", "/no/such/adapter")
     assert (status, "/no/such/adapter" in err) == (1, True)
+
+
+@pytest.mark.slow  # with torchao
+@pytest.mark.parametrize(("bits", "dtype"), [("int8", torch.float32), ("int4", torch.bfloat16)])
+def test_draw_with_quantised_weights(run, tmp_path, bits, dtype):
+    """The embedded model, in the dtype in which its kernels are fast; so much guidance that int8 changes codes."""
+    prompt = "a photo of three green triangles"
+    assert run("draw", prompt, "--guidance-scale", 100, "-o", "a.png", "--quantize", bits)[0] == 0
+    drawn = np.asarray(Image.open(tmp_path / "a.png"))
+    for quantised in (True, False):
+        kwargs = {"quantization_config": bits} if quantised else {}
+        pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype=dtype, **kwargs)
+        assert np.array_equal(drawn, expected_picture(pipe, prompt, 0, guidance_scale=100)) == quantised
+
+
+def test_quantised_weights_without_torchao(run, monkeypatch):
+    monkeypatch.setattr(janus_hf.modeling.quantisation, "is_torchao_available", lambda: False)
+    status, _, err = run("draw", "a", "--quantize", "int4", *FAST)
+    assert (status, err) == (1, "janus-hf draw: int4 weights need torchao: pip install 'janus_hf[quant]'.\n")
 
 
 def test_many_pictures_do_not_fit_into_one_file(run, tmp_path):

@@ -7,7 +7,9 @@ import torch
 from transformers import BitsAndBytesConfig, FineGrainedFP8Config, FourOverSixConfig, QuantoConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from janus_hf.modeling.pretrained import _skip_all_but_language_model
+from janus_hf import JanusProForConditionalGeneration
+from janus_hf.modeling import quantisation
+from janus_hf.modeling.quantisation import skip_all_but_language_model
 
 
 CONFIGS = {
@@ -32,7 +34,7 @@ def test_everything_but_the_language_model_is_skipped(tiny_model, method, bare):
     build, field = CONFIGS[method]
     config = build()
     before = copy.deepcopy(vars(config))
-    skip = getattr(_skip_all_but_language_model(config), field)
+    skip = getattr(skip_all_but_language_model(config), field)
     assert vars(config) == before  # the user's own object is left alone
     names = linear_names(tiny_model.model if bare else tiny_model)
     assert len([name for name in names if not is_language_layer(name)]) >= 18
@@ -43,7 +45,7 @@ def test_everything_but_the_language_model_is_skipped(tiny_model, method, bare):
 @pytest.mark.parametrize("method", CONFIGS)
 def test_a_list_of_ones_own_is_kept(method):
     build, field = CONFIGS[method]
-    config = _skip_all_but_language_model(build(**{field: ["model.vqmodel"]}))
+    config = skip_all_but_language_model(build(**{field: ["model.vqmodel"]}))
     assert getattr(config, field) == ["model.vqmodel"]
 
 
@@ -55,7 +57,7 @@ def test_a_list_of_ones_own_is_kept(method):
     ],
 )
 def test_dicts_are_understood(config, field):
-    skip = getattr(_skip_all_but_language_model(config), field)
+    skip = getattr(skip_all_but_language_model(config), field)
     assert not should_convert_module("model.vision_model.encoder.layers.0.mlp.fc1", skip)
     assert should_convert_module("model.language_model.layers.0.mlp.up_proj", skip)
 
@@ -69,6 +71,17 @@ class HqqLike:
 
 def test_hqq_is_refused_unless_the_user_names_what_to_skip():
     with pytest.raises(ValueError, match="HQQ compares whole layer names"):
-        _skip_all_but_language_model(HqqLike(["lm_head"]))
+        skip_all_but_language_model(HqqLike(["lm_head"]))
     config = HqqLike(["lm_head", "fc1"])
-    assert _skip_all_but_language_model(config) is config
+    assert skip_all_but_language_model(config) is config
+
+
+def test_words_it_does_not_know_are_refused(golden_checkpoint):
+    with pytest.raises(ValueError, match=r"must be 'int8', 'int4' or a configuration .*, got 'int5'"):
+        JanusProForConditionalGeneration.from_pretrained(golden_checkpoint, quantization_config="int5")
+
+
+def test_without_torchao_it_is_said_what_to_install(golden_checkpoint, monkeypatch):
+    monkeypatch.setattr(quantisation, "is_torchao_available", lambda: False)
+    with pytest.raises(ImportError, match=r"int8 weights need torchao: pip install 'janus_hf\[quant\]'"):
+        JanusProForConditionalGeneration.from_pretrained(golden_checkpoint, quantization_config="int8")

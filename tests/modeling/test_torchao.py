@@ -1,33 +1,56 @@
 """Weight-only quantisation by torchao, for real; `make test-slow` installs it (the extra `quant`)."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModel, TorchAoConfig
 
-from janus_hf import JanusProForConditionalGeneration
+from janus_hf import CheckpointError, JanusProForConditionalGeneration, JanusProPipeline
+from janus_hf.modeling.quantisation import settle_quantised, weight_only_config
 
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
+CHECKPOINT = GOLDENS / "checkpoint"
 IDS = torch.arange(20).unsqueeze(0)
+BITS = ("int8", "int4")
+LAYER = "model.language_model.layers.0.mlp.up_proj"
 
 pytestmark = pytest.mark.slow
 
 
-def int8(**kwargs: object) -> TorchAoConfig:
-    from torchao.quantization import Int8WeightOnlyConfig
-
-    return TorchAoConfig(Int8WeightOnlyConfig(), **kwargs)
+def load(bits: Any, **kwargs: Any) -> JanusProForConditionalGeneration:
+    return AutoModel.from_pretrained(CHECKPOINT, **{"dtype": torch.float32} | kwargs, quantization_config=bits)
 
 
-def quantised_weights(model: torch.nn.Module) -> set[str]:
-    return {name for name, weight in model.named_parameters() if type(weight.data) is not torch.Tensor}
+def quantised_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight for name, weight in model.named_parameters() if type(weight.data) is not torch.Tensor}
+
+
+def inner_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{part}": getattr(weight, part)
+        for name, weight in quantised_weights(model).items()
+        for part in weight.__tensor_flatten__()[0]
+    }
 
 
 @pytest.fixture(scope="module")
-def quantised() -> JanusProForConditionalGeneration:
-    return AutoModel.from_pretrained(GOLDENS / "checkpoint", dtype=torch.float32, quantization_config=int8())
+def exact() -> JanusProForConditionalGeneration:
+    return load(None)
+
+
+@pytest.fixture(scope="module", params=BITS)
+def bits(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def quantised(bits: str) -> JanusProForConditionalGeneration:
+    return load(bits)
 
 
 def test_only_the_language_models_layers_are_quantised(quantised: JanusProForConditionalGeneration):
@@ -36,34 +59,163 @@ def test_only_the_language_models_layers_are_quantised(quantised: JanusProForCon
         for name, module in quantised.model.language_model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
-    assert quantised_weights(quantised) == linears
+    assert quantised_weights(quantised).keys() == linears
     assert len(linears) == 2 * 7
 
 
-def test_quantised_logits_are_close(quantised: JanusProForConditionalGeneration):
-    exact = AutoModel.from_pretrained(GOLDENS / "checkpoint", dtype=torch.float32)
+def rounded_int8(weight_NK: torch.Tensor) -> torch.Tensor:
+    """To 255 levels, a scale for each output."""
+    scale = weight_NK.abs().amax(dim=1, keepdim=True) / 127.5
+    return (weight_NK / scale).round().clamp(-128, 127) * scale
+
+
+def rounded_int4(weight_NK: torch.Tensor) -> torch.Tensor:
+    """To 16 levels from the smallest to the largest of 64 neighbours."""
+    groups = weight_NK.unflatten(1, (-1, 64))
+    low, high = groups.amin(dim=-1, keepdim=True), groups.amax(dim=-1, keepdim=True)
+    scale = (high - low) / 15
+    return (((groups - low) / scale).round() * scale + low).flatten(1)
+
+
+ROUNDED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"int8": rounded_int8, "int4": rounded_int4}
+
+
+def test_layers_compute_with_rounded_weights(
+    bits: str, quantised: JanusProForConditionalGeneration, exact: JanusProForConditionalGeneration
+):
+    weight_NK = exact.get_submodule(LAYER).weight
+    with torch.no_grad():
+        found_NK = quantised.get_submodule(LAYER)(torch.eye(weight_NK.shape[1])).T
+    # The unit vectors read the weights out. Where a weight lies in the middle between two levels, either is right.
+    step = weight_NK.abs().amax() / (127.5 if bits == "int8" else 7.5)
+    away = (found_NK - ROUNDED[bits](weight_NK)).abs()
+    assert (away < 1e-5).float().mean() > 0.995
+    assert away.max() < 1.01 * step
+    assert (found_NK - weight_NK).abs().max() > 1e-4  # rounded indeed
+
+
+def test_quantised_logits_are_close(
+    bits: str, quantised: JanusProForConditionalGeneration, exact: JanusProForConditionalGeneration
+):
     with torch.no_grad():
         error = (quantised(input_ids=IDS).logits - exact(input_ids=IDS).logits).abs().max()
         spread = exact(input_ids=IDS).logits.std()
-    # Measured 0.10 where logits spread by 2.0: int8 rounds weights to 1/254 of each row's largest. Zero would mean
-    # that nothing was quantised, the spread itself that weights were lost.
-    assert 0 < error < 0.15 * spread
+    # Logits spread by 2.0. Measured 0.10 for int8, which rounds weights to 1/254 of each row's largest, and 1.3 for
+    # int4, to 1/30 of a group's range. Zero would mean that nothing was quantised, several times the spread that
+    # weights were lost.
+    assert 0 < error < {"int8": 0.15, "int4": 1.0}[bits] * spread
 
 
 def test_quantised_save_and_reload(quantised: JanusProForConditionalGeneration, tmp_path: Path):
     with pytest.raises(ValueError, match="layout='transformers'"):
         quantised.save_pretrained(tmp_path, layout="original")
+    before = inner_tensors(quantised)
     quantised.save_pretrained(tmp_path)
+    assert inner_tensors(quantised).keys() == before.keys()
+    assert all(tensor is before[name] for name, tensor in inner_tensors(quantised).items())  # saving changes nothing
     reloaded = JanusProForConditionalGeneration.from_pretrained(tmp_path)
-    assert quantised_weights(reloaded) == quantised_weights(quantised)
+    found = inner_tensors(reloaded)
+    assert found.keys() == before.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in before.items())
     with torch.no_grad():
         assert torch.equal(reloaded(input_ids=IDS).logits, quantised(input_ids=IDS).logits)
+    reloaded.save_pretrained(tmp_path / "again")
+    first, second = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "again" / "model.safetensors")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_saved_pipeline_draws_and_answers_the_same(bits: str, tmp_path: Path):
+    pipe = JanusProPipeline.from_pretrained(CHECKPOINT, dtype=torch.bfloat16, quantization_config=bits)
+    assert quantised_weights(pipe.model)
+    pipe.save_pretrained(tmp_path)
+    reloaded = JanusProPipeline.from_pretrained(tmp_path)
+    assert reloaded.model.dtype == torch.bfloat16
+    codes, answers = [], []
+    for one in (pipe, reloaded):
+        one.set_progress_bar_config(disable=True)
+        drawn = one("a red fox", generator=torch.Generator().manual_seed(3))
+        codes.append(drawn.image_ids)
+        answers.append(one.ask(drawn.images[0], "What is it?", max_new_tokens=8))
+    assert torch.equal(*codes)
+    assert answers[0] == answers[1]
+
+
+def test_int4_files_hold_the_plain_order(exact: JanusProForConditionalGeneration, tmp_path: Path):
+    """And not that of the processor they were saved on."""
+    model = load("int4")
+    model.save_pretrained(tmp_path)
+    stored = {
+        name.removeprefix(f"{LAYER}._weight_"): tensor
+        for name, tensor in load_file(tmp_path / "model.safetensors").items()
+        if name.startswith(f"{LAYER}.")
+    }
+    assert stored.keys() == {"qdata", "scale", "zero_point"}
+    # Two signed values to a byte, the first in the low half; value * scale + zero point is the weight.
+    first, second = stored["qdata"] << 4 >> 4, stored["qdata"] >> 4
+    values_NK = torch.stack([first, second], dim=-1).flatten(1)
+    assert values_NK.min() == -8
+    assert values_NK.max() == 7
+    scale_NK = stored["scale"].T.repeat_interleave(64, dim=1)
+    zero_NK = stored["zero_point"].T.repeat_interleave(64, dim=1)
+    weight_NK = exact.get_submodule(LAYER).weight
+    assert ((values_NK * scale_NK + zero_NK) - weight_NK).abs().max() < 0.51 * scale_NK.max()
+    assert model.config.quantization_config.quant_type.__class__.__name__ == "PrototypeInt4WeightOnlyConfig"
+
+
+def test_groups_that_do_not_fit_are_refused():
+    from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+
+    with pytest.raises(ValueError, match=r"left 12 of the language model's 14 weights .* has 64 inputs"):
+        load(TorchAoConfig(PrototypeInt4WeightOnlyConfig(group_size=128)))
+
+
+def test_int4_weights_of_another_device_are_refused():
+    from torchao.quantization import Int4Tensor, Int4TilePackedTo4dTensor
+
+    model = load("int4")
+    layer = model.get_submodule(LAYER)
+    shape, scale = layer.weight.shape, torch.zeros(1, 128)
+    packed = Int4TilePackedTo4dTensor(torch.zeros(1), torch.zeros(1), [1, 64], shape)
+    layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+    with pytest.raises(CheckpointError, match=r"up_proj and others\) are packed for CUDA"):
+        settle_quantised(model)
+    plain = Int4Tensor(torch.zeros(128, 32, dtype=torch.int8, device="meta"), scale, scale, [1, 64], shape)
+    layer.weight = torch.nn.Parameter(plain, requires_grad=False)
+    with pytest.raises(CheckpointError, match="no kernel on meta without mslk"):
+        settle_quantised(model)
+
+
+def test_int4_is_packed_for_the_device_it_goes_to():
+    def kind(device_map: Any) -> str:
+        return type(weight_only_config("int4", device_map).quant_type).__name__
+
+    assert kind(None) == kind("cpu") == kind({"": "cpu"}) == "PrototypeInt4WeightOnlyConfig"
+    assert kind("cuda:0") == kind(torch.device("cuda")) == "Int4WeightOnlyConfig"
+    assert weight_only_config("int4", "cuda").quant_type.int4_packing_format == "tile_packed_to_4d"
+    assert kind("auto") == kind("cuda" if torch.cuda.is_available() else "cpu")
+    for device_map in ({"model": "cuda:0", "lm_head": "cpu"}, "mps", {"": "disk"}):
+        with pytest.raises(ValueError, match="int4 weights are packed for the kernel of a CPU or of CUDA"):
+            weight_only_config("int4", device_map)
 
 
 def test_the_users_own_skip_list_is_kept():
-    config = int8(modules_to_not_convert=["model.vision_model", "model.language_model.layers.0"])
-    model = AutoModel.from_pretrained(GOLDENS / "checkpoint", quantization_config=config)
-    names = quantised_weights(model)
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    skip = ["model.vision_model", "model.language_model.layers.0"]
+    names = quantised_weights(load(TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=skip)))
     assert any(name.startswith("model.language_model.layers.1.") for name in names)
     assert not any(name.startswith("model.language_model.layers.0.") for name in names)
     assert "model.generation_head.vision_head.weight" in names
+
+
+def test_a_compiled_quantised_step_draws_the_same(bits: str, quantised: JanusProForConditionalGeneration):
+    """In float32, where compiling must not change a code."""
+    settings = {"pad_token_id": 2, "do_sample": True}
+    prompt = torch.tensor([[0, 5, 6, 7, 1]])
+    expected = quantised.generate_images(prompt, generator=torch.Generator().manual_seed(1), **settings)
+    model = load(bits)
+    assert model.compile_generation()
+    codes = model.generate_images(prompt, generator=torch.Generator().manual_seed(1), **settings)
+    assert torch.equal(codes, expected)
+    assert len(model._decoder._graphs) == 1

@@ -1,11 +1,9 @@
 """Loading, saving and quantising: what both models share besides their networks."""
 
-import copy
 import os
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.quantizers import AutoQuantizationConfig
 
 from ..configuration import JanusProConfig, Layout
 from .checkpoint import (
@@ -16,23 +14,7 @@ from .checkpoint import (
     clone_tied_head,
     special_token_ids,
 )
-
-
-# Kept in full precision when the language model is quantised: they are small, and drawing suffers first from errors
-# here. Quantisers match these as patterns from the start of a module's name.
-NOT_QUANTISED = tuple(
-    rf"(model\.)?{part}"
-    for part in (
-        "vision_model",
-        "aligner",
-        "vqmodel",
-        "generation_embeddings",
-        "generation_aligner",
-        "generation_head",
-        "lm_head",
-    )
-)
-_SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
+from .quantisation import portable_int4, settle_quantised, skip_all_but_language_model, weight_only_config
 
 
 class JanusProPreTrainedModel(PreTrainedModel):
@@ -56,16 +38,18 @@ class JanusProPreTrainedModel(PreTrainedModel):
         either.
 
         Takes the arguments of `PreTrainedModel.from_pretrained`. The dtype is the checkpoint's own unless `dtype` says
-        otherwise. With a `quantization_config`, everything but the language model's layers stays in full precision,
-        unless the config names its own modules to skip. Special token ids that the config lacks are read from the
+        otherwise. `quantization_config` may be "int8" or "int4", which is torchao's weight-only quantisation by the
+        kernels of the device that `device_map` names (the CPU if it names none), or the configuration of any of
+        transformers' quantisers. Everything but the language model's layers stays in full precision, unless the config
+        names its own modules to skip. Special token ids that the config lacks are read from the
         checkpoint's tokenizer.
 
         Raises:
             CheckpointError: If keys are missing, unexpected or of the wrong shape, or a local shard or index is
                 broken. Weights are never left at random values.
             ValueError: If the checkpoint is of another family, the quantisation method cannot spare what must be
-                spared, or `ignore_mismatched_sizes` or `weights_only=False` is
-                asked for.
+                spared or do what is asked, or `ignore_mismatched_sizes` or `weights_only=False` is asked for.
+            ImportError: If "int8" or "int4" is asked for and torchao is missing.
         """
         source = pretrained_model_name_or_path
         if kwargs.pop("ignore_mismatched_sizes", False):
@@ -79,8 +63,10 @@ class JanusProPreTrainedModel(PreTrainedModel):
             check_local_files(
                 source, kwargs.get("subfolder") or "", kwargs.get("variant"), kwargs.get("use_safetensors")
             )
+        if isinstance(bits := kwargs.get("quantization_config"), str):
+            kwargs["quantization_config"] = weight_only_config(bits, kwargs.get("device_map"))
         if kwargs.get("quantization_config") is not None:
-            kwargs["quantization_config"] = _skip_all_but_language_model(kwargs["quantization_config"])
+            kwargs["quantization_config"] = skip_all_but_language_model(kwargs["quantization_config"])
 
         want_info = kwargs.pop("output_loading_info", False)
         # Wrong shapes come back in the info, and are raised by check_loaded together with everything else that is
@@ -89,6 +75,7 @@ class JanusProPreTrainedModel(PreTrainedModel):
             source, *args, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
         )
         check_loaded(info, source)  # of the adapter, where `source` is one; the model itself was checked on the way
+        settle_quantised(model)
         if source is not None:
             model._adopt_special_tokens(model.config.name_or_path or source, kwargs)
         return (model, info) if want_info else model
@@ -148,29 +135,11 @@ class JanusProPreTrainedModel(PreTrainedModel):
         self._weight_conversions = all_conversions(self)
         self.config._file_layout = layout
         try:
-            super().save_pretrained(save_directory, *args, save_original_format=layout == "original", **kwargs)
+            with portable_int4(self):
+                super().save_pretrained(save_directory, *args, save_original_format=layout == "original", **kwargs)
         finally:
             self._weight_conversions = loaded_with
             del self.config._file_layout
-
-
-def _skip_all_but_language_model(quantization_config: Any) -> Any:
-    """A copy of the config that skips all but the language model's layers, unless it names what to skip itself."""
-    if isinstance(quantization_config, dict):  # what the field is called depends on the method
-        quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
-    state = vars(quantization_config)
-    fields = [name for name in _SKIP_FIELDS if name in state] or ["modules_to_not_convert"]
-    if "skip_modules" in state and state["skip_modules"] in (None, ["lm_head"]):
-        raise ValueError(
-            "HQQ compares whole layer names and not their paths, so it cannot be told to leave the vision tower, "
-            "codec and heads "
-            "alone. Use bitsandbytes, torchao or quanto, or name skip_modules yourself."
-        )
-    if any(state.get(name) not in (None, [], ["lm_head"]) for name in fields):  # the last is some methods' default
-        return quantization_config
-    changed = copy.copy(quantization_config)
-    changed.__dict__.update({name: list(NOT_QUANTISED) for name in fields})
-    return changed
 
 
 __all__ = ["JanusProPreTrainedModel"]

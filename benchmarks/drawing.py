@@ -5,8 +5,9 @@
 
 Random weights of full size, shared by all; guidance 5, prompts of 20 tokens, sampling from the full softmax. A drawing
 is started as its user would start it and stopped after some codes, contenders by turns. The time of a step is the
-median time between two codes, the first left out, over all rounds. The caches of in-tree and ours have their full
-length from the start; the original's grows, and is given the length it has in the middle of a picture.
+median time between two codes, the first left out, over all rounds. The caches of in-tree and of compiled steps have
+their full length from the start; those that grow, or are attended as far as they are written, are given the length
+they have in the middle of a picture.
 
 `floor` is reading the language model's weights once at the speed at which this machine reads memory, measured here.
 `--check` adds the error of teacher-forced logits of bfloat16 against float32 (one prompt, 16 codes).
@@ -24,6 +25,8 @@ from typing import Any
 
 import torch
 from transformers.cache_utils import DynamicCache, StaticCache
+
+from janus_hf.generation.decoding import Decoder
 
 from .memory import PeakMemory
 from .peers import BOI, BOS, PAD, describe_machine, make_ours, make_theirs
@@ -109,26 +112,38 @@ def draw_original(model: Any) -> Callable[[torch.Tensor, Clock], None]:
     return lambda ids, clock: _draw_original(model, ids, clock)
 
 
+class HalfFull(Decoder):
+    """Plain steps in the middle of a picture."""
+
+    def make_cache(self, implementation: str, text_config: Any, rows: int, length: int) -> Any:
+        cache = super().make_cache(implementation, text_config, rows, length)
+        shape = (rows, text_config.num_key_value_heads, (length - PROMPT) // 2, text_config.head_dim)
+        empty = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        for layer in range(text_config.num_hidden_layers):
+            cache.update(empty, empty, layer)
+        return cache
+
+    def refresh(self, model: Any) -> None:
+        weight = next(model.language_model.parameters())
+        self.dtype, self.device = weight.dtype, weight.device
+
+
 def draw_ours(model: Any) -> Callable[[torch.Tensor, Clock], None]:
     return lambda ids, clock: model.generate_images(ids, guidance_scale=GUIDANCE, callback=clock)
 
 
 def quantised(model: Any, bits: str) -> Any:
     """The same with a language model of fewer bits, by torchao; everything else is shared."""
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig, quantize_
+    from torchao.quantization import quantize_
+
+    from janus_hf.modeling.quantisation import weight_only_config
 
     other = copy.copy(model)
     other._modules = dict(model._modules)
     other._modules["model"] = copy.copy(model.model)
     other.model._modules = dict(model.model._modules)
     other.model._modules["language_model"] = copy.deepcopy(model.model.language_model)
-    if bits == "int8":
-        config = Int8WeightOnlyConfig()
-    elif model.device.type == "cpu":
-        config = Int4WeightOnlyConfig(group_size=128, int4_packing_format="opaque")
-    else:
-        config = Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
-    quantize_(other.model.language_model, config)
+    quantize_(other.model.language_model, weight_only_config(bits, model.device).get_apply_tensor_subclass())
     return other
 
 
@@ -136,8 +151,11 @@ def make_models(names: list[str], ours: Any) -> dict[str, Any]:
     """The models that draw, by contender."""
     models: dict[str, Any] = {}
     for name in names:
-        if name in ("ours", "original"):
+        if name == "original":
             models[name] = ours
+        elif name == "ours":
+            models[name] = copy.copy(ours)
+            models[name]._decoder = HalfFull()
         elif name == "in_tree":
             models[name] = make_theirs(ours)
         else:
@@ -171,7 +189,7 @@ def reading_speed(device: str) -> float:
 def logit_errors(models: dict[str, Any], codes: int = 16) -> dict[str, tuple[float, float]]:
     """Mean and largest error of the logits after each of some given codes, against the same weights in float32.
 
-    Every model steps as it draws: one code at a time, through its static cache.
+    Every model steps as it draws: one code at a time, through its cache.
     """
     ours = next(iter(models.values()))
     ids = make_prompts(1, ours.device.type)
@@ -309,14 +327,15 @@ def main() -> None:
             row = (
                 f"| {batch_size} | {name} | {median * 1e3:.1f} | {median / batch_size * 1e3:.1f} | "
                 f"{'' if base is None else f'{base / median:.2f}'} | "
-                f"{'' if name == 'original' else f'{first * 1e3:.0f}'} | "
+                f"{'' if name in ('original', 'ours') else f'{first * 1e3:.0f}'} | "
                 f"{'' if warm is None else f'{warm:.0f}'} | {peaks[name] / 1e9:.2f} |"
             )
             lines.append(row)
             print(row, flush=True)
     if arguments.check:
         lines += ["", "| contender | mean error of logits against float32 | largest |", "|---|---:|---:|"]
-        errors = logit_errors({"ours": ours} | {name: m for name, m in models.items() if name != "original"})
+        others = {name: model for name, model in models.items() if name not in ("ours", "original")}
+        errors = logit_errors({"ours": ours} | others)
         lines += [f"| {name} | {mean:.2e} | {largest:.2e} |" for name, (mean, largest) in errors.items()]
         print("\n".join(lines[-len(errors) - 2 :]))
     if arguments.output:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
+from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig, initialization
 
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration
 
@@ -40,7 +40,7 @@ def make_ours(size: str, dtype: torch.dtype, device: str) -> JanusProForConditio
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with torch.device(device), transformers.initialization.no_init_weights():
+        with torch.device(device), initialization.no_init_weights():
             model = JanusProForConditionalGeneration(config)
     finally:
         torch.set_default_dtype(before)

@@ -470,6 +470,13 @@ def test_many_questions_refuse_what_their_cache_cannot(pipe, picture, setting):
         pipe.ask(picture, ["one?", "two?"], **setting)
 
 
+def test_a_static_cache_answers_alike(golden_pipe, picture):
+    question = "What is in the picture?"
+    expected = golden_pipe.ask(picture, question, max_new_tokens=12)
+    assert golden_pipe.ask(picture, question, max_new_tokens=12, cache_implementation="static") == expected
+    assert expected
+
+
 def test_many_questions_look_at_the_picture_once(golden_pipe, picture):
     seen = []
     hook = golden_pipe.model.model.vision_model.register_forward_pre_hook(

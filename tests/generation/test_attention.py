@@ -45,3 +45,24 @@ def test_the_models_own_way_comes_back():
     with pytest.raises(KeyError):
         fail()
     assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.slow
+def test_compiled_the_query_is_computed_once():
+    """The cosine of a position in the loop over all keys is what made this attention four times slower."""
+    from torch._inductor.utils import run_and_get_code
+
+    def attend(x, position, key, value, mask):
+        return single_query_attention(None, x * (position * x).cos(), key, value, mask)[0]
+
+    torch.manual_seed(0)
+    x, position = torch.randn(2, 4, 1, 16), torch.randn(2, 1, 1, 16)
+    key, value = torch.randn(2, 4, 100, 16).bfloat16(), torch.randn(2, 4, 100, 16).bfloat16()
+    mask = torch.ones(2, 1, 1, 100, dtype=torch.bool)
+    arguments = (x, position, key, value, mask)
+    found, (code,) = run_and_get_code(torch.compile(attend, fullgraph=True, dynamic=False), *arguments)
+    torch.testing.assert_close(found, attend(*arguments), rtol=0, atol=1e-5)  # the order of sums
+    before, _, loops = code.partition(".cos()")
+    assert loops, "the query's cosine is not in the code"
+    assert "(100L)" not in before  # no loop over the keys is open around it
+    assert "(100L)" in loops

@@ -6,6 +6,7 @@ compiler turns it into loops that read the cache once and count in float32.
 `R` rows, `H` heads, `G` heads of keys and values, `n` queries, `L` positions, `D` width of a head.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,12 +44,29 @@ def single_query_attention(
         return output, None
     rows, heads, _, width = query.shape
     groups, length = key.shape[1:3]
-    grouped = query.view(rows, groups, heads // groups, 1, width).float()
-    scores = (grouped * key[:, :, None].float()).sum(dim=-1) * (width**-0.5 if scaling is None else scaling)
+    grouped = _computed_once(query.float()).view(rows, groups, heads // groups, 1, width)
+    products = grouped * key[:, :, None].float()
+    scores = _sum(products, dim=-1, fold=2) * (width**-0.5 if scaling is None else scaling)
     visible = attention_mask.view(rows, 1, 1, length)
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
-    output = (weights[..., None] * value[:, :, None].float()).sum(dim=-2)
+    scores = scores.masked_fill(~visible, float("-inf"))
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+    # Divided after the sum: a division for every weight and number of the value costs more than reading the cache.
+    output = _sum(weights[..., None] * value[:, :, None].float(), dim=-2, fold=4) / weights.sum(dim=-1, keepdim=True)
     return output.view(rows, 1, heads, width).to(query.dtype), None
+
+
+def _sum(x: torch.Tensor, dim: int, fold: int) -> torch.Tensor:
+    """Sum over a dimension, its loop unrolled by `fold` where that divides: fewer sums wait for each other."""
+    fold = math.gcd(x.shape[dim], fold)
+    return x.unflatten(dim, (fold, -1) if dim == -1 else (-1, fold)).sum(dim=-2).sum(dim=dim)
+
+
+def _computed_once(x: torch.Tensor) -> torch.Tensor:
+    """The same numbers, in memory. Else the compiler computes the query, sines and cosines of its position included,
+    anew for every key; `as_strided` is an operation that it writes its input to memory for.
+    """
+    x = x.contiguous()
+    return x.as_strided(x.shape, x.stride())
 
 
 AttentionInterface.register(NAME, single_query_attention)

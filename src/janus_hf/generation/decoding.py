@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.utils import logging
 
 from .attention import attending_singly
+from .cache import PreallocatedCache
 from .sampling import Sampling, guide
 
 
@@ -91,7 +92,7 @@ class Decoder:
     def make_cache(self, implementation: str, text_config: Any, rows: int, length: int) -> Cache:
         """An empty cache for `rows` rows of up to `length` positions."""
         if implementation == "static":
-            return StaticCache(config=text_config, max_cache_len=length)
+            return PreallocatedCache(text_config, length)
         if implementation == "dynamic":
             return DynamicCache(config=text_config)
         raise ValueError(f"cache_implementation must be 'static' or 'dynamic', got {implementation!r}.")
@@ -132,6 +133,7 @@ class CompiledDecoder(Decoder):
         self._graphs: dict[tuple[Any, ...], Callable[..., DrawnCodes]] = {}
         self._caches: dict[tuple[int, int], StaticCache] = {}
         self._weights: Any = None
+        self._kernels = "CPP"
 
     def make_cache(self, implementation: str, text_config: Any, rows: int, length: int) -> Cache:
         """The cache of the last drawing of this size, emptied."""
@@ -191,8 +193,7 @@ class CompiledDecoder(Decoder):
 
         weight = next(model.language_model.parameters())
         attention = attending_singly(model.language_model) if weight.dtype != torch.float32 else nullcontext()
-        # One kind of matrix kernel leaves nothing to be timed, layer by layer.
-        with attention, config.patch(freezing=True, max_autotune=True, max_autotune_gemm_backends="CPP"):
+        with attention, config.patch(freezing=True, max_autotune=True, max_autotune_gemm_backends=self._kernels):
             yield
 
     def refresh(self, model: Any) -> None:
@@ -202,6 +203,10 @@ class CompiledDecoder(Decoder):
             logger.warning("The model has changed since its drawing step was compiled: compiling it anew.")
             self._forget()
         self.device, self._weights = weights[0][0], weights
+        # One kind of matrix kernel leaves nothing to be timed, layer by layer. For int4 it is PyTorch's own: not all
+        # processors have another.
+        int4 = any(type(weight).__name__ == "Int4OpaqueTensor" for weight in model.parameters())
+        self._kernels = "ATEN" if int4 else "CPP"
 
 
 def _fingerprint(weight: torch.Tensor, with_values: bool) -> tuple[Any, ...]:
@@ -213,10 +218,10 @@ def _fingerprint(weight: torch.Tensor, with_values: bool) -> tuple[Any, ...]:
     if not with_values:
         return place
     version = 0 if weight.is_inference() else weight._version
-    rows = None
-    if type(weight.data) is torch.Tensor and weight.ndim:
-        rows = weight.detach()[:: max(1, len(weight) // 16)].double().sum().item()
-    return (*place, id(weight), version, rows)
+    names = weight.__tensor_flatten__()[0] if hasattr(weight, "__tensor_flatten__") else []  # of quantised weights
+    parts = [getattr(weight, name) for name in names] or [weight.detach()]
+    rows = [part[:: max(1, len(part) // 16)].double().sum().item() for part in parts if part.ndim]
+    return (*place, id(weight), version, *rows)
 
 
 def _lengthen(mask_RT: torch.Tensor, length: int) -> torch.Tensor:

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from janus_hf.modeling.image_codec import Upsample
+
 
 K, SIDE, P = 40, 8, 16  # of the tiny config
 
@@ -153,3 +155,18 @@ def test_gradient_checkpointing_changes_no_gradient(codec):
     assert len(calls) == 2
     for name, grad in plain.items():
         torch.testing.assert_close(found[name], grad, atol=1e-6, rtol=1e-5)  # measured 0
+
+
+def test_doubling_in_quarters_is_doubling_then_convolving():
+    torch.manual_seed(0)
+    layer, x = Upsample(8), torch.randn(2, 8, 5, 7)
+    expected = layer(x)  # gradients are on: doubled, then convolved
+    with torch.no_grad():
+        found = layer(x)
+        assert not torch.equal(found, expected)  # another order of sums, so it is the other way
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # 72 products and their sums in float32
+        half = Upsample(8).bfloat16()
+        assert torch.equal(
+            half(x.bfloat16()), half.conv(F.interpolate(x.bfloat16(), scale_factor=2.0, mode="nearest"))
+        )

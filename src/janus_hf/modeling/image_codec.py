@@ -94,7 +94,34 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # A processor's convolutions take as long as their multiplications; other layers than `nn.Conv2d`, and weights
+        # that are not here, belong to adapters and to offloading.
+        exact = x.dtype == torch.float32 and type(self.conv) is nn.Conv2d and not self.conv.weight.is_meta
+        if exact and x.device.type == "cpu" and not torch.is_grad_enabled():
+            return self._in_quarters(x)
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+    def _in_quarters(self, x: torch.Tensor) -> torch.Tensor:
+        """The same in 4/9 of the multiplications.
+
+        Two of the three rows, and columns, that a kernel meets are copies of one. So a pixel of the result at an even
+        or odd row and column is a 2x2 convolution of what is not yet doubled, with sums of the kernel's taps.
+        """
+        height, width = x.shape[-2:]
+        doubled = x.new_empty(len(x), self.conv.out_channels, 2 * height, 2 * width)
+        doubled = _channels_last(doubled)
+        for row in (0, 1):
+            for column in (0, 1):
+                kernel = _merge_taps(_merge_taps(self.conv.weight, 2, row), 3, column)
+                quarter = F.conv2d(x, kernel, self.conv.bias, padding=1)
+                doubled[:, :, row::2, column::2] = quarter[:, :, row : row + height, column : column + width]
+        return doubled
+
+
+def _merge_taps(weight: torch.Tensor, dim: int, parity: int) -> torch.Tensor:
+    """Three taps -> two: at even places the last two meet the same pixel, at odd ones the first two."""
+    first, middle, last = weight.unbind(dim)
+    return torch.stack([first, middle + last] if parity == 0 else [first + middle, last], dim)
 
 
 class Level(nn.Module):

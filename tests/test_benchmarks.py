@@ -1,5 +1,6 @@
 """The benchmarks run, whole, on tiny models: what they print on a real machine is theirs to say."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +8,18 @@ from pathlib import Path
 import pytest
 
 
+ROOT = Path(__file__).parents[1]
+
+
+def table(output: str) -> list[list[str]]:
+    """Its rows, of all that was printed."""
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")]
+
+
 def benchmark(*arguments: str) -> list[list[str]]:
     """The rows of the table it prints."""
     command = [sys.executable, "-m", *arguments]
-    root = Path(__file__).parents[1]
-    output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=root).stdout
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")]
+    return table(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
 
 
 def test_drawing():
@@ -38,8 +45,12 @@ def test_drawing_compiled():
 TINY_QUALITY = ("benchmarks.quality", "--prompts-per-tag", "1", "--images-per-prompt", "1", "--questions", "6")
 
 
-def test_quality():
-    (row,) = benchmark(*TINY_QUALITY, "--contenders", "bfloat16")[2:]
+def test_quality(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """In this process, where everything it imports is loaded already."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.setattr(sys, "argv", [*TINY_QUALITY, "--contenders", "bfloat16"])
+    importlib.import_module("benchmarks.quality").main()
+    (row,) = table(capsys.readouterr().out)[2:]
     assert row[0] == "bfloat16"
     assert 0.97 < float(row[1]) <= 1  # 384 codes
     assert 0 < float(row[2]) < 1e-3  # other numbers were compared, but hardly other distributions
@@ -51,16 +62,17 @@ def test_quality_of_quantised_weights():
     rows = benchmark(*TINY_QUALITY)[2:]
     assert [row[0] for row in rows] == ["float32", "bfloat16", "int8", "int4"]
     assert [float(cell) for cell in rows[0][1:3]] == [1, 0]  # with itself
-    divergences = [float(row[2]) for row in rows]
-    assert divergences == sorted(divergences)  # fewer bits, more errors
-    assert divergences[3] > 10 * divergences[1]
+    _, bfloat16, int8, int4 = (float(row[2]) for row in rows)
+    # int8 computes in bfloat16, and about as far from float32: either may come out ahead.
+    assert min(bfloat16, int8) > 0
+    assert int4 > 10 * max(bfloat16, int8)
     assert all(float(row[1]) > 0.9 for row in rows)
 
 
 def test_every_benchmark_is_listed():
     output = subprocess.run(
-        [sys.executable, "-m", "benchmarks"], check=True, capture_output=True, text=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-m", "benchmarks"], check=True, capture_output=True, text=True, cwd=ROOT
     ).stdout
-    folder = Path(__file__).parents[1] / "benchmarks"
+    folder = ROOT / "benchmarks"
     runnable = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text() and path.stem[0] != "_"}
     assert {line.split(".")[-1] for line in output.splitlines() if line.startswith("python")} == runnable

@@ -9,6 +9,7 @@ scale and a zero point per group), and they are packed for the processor when th
 
 import copy
 import importlib.util
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,13 +18,15 @@ import torch
 from torch import nn
 from transformers import TorchAoConfig
 from transformers.quantizers import AutoQuantizationConfig
+from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import is_torchao_available
 
 from ..errors import CheckpointError
 
 
 # Kept in full precision when the language model is quantised: they are small, and drawing suffers first from errors
-# here. Quantisers match these as patterns from the start of a module's name.
+# here. Quantisers match these as patterns from the start of a module's name. An adapter that is loaded with the model
+# passes the quantiser, too; its ranks are below what the kernels take.
 NOT_QUANTISED = tuple(
     rf"(model\.)?{part}"
     for part in (
@@ -34,6 +37,7 @@ NOT_QUANTISED = tuple(
         "generation_aligner",
         "generation_head",
         "lm_head",
+        r".*\.lora_\w+",
     )
 )
 INT4_GROUP_SIZE = 64  # divides every width of the released models, and of the small one in the package
@@ -129,55 +133,100 @@ def settle_quantised(model: nn.Module) -> None:
 
     Raises:
         CheckpointError: If the file's int4 weights have no kernel on this device.
-        ValueError: If weights of the language model could not be quantised as asked.
+        ValueError: If weights that the config wants in groups, of a size that does not fit them, were left as they
+            were. What a config by names (torchao's `FqnToConfig`) leaves plain on purpose is no fault.
     """
-    config = getattr(getattr(model, "hf_quantizer", None), "quantization_config", None)
+    quantiser: Any = getattr(model, "hf_quantizer", None)
+    config = getattr(quantiser, "quantization_config", None)
     if not isinstance(config, TorchAoConfig):
         return
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     for name, module in linears.items():
         module.weight = _pack(name, module.weight)
-    if config.modules_to_not_convert != list(NOT_QUANTISED):
-        return
-    wanted = {name: module.weight for name, module in linears.items() if "language_model.layers." in name}
-    left = {name: weight for name, weight in wanted.items() if type(weight.data) is torch.Tensor}
-    if left:
-        name, weight = next(iter(left.items()))
-        raise ValueError(
-            f"torchao left {len(left)} of the language model's {len(wanted)} weights as they were: {name}, for one, "
-            f"has {weight.shape[1]} inputs, and the group_size of int4 (32, 64 or 128) must divide them. Choose one "
-            "that does, or take int8."
-        )
+    if quantiser.pre_quantized or config.modules_to_not_convert != list(NOT_QUANTISED):
+        return  # a file's layers are as they were saved
+    layers = [name for name in linears if should_convert_module(name, config.modules_to_not_convert)]
+    _check_nothing_left(config.quant_type, {name: linears[name].weight for name in layers})
 
 
 @contextmanager
 def portable_int4(model: Any) -> Iterator[None]:
-    """While it lasts, int4 weights packed for a CPU lie in torchao's plain order, and the model's config says so."""
-    packed: dict[nn.Module, Any] = {
-        module: module.weight
-        for module in model.modules()
+    """While it lasts, int4 weights packed for a CPU lie in torchao's plain order, and the model's config says so.
+
+    Raises:
+        ValueError: If the kernel they are packed for rounds its inputs, too: torchao has no other order for those.
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
         if isinstance(module, nn.Linear) and type(module.weight).__name__ == "Int4OpaqueTensor"
     }
-    if not packed:
+    if not layers:
         yield
         return
-    from torchao.quantization import Int4WeightOnlyConfig
-
     before = model.config.quantization_config
-    groups = next(iter(packed.values())).block_size[1]
+    packed: dict[str, Any] = {name: module.weight for name, module in layers.items()}
+    for name, weight in packed.items():
+        if weight.act_mapping_type is not None:
+            raise ValueError(
+                f"torchao cannot save the weights of {type(_config_of(name, before.quant_type)).__name__} ({name} and "
+                "others): they are packed for this processor's kernel. Quantise the unquantised checkpoint each time "
+                "it is loaded, or take quantization_config='int4', which can be saved."
+            )
     places: dict[torch.Size, torch.Tensor] = {}
     try:
-        for module, weight in packed.items():
+        for name, weight in packed.items():
             if weight.shape not in places:
                 places[weight.shape] = _places(weight.shape)
-            module.weight = nn.Parameter(_unpack(weight, places[weight.shape]), requires_grad=False)
+            layers[name].weight = nn.Parameter(_unpack(weight, places[weight.shape]), requires_grad=False)
         model.config.quantization_config = copy.copy(before)
-        model.config.quantization_config.quant_type = Int4WeightOnlyConfig(groups, set_inductor_config=False)
+        model.config.quantization_config.quant_type = _portable_config(before.quant_type)
         yield
     finally:
         model.config.quantization_config = before
-        for module, weight in packed.items():
-            module.weight = weight
+        for name, weight in packed.items():
+            layers[name].weight = weight
+
+
+def _check_nothing_left(config: Any, weights: dict[str, Any]) -> None:
+    """That torchao quantised what it was asked to: weights that its groups do not fit it leaves without a word."""
+    asked = {name: _config_of(name, config) for name in weights}
+    wanted = [name for name, one in asked.items() if getattr(one, "group_size", None)]
+    left = [name for name in wanted if type(weights[name].data) is torch.Tensor]
+    if not left:
+        return
+    outputs, inputs = weights[left[0]].shape
+    raise ValueError(
+        f"torchao left {len(left)} of the {len(wanted)} weights that it should quantise as they were: {left[0]}, for "
+        f"one, has {inputs} inputs and {outputs} outputs, which do not suit {type(asked[left[0]]).__name__}("
+        f"group_size={asked[left[0]].group_size}). Choose a group_size (32, 64 or 128) that divides the inputs, or "
+        "take int8."
+    )
+
+
+def _config_of(name: str, config: Any) -> Any:
+    """Torchao's config of the layer `name`, where `config` may be one by names; None if that leaves the layer plain.
+
+    By the rules of `FqnToConfig`: exact names first, then the first pattern that fits, then the default.
+    """
+    if type(config).__name__ != "FqnToConfig":
+        return config
+    configs, names = config.fqn_to_config, (f"{name}.weight", name)
+    exact = (one for one in names if one in configs)
+    patterns = (key for key in configs if key.startswith("re:"))
+    fitting = (key for key in patterns if any(re.fullmatch(key.removeprefix("re:"), one) for one in names))
+    return configs.get(next(exact, None) or next(fitting, "_default"))
+
+
+def _portable_config(config: Any) -> Any:
+    """What files say instead: torchao does not find its config of a CPU's int4 when it reads them."""
+    from torchao.quantization import FqnToConfig, Int4WeightOnlyConfig
+
+    if isinstance(config, FqnToConfig):
+        return FqnToConfig({name: _portable_config(one) for name, one in config.fqn_to_config.items()})
+    if type(config).__name__ == "PrototypeInt4WeightOnlyConfig":
+        return Int4WeightOnlyConfig(config.group_size, set_inductor_config=False)
+    return config
 
 
 def _pack(name: str, weight: Any) -> nn.Parameter:

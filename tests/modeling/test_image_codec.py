@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from janus_hf.modeling.image_codec import Upsample
+from janus_hf.modeling.image_codec import DoublingConv2d
 
 
 K, SIDE, P = 40, 8, 16  # of the tiny config
@@ -159,14 +159,16 @@ def test_gradient_checkpointing_changes_no_gradient(codec):
 
 def test_doubling_in_quarters_is_doubling_then_convolving():
     torch.manual_seed(0)
-    layer, x = Upsample(8), torch.randn(2, 8, 5, 7)
-    expected = layer(x)  # gradients are on: doubled, then convolved
+    layer, x = DoublingConv2d(8, 8, 3, padding=1), torch.randn(2, 8, 5, 7)
+
+    def plain(x):
+        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), layer.weight, layer.bias, padding=1)
+
+    assert torch.equal(layer(x), plain(x))  # with gradients
     with torch.no_grad():
         found = layer(x)
-        assert not torch.equal(found, expected)  # another order of sums, so it is the other way
+        assert not torch.equal(found, plain(x))  # another order of sums, so it is the other way
         assert found.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # 72 products and their sums in float32
-        half = Upsample(8).bfloat16()
-        assert torch.equal(
-            half(x.bfloat16()), half.conv(F.interpolate(x.bfloat16(), scale_factor=2.0, mode="nearest"))
-        )
+        torch.testing.assert_close(found, plain(x), rtol=0, atol=2e-6)  # 72 products and their sums in float32
+        layer, x = layer.bfloat16(), x.bfloat16()
+        assert torch.equal(layer(x), plain(x))

@@ -86,36 +86,41 @@ class Downsample(nn.Module):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
 
-class Upsample(nn.Module):
-    """Doubles the grid by repetition, then convolves."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+class DoublingConv2d(nn.Conv2d):
+    """Doubles the grid by repetition, then convolves: `(B, C, H, W)` -> `(B, C, 2 H, 2 W)`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        # A processor's convolutions take as long as their multiplications; other layers than `nn.Conv2d`, and weights
-        # that are not here, belong to adapters and to offloading.
-        exact = x.dtype == torch.float32 and type(self.conv) is nn.Conv2d and not self.conv.weight.is_meta
-        if exact and x.device.type == "cpu" and not torch.is_grad_enabled():
+        # A processor's convolutions take as long as their multiplications.
+        if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
             return self._in_quarters(x)
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
     def _in_quarters(self, x: torch.Tensor) -> torch.Tensor:
         """The same in 4/9 of the multiplications.
 
-        Two of the three rows, and columns, that a kernel meets are copies of one. So a pixel of the result at an even
-        or odd row and column is a 2x2 convolution of what is not yet doubled, with sums of the kernel's taps.
+        Of the three rows that a kernel meets two are copies of one, and so with columns. A pixel of the result, its
+        row and column even or odd, is therefore a 2x2 convolution, by sums of the kernel's taps, of what is not
+        doubled.
         """
         height, width = x.shape[-2:]
-        doubled = x.new_empty(len(x), self.conv.out_channels, 2 * height, 2 * width)
-        doubled = _channels_last(doubled)
+        doubled = _channels_last(x.new_empty(len(x), self.out_channels, 2 * height, 2 * width))
         for row in (0, 1):
             for column in (0, 1):
-                kernel = _merge_taps(_merge_taps(self.conv.weight, 2, row), 3, column)
-                quarter = F.conv2d(x, kernel, self.conv.bias, padding=1)
+                kernel = _merge_taps(_merge_taps(self.weight, 2, row), 3, column)
+                quarter = F.conv2d(x, kernel, self.bias, padding=1)
                 doubled[:, :, row::2, column::2] = quarter[:, :, row : row + height, column : column + width]
         return doubled
+
+
+class Upsample(nn.Module):
+    """Doubles the grid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = DoublingConv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
 
 
 def _merge_taps(weight: torch.Tensor, dim: int, parity: int) -> torch.Tensor:

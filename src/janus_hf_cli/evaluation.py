@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .model import add_model_arguments, best_device, load_pipeline
+from . import model
+from .model import add_model_arguments, load_pipeline
 
 
 def add_eval_parser(commands: Any) -> None:
@@ -96,7 +97,7 @@ def _add_picture_metrics(benchmarks: Any) -> None:
     clipscore = benchmarks.add_parser("clipscore", help="how well drawn pictures fit their prompts, by CLIP")
     clipscore.add_argument("--clip", default="openai/clip-vit-large-patch14", help="name or folder")
     fid = benchmarks.add_parser("fid", help="how far drawn pictures are from pictures of reference")
-    fid.add_argument("--reference", type=Path, required=True, help="folder of pictures of reference")
+    fid.add_argument("--reference", type=Path, required=True, help="folder of pictures of reference, or of a run")
     fid.add_argument("--size", type=int, help="cut to squares of so many pixels a side first (default: as they are)")
     fid.add_argument(
         "--network", help="vision model of transformers instead of Inception, by name or folder; not comparable"
@@ -122,16 +123,12 @@ def _eval(arguments: argparse.Namespace) -> int:
     """Run a benchmark; 1 if anything could not be judged."""
     from contextlib import ExitStack
 
-    from accelerate import PartialState
-
     from janus_hf.evaluation.evaluators import make_evaluator
 
-    PartialState(cpu=(arguments.device or best_device()) == "cpu")
-    name = arguments.benchmark
-    model = Path(arguments.model or "janus-shapes").resolve().name if _is_folder(arguments.model) else arguments.model
-    folder = arguments.output or Path("evaluations") / (model or "janus-shapes").replace("/", "--") / name
+    _begin(arguments)
+    folder = arguments.output or Path("evaluations") / _model_name(arguments.model) / arguments.benchmark
     with ExitStack() as stack:
-        evaluator = make_evaluator(name, arguments.data, **_options(arguments, stack))
+        evaluator = make_evaluator(arguments.benchmark, arguments.data, **_options(arguments, stack))
         pipe = load_pipeline(arguments)
         pipe.set_progress_bar_config(disable=True)  # the benchmark shows one of its own
         report = evaluator(pipe, folder)
@@ -154,8 +151,30 @@ def _printed(report: Any, folder: Path) -> int:
     return 1 if report.failures else 0
 
 
-def _is_folder(model: str | None) -> bool:
-    return model is not None and Path(model).is_dir()
+def _begin(arguments: argparse.Namespace) -> str:
+    """Tell accelerate where this process works: on `--device`, or the best there is. Returns it.
+
+    Raises:
+        ValueError: If it cannot be used, or a launcher gave this process another.
+    """
+    import torch
+    from accelerate import PartialState
+
+    chosen = arguments.device or model.best_device()
+    given = PartialState(cpu=chosen == "cpu").device  # first: in a launched process it sets which GPU "cuda" means
+    device = torch.device(model.check_device(chosen))
+    if None not in (device.index, given.index) and device.index != given.index:
+        raise ValueError(f"--device {device} asked for, but the launcher gave this process {given}: leave it out.")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # what says "cuda", accelerate and judges among them, means this one
+    return str(device)
+
+
+def _model_name(name: str | None) -> str:
+    """Of the model, as a folder's."""
+    if name is None:
+        return "janus-shapes"
+    return Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "--")
 
 
 def _options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
@@ -177,13 +196,14 @@ def _options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
 
 
 def _dpg_options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
+    import torch
     from accelerate import PartialState
 
     from janus_hf.evaluation.dpg import Quirks
     from janus_hf.evaluation.judges import MplugJudge, TransformersVqaJudge
 
     if arguments.mplug_python:
-        device = "cpu" if arguments.device == "cpu" else f"gpu:{PartialState().local_process_index}"
+        device = f"gpu:{torch.cuda.current_device()}" if PartialState().device.type == "cuda" else "cpu"
         judge: Any = stack.enter_context(MplugJudge(arguments.mplug_python, device=device))
     else:
         judge = TransformersVqaJudge(arguments.judge, device=PartialState().device)
@@ -196,32 +216,31 @@ def _eval_clip_score(arguments: argparse.Namespace) -> int:
     from janus_hf.evaluation.rewards import ClipScore
 
     pictures = run_pictures(arguments.results) if arguments.results else prompted_pictures(arguments.images)
-    scorer = ClipScore(arguments.clip, device=_device(arguments), batch_size=arguments.batch_size)
+    scorer = ClipScore(arguments.clip, device=_begin(arguments), batch_size=arguments.batch_size)
     return _measured(arguments, {"clip": arguments.clip}, lambda: evaluate_clip_score(pictures, scorer))
 
 
 def _eval_fid(arguments: argparse.Namespace) -> int:
     """FID; 1 if a picture could not be read."""
-    from janus_hf.evaluation.picture_metrics import VisionFeatures, evaluate_fid, folder_pictures, run_pictures
+    from janus_hf.evaluation.picture_metrics import (
+        VisionFeatures,
+        evaluate_fid,
+        folder_pictures,
+        reference_pictures,
+        run_pictures,
+    )
 
+    device = _begin(arguments)
     pictures = list(run_pictures(arguments.results)) if arguments.results else folder_pictures(arguments.images)
-    reference = folder_pictures(arguments.reference)
-    device = _device(arguments)
+    reference = reference_pictures(arguments.reference)
     network = VisionFeatures(arguments.network, device=device) if arguments.network else None
     options = {"size": arguments.size, "batch_size": arguments.batch_size}
     chosen = {"reference": str(arguments.reference.resolve()), "network": arguments.network, "size": arguments.size}
     return _measured(arguments, chosen, lambda: evaluate_fid(pictures, reference, network, **options))
 
 
-def _device(arguments: argparse.Namespace) -> Any:
-    """This process's device, as the launcher deals them out."""
-    from accelerate import PartialState
-
-    return PartialState(cpu=(arguments.device or best_device()) == "cpu").device
-
-
 def _measured(arguments: argparse.Namespace, chosen: dict[str, Any], measure: Callable[[], Any]) -> int:
-    """Open the report's folder before the work, save the report there, print it."""
+    """Open the report's folder, and read what it is to repeat, before the work; save the report there, print it."""
     from accelerate import PartialState
 
     from janus_hf.evaluation.folder import open_run
@@ -230,9 +249,10 @@ def _measured(arguments: argparse.Namespace, chosen: dict[str, Any], measure: Ca
     source = (arguments.results or arguments.images).resolve()
     folder = arguments.output or source.with_name(f"{source.name}-{arguments.benchmark}")
     chosen = {"benchmark": arguments.benchmark, "pictures": str(source)} | chosen
+    run = {"run": drawn_with(source)} if arguments.results else {}
     open_run(folder, chosen)
     report = measure()
-    report.settings = chosen | report.settings | {"run": drawn_with(source)}
+    report.settings = chosen | report.settings | run
     if PartialState().is_main_process:
         save_report(report, folder)
     return _printed(report, folder)
@@ -249,7 +269,7 @@ def _eval_shapes(arguments: argparse.Namespace) -> None:
 
     from janus_hf.evaluation.shapes import evaluate_shapes
 
-    PartialState(cpu=(arguments.device or best_device()) == "cpu")
+    _begin(arguments)
     pipe = load_pipeline(arguments)
     pipe.set_progress_bar_config(disable=arguments.output is not None)  # then the benchmark shows one of its own
     report = evaluate_shapes(

@@ -248,6 +248,8 @@ def test_prompts_are_checked(tmp_path):
 def test_an_unknown_benchmark_names_the_known(run, capsys):
     with pytest.raises(ValueError, match="Known: geneval, dpg, pope"):
         make_evaluator("imagenet")
+    with pytest.raises(ValueError, match="measures pictures that are there.*janus-hf eval fid"):
+        make_evaluator("fid")
     with pytest.raises(SystemExit):
         run("eval", "imagenet")
     stated = capsys.readouterr().err

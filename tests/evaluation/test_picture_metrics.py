@@ -1,19 +1,20 @@
 """CLIPScore and FID against arithmetic of their own, on tiny random networks."""
 
 import json
-import os
-import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from launch import finish
 from PIL import Image
 from tiny_judges import SIDE, build, clip
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPImageProcessorPil, Dinov2Config, Dinov2Model
+from transformers.utils import logging
 
-import janus_hf_cli
 from janus_hf.evaluation import picture_metrics
 from janus_hf.evaluation.clip import Clip
 from janus_hf.evaluation.picture_metrics import (
@@ -22,10 +23,12 @@ from janus_hf.evaluation.picture_metrics import (
     evaluate_fid,
     folder_pictures,
     prompted_pictures,
+    reference_pictures,
     run_pictures,
 )
 from janus_hf.evaluation.report import Report
 from janus_hf.evaluation.rewards import ClipScore
+from janus_hf_cli import evaluation, model
 
 
 # Sums in another order and a result in float32: measured 6e-8 at most. Covariances over n in the place of n - 1 would
@@ -162,10 +165,10 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
 
     drawn = write(tmp_path / "drawn", 2, seed=0)
     monkeypatch.setattr(torchmetrics.image.fid, "_TORCH_FIDELITY_AVAILABLE", False)
-    with pytest.raises(ImportError, match="pip install torch-fidelity.*--network"):
+    with pytest.raises(ImportError, match=r"torch-fidelity's.*\[eval-metrics\].*--network"):
         evaluate_fid(drawn, drawn)
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    with pytest.raises(ImportError, match="pip install 'torchmetrics"):
+    with pytest.raises(ImportError, match=r"torchmetrics'.*pip install 'janus_hf\[eval-metrics\]'"):
         evaluate_fid(drawn, drawn)
 
 
@@ -185,6 +188,21 @@ def test_features_are_those_the_model_pools(tmp_path):
     with torch.no_grad():
         tokens = dino(**image_processor(images=[Image.open(path) for path in images], return_tensors="pt"))[0]
     torch.testing.assert_close(VisionFeatures(dino, image_processor)(pixels(images)), tokens[:, 0])  # [CLS]
+
+
+def test_features_are_where_the_pictures_are(tmp_path):
+    """The metric may be on another device than the network: of tensors without values, so that it needs none."""
+
+    class Elsewhere(torch.nn.Module):
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, pixel_values):
+            with FakeTensorMode():
+                pooled = torch.empty(len(pixel_values), 5, device="cuda", dtype=torch.bfloat16)
+            return Namespace(pooler_output=pooled)
+
+    seen = VisionFeatures(Elsewhere(), clip()[1])(pixels(write(tmp_path, 2, seed=0)))
+    assert (seen.device, seen.dtype, seen.shape) == (torch.device("cpu"), torch.float32, (2, 5))
 
 
 def test_models_that_do_not_pool_are_refused(tmp_path):
@@ -272,6 +290,19 @@ def test_clip_score_leaves_out_what_cannot_be_read(prompted, tmp_path):
     assert (nothing.metrics, len(nothing.failures)) == ({}, 1)
 
 
+def test_prompts_that_clip_cuts_are_counted_once(tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr("janus_hf.evaluation.clip.logger.warning", warnings.append)
+    logging.warning_once.cache_clear()
+    scorer = ClipScore(*clip(), batch_size=1)  # reads 48 tokens: 46 letters and two ends
+    prompts = ["a" * 47, "a" * 47, "b" * 60, "a" * 46, "a cat"]  # two pictures of the first
+    pictures = dict(zip(write(tmp_path, 5, seed=0), prompts, strict=True))
+    assert "5 pictures. 2 of 4 prompts were cut to 48 tokens. " in evaluate_clip_score(pictures, scorer).protocol
+    assert len(warnings) == 1
+    whole = {path: prompt for path, prompt in pictures.items() if len(prompt) <= 46}
+    assert "cut to" not in evaluate_clip_score(whole, scorer).protocol
+
+
 # Where pictures lie
 
 
@@ -295,6 +326,8 @@ def test_a_run_is_read_in_the_official_layout(tmp_path):
     }
     with pytest.raises(ValueError, match="holds a run, not pictures alone"):
         folder_pictures(run)
+    assert reference_pictures(run) == list(run_pictures(run))
+    assert reference_pictures(run / "00001" / "samples") == folder_pictures(run / "00001" / "samples")
     (run / "00001/samples/0001.png").unlink()
     with pytest.raises(ValueError, match="00001 has 1 pictures where other prompts have 2: the run was stopped"):
         run_pictures(run)
@@ -375,8 +408,70 @@ def test_the_command_line_compares_folders(run, tmp_path, tiny_clip):
     assert (status, "needs a prompt for every picture" in err) == (1, True)
 
 
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines=1", "--num_processes=2"]
-LAUNCH += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+def test_a_run_may_be_the_reference(run, tmp_path, tiny_clip):
+    drawn = write(tmp_path / "drawn", 6, seed=5)
+    reference = write_run(tmp_path / "mine", ["a cat", "a dog"], each=3)
+    status, _, err = run(
+        "eval", "fid", "--images", "drawn", "--reference", reference, "--network", tiny_clip, "-o", "fid"
+    )
+    assert (status, "holds a run" in err) == (0, False)
+    samples = sorted(reference.glob("*/samples/*.png"))
+    report = Report.load("fid")
+    assert [row["filename"] for row in report.rows if row["side"] == "reference"] == list(map(str, samples))
+    expected = evaluate_fid(drawn, samples, VisionFeatures(*clip()))
+    assert report.value == pytest.approx(expected.value, rel=1e-4)
+    assert "run" not in report.settings
+    status, _, err = run("eval", "fid", "--images", "mine", "--reference", "drawn", "--network", tiny_clip)
+    assert (status, "read it by --results" in err) == (1, True)
+
+
+@pytest.mark.parametrize("content", ["no JSON", '{"seed": 0}'])
+def test_what_a_run_recorded_is_read_before_the_work(content, run, tmp_path, monkeypatch):
+    def measure(*arguments, **options):
+        raise AssertionError("hours of work, to be thrown away")
+
+    monkeypatch.setattr(picture_metrics, "evaluate_clip_score", measure)
+    drawn = write_run(tmp_path / "mine", ["a cat"])
+    (drawn / "settings.json").write_text(content)
+    status, _, err = run("eval", "clipscore", "--results", "mine", "--device", "cpu")
+    assert (status, "Expected the settings of a run" in err) == (1, True)
+
+
+def test_other_folders_may_have_a_file_of_that_name(run, tmp_path, tiny_clip):
+    folder = write(tmp_path / "drawn", 2, seed=0)[0].parent
+    (folder / "settings.json").write_text('{"theme": "dark"}')
+    (folder / "metadata.jsonl").write_text(
+        "".join(json.dumps({"file_name": f"{n:04d}.png", "prompt": "a cat"}) + "\n" for n in range(2))
+    )
+    status, _, _ = run("eval", "clipscore", "--images", "drawn", "--clip", tiny_clip)
+    assert (status, "run" in Report.load("drawn-clipscore").settings) == (0, False)
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99"])
+@pytest.mark.parametrize("benchmark", ["clipscore", "fid", "shapes", "geneval"])
+def test_a_device_that_is_not_there_is_refused(benchmark, device, run, tmp_path):
+    write_run(tmp_path / "mine", ["a cat"])
+    arguments = {
+        "clipscore": ["--results", "mine", "--clip", "none"],
+        "fid": ["--results", "mine", "--reference", "mine", "--network", "none"],
+        "shapes": ["--prompts-per-tag", "1", "--questions", "1"],
+        "geneval": ["--detector", "shapes", "--prompts-per-tag", "1"],
+    }
+    status, _, err = run("eval", benchmark, *arguments[benchmark], "--device", device)
+    assert (status, f"--device {device} cannot be used here" in err) == (1, True)
+
+
+def test_the_chosen_gpu_is_the_one_that_cuda_means(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(model, "check_device", lambda device: device)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("cuda:1", "cuda", "mps", "cpu"):
+        assert evaluation._begin(Namespace(device=device)) == device
+    assert chosen == [torch.device("cuda:1")]
+    monkeypatch.setattr("accelerate.PartialState", lambda cpu: Namespace(device=torch.device("cuda:0")))
+    assert evaluation._begin(Namespace(device="cuda:0")) == "cuda:0"
+    with pytest.raises(ValueError, match="cuda:1 asked for, but the launcher gave this process cuda:0"):
+        evaluation._begin(Namespace(device="cuda:1"))
 
 
 @pytest.mark.slow
@@ -387,12 +482,9 @@ def test_two_ranks_are_one(tmp_path, tiny_clip):
         "clipscore": ["--results", drawn, "--clip", tiny_clip, "--batch-size", "2"],
         "fid": ["--results", drawn, "--reference", reference, "--network", tiny_clip, "--batch-size", "2"],
     }
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     for name, arguments in commands.items():
-        arguments = [*map(str, arguments), "--device", "cpu", "-o"]
-        assert janus_hf_cli.main(["eval", name, *arguments, str(tmp_path / f"{name}1")]) == 0
-        command = [*LAUNCH, "-m", "janus_hf_cli", "eval", name, *arguments, str(tmp_path / f"{name}2")]
-        subprocess.run(command, env=environment, check=True, timeout=300, capture_output=True)
+        for processes in (1, 2):
+            finish([name, *map(str, arguments), "-o", str(tmp_path / f"{name}{processes}")], processes)
         one, two = Report.load(tmp_path / f"{name}1"), Report.load(tmp_path / f"{name}2")
         assert two.settings["environments"][0]["processes"] == 2
         assert [row["filename"] for row in one.rows] == [row["filename"] for row in two.rows]

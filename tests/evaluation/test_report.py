@@ -1,9 +1,11 @@
 """Reports, the folder they lie in, and the data they are about."""
 
 import hashlib
+import json
 import re
 import threading
 import time
+from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.error import URLError
@@ -11,13 +13,14 @@ from urllib.error import URLError
 import pytest
 import torch
 from accelerate import PartialState, cpu_offload, disk_offload
+from transformers import BitsAndBytesConfig
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
 from janus_hf.evaluation import folder, sources
 from janus_hf.evaluation.answers import primary_metric
 from janus_hf.evaluation.evaluators import KNOWN, Understanding, make_evaluator
-from janus_hf.evaluation.folder import environments, hash_weights, open_run, write_atomically
+from janus_hf.evaluation.folder import environments, hash_weights, open_run, run_settings, write_atomically
 from janus_hf.evaluation.report import Report, compare
 
 
@@ -89,6 +92,42 @@ def test_a_folder_belongs_to_its_settings(tmp_path):
     assert open_run(tmp_path / "run", settings) == open_run(tmp_path / "run", settings)
     with pytest.raises(ValueError, match="limit: None there, 5 now\n  seed: 0 there, 1 now\nChoose another"):
         open_run(tmp_path / "run", settings | {"seed": 1, "limit": 5})
+
+
+def test_a_run_says_how_its_weights_were_quantised(tmp_path):
+    def quantised(config) -> dict:
+        network = torch.nn.Linear(2, 2)
+        network.dtype, network.config = torch.float32, Namespace(**config)
+        return run_settings(Namespace(model=network), seed=0)
+
+    plain = quantised({})
+    assert plain["quantization"] is None
+    asked = quantised({"quantization_config": BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=5.0)})
+    assert asked["quantization"]["quant_method"] == "bitsandbytes"
+    assert asked["quantization"]["llm_int8_threshold"] == 5.0
+    assert quantised({"quantization_config": asked["quantization"]})["quantization"] == asked["quantization"]
+    assert json.loads(json.dumps(asked)) == asked
+    open_run(tmp_path / "run", asked)
+    with pytest.raises(ValueError, match="  quantization: .*'bitsandbytes'.* there, None now"):
+        open_run(tmp_path / "run", plain)
+
+
+@pytest.mark.parametrize("written", [{}, {"environment": {"torch": "2.6"}}])
+def test_a_folder_that_recorded_no_environments_is_refused_by_its_settings_alone(written, tmp_path):
+    """As early versions of this package left them."""
+    (tmp_path / "settings.json").write_text(json.dumps({"settings": {"seed": 0}} | written))
+    with pytest.raises(ValueError, match="made with other settings:\n  seed: 0 there, 1 now"):
+        open_run(tmp_path, {"seed": 1})
+    assert environments(tmp_path) == []
+    open_run(tmp_path, {"seed": 0})
+    assert environments(tmp_path) == environments(None)
+
+
+@pytest.mark.parametrize("content", ["no JSON", "[]", '{"seed": 0}', '{"settings": 3}'])
+def test_another_programs_settings_are_told(content, tmp_path):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(ValueError, match=r"Expected the settings of a run.*settings.json.*move the file away"):
+        open_run(tmp_path, {"seed": 0})
 
 
 def test_files_are_whole_or_not_there(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from tiny_judges import bert_tokenizer, blip, clip, git, mask2former
+from transformers.utils import logging
 
 from janus_hf.evaluation.mask2former import Mask2FormerDetector
 from janus_hf.evaluation.rewards import (
@@ -185,15 +186,19 @@ def test_clip_scores_are_those_of_the_model():
     assert ClipScore(model, processor)([], []) == []
 
 
-def test_prompts_longer_than_clip_reads_are_cut_with_a_warning(monkeypatch):
+def test_prompts_longer_than_clip_reads_are_cut_with_one_warning(monkeypatch):
     warnings = []
     monkeypatch.setattr("janus_hf.evaluation.clip.logger.warning", warnings.append)
+    logging.warning_once.cache_clear()
     reward = ClipScore(*clip())
     long, short = "a" * 60, "a cat"
-    cut, whole, _ = reward([noise()] * 3, [long, long[:46], short])  # 46 letters and two ends are 48
-    assert len(warnings) == 1
-    assert "reads 48 tokens: the ends of 1 of 3" in warnings[0]
-    assert np.isfinite([cut, whole]).all()
+    reward([noise()] * 2, [long[:46], short])  # 46 letters and two ends are 48
+    assert warnings == []
+    scores = [reward([noise()] * 3, [text, long[:46], short]) for text in (long, "a" * 50)]
+    assert warnings == ["CLIP reads 48 tokens: the ends of longer texts are not seen."]
+    assert scores[0] == scores[1]  # nothing but their ends differs
+    assert reward.is_cut([long, long[:46], long[:47], ""]) == [True, False, True, False]
+    assert reward.is_cut([]) == []
 
 
 def test_pick_score_knows_its_processor():

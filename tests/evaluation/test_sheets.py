@@ -65,6 +65,18 @@ def test_files_are_opened_and_the_sheet_is_saved(tmp_path):
         assert shown(sheet, 12)[0][:3] == ["lime", "red", None]
 
 
+def test_pictures_are_shown_upright(tmp_path):
+    upright = Image.new("RGB", (40, 40), "red")
+    upright.paste("lime", (0, 0, 40, 10))
+    turned = Image.Exif()
+    turned[0x0112] = 3  # "Orientation": stored upside down
+    upright.rotate(180).save(tmp_path / "a.png", exif=turned)
+    expected = score_sheet([upright], ["a"], [1]).tobytes()
+    assert score_sheet([tmp_path / "a.png"], ["a"], [1]).tobytes() == expected
+    with Image.open(tmp_path / "a.png") as opened:
+        assert score_sheet([opened], ["a"], [1]).tobytes() == expected
+
+
 def test_what_does_not_fit_together():
     with pytest.raises(ValueError, match="got 2 pictures, 1 prompts, 2 scores and 2 groups"):
         score_sheet(pictures(2), ["a"], [0, 1])

@@ -62,21 +62,28 @@ class Clip(Pretrained):
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """`(len(texts), D)` float32 of length 1. Texts longer than CLIP reads are cut, with a warning."""
-        limit = self.model.config.text_config.max_position_embeddings
-        lengths = [len(ids) for ids in self.processor.tokenizer(list(texts))["input_ids"]]
-        if max(lengths) > limit:
-            logger.warning(
-                f"CLIP reads {limit} tokens: the ends of {sum(length > limit for length in lengths)} of {len(texts)} "
-                f"texts were not seen (the longest has {max(lengths)})."
-            )
+        """`(len(texts), D)` float32 of length 1. Texts longer than CLIP reads are cut, with a warning, once."""
+        if any(self.is_cut(texts)):
+            logger.warning_once(f"CLIP reads {self.num_tokens} tokens: the ends of longer texts are not seen.")
         features = []
         for batch in self._batches(len(texts)):
             inputs = self.processor.tokenizer(
-                list(texts[batch]), padding=True, truncation=True, max_length=limit, return_tensors="pt"
+                list(texts[batch]), padding=True, truncation=True, max_length=self.num_tokens, return_tensors="pt"
             ).to(self.model.device)
             features.append(self.model.get_text_features(**inputs).pooler_output.float())
         return F.normalize(torch.cat(features), dim=-1)
+
+    @property
+    def num_tokens(self) -> int:
+        """How many tokens of a text CLIP reads; the two that begin and end it are among them."""
+        return int(self.model.config.text_config.max_position_embeddings)
+
+    def is_cut(self, texts: Sequence[str]) -> list[bool]:
+        """Which texts are longer than CLIP reads."""
+        if not texts:
+            return []
+        ids = self.processor.tokenizer(list(texts), verbose=False)["input_ids"]
+        return [len(own) > self.num_tokens for own in ids]
 
 
 class ClipColors(Clip):

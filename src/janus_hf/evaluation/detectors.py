@@ -11,7 +11,8 @@ from PIL import Image
 
 from ..shapes import detect as detect_shapes
 from .clip import ClipColors, ColorNamer, with_colors
-from .pretrained import Pretrained, as_rgb
+from .pictures import as_rgb
+from .pretrained import Pretrained
 from .scoring import Detection
 
 

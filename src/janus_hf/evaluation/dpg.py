@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from .dpg_data import Proposition, read_propositions, split_grid
 from .folder import environments, open_run, processes
 from .journal import Journal
+from .pictures import UNREADABLE, open_rgb
 from .report import Report
 
 
@@ -307,9 +308,8 @@ def _ask_all(
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        return open_rgb(path)
+    except UNREADABLE as error:
         raise ValueError(f"{path.name} cannot be read ({error})") from error
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from .folder import environments, open_run, processes, run_settings, write_atomically
+from .pictures import open_rgb, readable
 
 
 @dataclass(frozen=True)
@@ -155,20 +156,10 @@ def draw_prompts(
             progress.update(len(batch))
     state.wait_for_everyone()
     for number in range(state.process_index, len(items), state.num_processes):
-        drawn = [Image.open(sample_path(folder, number, picture)) for picture in range(images_per_prompt)]
+        drawn = [open_rgb(sample_path(folder, number, picture)) for picture in range(images_per_prompt)]
         write_atomically(folder / f"{number:05d}" / "grid.png", png(grid(drawn)))
     state.wait_for_everyone()
     return spoiled
-
-
-def readable(path: Path) -> bool:
-    """Whether a picture can be decoded to its end."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError):
-        return False
-    return True
 
 
 def png(image: Image.Image) -> bytes:
@@ -188,4 +179,4 @@ def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Ima
     return sheet
 
 
-__all__ = ["DrawnRun", "draw_prompts", "draw_run", "grid", "picture_seed", "png", "readable", "sample_path"]
+__all__ = ["DrawnRun", "draw_prompts", "draw_run", "grid", "picture_seed", "png", "sample_path"]

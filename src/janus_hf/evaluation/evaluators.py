@@ -27,6 +27,7 @@ from .folder import processes, write_atomically
 from .geneval import GenEval
 from .geneval import read_prompts as read_geneval
 from .mask2former import Mask2FormerDetector
+from .picture_metrics import PICTURE_METRICS
 from .prompt_sets import read_geneval2, read_wise
 from .protocol import BENCHMARKS as UNDERSTANDING
 from .report import Report
@@ -228,11 +229,15 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
             small world's prompts (`prompts_per_tag` of each kind) and its exact detector.
 
     Raises:
-        ValueError: If the name is unknown; names the known ones.
+        ValueError: If the name is unknown, naming the known ones, or of `PICTURE_METRICS`.
         FileNotFoundError: If the data are neither there nor to be downloaded; says where to get them.
     """
     if (limit := options.get("limit")) is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}.")
+    if name in PICTURE_METRICS:
+        raise ValueError(
+            f"{name!r} measures pictures that are there: janus_hf.evaluation.picture_metrics, or janus-hf eval {name}."
+        )
     if name not in KNOWN:
         raise ValueError(f"{name!r} is not a benchmark of this package. Known: {', '.join(KNOWN)}.")
     if name == "geneval":

@@ -34,7 +34,7 @@ def processes() -> PartialState:
 
 
 def run_settings(pipe: Any, **chosen: Any) -> dict[str, Any]:
-    """What the outcome of a run depends on: the checkpoint, and what was chosen.
+    """What the outcome of a run depends on: the checkpoint, how it was quantised, and what was chosen.
 
     Args:
         pipe: The pipeline; its weights are hashed, adapters included.
@@ -46,8 +46,18 @@ def run_settings(pipe: Any, **chosen: Any) -> dict[str, Any]:
         "commit": getattr(config, "_commit_hash", None),
         "weights_sha256": hash_weights(pipe.model),
         "dtype": str(pipe.model.dtype).removeprefix("torch."),
+        "quantization": _quantization(config),
         **chosen,
     }
+
+
+def _quantization(config: Any) -> dict[str, Any] | None:
+    """What transformers' quantiser was asked for, as JSON has it; None for weights as they were stored."""
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    asked: dict[str, Any] = json.loads(json.dumps(found if isinstance(found, dict) else found.to_dict()))
+    return asked
 
 
 def environment() -> dict[str, Any]:
@@ -66,10 +76,27 @@ def environment() -> dict[str, Any]:
 
 def environments(folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
     """Every `environment` that a run was worked on in, the first one first; of no folder, the present one."""
-    if folder is None:
-        return [environment()]
-    found: list[dict[str, Any]] = json.loads((Path(folder) / SETTINGS).read_text(encoding="utf-8"))["environments"]
-    return found
+    return [environment()] if folder is None else recorded(folder)[1]
+
+
+def recorded(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings of a run and its environments, as `open_run` wrote them.
+
+    Raises:
+        FileNotFoundError: If nothing is recorded in the folder.
+        ValueError: If the file is another program's.
+    """
+    path = Path(folder) / SETTINGS
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
+        raise ValueError(
+            f"Expected the settings of a run, JSON of an object with 'settings', in {path}; it holds something else. "
+            "Choose another folder, or move the file away."
+        )
+    return content["settings"], content.get("environments", [])
 
 
 def hash_weights(model: torch.nn.Module) -> str:
@@ -124,7 +151,7 @@ def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Pat
         The folder.
 
     Raises:
-        ValueError: If the folder was made with other settings; says which differ.
+        ValueError: If the folder was made with other settings; says which differ. Also as `recorded`.
         FileExistsError: If there are other things in it.
     """
     folder = Path(folder)
@@ -132,8 +159,7 @@ def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Pat
     path = folder / SETTINGS
     worked: list[dict[str, Any]] = []
     if path.is_file():
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found, worked = content["settings"], content["environments"]
+        found, worked = recorded(folder)
         differing = sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key))
         if differing:
             lines = "".join(f"  {key}: {found.get(key)!r} there, {settings.get(key)!r} now\n" for key in differing)
@@ -174,6 +200,7 @@ __all__ = [
     "hash_weights",
     "open_run",
     "processes",
+    "recorded",
     "run_settings",
     "write_atomically",
 ]

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 from accelerate.utils import gather_object
-from PIL import Image
 from tqdm.auto import tqdm
 
 from .detectors import Detector
-from .drawing import draw_run, readable, sample_path
+from .drawing import draw_run, sample_path
 from .folder import environments, processes
 from .paper import look_up
+from .pictures import UNREADABLE, open_rgb
 from .report import Report
 from .scoring import Rules, score
 from .sheets import save_sheet
@@ -171,11 +171,12 @@ class GenEval:
         failures, seen, images = [], [], []
         for number, picture in batch:
             path = sample_path(folder, number, picture)
-            if readable(path):
-                seen.append((number, path))
-                images.append(Image.open(path).convert("RGB"))
-            else:
+            try:
+                images.append(open_rgb(path))
+            except UNREADABLE:
                 failures.append(f"{path.relative_to(folder)} is missing or cannot be read")
+            else:
+                seen.append((number, path))
         if not images:
             return [], failures
         rows = []

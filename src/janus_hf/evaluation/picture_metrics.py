@@ -21,9 +21,10 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from .folder import SETTINGS, environments, processes
+from .folder import SETTINGS, environments, processes, recorded
 from .paper import look_up
-from .pretrained import Pretrained, alike, as_rgb
+from .pictures import UNREADABLE, open_rgb
+from .pretrained import Pretrained, alike
 from .report import Report
 from .rewards import ClipScore
 from .sheets import save_sheet
@@ -32,7 +33,7 @@ from .sheets import save_sheet
 logger = logging.get_logger(__name__)
 
 PICTURE_METRICS = ("clipscore", "fid")
-ENOUGH = 10_000  # pictures on either side of a FID; 2048 features need more pictures than that for a covariance at all
+ENOUGH = 10_000  # pictures on either side of a FID: far fewer, and their features' covariance is a poor estimate
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _PROMPTS = ("prompt", "caption", "text")
@@ -70,9 +71,12 @@ def run_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
 
 
 def drawn_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the pictures of a run depend on, checkpoint and seed among them; empty where nothing is recorded."""
-    path = Path(folder) / SETTINGS
-    return dict(json.loads(path.read_text(encoding="utf-8"))["settings"]) if path.is_file() else {}
+    """What the pictures of a run depend on, checkpoint and seed among them; empty where nothing is recorded.
+
+    Raises:
+        ValueError: If what is recorded is not of a run.
+    """
+    return recorded(folder)[0] if (Path(folder) / SETTINGS).is_file() else {}
 
 
 def folder_pictures(folder: str | os.PathLike[str]) -> list[Path]:
@@ -83,12 +87,22 @@ def folder_pictures(folder: str | os.PathLike[str]) -> list[Path]:
         ValueError: If it is the folder of a run, whose grids and sheets are pictures as well.
     """
     folder = Path(folder)
-    if any(folder.glob("[0-9]*/samples")):
-        raise ValueError(f"{folder} holds a run, not pictures alone: read it by --results.")
+    if _is_run(folder):
+        raise ValueError(f"{folder} holds a run, not pictures alone: read it by --results (run_pictures).")
     pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not pictures:
         raise FileNotFoundError(f"Expected a folder of pictures ({', '.join(_SUFFIXES)}) at {folder}; found none.")
     return pictures
+
+
+def reference_pictures(folder: str | os.PathLike[str]) -> list[Path]:
+    """The pictures of a finished run, or of any folder.
+
+    Raises:
+        FileNotFoundError: If there are none.
+        ValueError: As `run_pictures`.
+    """
+    return list(run_pictures(folder)) if _is_run(Path(folder)) else folder_pictures(folder)
 
 
 def prompted_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
@@ -124,6 +138,10 @@ def prompted_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
     return prompts
 
 
+def _is_run(folder: Path) -> bool:
+    return any(folder.glob("[0-9]*/samples"))
+
+
 def _prompt(path: Path) -> str:
     """What the pictures of a folder of a run were drawn from."""
     line = _parsed(path.read_text(encoding="utf-8").partition("\n")[0])
@@ -153,7 +171,7 @@ def evaluate_clip_score(pictures: Mapping[Path, str], scorer: ClipScore | None =
 
     Returns:
         `clipscore`, in [0, 100], is the mean of 100 max(cos, 0) over the pictures; rows are pictures. Those that
-        cannot be read are in `failures`.
+        cannot be read are in `failures`. How many prompts are longer than CLIP reads is in the protocol.
     """
     scorer = scorer or ClipScore(device=processes().device)
     rows, failures = [], []
@@ -167,7 +185,11 @@ def evaluate_clip_score(pictures: Mapping[Path, str], scorer: ClipScore | None =
         failures += unread
     rows = sorted(gather_object(rows), key=lambda row: str(row["filename"]))
     metrics = {"clipscore": float(np.mean([row["score"] for row in rows]))} if rows else {}
-    protocol = f"{len(rows)} pictures. {look_up('clipscore').protocol}"
+    sentences = [f"{len(rows)} pictures."]
+    prompts = sorted({str(row["prompt"]) for row in rows})
+    if cut := sum(scorer.is_cut(prompts)):
+        sentences.append(f"{cut} of {len(prompts)} prompts were cut to {scorer.num_tokens} tokens.")
+    protocol = " ".join([*sentences, look_up("clipscore").protocol])
     settings = {"clip": scorer.source, "environments": environments(None)}
     return Report("clipscore", metrics, "clipscore", protocol, settings, rows, sorted(gather_object(failures)))
 
@@ -197,7 +219,8 @@ class VisionFeatures(torch.nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pictures as `(N, 3, height, width)` uint8 to features `(N, D)` float32.
+        """Pictures as `(N, 3, height, width)` uint8 to features `(N, D)` float32, on the pictures' device: the model
+        may be on another.
 
         Raises:
             ValueError: If the model gives no pooled features.
@@ -210,7 +233,7 @@ class VisionFeatures(torch.nn.Module):
         pooled = getattr(output, "pooler_output", None)
         if pooled is None:
             raise ValueError(f"{self.name} has no pooled features: choose a model like facebook/dinov2-large.")
-        return pooled.flatten(start_dim=1).float()
+        return pooled.flatten(start_dim=1).to(pixels.device, torch.float32)
 
 
 def evaluate_fid(
@@ -274,15 +297,15 @@ def _frechet_distance(network: torch.nn.Module | None) -> tuple[Any, str]:
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
-        raise ImportError("FID is torchmetrics', which is missing: pip install 'torchmetrics>=1.9,<2'.") from error
+        raise ImportError("FID is torchmetrics', which is missing: pip install 'janus_hf[eval-metrics]'.") from error
     if network is not None:
         return FrechetInceptionDistance(network.eval()), getattr(network, "name", type(network).__name__)
     try:
         return FrechetInceptionDistance(), "inception-v3-compat"
     except ImportError as error:
         raise ImportError(
-            "FID's Inception is torch-fidelity's, which is missing: pip install torch-fidelity (with torchvision), "
-            "or choose another network (--network), which gives other numbers."
+            "FID's Inception is torch-fidelity's, which is missing: pip install 'janus_hf[eval-metrics]', or "
+            "choose another network (--network), which gives other numbers."
         ) from error
 
 
@@ -335,9 +358,8 @@ def _open(paths: Sequence[Path]) -> tuple[dict[Path, Image.Image], list[str]]:
     images, unread = {}, []
     for path in paths:
         try:
-            with Image.open(path) as image:
-                images[path] = as_rgb(image)
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            images[path] = open_rgb(path)
+        except UNREADABLE as error:
             unread.append(f"{path} cannot be read ({error})")
     return images, unread
 
@@ -351,6 +373,7 @@ __all__ = [
     "evaluate_fid",
     "folder_pictures",
     "prompted_pictures",
+    "reference_pictures",
     "run_pictures",
     "save_report",
 ]

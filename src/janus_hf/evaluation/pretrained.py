@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image, ImageOps
 
 
 Key = TypeVar("Key", bound=Hashable)
@@ -89,17 +88,6 @@ def _is_name(model: Any) -> bool:
     return isinstance(model, (str, os.PathLike))
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """The picture upright, without alpha.
-
-    Raises:
-        TypeError: If it is not a PIL picture.
-    """
-    if not isinstance(image, Image.Image):
-        raise TypeError(f"Expected PIL pictures, got a {type(image).__name__}: convert it with PIL.Image.fromarray.")
-    return ImageOps.exif_transpose(image).convert("RGB")
-
-
 def alike(keys: Iterable[Key]) -> dict[Key, list[int]]:
     """Where each key stands, `"aba"` -> `{"a": [0, 2], "b": [1]}`: for batches of one size or length, which need no
     padding.
@@ -110,4 +98,4 @@ def alike(keys: Iterable[Key]) -> dict[Key, list[int]]:
     return places
 
 
-__all__ = ["Pretrained", "alike", "as_rgb"]
+__all__ = ["Pretrained", "alike"]

@@ -18,7 +18,8 @@ from .clip import Clip
 from .detectors import Detector, ShapesDetector
 from .grounding_dino import GroundingDinoDetector
 from .mask2former import Mask2FormerDetector
-from .pretrained import Pretrained, alike, as_rgb
+from .pictures import as_rgb
+from .pretrained import Pretrained, alike
 from .scoring import Detection, Rules, score
 
 

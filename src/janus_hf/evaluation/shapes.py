@@ -20,6 +20,7 @@ from ..shapes import QUESTION_KINDS, TAGS, ask, detect, make_drawing, picture, r
 from .drawing import DrawnRun, draw_run, sample_path
 from .folder import processes
 from .journal import Journal
+from .pictures import open_rgb
 from .report import Report
 from .scoring import score
 from .sheets import save_sheet
@@ -109,7 +110,7 @@ def evaluate_shapes(
         questions=questions,
     )
     paths = [sample_path(run.folder, number, k) for number in range(len(items)) for k in range(images_per_prompt)]
-    drawn = _judge_pictures(items, map(_open, paths))
+    drawn = _judge_pictures(items, map(open_rgb, paths))
     answered = _judge_answers(asked, _shared_answers(pipe, run.folder, asked, batch_size))
     report = _summarise(drawn, answered)
     if processes().is_main_process:
@@ -166,11 +167,6 @@ def _draw(
             **settings,
         ).images
     )
-
-
-def _open(path: Path) -> Image.Image:
-    with Image.open(path) as image:
-        return image.convert("RGB")
 
 
 def _shared_answers(pipe: Any, folder: Path, asked: Sequence[Mapping[str, Any]], batch_size: int) -> list[str]:

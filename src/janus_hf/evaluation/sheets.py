@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .drawing import grid, png
 from .folder import write_atomically
+from .pictures import as_rgb, open_rgb
 
 
 Picture = Image.Image | str | os.PathLike[str]
@@ -77,13 +78,11 @@ def save_sheet(
 
 
 def _tile(picture: Picture, label: str, prompt: str, score: float, pass_mark: float | None) -> Image.Image:
-    if not isinstance(picture, Image.Image):
-        with Image.open(picture) as opened:
-            picture = opened.convert("RGB")
+    image = as_rgb(picture) if isinstance(picture, Image.Image) else open_rgb(picture)
     color = "white" if pass_mark is None else "green" if score >= pass_mark else "red"
     # A small picture's pixels stay what they are.
-    filtering = Image.Resampling.NEAREST if max(picture.size) < _SIDE else Image.Resampling.LANCZOS
-    shown = ImageOps.pad(picture.convert("RGB"), (_SIDE, _SIDE), filtering, color="white")
+    filtering = Image.Resampling.NEAREST if max(image.size) < _SIDE else Image.Resampling.LANCZOS
+    shown = ImageOps.pad(image, (_SIDE, _SIDE), filtering, color="white")
     tile = _blank()
     tile.paste(ImageOps.expand(shown, _FRAME, color), (0, 0))
     caption = f"{score:.3g} {label}: {prompt}" if label else f"{score:.3g} {prompt}"

@@ -57,8 +57,8 @@ class ImageGenerationMixin:
 
         Compiling happens at the first drawing of each size (pictures at once, guidance or not, context rounded up to
         64) and takes minutes for a full-size model. On CUDA the graph is replayed as a CUDA graph. On a CPU
-        the language model's weights are packed for its matrix kernels, which are autotuned; that keeps a second copy
-        of them. In float32 the codes are those of the plain step.
+        the language model's weights are packed for its matrix kernels; that keeps a second copy of them. In
+        float32 the codes are those of the plain step.
 
         Args:
             enabled: False goes back and frees graphs, caches and packed weights.

@@ -123,9 +123,10 @@ class HalfFull(Decoder):
             cache.update(empty, empty, layer)
         return cache
 
-    def refresh(self, model: Any) -> None:
+    def prepare(self, model: Any) -> Any:
         weight = next(model.language_model.parameters())
         self.dtype, self.device = weight.dtype, weight.device
+        return model
 
 
 def draw_ours(model: Any) -> Callable[[torch.Tensor, Clock], None]:

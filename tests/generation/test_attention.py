@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from janus_hf.generation.attention import NAME, attending_singly, single_query_attention
+from janus_hf.generation.attention import single_query_attention
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1], ids=lambda groups: f"{groups} heads of keys")
@@ -32,19 +32,6 @@ def test_half_precision_counts_in_float32():
     found, _ = single_query_attention(None, *halves, mask)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, exact.bfloat16())  # rounded once, at the end
-
-
-def test_the_models_own_way_comes_back():
-    model = SimpleNamespace(config=SimpleNamespace(_attn_implementation="sdpa"))
-
-    def fail():
-        with attending_singly(model):
-            assert model.config._attn_implementation == NAME
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        fail()
-    assert model.config._attn_implementation == "sdpa"
 
 
 @pytest.mark.slow

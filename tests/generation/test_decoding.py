@@ -119,12 +119,26 @@ def test_a_window_below_one_is_refused(tiny_model, mixed):
 # --- compiled
 
 
-@pytest.fixture(scope="module")
-def compiled(make_model):
+OURS = pytest.param(
+    True,
+    marks=pytest.mark.skipif(
+        torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the kernel is for AVX2 and AVX-512"
+    ),
+    id="our kernels",
+)
+
+
+THE_COMPILERS = pytest.param(False, marks=pytest.mark.slow, id="the compiler's kernels")
+
+
+@pytest.fixture(scope="module", params=[OURS, THE_COMPILERS])
+def compiled(make_model, request):
     """Every size costs ten seconds of compiling, so most tests draw three pictures with guidance."""
     model = make_model()
-    assert model.compile_generation()
-    return model
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoding, "packing_pays", lambda device: request.param)
+        assert model.compile_generation()
+        yield model
 
 
 @pytest.mark.parametrize(

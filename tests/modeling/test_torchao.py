@@ -297,10 +297,10 @@ def test_a_compiled_step_notices_changed_scales(bits: str, caplog: pytest.LogCap
     """They change inside of a weight, which itself stays the same object."""
     monkeypatch.setattr(logging.getLogger("janus_hf"), "propagate", True)
     model, decoder = load(bits), CompiledDecoder(torch.device("cpu"))
-    decoder.refresh(model.model)
-    decoder.refresh(model.model)
+    decoder.prepare(model.model)
+    decoder.prepare(model.model)
     assert not caplog.messages
     scales = inner_tensors(model)
     next(tensor for name, tensor in scales.items() if "scale" in name).mul_(2)
-    decoder.refresh(model.model)
+    decoder.prepare(model.model)
     assert "compiling it anew" in caplog.text

@@ -7,8 +7,6 @@ compiler turns it into loops that read the cache once and count in float32.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -73,16 +71,9 @@ AttentionInterface.register(NAME, single_query_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-@contextmanager
-def attending_singly(language_model: Any) -> Iterator[None]:
-    """Within, the language model attends by `single_query_attention`."""
-    config = language_model.config
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+def attend_singly(language_model: Any) -> None:
+    """From now on the language model attends by `single_query_attention`."""
+    language_model.config._attn_implementation = NAME
 
 
-__all__ = ["NAME", "attending_singly", "single_query_attention"]
+__all__ = ["NAME", "attend_singly", "single_query_attention"]

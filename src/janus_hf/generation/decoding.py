@@ -8,15 +8,16 @@ import io
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.utils import logging
 
-from .attention import attending_singly
+from .attention import attend_singly
 from .cache import PreallocatedCache
+from .packed_linear import copy_sharing_weights, pack_linears, packing_pays
 from .sampling import Sampling, guide
 
 
@@ -103,8 +104,9 @@ class Decoder:
         """
         return None if bool(mask_RT.all()) else _lengthen(mask_RT, length)
 
-    def refresh(self, model: Any) -> None:
-        """Called before a drawing."""
+    def prepare(self, model: Any) -> Any:
+        """Called before a drawing; returns the model to draw with."""
+        return model
 
     def step(self, model: Any, cache: Cache, codes: torch.Tensor, *args: Any) -> DrawnCodes:
         """See `decode_step`."""
@@ -115,7 +117,8 @@ class CompiledDecoder(Decoder):
     """Runs `decode_step` as one compiled graph for each size, and keeps the caches that the graphs are made for.
 
     On CUDA a graph is replayed instead of launching its kernels one by one. On a CPU the weights are packed for the
-    matrix kernels: a second copy of the language model, made anew when the weights change.
+    matrix kernels: a second copy of the language model, made anew when the weights change. Who packs depends: where
+    the processor multiplies bfloat16, and for quantised weights, the compiler does; else `packed_linear`.
     """
 
     def __init__(self, device: torch.device, mode: str | None = None) -> None:
@@ -133,7 +136,8 @@ class CompiledDecoder(Decoder):
         self._graphs: dict[tuple[Any, ...], Callable[..., DrawnCodes]] = {}
         self._caches: dict[tuple[int, int], StaticCache] = {}
         self._weights: Any = None
-        self._kernels = "CPP"
+        self._model: Any = None
+        self._options: dict[str, Any] = {}
 
     def make_cache(self, implementation: str, text_config: Any, rows: int, length: int) -> Cache:
         """The cache of the last drawing of this size, emptied."""
@@ -159,7 +163,7 @@ class CompiledDecoder(Decoder):
         settings = (guidance_scale is None, sampling.do_sample, sampling.top_k, sampling.top_p is None)
         size = (*codes.shape, cache.get_max_length(), *settings)
         if size in self._graphs:
-            with self._settings(model):
+            with self._settings():
                 return self._graphs[size](model, cache, codes, *args)
         start = time.perf_counter()
         logger.warning(
@@ -167,7 +171,7 @@ class CompiledDecoder(Decoder):
             "pictures and kind of settings, and takes minutes for a full-size model."
         )
         graph = self._compile()
-        with self._settings(model), _quiet_autotuning():
+        with self._settings(), _quiet_autotuning():
             drawn = graph(model, cache, codes, *args)
         logger.warning(f"Compiled in {time.perf_counter() - start:.0f} s.")
         self._graphs[size] = graph
@@ -182,31 +186,47 @@ class CompiledDecoder(Decoder):
         return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
     @contextmanager
-    def _settings(self, model: Any) -> Iterator[None]:
-        """Of the compiler, and how the model attends. Not `options` of torch.compile: whether weights become constants
-        is decided before those are read.
+    def _settings(self) -> Iterator[None]:
+        """Of the compiler. Not `options` of torch.compile: those are read after it is decided whether weights become
+        constants.
         """
-        if not self._packs_weights:
+        if not self._options:
             yield
             return
         from torch._inductor import config
 
-        weight = next(model.language_model.parameters())
-        attention = attending_singly(model.language_model) if weight.dtype != torch.float32 else nullcontext()
-        with attention, config.patch(freezing=True, max_autotune=True, max_autotune_gemm_backends=self._kernels):
+        with config.patch(self._options):
             yield
 
-    def refresh(self, model: Any) -> None:
-        """Drop what was compiled if the model has moved, or if packed weights are no longer the model's."""
+    def prepare(self, model: Any) -> Any:
+        """The model, or on a CPU a copy of it with packed weights.
+
+        What was compiled is dropped if the model has moved, or if packed weights are no longer the model's.
+        """
         weights = [_fingerprint(weight, self._packs_weights) for weight in model.parameters()]
         if self._weights is not None and weights != self._weights:
             logger.warning("The model has changed since its drawing step was compiled: compiling it anew.")
             self._forget()
         self.device, self._weights = weights[0][0], weights
+        if not self._packs_weights:
+            return model
+        if self._model is None:
+            self._model = self._pack(model)
+        return self._model
+
+    def _pack(self, model: Any) -> Any:
+        packed = copy_sharing_weights(model)
+        if next(model.language_model.parameters()).dtype != torch.float32:
+            attend_singly(packed.language_model)
+        parts = (packed.language_model, packed.generation_aligner, packed.generation_head)
+        if packing_pays(self.device) and all([pack_linears(part) for part in parts]):
+            return packed
         # One kind of matrix kernel leaves nothing to be timed, layer by layer. For int4 it is PyTorch's own: not all
         # processors have another.
         int4 = any(type(weight).__name__ == "Int4OpaqueTensor" for weight in model.parameters())
-        self._kernels = "ATEN" if int4 else "CPP"
+        kernels = "ATEN" if int4 else "CPP"
+        self._options = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": kernels}
+        return packed
 
 
 def _fingerprint(weight: torch.Tensor, with_values: bool) -> tuple[Any, ...]:

@@ -49,8 +49,8 @@ class Drawing:
         keys: torch.Tensor,
     ) -> None:
         config = model.config
-        self.model, self.decoder = model.model, model._decoder
-        self.decoder.refresh(self.model)
+        self.decoder = model._decoder
+        self.model = self.decoder.prepare(model.model)
         self.ids, self.prompt_mask, self.length = ids_RT, mask_RT, ids_RT.shape[1]
         self.num_codes, self.grid = config.vq_config.num_image_tokens, config.vq_config.num_patches
         self.codebook = config.vq_config.num_embeddings

@@ -5,9 +5,8 @@
 
 Random weights of full size, shared by all; guidance 5, prompts of 20 tokens, sampling from the full softmax. A drawing
 is started as its user would start it and stopped after some codes, contenders by turns. The time of a step is the
-median time between two codes, the first left out, over all rounds. The caches of in-tree and of compiled steps have
-their full length from the start; those that grow, or are attended as far as they are written, are given the length
-they have in the middle of a picture.
+median time between two codes, the first left out, over all rounds. In-tree attends to its cache's full length from the
+start; the others attend as far as theirs are written, and are given the length of the middle of a picture.
 
 `floor` is reading the language model's weights once at the speed at which this machine reads memory, measured here.
 `--check` adds the error of teacher-forced logits of bfloat16 against float32 (one prompt, 16 codes).
@@ -112,21 +111,19 @@ def draw_original(model: Any) -> Callable[[torch.Tensor, Clock], None]:
     return lambda ids, clock: _draw_original(model, ids, clock)
 
 
-class HalfFull(Decoder):
-    """Plain steps in the middle of a picture."""
+def start_half_way(model: Any) -> None:
+    """Give the model's caches the positions that they have in the middle of a picture, with nothing in them."""
+    decoder, weight = model._decoder, next(model.model.language_model.parameters())
 
-    def make_cache(self, implementation: str, text_config: Any, rows: int, length: int) -> Any:
-        cache = super().make_cache(implementation, text_config, rows, length)
+    def make_cache(implementation: str, text_config: Any, rows: int, length: int) -> Any:
+        cache = type(decoder).make_cache(decoder, implementation, text_config, rows, length)
         shape = (rows, text_config.num_key_value_heads, (length - PROMPT) // 2, text_config.head_dim)
-        empty = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        empty = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         for layer in range(text_config.num_hidden_layers):
             cache.update(empty, empty, layer)
         return cache
 
-    def prepare(self, model: Any) -> Any:
-        weight = next(model.language_model.parameters())
-        self.dtype, self.device = weight.dtype, weight.device
-        return model
+    decoder.make_cache = make_cache
 
 
 def draw_ours(model: Any) -> Callable[[torch.Tensor, Clock], None]:
@@ -156,12 +153,14 @@ def make_models(names: list[str], ours: Any) -> dict[str, Any]:
             models[name] = ours
         elif name == "ours":
             models[name] = copy.copy(ours)
-            models[name]._decoder = HalfFull()
+            models[name]._decoder = Decoder()
+            start_half_way(models[name])
         elif name == "in_tree":
             models[name] = make_theirs(ours)
         else:
             models[name] = copy.copy(ours) if name == "compiled" else quantised(ours, name)
             models[name].compile_generation()
+            start_half_way(models[name])
     return models
 
 
@@ -240,6 +239,7 @@ def _forced_logits(model: Any, ids: torch.Tensor, forced: torch.Tensor) -> torch
 
     hook = head.register_forward_hook(note_first)
     model._decoder.step = spy
+    vars(model._decoder).pop("make_cache", None)  # from the start, not from the middle
     try:
         model.generate_images(ids, guidance_scale=1.0, do_sample=False, callback=collect)
     except Enough:

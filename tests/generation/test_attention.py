@@ -1,4 +1,4 @@
-"""Attention as sums is PyTorch's attention."""
+"""Attention of few queries is PyTorch's attention."""
 
 from types import SimpleNamespace
 
@@ -6,50 +6,98 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from janus_hf.generation.attention import single_query_attention
+from janus_hf.generation import attention
+from janus_hf.generation.attention import few_queries_attention
+from janus_hf.generation.cpu_kernels import kernels_fit
+
+
+pytestmark = pytest.mark.skipif(
+    not kernels_fit(torch.device("cpu")), reason="the kernel is for processors with AVX2 or AVX-512"
+)
+
+
+def make_inputs(rows, heads, groups, queries, length, width):
+    torch.manual_seed(0)
+    query = torch.randn(rows, heads, queries, width)
+    key, value = torch.randn(rows, groups, length, width), torch.randn(rows, groups, length, width)
+    mask = torch.rand(rows, 1, queries, length) > 0.4
+    mask[..., :2] = False  # padding
+    mask[..., length // 2] = True  # somewhere to go for every query
+    mask[..., length // 2 + 3 :] = False  # not written yet
+    return query, key, value, mask
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1], ids=lambda groups: f"{groups} heads of keys")
-@pytest.mark.parametrize("queries", [1, 3])
-def test_it_is_the_kernels(groups, queries):
-    torch.manual_seed(0)
-    query, key, value = torch.randn(3, 4, queries, 16), torch.randn(3, groups, 20, 16), torch.randn(3, groups, 20, 16)
-    mask = torch.rand(3, 1, queries, 20) > 0.4
-    mask[..., 0] = True  # somewhere to go for every query
+@pytest.mark.parametrize("queries", [1, 3, 32])
+@pytest.mark.parametrize(("length", "width"), [(20, 32), (67, 96), (300, 128), (16, 256)])
+def test_it_is_the_kernels(groups, queries, length, width, monkeypatch):
+    query, key, value, mask = make_inputs(3, 4, groups, queries, length, width)
     module = SimpleNamespace(num_key_value_groups=4 // groups, is_causal=True)
     expected, _ = sdpa_attention_forward(module, query, key, value, mask, scaling=0.3)
-    found, weights = single_query_attention(module, query, key, value, mask, scaling=0.3)
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)
+    found, weights = few_queries_attention(module, query, key, value, mask, scaling=0.3)
     assert weights is None
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # sums of 20 float32 products in another order
+    # Scores are sums of up to 256 float32 products and may reach 20, where float32 is 2e-6 apart.
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_scale_is_one_over_the_root_of_the_width_unless_given():
+    query, key, value, mask = make_inputs(2, 2, 2, 1, 20, 32)
+    default, _ = few_queries_attention(None, query, key, value, mask)
+    assert torch.equal(default, few_queries_attention(None, query, key, value, mask, scaling=32**-0.5)[0])
 
 
 def test_half_precision_counts_in_float32():
-    torch.manual_seed(0)
-    query, key, value = torch.randn(2, 4, 1, 16), torch.randn(2, 4, 50, 16), torch.randn(2, 4, 50, 16)
-    mask = torch.ones(2, 1, 1, 50, dtype=torch.bool)
+    query, key, value, mask = make_inputs(2, 4, 4, 1, 50, 64)
     halves = [tensor.bfloat16() for tensor in (query, key, value)]
-    exact, _ = single_query_attention(None, *(tensor.float() for tensor in halves), mask)
-    found, _ = single_query_attention(None, *halves, mask)
+    exact, _ = few_queries_attention(None, *(tensor.float() for tensor in halves), mask)
+    found, _ = few_queries_attention(None, *halves, mask)
     assert found.dtype == torch.bfloat16
-    assert torch.equal(found, exact.bfloat16())  # rounded once, at the end
+    # Rounded once, at the end; both are sums of the same 50 numbers, in another order.
+    torch.testing.assert_close(found.float(), exact, rtol=2**-8, atol=1e-5)
 
 
-@pytest.mark.slow
-def test_compiled_the_query_is_computed_once():
-    """The cosine of a position in the loop over all keys is what made this attention four times slower."""
-    from torch._inductor.utils import run_and_get_code
+def test_a_row_is_the_same_in_any_company():
+    query, key, value, mask = make_inputs(5, 4, 4, 2, 50, 64)
+    together, _ = few_queries_attention(None, query, key, value, mask)
+    alone, _ = few_queries_attention(None, query[3:4], key[3:4], value[3:4], mask[3:4])
+    assert torch.equal(alone, together[3:4])
 
-    def attend(x, position, key, value, mask):
-        return single_query_attention(None, x * (position * x).cos(), key, value, mask)[0]
 
-    torch.manual_seed(0)
-    x, position = torch.randn(2, 4, 1, 16), torch.randn(2, 1, 1, 16)
-    key, value = torch.randn(2, 4, 100, 16).bfloat16(), torch.randn(2, 4, 100, 16).bfloat16()
-    mask = torch.ones(2, 1, 1, 100, dtype=torch.bool)
-    arguments = (x, position, key, value, mask)
-    found, (code,) = run_and_get_code(torch.compile(attend, fullgraph=True, dynamic=False), *arguments)
-    torch.testing.assert_close(found, attend(*arguments), rtol=0, atol=1e-5)  # the order of sums
-    before, _, loops = code.partition(".cos()")
-    assert loops, "the query's cosine is not in the code"
-    assert "(100L)" not in before  # no loop over the keys is open around it
-    assert "(100L)" in loops
+def test_one_mask_for_all_rows():
+    query, key, value, mask = make_inputs(3, 4, 4, 2, 50, 64)
+    each, _ = few_queries_attention(None, query, key, value, mask[:1].repeat(3, 1, 1, 1))
+    assert torch.equal(few_queries_attention(None, query, key, value, mask[:1])[0], each)
+
+
+def test_what_is_hidden_is_not_read():
+    """Not even to be multiplied by nothing: there may be anything in a cache that is not written."""
+    query, key, value, mask = make_inputs(2, 4, 4, 1, 50, 64)
+    expected, _ = few_queries_attention(None, query, key, value, mask)
+    for tensor in (key, value):
+        tensor[:, :, 28:] = torch.nan
+        tensor[:, :, :2] = torch.nan
+    assert torch.equal(few_queries_attention(None, query, key, value, mask)[0], expected)
+
+
+def test_nowhere_to_go_gives_zeros():
+    query, key, value, mask = make_inputs(2, 4, 4, 1, 50, 64)
+    mask[1] = False
+    found, _ = few_queries_attention(None, query, key, value, mask)
+    assert found[0].any()
+    assert not found[1].any()
+
+
+@pytest.mark.parametrize(
+    ("change", "queries", "width"),
+    [(lambda x: x.half(), 1, 32), (lambda x: x.float(), 33, 32), (lambda x: x.float(), 1, 20)],
+    ids=["another dtype", "many queries", "an odd width"],
+)
+def test_the_rest_is_left_to_pytorch(change, queries, width):
+    query, key, value, mask = make_inputs(2, 4, 4, queries, 40, width)
+    tensors = [change(tensor) for tensor in (query, key, value)]
+    module = SimpleNamespace(num_key_value_groups=1, is_causal=True)
+    expected, _ = sdpa_attention_forward(module, *tensors, mask)
+    assert torch.equal(few_queries_attention(module, *tensors, mask)[0], expected)
+    unmasked, _ = sdpa_attention_forward(module, *tensors, None)
+    assert torch.equal(few_queries_attention(module, *tensors, None)[0], unmasked)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from janus_hf.generation import decoding, draw_reference
+from janus_hf.generation.cpu_kernels import kernels_fit
 from janus_hf.generation.sampling import draw_keys
 
 
@@ -121,11 +122,14 @@ def test_a_window_below_one_is_refused(tiny_model, mixed):
 
 OURS = pytest.param(
     True,
-    marks=pytest.mark.skipif(
-        torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the kernel is for AVX2 and AVX-512"
-    ),
+    marks=pytest.mark.skipif(not kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512"),
     id="our kernels",
 )
+
+
+def choose_kernels(patch, ours):
+    patch.setattr(decoding, "kernels_fit", lambda device: ours)
+    patch.setattr(decoding, "multiplies_bfloat16", lambda: False)
 
 
 THE_COMPILERS = pytest.param(False, marks=pytest.mark.slow, id="the compiler's kernels")
@@ -136,7 +140,7 @@ def compiled(make_model, request):
     """Every size costs ten seconds of compiling, so most tests draw three pictures with guidance."""
     model = make_model()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "packing_pays", lambda device: request.param)
+        choose_kernels(patch, request.param)
         assert model.compile_generation()
         yield model
 
@@ -191,16 +195,40 @@ def write_in_place(weight):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [merge_like_peft, write_in_place])
-def test_changed_weights_are_compiled_anew(make_model, mixed, change):
-    """On a CPU the compiled step holds packed copies."""
+@pytest.mark.parametrize("ours", [OURS, THE_COMPILERS])
+def test_changed_weights_are_noticed(make_model, mixed, change, ours, monkeypatch, caplog):
+    """On a CPU the compiled step holds packed copies. Ours are packed again, the compiler's are constants."""
+    choose_kernels(monkeypatch, ours)
     model, plain = make_model(), make_model()
     model.compile_generation()
     before = model.generate_images(*mixed, generator=seeds(1, 2, 3))
     for one in (model, plain):
         change(one.model.language_model.layers[0].mlp.down_proj.weight)
-    after = model.generate_images(*mixed, generator=seeds(1, 2, 3))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, logger="janus_hf"):
+        after = model.generate_images(*mixed, generator=seeds(1, 2, 3))
+    assert ("compiling it anew" in caplog.text) is not ours
     assert torch.equal(after, plain.generate_images(*mixed, generator=seeds(1, 2, 3)))
     assert not torch.equal(after, before)
+
+
+@pytest.mark.slow
+def test_adapters_are_switched_off_and_on(make_model, mixed):
+    """Their layers are packed like others; what they do with them is not."""
+    peft = pytest.importorskip("peft")
+    model, plain = make_model(), make_model()
+    for one in (model, plain):
+        one.add_adapter(peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4, init_lora_weights=False))
+        one.eval()
+    plain.load_state_dict(model.state_dict())
+    model.compile_generation()
+    drawn = []
+    for switch in ("enable_adapters", "disable_adapters", "enable_adapters"):
+        for one in (model, plain):
+            getattr(one, switch)()
+        drawn.append(model.generate_images(*mixed, generator=seeds(1, 2, 3)))
+        assert torch.equal(drawn[-1], plain.generate_images(*mixed, generator=seeds(1, 2, 3)))
+    assert not torch.equal(drawn[0], drawn[1])
 
 
 @pytest.mark.slow

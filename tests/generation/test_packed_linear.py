@@ -1,19 +1,15 @@
 """The packed layers compute what PyTorch's do."""
 
-import copy
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import nn
 
-from janus_hf.generation import packed_linear
-from janus_hf.generation.packed_linear import PackedLinear, copy_sharing_weights, pack_linears, packing_pays
+from janus_hf.generation import cpu_kernels, packed_linear
+from janus_hf.generation.packed_linear import PackedLinear, PackedLinears
 
 
 pytestmark = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="the kernel is for AVX2 and AVX-512"
+    not cpu_kernels.kernels_fit(torch.device("cpu")), reason="the kernel is for processors with AVX2 or AVX-512"
 )
 EPSILON = torch.finfo(torch.float32).eps
 
@@ -76,51 +72,44 @@ def test_any_leading_dimensions_and_strides():
 
 def test_bytes_are_weights_too():
     values = torch.randint(-128, 128, (48, 700), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    packed = packed_linear._pack(values, packed_linear._kernels().block_size())
+    packed = packed_linear._pack(values, cpu_kernels.block_size())
     x = torch.randint(-8, 8, (9, 700)).float()  # sums below 2^24: exact in float32
-    found = torch.ops.janus_hf.packed_linear(x, packed)[:, :48]
+    found = cpu_kernels.packed_linear(x, packed)[:, :48]
     assert torch.equal(found, x @ values.float().T)
 
 
-def test_what_fits_is_packed_and_the_rest_stays():
-    model = nn.Sequential(make_linear(8, 8, torch.bfloat16), nn.Sequential(make_linear(8, 8, torch.float32)))
-    packed = copy_sharing_weights(model)
-    assert pack_linears(packed)
-    assert [type(module) for module in (packed[0], packed[1][0])] == [PackedLinear, PackedLinear]
-    assert packed[0].weight is model[0].weight
-    assert [type(module) for module in (model[0], model[1][0])] == [nn.Linear, nn.Linear]
-    mixed = nn.Sequential(make_linear(8, 8, torch.float16), make_linear(8, 8, torch.float32))
-    assert not pack_linears(mixed)
-    assert [type(module) for module in mixed] == [nn.Linear, PackedLinear]
+def make_model(*dtypes):
+    return nn.Sequential(*(nn.Sequential(make_linear(8, 8, dtype)) for dtype in dtypes))
+
+
+def kinds(model):
+    return [type(part[0]) for part in model]
+
+
+def test_packed_layers_take_the_places_of_those_that_fit():
+    model = make_model(torch.float32, torch.float16, torch.bfloat16)
+    packed = PackedLinears([model])
+    assert not packed.complete
+    with packed.in_place():
+        assert kinds(model) == [PackedLinear, nn.Linear, PackedLinear]
+    assert kinds(model) == [nn.Linear] * 3
+    with pytest.raises(RuntimeError), packed.in_place():
+        model(torch.ones(3))
+    assert kinds(model) == [nn.Linear] * 3
+    assert PackedLinears([model[0], model[2]]).complete
+
+
+@torch.no_grad()
+def test_weights_that_are_written_to_are_packed_again():
+    model = make_model(torch.float32)
+    packed = PackedLinears([model])
+    model[0][0].weight.mul_(-1)
+    x = torch.randn(2, 8)
+    packed.pack_again()
+    with packed.in_place():
+        torch.testing.assert_close(model(x), x @ model[0][0].weight.T, rtol=0, atol=1e-5)
 
 
 def test_packed_weights_are_not_part_of_a_checkpoint():
     linear = make_linear(8, 8, torch.float32)
     assert PackedLinear(linear).state_dict().keys() == linear.state_dict().keys()
-    assert torch.equal(copy.deepcopy(PackedLinear(linear)).packed, PackedLinear(linear).packed)
-
-
-def test_it_is_for_processors_that_cannot_multiply_bfloat16(monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert packing_pays(torch.device("cpu"))
-    assert not packing_pays(torch.device("cuda"))
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert not packing_pays(torch.device("cpu"))
-
-
-@pytest.mark.slow
-def test_it_compiles_for_avx512(tmp_path):
-    """Where it cannot be run: by the compiler's command for this machine, with the other instructions."""
-    code = (
-        "from torch._inductor import cpp_builder, cpu_vec_isa\n"
-        "isa = cpu_vec_isa.VecAVX512()\n"
-        "options = cpp_builder.CppTorchOptions(vec_isa=isa, warning_all=False)\n"
-        f"source = {str(packed_linear.__file__).replace('.py', '.cpp')!r}\n"
-        f"builder = cpp_builder.CppBuilder('kernel', source, options, output_dir={str(tmp_path)!r})\n"
-        "print(builder.get_command_line().replace('-march=native', '-march=skylake-avx512'))\n"
-    )
-    command = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert "CPU_CAPABILITY_AVX512" in command
-    subprocess.run(command.strip().splitlines()[-1], shell=True, check=True)
-    assert list(tmp_path.glob("kernel*"))

@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModel, TorchAoConfig
 
 from janus_hf import CheckpointError, JanusProForConditionalGeneration, JanusProPipeline
+from janus_hf.generation import decoding
+from janus_hf.generation.cpu_kernels import kernels_fit
 from janus_hf.generation.decoding import CompiledDecoder
+from janus_hf.generation.packed_linear import PackedLinear
 from janus_hf.modeling.quantisation import settle_quantised, weight_only_config
 
 
@@ -294,8 +297,9 @@ def test_a_compiled_quantised_step_draws_the_same(bits: str, quantised: JanusPro
 
 
 def test_a_compiled_step_notices_changed_scales(bits: str, caplog: pytest.LogCaptureFixture, monkeypatch):
-    """They change inside of a weight, which itself stays the same object."""
+    """They change inside of a weight, which itself stays the same object. Without kernels of ours, who pack again."""
     monkeypatch.setattr(logging.getLogger("janus_hf"), "propagate", True)
+    monkeypatch.setattr(decoding, "kernels_fit", lambda device: False)
     model, decoder = load(bits), CompiledDecoder(torch.device("cpu"))
     decoder.prepare(model.model)
     decoder.prepare(model.model)
@@ -304,3 +308,22 @@ def test_a_compiled_step_notices_changed_scales(bits: str, caplog: pytest.LogCap
     next(tensor for name, tensor in scales.items() if "scale" in name).mul_(2)
     decoder.prepare(model.model)
     assert "compiling it anew" in caplog.text
+
+
+@pytest.mark.skipif(not kernels_fit(torch.device("cpu")), reason="the kernels are for processors with AVX2 or AVX-512")
+@torch.no_grad()
+def test_int8_is_packed_by_our_kernels(caplog: pytest.LogCaptureFixture, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("janus_hf"), "propagate", True)
+    monkeypatch.setattr(decoding, "multiplies_bfloat16", lambda: False)
+    model, decoder = load("int8"), CompiledDecoder(torch.device("cpu"))
+    layer, x = model.get_submodule(LAYER), torch.randn(3, model.config.text_config.hidden_size)
+    for factor in (1, 2):
+        layer.weight.scale.mul_(factor)
+        decoder.prepare(model.model)
+        with decoder.running(model.model):
+            found = model.get_submodule(LAYER)(x)
+            assert isinstance(model.get_submodule(LAYER), PackedLinear)
+        # Torchao multiplies by the scale before it sums, we after: float32 numbers below 10.
+        torch.testing.assert_close(found, layer(x), rtol=0, atol=1e-5)
+    assert not caplog.messages
+    assert not decoder._options  # nothing is left for the compiler to pack

@@ -1,12 +1,13 @@
-"""Attention of a single query to a long cache, for compiled steps on processors without bfloat16 units.
+"""Attention of a drawing step on an x86 CPU.
 
-PyTorch's kernel multiplies bfloat16 matrices there, which is slow for a matrix of one row. Written as sums, the
-compiler turns it into loops that read the cache once and count in float32.
+PyTorch's kernel attends to a static cache over its whole length, most of which is empty for most of a picture, and
+multiplies bfloat16 matrices of one row, for which no processor is made.
 
 `R` rows, `H` heads, `G` heads of keys and values, `n` queries, `L` positions, `D` width of a head.
 """
 
-import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,11 +15,14 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from .cpu_kernels import block_size, masked_attention
 
-NAME = "janus_single_query"
+
+NAME = "janus_few_queries"
+_FEW = 32
 
 
-def single_query_attention(
+def few_queries_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -27,7 +31,8 @@ def single_query_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface; several queries, or no mask, are left to PyTorch's kernel.
+    """transformers' attention interface. What the kernel is not made for is left to PyTorch's: many queries, no mask,
+    other dtypes, odd widths.
 
     Args:
         query: `(R, H, n, D)`.
@@ -37,43 +42,30 @@ def single_query_attention(
     Returns:
         `(R, n, H, D)` in the query's dtype, and None.
     """
-    if query.shape[2] != 1 or attention_mask is None:
+    queries, width = query.shape[2:]
+    fits = key.dtype in (torch.float32, torch.bfloat16) and width % block_size() == 0
+    if not fits or queries > _FEW or attention_mask is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None
-    rows, heads, _, width = query.shape
-    groups, length = key.shape[1:3]
-    grouped = _computed_once(query.float()).view(rows, groups, heads // groups, 1, width)
-    products = grouped * key[:, :, None].float()
-    scores = _sum(products, dim=-1, fold=2) * (width**-0.5 if scaling is None else scaling)
-    visible = attention_mask.view(rows, 1, 1, length)
-    scores = scores.masked_fill(~visible, float("-inf"))
-    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
-    # Divided after the sum: a division for every weight and number of the value costs more than reading the cache.
-    output = _sum(weights[..., None] * value[:, :, None].float(), dim=-2, fold=4) / weights.sum(dim=-1, keepdim=True)
-    return output.view(rows, 1, heads, width).to(query.dtype), None
+    scale = width**-0.5 if scaling is None else scaling
+    visible = attention_mask.expand(len(query), 1, queries, key.shape[2]).squeeze(1)
+    return masked_attention(query.float(), key, value, visible, scale).to(query.dtype), None
 
 
-def _sum(x: torch.Tensor, dim: int, fold: int) -> torch.Tensor:
-    """Sum over a dimension, its loop unrolled by `fold` where that divides: fewer sums wait for each other."""
-    fold = math.gcd(x.shape[dim], fold)
-    return x.unflatten(dim, (fold, -1) if dim == -1 else (-1, fold)).sum(dim=-2).sum(dim=dim)
-
-
-def _computed_once(x: torch.Tensor) -> torch.Tensor:
-    """The same numbers, in memory. Else the compiler computes the query, sines and cosines of its position included,
-    anew for every key; `as_strided` is an operation that it writes its input to memory for.
-    """
-    x = x.contiguous()
-    return x.as_strided(x.shape, x.stride())
-
-
-AttentionInterface.register(NAME, single_query_attention)
+AttentionInterface.register(NAME, few_queries_attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def attend_singly(language_model: Any) -> None:
-    """From now on the language model attends by `single_query_attention`."""
-    language_model.config._attn_implementation = NAME
+@contextmanager
+def attending_with_few_queries(language_model: Any) -> Iterator[None]:
+    """Within, the language model attends by `few_queries_attention`."""
+    config = language_model.config
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
-__all__ = ["NAME", "attend_singly", "single_query_attention"]
+__all__ = ["attending_with_few_queries", "few_queries_attention"]

@@ -8,16 +8,17 @@ import io
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, redirect_stderr
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.utils import logging
 
-from .attention import attend_singly
+from .attention import attending_with_few_queries
 from .cache import PreallocatedCache
-from .packed_linear import copy_sharing_weights, pack_linears, packing_pays
+from .cpu_kernels import kernels_fit, multiplies_bfloat16
+from .packed_linear import PackedLinears
 from .sampling import Sampling, guide
 
 
@@ -104,9 +105,12 @@ class Decoder:
         """
         return None if bool(mask_RT.all()) else _lengthen(mask_RT, length)
 
-    def prepare(self, model: Any) -> Any:
-        """Called before a drawing; returns the model to draw with."""
-        return model
+    def prepare(self, model: Any) -> None:
+        """Called before a drawing."""
+
+    def running(self, model: Any) -> AbstractContextManager[Any]:
+        """In which the model runs."""
+        return nullcontext()
 
     def step(self, model: Any, cache: Cache, codes: torch.Tensor, *args: Any) -> DrawnCodes:
         """See `decode_step`."""
@@ -116,9 +120,9 @@ class Decoder:
 class CompiledDecoder(Decoder):
     """Runs `decode_step` as one compiled graph for each size, and keeps the caches that the graphs are made for.
 
-    On CUDA a graph is replayed instead of launching its kernels one by one. On a CPU the weights are packed for the
-    matrix kernels: a second copy of the language model, made anew when the weights change. Who packs depends: where
-    the processor multiplies bfloat16, and for quantised weights, the compiler does; else `packed_linear`.
+    On CUDA a graph is replayed instead of launching its kernels one by one. On a CPU weights are packed for the matrix
+    kernels, which is a second copy of the language model: by `packed_linear`, or, where the processor multiplies
+    bfloat16 and of layers that it does not know, by the compiler, which makes them constants of its graph.
     """
 
     def __init__(self, device: torch.device, mode: str | None = None) -> None:
@@ -135,8 +139,9 @@ class CompiledDecoder(Decoder):
     def _forget(self) -> None:
         self._graphs: dict[tuple[Any, ...], Callable[..., DrawnCodes]] = {}
         self._caches: dict[tuple[int, int], StaticCache] = {}
-        self._weights: Any = None
-        self._model: Any = None
+        self._places: list[Any] | None = None
+        self._values: list[Any] = []
+        self._packed: PackedLinears | None = None
         self._options: dict[str, Any] = {}
 
     def make_cache(self, implementation: str, text_config: Any, rows: int, length: int) -> Cache:
@@ -163,7 +168,7 @@ class CompiledDecoder(Decoder):
         settings = (guidance_scale is None, sampling.do_sample, sampling.top_k, sampling.top_p is None)
         size = (*codes.shape, cache.get_max_length(), *settings)
         if size in self._graphs:
-            with self._settings():
+            with self.running(model):
                 return self._graphs[size](model, cache, codes, *args)
         start = time.perf_counter()
         logger.warning(
@@ -171,7 +176,7 @@ class CompiledDecoder(Decoder):
             "pictures and kind of settings, and takes minutes for a full-size model."
         )
         graph = self._compile()
-        with self._settings(), _quiet_autotuning():
+        with self.running(model), _quiet_autotuning():
             drawn = graph(model, cache, codes, *args)
         logger.warning(f"Compiled in {time.perf_counter() - start:.0f} s.")
         self._graphs[size] = graph
@@ -186,62 +191,57 @@ class CompiledDecoder(Decoder):
         return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
     @contextmanager
-    def _settings(self) -> Iterator[None]:
-        """Of the compiler. Not `options` of torch.compile: those are read after it is decided whether weights become
-        constants.
-        """
-        if not self._options:
+    def running(self, model: Any) -> Iterator[None]:
+        """With packed layers, and the compiler set to what it should do about the others."""
+        with ExitStack() as stack:
+            if self._packed is not None:
+                stack.enter_context(self._packed.in_place())
+                stack.enter_context(attending_with_few_queries(model.language_model))
+            if self._options:
+                from torch._inductor import config
+
+                # Not `options` of torch.compile: those are read after it is decided whether weights become constants.
+                stack.enter_context(config.patch(self._options))
             yield
-            return
-        from torch._inductor import config
 
-        with config.patch(self._options):
-            yield
-
-    def prepare(self, model: Any) -> Any:
-        """The model, or on a CPU a copy of it with packed weights.
-
-        What was compiled is dropped if the model has moved, or if packed weights are no longer the model's.
+    def prepare(self, model: Any) -> None:
+        """See that what was compiled and packed is still the model's: drop it if the model has other weights or has
+        moved, and pack weights again that have been written to.
         """
-        weights = [_fingerprint(weight, self._packs_weights) for weight in model.parameters()]
-        if self._weights is not None and weights != self._weights:
+        weights = list(model.parameters())
+        places = [(weight.device, weight.dtype, id(weight) if self._packs_weights else 0) for weight in weights]
+        values = [_sample(weight) for weight in weights] if self._packs_weights else []
+        if self._places is not None and (places != self._places or (self._options and values != self._values)):
             logger.warning("The model has changed since its drawing step was compiled: compiling it anew.")
             self._forget()
-        self.device, self._weights = weights[0][0], weights
-        if not self._packs_weights:
-            return model
-        if self._model is None:
-            self._model = self._pack(model)
-        return self._model
+        first = self._places is None
+        changed = values != self._values
+        self.device, self._places, self._values = weights[0].device, places, values
+        if first and self._packs_weights:
+            self._pack(model)
+        elif changed and self._packed is not None:
+            self._packed.pack_again()
 
-    def _pack(self, model: Any) -> Any:
-        packed = copy_sharing_weights(model)
-        if next(model.language_model.parameters()).dtype != torch.float32:
-            attend_singly(packed.language_model)
-        parts = (packed.language_model, packed.generation_aligner, packed.generation_head)
-        if packing_pays(self.device) and all([pack_linears(part) for part in parts]):
-            return packed
+    def _pack(self, model: Any) -> None:
+        if kernels_fit(self.device):
+            multiplies = multiplies_bfloat16()
+            parts = () if multiplies else (model.language_model, model.generation_aligner, model.generation_head)
+            self._packed = PackedLinears(parts)
+            if parts and self._packed.complete:
+                return
         # One kind of matrix kernel leaves nothing to be timed, layer by layer. For int4 it is PyTorch's own: not all
         # processors have another.
         int4 = any(type(weight).__name__ == "Int4OpaqueTensor" for weight in model.parameters())
         kernels = "ATEN" if int4 else "CPP"
         self._options = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": kernels}
-        return packed
 
 
-def _fingerprint(weight: torch.Tensor, with_values: bool) -> tuple[Any, ...]:
-    """What changes when a weight moves or, with its values, is written to.
-
-    PEFT merges adapters past the version counter; some rows tell.
-    """
-    place = (weight.device, weight.dtype)
-    if not with_values:
-        return place
+def _sample(weight: torch.Tensor) -> tuple[Any, ...]:
+    """What changes when a weight is written to. PEFT merges adapters past the version counter; some rows tell."""
     version = 0 if weight.is_inference() else weight._version
     names = weight.__tensor_flatten__()[0] if hasattr(weight, "__tensor_flatten__") else []  # of quantised weights
     parts = [getattr(weight, name) for name in names] or [weight.detach()]
-    rows = [part[:: max(1, len(part) // 16)].double().sum().item() for part in parts if part.ndim]
-    return (*place, id(weight), version, *rows)
+    return (version, *(part[:: max(1, len(part) // 16)].double().sum().item() for part in parts if part.ndim))
 
 
 def _lengthen(mask_RT: torch.Tensor, length: int) -> torch.Tensor:

@@ -49,8 +49,8 @@ class Drawing:
         keys: torch.Tensor,
     ) -> None:
         config = model.config
-        self.decoder = model._decoder
-        self.model = self.decoder.prepare(model.model)
+        self.model, self.decoder = model.model, model._decoder
+        self.decoder.prepare(self.model)
         self.ids, self.prompt_mask, self.length = ids_RT, mask_RT, ids_RT.shape[1]
         self.num_codes, self.grid = config.vq_config.num_image_tokens, config.vq_config.num_patches
         self.codebook = config.vq_config.num_embeddings
@@ -82,18 +82,21 @@ class Drawing:
         embeds = self.model.embed_ids(ids)
         if self.known:
             embeds = torch.cat([embeds, self.model.embed_image_ids(given)], dim=1)
-        outputs = self.model.language_model(
-            inputs_embeds=embeds,
-            attention_mask=None if bool(mask.all()) else mask,
-            position_ids=_positions(mask),
-            past_key_values=DynamicCache(config=self.model.language_model.config),
-            use_cache=True,
-        )
+        with self.decoder.running(self.model):
+            outputs = self.model.language_model(
+                inputs_embeds=embeds,
+                attention_mask=None if bool(mask.all()) else mask,
+                position_ids=_positions(mask),
+                past_key_values=DynamicCache(config=self.model.language_model.config),
+                use_cache=True,
+            )
         for number, layer in enumerate(outputs.past_key_values.layers):
             rows = which.to(layer.keys.device)
             self.cache.update(layer.keys[rows], layer.values[rows], number)
         hidden = outputs.last_hidden_state[:, -1:]
-        self._draw(draw_from(self.model, hidden[which.to(hidden.device)], self._next(1), *self.rest))
+        hidden = hidden[which.to(hidden.device)]
+        with self.decoder.running(self.model):
+            self._draw(draw_from(self.model, hidden, self._next(1), *self.rest))
 
     def step(self) -> None:
         """Feed the last code and what is guessed to follow, and draw as many."""

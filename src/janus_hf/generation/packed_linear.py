@@ -1,50 +1,60 @@
 """Linear layers for the few rows of a drawing step, on x86 processors without bfloat16 units.
 
 PyTorch's and the compiler's matrix kernels are made for many rows, or for those units: without them two rows of
-bfloat16 are read at a third of the memory's speed, and sixteen multiplied at half of the processor's. The kernel in
-`packed_linear.cpp` is compiled when it is first needed, by the compiler's own machinery.
+bfloat16 are read at a third of the memory's speed, and sixteen multiplied at half of the processor's.
 
 `M` rows, `K` inputs and `N` outputs of a layer.
 """
 
-import copy
-import ctypes
-from functools import cache
-from itertools import chain
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-
-_DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
-
-
-def packing_pays(device: torch.device) -> bool:
-    """Whether the kernel is for this device: a CPU with AVX2 or AVX-512 that cannot multiply bfloat16."""
-    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
-        return False
-    return not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+from .cpu_kernels import block_size, packed_linear
 
 
-def copy_sharing_weights(model: nn.Module) -> Any:
-    """A copy whose modules may be changed; its parameters and buffers are the model's own."""
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())})
+class PackedLinears:
+    """Packed layers for linear layers of a model, whose places they take when asked to.
 
+    Not for good: the model is trained, saved and given adapters as it was.
 
-def pack_linears(model: nn.Module) -> bool:
-    """Put a `PackedLinear` in the place of every linear layer whose weight is in float32, bfloat16 or torchao's int8.
+    Args:
+        parts: Modules whose linear layers are packed if their weights are float32, bfloat16 or torchao's int8.
 
-    Returns:
-        Whether those are all.
+    Attributes:
+        complete: Whether these are all linear layers.
     """
-    linears = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    fitting = [(name, module) for name, module in linears if type(module) is nn.Linear and _fits(module.weight)]
-    for name, module in fitting:
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, PackedLinear(module))
-    return len(fitting) == len(linears)
+
+    def __init__(self, parts: Iterable[nn.Module]) -> None:
+        linears = [
+            (parent, name, child)
+            for part in parts
+            for parent in part.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, nn.Linear)
+        ]
+        fitting = [place for place in linears if type(place[2]) is nn.Linear and _fits(place[2].weight)]
+        self.complete = len(fitting) == len(linears)
+        self._places = [(parent, name, linear, PackedLinear(linear)) for parent, name, linear in fitting]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within, the model computes with packed layers."""
+        try:
+            for parent, name, _, packed in self._places:
+                parent._modules[name] = packed
+            yield
+        finally:
+            for parent, name, linear, _ in self._places:
+                parent._modules[name] = linear
+
+    def pack_again(self) -> None:
+        """To be called when weights have been written to."""
+        for *_, packed in self._places:
+            packed.pack()
 
 
 class PackedLinear(nn.Module):
@@ -55,15 +65,24 @@ class PackedLinear(nn.Module):
         linear: The layer to compute; its weight is kept beside the packed one.
     """
 
+    scale: torch.Tensor | None
+    packed: torch.Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        values, self.scale = _values_and_scale(linear.weight)
-        self.register_buffer("packed", _pack(values, _kernels().block_size()), persistent=False)
+        self.pack()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def pack(self) -> None:
+        """Take over what the weight holds now."""
+        values, self.scale = _values_and_scale(self.weight)
+        self.packed = _pack(values, block_size())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., K)` -> `(..., N)`."""
-        y_MN = torch.ops.janus_hf.packed_linear(x.reshape(-1, x.shape[-1]).float(), self.packed)
+        y_MN = packed_linear(x.reshape(-1, x.shape[-1]).float(), self.packed)
         y_MN = y_MN[:, : len(self.weight)]
         if self.scale is not None:
             y_MN = y_MN * self.scale
@@ -96,36 +115,4 @@ def _pack(values_NK: torch.Tensor, block: int) -> torch.Tensor:
     return halves.flatten(2).contiguous()
 
 
-@cache
-def _kernels() -> Any:
-    from torch._inductor.codecache import CppCodeCache
-
-    library = CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8"))
-    for name in _DTYPES.values():
-        kernel = getattr(library, f"linear_{name}")
-        kernel.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 3 + [ctypes.c_int]
-        kernel.restype = None
-    return library
-
-
-def _packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """`x w^T` `(M, N)` float32, of `x` in float32 and packed weights `(N / block, K, block)`."""
-    x_MK = x_MK.contiguous()
-    (rows, inputs), outputs = x_MK.shape, packed.shape[0] * packed.shape[2]
-    y_MN = x_MK.new_empty(rows, outputs)
-    kernel = getattr(_kernels(), f"linear_{_DTYPES[packed.dtype]}")
-    kernel(x_MK.data_ptr(), packed.data_ptr(), y_MN.data_ptr(), rows, inputs, outputs, torch.get_num_threads())
-    return y_MN
-
-
-# Not `torch.library.custom_op`: its checks cost 30 microseconds a call, and a step has 170 calls.
-torch.library.define("janus_hf::packed_linear", "(Tensor x, Tensor packed) -> Tensor")
-torch.library.impl("janus_hf::packed_linear", "CPU", _packed_linear)
-
-
-@torch.library.register_fake("janus_hf::packed_linear")
-def _shape_of_packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    return x_MK.new_empty(x_MK.shape[0], packed.shape[0] * packed.shape[2])
-
-
-__all__ = ["PackedLinear", "copy_sharing_weights", "pack_linears", "packing_pays"]
+__all__ = ["PackedLinear", "PackedLinears"]

@@ -1,0 +1,270 @@
+// What a drawing step does on a CPU: matrices times few rows, and attention of few queries to a long cache.
+//
+// Both read far more numbers than they compute, so these are read once, in order, and widened to float32 on their way
+// into registers.
+
+#include <ATen/cpu/vec/functional.h>
+#include <ATen/cpu/vec/vec.h>
+#include <c10/util/Unroll.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+using at::vec::Vectorized;
+using Vector = Vectorized<float>;
+
+constexpr int kWidth = Vector::size();
+constexpr int kBlock = 2 * kWidth;
+constexpr int kAhead = 8192;  // bytes; by themselves processors read ahead to the end of a page only
+
+typedef float Floats __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t Pairs __attribute__((vector_size(4 * kWidth)));
+
+// A block of numbers, in two registers.
+static inline void load(const float* w, Vector& low, Vector& high) {
+  low = Vector::loadu(w);
+  high = Vector::loadu(w + kWidth);
+}
+
+// The even ones and the odd ones: two operations instead of five.
+static inline void load(const c10::BFloat16* w, Vector& low, Vector& high) {
+  Pairs pairs;
+  std::memcpy(&pairs, w, sizeof(pairs));
+  low = Vector(reinterpret_cast<Floats>(pairs << 16));
+  high = Vector(reinterpret_cast<Floats>(pairs & 0xffff0000u));
+}
+
+static inline Vector widen(const int8_t* w) {
+#if defined(CPU_CAPABILITY_AVX512)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
+  return at::vec::convert_int8_to_float(Vectorized<int8_t>(_mm512_castsi128_si512(bytes)));
+#else
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w));
+  return at::vec::convert_int8_to_float(Vectorized<int8_t>(_mm256_castsi128_si256(bytes)));
+#endif
+}
+
+static inline void load(const int8_t* w, Vector& low, Vector& high) {
+  low = widen(w);
+  high = widen(w + kWidth);
+}
+
+// --- y = x w^T
+//
+// Weights are packed in blocks of outputs, each narrow enough for the sums of six rows to stay in registers: for every
+// input the weights of the block's outputs.
+
+constexpr int kRows = 6;     // of a tile: 12 sums, 2 weights and an input fill the 16 registers of AVX2
+constexpr int kDepth = 512;  // inputs that all rows take their turn at, while the weights are in the cache
+
+// Adds `depth` products to the sums of `rows` rows and one block of outputs.
+//
+// GCC 12 leaves an array of `Vector`, or one whose loop it unrolls itself, in memory: half as fast.
+template <int rows, bool prefetch, typename Weight>
+static void add_tile(const float* __restrict x, int64_t inputs, const Weight* __restrict w, int depth,
+                     float* __restrict y, int64_t outputs) {
+  const c10::ForcedUnroll<rows> for_each_row;
+  Floats sums[rows][2];
+  for_each_row([&](auto row) {
+    sums[row][0] = Vector::loadu(y + row * outputs);
+    sums[row][1] = Vector::loadu(y + row * outputs + kWidth);
+  });
+  for (int k = 0; k < depth; ++k, w += kBlock) {
+    Vector low, high;
+    load(w, low, high);
+    if (prefetch) {
+      __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
+    }
+    for_each_row([&](auto row) {
+      const Vector input(x[row * inputs + k]);
+      sums[row][0] = at::vec::fmadd(input, low, Vector(sums[row][0]));
+      sums[row][1] = at::vec::fmadd(input, high, Vector(sums[row][1]));
+    });
+  }
+  for_each_row([&](auto row) {
+    Vector(sums[row][0]).store(y + row * outputs);
+    Vector(sums[row][1]).store(y + row * outputs + kWidth);
+  });
+}
+
+// The same for a number of rows that is known now.
+template <bool prefetch, typename Weight, int rows = kRows>
+static inline void add_rows(int count, const float* x, int64_t inputs, const Weight* w, int depth, float* y,
+                            int64_t outputs) {
+  if constexpr (rows > 0) {
+    if (count == rows) {
+      add_tile<rows, prefetch>(x, inputs, w, depth, y, outputs);
+    } else {
+      add_rows<prefetch, Weight, rows - 1>(count, x, inputs, w, depth, y, outputs);
+    }
+  }
+}
+
+template <typename Weight>
+static void compute_block(const float* x, int64_t rows, int64_t inputs, const Weight* w, float* y, int64_t outputs) {
+  for (int64_t row = 0; row < rows; ++row) {
+    std::fill_n(y + row * outputs, kBlock, 0.0f);
+  }
+  const int64_t tiles = (rows + kRows - 1) / kRows;  // of almost equal size: small ones keep few sums in flight
+  const int64_t step = tiles == 1 ? inputs : kDepth;
+  for (int64_t start = 0; start < inputs; start += step, w += step * kBlock) {
+    const int depth = std::min(step, inputs - start);
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t first = rows * tile / tiles, count = rows * (tile + 1) / tiles - first;
+      const auto add = tile == 0 ? add_rows<true, Weight> : add_rows<false, Weight>;
+      add(count, x + first * inputs + start, inputs, w, depth, y + first * outputs, outputs);
+    }
+  }
+}
+
+template <typename Weight>
+static void linear(const float* x, const Weight* w, float* y, int64_t rows, int64_t inputs, int64_t outputs,
+                   int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    const int64_t blocks = outputs / kBlock, thread = omp_get_thread_num(), all = omp_get_num_threads();
+    for (int64_t block = blocks * thread / all; block < blocks * (thread + 1) / all; ++block) {
+      compute_block(x, rows, inputs, w + block * inputs * kBlock, y + block * kBlock, outputs);
+    }
+  }
+}
+
+// --- attention
+//
+// Of one query to the positions of one head that it may see. Weights are divided by their sum at the end.
+
+struct Scratch {
+  std::vector<float> query, weights;
+};
+
+template <typename Number>
+static inline float dot(const float* query, const Number* key, int64_t width) {
+  Vector low_sum(0), high_sum(0);
+  for (int64_t d = 0; d < width; d += kBlock) {
+    Vector low, high;
+    load(key + d, low, high);
+    __builtin_prefetch(reinterpret_cast<const char*>(key + d) + kAhead);
+    low_sum = at::vec::fmadd(Vector::loadu(query + d), low, low_sum);
+    high_sum = at::vec::fmadd(Vector::loadu(query + d + kWidth), high, high_sum);
+  }
+  return at::vec::vec_reduce_all<float>([](Vector& a, Vector& b) { return a + b; }, low_sum + high_sum);
+}
+
+// `blocks` blocks of the weighted sum of values.
+template <int blocks, typename Number>
+static void add_values(const float* weights, const Number* values, int64_t first, int64_t last, int64_t width,
+                       float* sum) {
+  const c10::ForcedUnroll<blocks> for_each_block;
+  Floats sums[blocks][2];
+  for_each_block([&](auto block) { sums[block][0] = sums[block][1] = Vector(0); });
+  for (int64_t position = first; position < last; ++position) {
+    const Vector weight(weights[position]);
+    for_each_block([&](auto block) {
+      const Number* value = values + position * width + block * kBlock;
+      Vector low, high;
+      load(value, low, high);
+      __builtin_prefetch(reinterpret_cast<const char*>(value) + kAhead);
+      sums[block][0] = at::vec::fmadd(weight, low, Vector(sums[block][0]));
+      sums[block][1] = at::vec::fmadd(weight, high, Vector(sums[block][1]));
+    });
+  }
+  for_each_block([&](auto block) {
+    Vector(sums[block][0]).store(sum + block * kBlock);
+    Vector(sums[block][1]).store(sum + block * kBlock + kWidth);
+  });
+}
+
+// The order in which `load` takes a block apart, and back.
+static inline int64_t place(const float*, int64_t i) { return i; }
+
+static inline int64_t place(const c10::BFloat16*, int64_t i) {
+  return i / kBlock * kBlock + (i % 2) * kWidth + i % kBlock / 2;
+}
+
+template <typename Number>
+static void attend_to_head(const float* query, const Number* keys, const Number* values, const bool* visible,
+                           int64_t length, int64_t width, float scale, float* y, Scratch& scratch) {
+  int64_t first = 0, last = length;
+  while (last > 0 && !visible[last - 1]) --last;
+  while (first < last && !visible[first]) ++first;
+  float* weights = scratch.weights.data();
+  float* arranged = scratch.query.data();
+  for (int64_t i = 0; i < width; ++i) {
+    arranged[place(keys, i)] = query[i] * scale;
+  }
+  const float hidden = -std::numeric_limits<float>::infinity();
+  float largest = hidden;
+  for (int64_t position = first; position < last; ++position) {
+    weights[position] = visible[position] ? dot(arranged, keys + position * width, width) : hidden;
+    largest = std::max(largest, weights[position]);
+  }
+  std::fill_n(weights + last, kWidth, hidden);
+  Vector sums(0);
+  for (int64_t position = first; position < last; position += kWidth) {
+    const Vector weight = (Vector::loadu(weights + position) - Vector(largest)).exp();
+    weight.store(weights + position);
+    sums = sums + weight;
+  }
+  const float sum = at::vec::vec_reduce_all<float>([](Vector& a, Vector& b) { return a + b; }, sums);
+  int64_t d = 0;
+  for (; d + 4 * kBlock <= width; d += 4 * kBlock) {
+    add_values<4>(weights, values + d, first, last, width, arranged + d);
+  }
+  for (; d < width; d += kBlock) {
+    add_values<1>(weights, values + d, first, last, width, arranged + d);
+  }
+  for (int64_t i = 0; i < width; ++i) {
+    y[i] = first < last ? arranged[place(keys, i)] / sum : 0.0f;
+  }
+}
+
+template <typename Number>
+static void attention(const float* query, const Number* keys, const Number* values, const bool* visible, float* y,
+                      int64_t rows, int64_t heads, int64_t groups, int64_t queries, int64_t length, int64_t width,
+                      float scale, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    Scratch scratch{std::vector<float>(width), std::vector<float>(length + kWidth)};
+#pragma omp for
+    for (int64_t task = 0; task < rows * heads; ++task) {
+      const int64_t row = task / heads, head = task % heads;
+      const int64_t block = (row * groups + head / (heads / groups)) * length * width;
+      for (int64_t i = 0; i < queries; ++i) {
+        attend_to_head(query + (task * queries + i) * width, keys + block, values + block,
+                       visible + (row * queries + i) * length, length, width, scale,
+                       y + ((row * queries + i) * heads + head) * width, scratch);
+      }
+    }
+  }
+}
+
+// --- for Python
+
+// x (rows, inputs), w (outputs / block, inputs, block), y (rows, outputs); all contiguous.
+#define LINEAR(name, Weight)                                                                                    \
+  extern "C" void name(const float* x, const Weight* w, float* y, int64_t rows, int64_t inputs, int64_t outputs, \
+                       int threads) {                                                                           \
+    linear(x, w, y, rows, inputs, outputs, threads);                                                            \
+  }
+
+LINEAR(linear_float32, float)
+LINEAR(linear_bfloat16, c10::BFloat16)
+LINEAR(linear_int8, int8_t)
+
+// query (rows, heads, queries, width), keys and values (rows, groups, length, width), visible (rows, queries, length),
+// y (rows, queries, heads, width); all contiguous, blocks divide the width.
+#define ATTENTION(name, Number)                                                                                  \
+  extern "C" void name(const float* query, const Number* keys, const Number* values, const bool* visible,        \
+                       float* y, int64_t rows, int64_t heads, int64_t groups, int64_t queries, int64_t length,   \
+                       int64_t width, float scale, int threads) {                                                \
+    attention(query, keys, values, visible, y, rows, heads, groups, queries, length, width, scale, threads);     \
+  }
+
+ATTENTION(attention_float32, float)
+ATTENTION(attention_bfloat16, c10::BFloat16)
+
+extern "C" int block_size() { return kBlock; }

@@ -6,7 +6,8 @@
 Random weights of full size, shared by all; guidance 5, prompts of 20 tokens, sampling from the full softmax. A drawing
 is started as its user would start it and stopped after some codes, contenders by turns. The time of a step is the
 median time between two codes, the first left out, over all rounds. In-tree attends to its cache's full length from the
-start; the others attend as far as theirs are written, and are given the length of the middle of a picture.
+start, as do compiled steps on CUDA; the others, which attend as far as theirs are written, are given the length of the
+middle of a picture.
 
 `floor` is reading the language model's weights once at the speed at which this machine reads memory, measured here.
 `--check` adds the error of teacher-forced logits of bfloat16 against float32 (one prompt, 16 codes).

@@ -8,7 +8,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from janus_hf.generation import attention
 from janus_hf.generation.attention import few_queries_attention
-from janus_hf.generation.cpu_kernels import kernels_fit
+from janus_hf.generation.cpu_kernels import kernels_fit, masked_attention
 
 
 pytestmark = pytest.mark.skipif(
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 def make_inputs(rows, heads, groups, queries, length, width):
     torch.manual_seed(0)
-    query = torch.randn(rows, heads, queries, width)
+    query = torch.randn(rows, queries, heads, width).transpose(1, 2)  # as a model makes it
     key, value = torch.randn(rows, groups, length, width), torch.randn(rows, groups, length, width)
     mask = torch.rand(rows, 1, queries, length) > 0.4
     mask[..., :2] = False  # padding
@@ -28,7 +28,7 @@ def make_inputs(rows, heads, groups, queries, length, width):
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1], ids=lambda groups: f"{groups} heads of keys")
-@pytest.mark.parametrize("queries", [1, 3, 32])
+@pytest.mark.parametrize("queries", [1, 3, 8])
 @pytest.mark.parametrize(("length", "width"), [(20, 32), (67, 96), (300, 128), (16, 256)])
 def test_it_is_the_kernels(groups, queries, length, width, monkeypatch):
     query, key, value, mask = make_inputs(3, 4, groups, queries, length, width)
@@ -62,6 +62,12 @@ def test_a_row_is_the_same_in_any_company():
     together, _ = few_queries_attention(None, query, key, value, mask)
     alone, _ = few_queries_attention(None, query[3:4], key[3:4], value[3:4], mask[3:4])
     assert torch.equal(alone, together[3:4])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert torch.equal(few_queries_attention(None, query, key, value, mask)[0], together)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_one_mask_for_all_rows():
@@ -88,9 +94,22 @@ def test_nowhere_to_go_gives_zeros():
     assert not found[1].any()
 
 
+def test_tensors_that_do_not_fit_are_refused():
+    query, key, value, mask = make_inputs(2, 4, 4, 1, 50, 64)
+    for wrong in (
+        (query.bfloat16(), key, value, mask[:, 0]),
+        (query, key[:, :, 1:], value, mask[:, 0]),
+        (query, key, value.bfloat16(), mask[:, 0]),
+        (query, key, value, mask[:, 0].float()),
+        (query, key, value, mask[:, 0, :, 1:]),
+    ):
+        with pytest.raises(ValueError, match="do not fit each other or the kernel: torch.*float"):
+            masked_attention(*wrong, 1.0)
+
+
 @pytest.mark.parametrize(
     ("change", "queries", "width"),
-    [(lambda x: x.half(), 1, 32), (lambda x: x.float(), 33, 32), (lambda x: x.float(), 1, 20)],
+    [(lambda x: x.half(), 1, 32), (lambda x: x.float(), 9, 32), (lambda x: x.float(), 1, 20)],
     ids=["another dtype", "many queries", "an odd width"],
 )
 def test_the_rest_is_left_to_pytorch(change, queries, width):

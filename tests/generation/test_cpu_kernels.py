@@ -1,7 +1,10 @@
 """Where the kernels are for, and that they can be built there."""
 
+import logging
 import subprocess
 import sys
+import tomllib
+from pathlib import Path, PurePath
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from janus_hf.generation import cpu_kernels
 
 
 CPU = torch.device("cpu")
+CHECKS = ("test_schema", "test_faketensor")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +32,42 @@ def test_processors_that_multiply_bfloat16(avx512, amx, monkeypatch):
     assert cpu_kernels.multiplies_bfloat16() is (avx512 or amx)
 
 
+def test_without_kernels_the_compilers_are_used(monkeypatch, caplog):
+    def fail():
+        raise OSError("no compiler\nsecond line")
+
+    monkeypatch.setattr(cpu_kernels, "_kernels", fail)
+    cpu_kernels.kernels_can_be_built.cache_clear()
+    monkeypatch.setattr(logging.getLogger("janus_hf"), "propagate", True)
+    try:
+        assert not cpu_kernels.kernels_can_be_built()
+    finally:
+        cpu_kernels.kernels_can_be_built.cache_clear()
+    assert "do not compile here, so the compiler's are used: no compiler" in caplog.text
+    assert "second line" not in caplog.text
+
+
+@pytest.mark.skipif(not cpu_kernels.kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
+def test_operators_are_described_truly():
+    """To the compiler, which sees shapes only."""
+    x, packed = torch.randn(3, 5), torch.randn(2, 5, cpu_kernels.block_size())
+    torch.library.opcheck(torch.ops.janus_hf.packed_linear.default, (x, packed), test_utils=CHECKS)
+    query, key, value = torch.randn(2, 4, 3, 64), torch.randn(2, 2, 7, 64), torch.randn(2, 2, 7, 64)
+    arguments = (query, key, value, torch.ones(2, 3, 7, dtype=torch.bool), 0.5)
+    torch.library.opcheck(torch.ops.janus_hf.masked_attention.default, arguments, test_utils=CHECKS)
+
+
+def test_the_source_is_part_of_the_package():
+    """Which an editable installation has anyway."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = project["tool"]["setuptools"]["package-data"]["janus_hf"]
+    source = Path(cpu_kernels.__file__).with_suffix(".cpp")
+    assert source.exists()
+    assert any(PurePath("generation", source.name).match(pattern) for pattern in patterns)
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not cpu_kernels.kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
 def test_it_compiles_for_avx512(tmp_path):
     """Where it cannot be run: by the compiler's command for this machine, with the other instructions."""
     code = (

@@ -1,5 +1,6 @@
 """The compiled step and guessed codes draw the pictures of the plain loop."""
 
+import copy
 import logging
 import pickle
 
@@ -120,22 +121,21 @@ def test_a_window_below_one_is_refused(tiny_model, mixed):
 # --- compiled
 
 
-OURS = pytest.param(
-    True,
-    marks=pytest.mark.skipif(not kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512"),
-    id="our kernels",
-)
+needs_kernels = pytest.mark.skipif(not kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
+OURS = pytest.param("all", marks=needs_kernels, id="our kernels")
+OUR_ATTENTION = pytest.param("attention", marks=[needs_kernels, pytest.mark.slow], id="our attention")
 
 
-def choose_kernels(patch, ours):
-    patch.setattr(decoding, "kernels_fit", lambda device: ours)
-    patch.setattr(decoding, "multiplies_bfloat16", lambda: False)
+def choose_kernels(patch, kernels):
+    """ "attention" alone is what processors that multiply bfloat16 get."""
+    patch.setattr(decoding, "kernels_fit", lambda device: kernels != "none")
+    patch.setattr(decoding, "multiplies_bfloat16", lambda: kernels == "attention")
 
 
-THE_COMPILERS = pytest.param(False, marks=pytest.mark.slow, id="the compiler's kernels")
+THE_COMPILERS = pytest.param("none", marks=pytest.mark.slow, id="the compiler's kernels")
 
 
-@pytest.fixture(scope="module", params=[OURS, THE_COMPILERS])
+@pytest.fixture(scope="module", params=[OURS, OUR_ATTENTION, THE_COMPILERS])
 def compiled(make_model, request):
     """Every size costs ten seconds of compiling, so most tests draw three pictures with guidance."""
     model = make_model()
@@ -195,10 +195,10 @@ def write_in_place(weight):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", [merge_like_peft, write_in_place])
-@pytest.mark.parametrize("ours", [OURS, THE_COMPILERS])
-def test_changed_weights_are_noticed(make_model, mixed, change, ours, monkeypatch, caplog):
+@pytest.mark.parametrize("kernels", [OURS, THE_COMPILERS])
+def test_changed_weights_are_noticed(make_model, mixed, change, kernels, monkeypatch, caplog):
     """On a CPU the compiled step holds packed copies. Ours are packed again, the compiler's are constants."""
-    choose_kernels(monkeypatch, ours)
+    choose_kernels(monkeypatch, kernels)
     model, plain = make_model(), make_model()
     model.compile_generation()
     before = model.generate_images(*mixed, generator=seeds(1, 2, 3))
@@ -207,9 +207,72 @@ def test_changed_weights_are_noticed(make_model, mixed, change, ours, monkeypatc
     caplog.clear()
     with caplog.at_level(logging.WARNING, logger="janus_hf"):
         after = model.generate_images(*mixed, generator=seeds(1, 2, 3))
-    assert ("compiling it anew" in caplog.text) is not ours
+    assert ("compiling it anew" in caplog.text) is (kernels == "none")
     assert torch.equal(after, plain.generate_images(*mixed, generator=seeds(1, 2, 3)))
     assert not torch.equal(after, before)
+
+
+@needs_kernels
+def test_the_model_is_as_it_was_after_a_step(make_model, monkeypatch):
+    choose_kernels(monkeypatch, "all")
+    model = make_model()
+    language_model, decoder = model.model.language_model, decoding.CompiledDecoder(CPU)
+    names = [type(module).__name__ for module in model.modules()]
+    decoder.prepare(model.model)
+    with decoder.running(model.model):
+        assert "PackedLinear" in [type(module).__name__ for module in model.modules()]
+        assert language_model.config._attn_implementation == "janus_few_queries"
+    with pytest.raises(ValueError, match="exactly one of"), decoder.running(model.model):
+        language_model()
+    assert [type(module).__name__ for module in model.modules()] == names
+    assert language_model.config._attn_implementation == "sdpa"
+
+
+@needs_kernels
+def test_interrupted_packing_is_done_again(make_model, monkeypatch):
+    choose_kernels(monkeypatch, "all")
+    model, decoder = make_model(), decoding.CompiledDecoder(CPU)
+    layer = model.model.language_model.layers[0].mlp.down_proj
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def check():
+        decoder.prepare(model.model)
+        with decoder.running(model.model):
+            packed = model.model.language_model.layers[0].mlp.down_proj
+            x = torch.ones(1, layer.in_features)
+            torch.testing.assert_close(packed(x), layer(x), rtol=0, atol=1e-5)
+
+    for _ in range(2):  # first packing, then packing again
+        with monkeypatch.context() as patch:
+            patch.setattr("janus_hf.generation.packed_linear._pack", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                decoder.prepare(model.model)
+        check()
+        write_in_place(layer.weight)
+
+
+@pytest.mark.slow
+@needs_kernels
+@torch.no_grad()
+def test_half_precision_is_no_further_from_float32_than_plain_steps(make_model, mixed, monkeypatch):
+    choose_kernels(monkeypatch, "all")
+    exact = make_model()
+    plain, compiled = copy.deepcopy(exact).bfloat16(), copy.deepcopy(exact).bfloat16()
+    exact.load_state_dict(plain.state_dict())
+    compiled.compile_generation()
+    forced = torch.randint(K, (P, 3), generator=torch.Generator().manual_seed(0))
+
+    def logits(model):
+        output = model.generate_images(
+            *mixed, callback=lambda step, codes: forced[step], output_logits=True, return_dict_in_generate=True
+        )
+        return torch.stack(list(output.logits))
+
+    expected = logits(exact)
+    errors = [(logits(model) - expected).abs().mean().item() for model in (plain, compiled)]
+    assert 0 < errors[1] <= errors[0]
 
 
 @pytest.mark.slow

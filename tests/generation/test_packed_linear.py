@@ -49,14 +49,14 @@ def test_half_precision_is_rounded_once():
 @torch.no_grad()
 def test_a_row_is_the_same_in_any_company():
     """And so with any number of threads: pictures drawn together are those drawn alone."""
-    packed = PackedLinear(make_linear(1100, 64, torch.bfloat16))
+    packed = PackedLinear(make_linear(1100, 200, torch.bfloat16))
     x = torch.randn(29, 1100)
     together = packed(x)
     for rows in (1, 2, 5, 6, 7, 13):
         assert torch.equal(packed(x[:rows]), together[:rows])
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
+        torch.set_num_threads(3)
         assert torch.equal(packed(x), together)
     finally:
         torch.set_num_threads(threads)
@@ -94,7 +94,7 @@ def test_packed_layers_take_the_places_of_those_that_fit():
         assert kinds(model) == [PackedLinear, nn.Linear, PackedLinear]
     assert kinds(model) == [nn.Linear] * 3
     with pytest.raises(RuntimeError), packed.in_place():
-        model(torch.ones(3))
+        model(torch.ones(8))  # the layer between is in another dtype
     assert kinds(model) == [nn.Linear] * 3
     assert PackedLinears([model[0], model[2]]).complete
 
@@ -108,6 +108,24 @@ def test_weights_that_are_written_to_are_packed_again():
     packed.pack_again()
     with packed.in_place():
         torch.testing.assert_close(model(x), x @ model[0][0].weight.T, rtol=0, atol=1e-5)
+
+
+def test_layers_with_hooks_are_left_alone():
+    model = make_model(torch.float32, torch.float32)
+    packed = PackedLinears([model])
+    assert packed.is_current()
+    hook = model[0][0].register_forward_hook(lambda *_: None)
+    assert not packed.is_current()
+    assert not PackedLinears([model]).complete
+    hook.remove()
+    assert packed.is_current()
+    model[1][0] = nn.Identity()
+    assert not packed.is_current()
+
+
+def test_inputs_of_another_width_are_refused():
+    with pytest.raises(ValueError, match=r"takes float32 of shape \(rows, 8\), got torch.float32 of \(2, 9\)"):
+        PackedLinear(make_linear(8, 8, torch.float32))(torch.ones(2, 9))
 
 
 def test_packed_weights_are_not_part_of_a_checkpoint():

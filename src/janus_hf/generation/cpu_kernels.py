@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 _TENSOR, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _LINEAR = [_TENSOR] * 3 + [_SIZE] * 3 + [ctypes.c_int]
 _ATTENTION = [_TENSOR] * 5 + [_SIZE] * 6 + [ctypes.c_float, ctypes.c_int]
+_KERNELS = {
+    "linear_float32": _LINEAR,
+    "linear_bfloat16": _LINEAR,
+    "linear_int8": _LINEAR,
+    "attention_float32": _ATTENTION,
+    "attention_bfloat16": _ATTENTION,
+}
+
+logger = logging.get_logger(__name__)
 
 
 def kernels_fit(device: torch.device) -> bool:
@@ -33,12 +43,22 @@ def _kernels() -> Any:
     from torch._inductor.codecache import CppCodeCache
 
     library = CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8"))
-    for kind, arguments in (("linear", _LINEAR), ("attention", _ATTENTION)):
-        for name in _NAMES.values():
-            if hasattr(library, f"{kind}_{name}"):
-                kernel = getattr(library, f"{kind}_{name}")
-                kernel.argtypes, kernel.restype = arguments, None
+    for name, arguments in _KERNELS.items():
+        kernel = getattr(library, name)
+        kernel.argtypes, kernel.restype = arguments, None
     return library
+
+
+@cache
+def kernels_can_be_built() -> bool:
+    """Found by building them; a warning says why not."""
+    try:
+        _kernels()
+    except Exception as error:  # whatever compilers and file systems may raise
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        logger.warning(f"This package's kernels do not compile here, so the compiler's are used: {reason}")
+        return False
+    return True
 
 
 @torch.compiler.assume_constant_result
@@ -69,6 +89,11 @@ def _packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def _empty_packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    if x_MK.dtype != torch.float32 or x_MK.ndim != 2 or x_MK.shape[1] != packed.shape[1]:
+        raise ValueError(
+            f"The packed layer takes float32 of shape (rows, {packed.shape[1]}), "
+            f"got {x_MK.dtype} of {tuple(x_MK.shape)}."
+        )
     return x_MK.new_empty(x_MK.shape[0], packed.shape[0] * packed.shape[2])
 
 
@@ -106,6 +131,11 @@ def _empty_masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
     rows, heads, queries, width = query.shape
+    fit = key.shape == value.shape and key.shape[::3] == query.shape[::3] and heads % key.shape[1] == 0
+    fit = fit and key.dtype == value.dtype and visible.shape == (rows, queries, key.shape[2])
+    if not fit or query.dtype != torch.float32 or visible.dtype != torch.bool or width % block_size() != 0:
+        tensors = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (query, key, value, visible))
+        raise ValueError(f"Query, key, value and visible do not fit each other or the kernel: {tensors}.")
     return query.new_empty(rows, queries, heads, width)
 
 
@@ -124,4 +154,11 @@ for _name, _arguments, _run, _empty in (
     torch.library.register_fake(f"janus_hf::{_name}", _empty)
 
 
-__all__ = ["block_size", "kernels_fit", "masked_attention", "multiplies_bfloat16", "packed_linear"]
+__all__ = [
+    "block_size",
+    "kernels_can_be_built",
+    "kernels_fit",
+    "masked_attention",
+    "multiplies_bfloat16",
+    "packed_linear",
+]

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .attention import attending_with_few_queries
 from .cache import PreallocatedCache
-from .cpu_kernels import kernels_fit, multiplies_bfloat16
+from .cpu_kernels import kernels_can_be_built, kernels_fit, multiplies_bfloat16
 from .packed_linear import PackedLinears
 from .sampling import Sampling, guide
 
@@ -139,7 +139,7 @@ class CompiledDecoder(Decoder):
     def _forget(self) -> None:
         self._graphs: dict[tuple[Any, ...], Callable[..., DrawnCodes]] = {}
         self._caches: dict[tuple[int, int], StaticCache] = {}
-        self._places: list[Any] | None = None
+        self._identity: list[Any] | None = None
         self._values: list[Any] = []
         self._packed: PackedLinears | None = None
         self._options: dict[str, Any] = {}
@@ -173,7 +173,7 @@ class CompiledDecoder(Decoder):
         start = time.perf_counter()
         logger.warning(
             f"Compiling the drawing step for {len(codes)} picture(s) at once; this happens once for each number of "
-            "pictures and kind of settings, and takes minutes for a full-size model."
+            "pictures and kind of settings, and takes a minute or more for a full-size model."
         )
         graph = self._compile()
         with self.running(model), _quiet_autotuning():
@@ -205,29 +205,30 @@ class CompiledDecoder(Decoder):
             yield
 
     def prepare(self, model: Any) -> None:
-        """See that what was compiled and packed is still the model's: drop it if the model has other weights or has
-        moved, and pack weights again that have been written to.
+        """See that what was compiled and packed is still the model's: drop it if the model has other layers or weights
+        or has moved, and pack weights again that have been written to.
         """
         weights = list(model.parameters())
-        places = [(weight.device, weight.dtype, id(weight) if self._packs_weights else 0) for weight in weights]
+        self.device = weights[0].device
+        identity = [(weight.device, weight.dtype, id(weight) if self._packs_weights else 0) for weight in weights]
         values = [_sample(weight) for weight in weights] if self._packs_weights else []
-        if self._places is not None and (places != self._places or (self._options and values != self._values)):
-            logger.warning("The model has changed since its drawing step was compiled: compiling it anew.")
-            self._forget()
-        first = self._places is None
-        changed = values != self._values
-        self.device, self._places, self._values = weights[0].device, places, values
-        if first and self._packs_weights:
+        written_to = values != self._values
+        if self._identity is not None:
+            frozen = bool(self._options) and written_to
+            if frozen or identity != self._identity or not (self._packed is None or self._packed.is_current()):
+                logger.warning("The model has changed since its drawing step was compiled: compiling it anew.")
+                self._forget()
+        if self._identity is None and self._packs_weights:
             self._pack(model)
-        elif changed and self._packed is not None:
+        elif self._packed is not None and written_to:
             self._packed.pack_again()
+        self._identity, self._values = identity, values  # last: if packing is interrupted, it is done again
 
     def _pack(self, model: Any) -> None:
-        if kernels_fit(self.device):
-            multiplies = multiplies_bfloat16()
-            parts = () if multiplies else (model.language_model, model.generation_aligner, model.generation_head)
-            self._packed = PackedLinears(parts)
-            if parts and self._packed.complete:
+        parts = (model.language_model, model.generation_aligner, model.generation_head)
+        if kernels_fit(self.device) and kernels_can_be_built():
+            self._packed = PackedLinears([] if multiplies_bfloat16() else parts)
+            if self._packed.complete:
                 return
         # One kind of matrix kernel leaves nothing to be timed, layer by layer. For int4 it is PyTorch's own: not all
         # processors have another.

@@ -79,10 +79,10 @@ class Drawing:
         unique, which = torch.unique(torch.cat([self.ids, self.prompt_mask, given], dim=1), dim=0, return_inverse=True)
         ids, mask, given = unique.split([self.length, self.length, self.known], dim=1)
         mask = torch.cat([mask, torch.ones_like(given)], dim=1)
-        embeds = self.model.embed_ids(ids)
-        if self.known:
-            embeds = torch.cat([embeds, self.model.embed_image_ids(given)], dim=1)
         with self.decoder.running(self.model):
+            embeds = self.model.embed_ids(ids)
+            if self.known:
+                embeds = torch.cat([embeds, self.model.embed_image_ids(given)], dim=1)
             outputs = self.model.language_model(
                 inputs_embeds=embeds,
                 attention_mask=None if bool(mask.all()) else mask,
@@ -90,19 +90,17 @@ class Drawing:
                 past_key_values=DynamicCache(config=self.model.language_model.config),
                 use_cache=True,
             )
-        for number, layer in enumerate(outputs.past_key_values.layers):
-            rows = which.to(layer.keys.device)
-            self.cache.update(layer.keys[rows], layer.values[rows], number)
-        hidden = outputs.last_hidden_state[:, -1:]
-        hidden = hidden[which.to(hidden.device)]
-        with self.decoder.running(self.model):
-            self._draw(draw_from(self.model, hidden, self._next(1), *self.rest))
+            for number, layer in enumerate(outputs.past_key_values.layers):
+                rows = which.to(layer.keys.device)
+                self.cache.update(layer.keys[rows], layer.values[rows], number)
+            hidden = outputs.last_hidden_state[:, -1:]
+            self._draw(draw_from(self.model, hidden[which.to(hidden.device)], self._next(1), *self.rest))
 
     def step(self) -> None:
         """Feed the last code and what is guessed to follow, and draw as many."""
         before = self.known - 1
         mask = self.mask
-        # A compiled step's cache is attended over its whole length: causality hides what is not written.
+        # A compiled step's mask has its cache's length, at every step: causality hides what is not written.
         if mask is not None and not isinstance(self.cache, StaticCache):
             mask = mask[:, : self.length + before + self.window]
         self._draw(

@@ -56,9 +56,10 @@ class ImageGenerationMixin:
         """Compile the step of `generate_images` into one graph, or go back.
 
         Compiling happens at the first drawing of each size (pictures at once, guidance or not, context rounded up to
-        64) and takes minutes for a full-size model. On CUDA the graph is replayed as a CUDA graph. On a CPU
+        64) and takes a minute or more for a full-size model. On CUDA the graph is replayed as a CUDA graph. On a CPU
         the language model's weights are packed for its matrix kernels; that keeps a second copy of them. In
-        float32 the codes are those of the plain step.
+        float32 the codes are those of the plain step. While it draws, a compiled model is not to be used by
+        another thread.
 
         Args:
             enabled: False goes back and frees graphs, caches and packed weights.

@@ -25,7 +25,7 @@ class PackedLinears:
         parts: Modules whose linear layers are packed if their weights are float32, bfloat16 or torchao's int8.
 
     Attributes:
-        complete: Whether these are all linear layers.
+        complete: Whether there are linear layers, and all of them are packed.
     """
 
     def __init__(self, parts: Iterable[nn.Module]) -> None:
@@ -36,8 +36,8 @@ class PackedLinears:
             for name, child in parent.named_children()
             if isinstance(child, nn.Linear)
         ]
-        fitting = [place for place in linears if type(place[2]) is nn.Linear and _fits(place[2].weight)]
-        self.complete = len(fitting) == len(linears)
+        fitting = [place for place in linears if _is_plain(place[2]) and _fits(place[2].weight)]
+        self.complete = bool(linears) and len(fitting) == len(linears)
         self._places = [(parent, name, linear, PackedLinear(linear)) for parent, name, linear in fitting]
 
     @contextmanager
@@ -51,6 +51,12 @@ class PackedLinears:
             for parent, name, linear, _ in self._places:
                 parent._modules[name] = linear
 
+    def is_current(self) -> bool:
+        """Whether the layers in these places are still those that were packed, and nothing more."""
+        return all(
+            parent._modules.get(name) is linear and _is_plain(linear) for parent, name, linear, _ in self._places
+        )
+
     def pack_again(self) -> None:
         """To be called when weights have been written to."""
         for *_, packed in self._places:
@@ -62,7 +68,7 @@ class PackedLinear(nn.Module):
     any number of rows.
 
     Args:
-        linear: The layer to compute; its weight is kept beside the packed one.
+        linear: The layer to compute. Its weight is kept, to be packed again and for whoever asks for its dtype.
     """
 
     scale: torch.Tensor | None
@@ -70,11 +76,9 @@ class PackedLinear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
+        self.weight, self.bias, self.outputs = linear.weight, linear.bias, linear.out_features
         self.pack()
 
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def pack(self) -> None:
         """Take over what the weight holds now."""
         values, self.scale = _values_and_scale(self.weight)
@@ -83,18 +87,26 @@ class PackedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`(..., K)` -> `(..., N)`."""
         y_MN = packed_linear(x.reshape(-1, x.shape[-1]).float(), self.packed)
-        y_MN = y_MN[:, : len(self.weight)]
+        y_MN = y_MN[:, : self.outputs]
         if self.scale is not None:
             y_MN = y_MN * self.scale
         if self.bias is not None:
             y_MN = y_MN + self.bias.float()
-        return y_MN.to(x.dtype).reshape(*x.shape[:-1], len(self.weight))
+        return y_MN.to(x.dtype).reshape(*x.shape[:-1], self.outputs)
+
+
+def _is_plain(linear: nn.Linear) -> bool:
+    """Without hooks and the like, which would not be called."""
+    extras = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
+    return type(linear) is nn.Linear and not extras
 
 
 def _fits(weight: Any) -> bool:
     if type(weight).__name__ == "Int8Tensor":
-        scale_per_output = list(weight.block_size) == [1, weight.shape[1]] and not bool(weight.zero_point.any())
-        return scale_per_output and weight.act_quant_kwargs is None
+        scale_per_output = list(weight.block_size) == [1, weight.shape[1]]
+        symmetric = weight.zero_point is None or not bool(weight.zero_point.any())
+        inputs_as_they_are = weight.act_quant_kwargs is None and weight.act_pre_scale is None
+        return scale_per_output and symmetric and inputs_as_they_are
     return type(weight.data) is torch.Tensor and weight.dtype in (torch.float32, torch.bfloat16)
 
 

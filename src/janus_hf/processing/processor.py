@@ -20,7 +20,6 @@ from transformers import BatchFeature
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from .batching import check_counts, check_texts, collate, encode, splice_pictures, truncate
-from .files import ProcessorFiles
 from .image_processor import JanusProImageProcessor
 from .pictures import flatten_pictures
 from .prompts import (
@@ -35,6 +34,7 @@ from .prompts import (
     conversation_images,
     render_generation_prompt,
 )
+from .saving import ProcessorFiles
 from .tokenizer import fit_tokenizer
 
 

@@ -17,7 +17,7 @@ from .prompts import BOI_TOKEN, EOI_TOKEN, PAD_TOKEN, ROLES, SYSTEM_PROMPT
 
 
 if TYPE_CHECKING:
-    from .files import ProcessorFiles
+    from .saving import ProcessorFiles
 
 
 def write_layout(processor: "ProcessorFiles", folder: str | os.PathLike[str], *, layout: Layout) -> list[str]:

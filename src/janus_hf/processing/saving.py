@@ -12,8 +12,8 @@ from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
 from ..configuration import Layout
+from .file_formats import original_processor_config, write_layout
 from .image_processor import JanusProImageProcessor
-from .layouts import original_processor_config, write_layout
 from .prompts import IMAGE_TOKEN, ROLES, SYSTEM_PROMPT, build_chat_template
 from .tokenizer import HUB_KEYS, load_tokenizer
 

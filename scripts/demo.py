@@ -14,8 +14,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation.scoring import score
-from janus_hf.shapes import TAGS, Drawing, ask, detect, make_drawing, picture, random_scene
+from janus_hf.rewards.geneval_rules import score
+from janus_hf.rewards.shapes_detector import detect
+from janus_hf.shapes import TAGS, Drawing, ask, make_drawing, picture, random_scene
 
 
 FOLDER = Path("janus_hf_demo")

@@ -36,9 +36,10 @@ from janus_hf import (
     JanusProVQConfig,
 )
 from janus_hf.data import JanusProCollator, PackedDataset, load_prepared, make_plan, prepare
-from janus_hf.evaluation.scoring import score
 from janus_hf.evaluation.shapes import evaluate_shapes
 from janus_hf.modeling import JanusProVQModel
+from janus_hf.rewards.geneval_rules import score
+from janus_hf.rewards.shapes_detector import detect
 from janus_hf.shapes import (
     COLORS,
     SHAPES,
@@ -47,7 +48,6 @@ from janus_hf.shapes import (
     Scene,
     ask,
     describe,
-    detect,
     make_drawing,
     picture,
     place,

@@ -26,9 +26,10 @@ ALLOWED = {
     "chat": set(),
     "pipelines": {"cards", "chat", "configuration", "errors", "generation", "lora", "modeling", "processing"},
     "data": {"configuration", "errors", "processing", "_version"},
-    "shapes": {"evaluation"},  # the pure scoring rules
+    "rewards": {"_version", "errors", "shapes"},
+    "shapes": set(),
     "integrations": {"evaluation", "pipelines"},
-    "evaluation": {"_version", "configuration", "errors", "pipelines", "data", "shapes"},
+    "evaluation": {"_version", "rewards", "configuration", "errors", "pipelines", "data", "shapes"},
     "training": {
         "cards",
         "configuration",

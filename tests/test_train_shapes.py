@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from janus_hf.processing import JanusProProcessor
-from janus_hf.shapes import COLORS, HELD_OUT, SHAPES, detect
+from janus_hf.rewards.shapes_detector import detect
+from janus_hf.shapes import COLORS, HELD_OUT, SHAPES
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import pytest
 import torch
 from launch import files, finish
 from PIL import Image
-from tiny_judges import blip
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
@@ -17,9 +16,10 @@ from janus_hf.evaluation.dpg import Quirks, evaluate_dpg, score_image, score_pro
 from janus_hf.evaluation.dpg_data import Proposition, collect_grids, read_prompts, read_propositions, split_grid
 from janus_hf.evaluation.drawing import grid
 from janus_hf.evaluation.evaluators import DPGBench
-from janus_hf.evaluation.judges import MplugJudge, TransformersVqaJudge, plain_answer
 from janus_hf.evaluation.report import Report
+from janus_hf.rewards.vqa import MplugJudge, TransformersVqaJudge, plain_answer
 from janus_hf.shapes import picture, random_scene
+from tiny_judges import blip
 
 
 COLUMNS = ["item_id", "text", "keywords", "proposition_id", "dependency", "category_broad", "category_detailed"]

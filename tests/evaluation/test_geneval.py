@@ -25,17 +25,18 @@ from transformers import (
 import janus_hf
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation.clip import COLORS, ClipColors
-from janus_hf.evaluation.detectors import ShapesDetector
 from janus_hf.evaluation.drawing import picture_seed
 from janus_hf.evaluation.evaluators import KNOWN, make_evaluator, shapes_items
 from janus_hf.evaluation.geneval import TAGS, GenEval, read_prompts, summarise
-from janus_hf.evaluation.mask2former import COCO_NAMES, Mask2FormerDetector
 from janus_hf.evaluation.paper import BENCHMARKS, published
 from janus_hf.evaluation.picture_metrics import PICTURE_METRICS
 from janus_hf.evaluation.report import Report, compare
-from janus_hf.evaluation.scoring import Rules
-from janus_hf.shapes import detect, picture, place
+from janus_hf.rewards.clip import COLORS, ClipColors
+from janus_hf.rewards.detectors import ShapesDetector
+from janus_hf.rewards.geneval_rules import Rules
+from janus_hf.rewards.mask2former import COCO_NAMES, Mask2FormerDetector
+from janus_hf.rewards.shapes_detector import detect
+from janus_hf.shapes import picture, place
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,11 @@ import pytest
 import torch
 from launch import finish
 from PIL import Image
-from tiny_judges import SIDE, build, clip
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPImageProcessorPil, Dinov2Config, Dinov2Model
 from transformers.utils import logging
 
 from janus_hf.evaluation import picture_metrics
-from janus_hf.evaluation.clip import Clip
 from janus_hf.evaluation.picture_metrics import (
     VisionFeatures,
     evaluate_clip_score,
@@ -27,8 +25,10 @@ from janus_hf.evaluation.picture_metrics import (
     run_pictures,
 )
 from janus_hf.evaluation.report import Report
-from janus_hf.evaluation.rewards import ClipScore
+from janus_hf.rewards.clip import Clip
+from janus_hf.rewards.rewards import ClipScore
 from janus_hf_cli import evaluation, model
+from tiny_judges import SIDE, build, clip
 
 
 # Sums in another order and a result in float32: measured 6e-8 at most. Covariances over n in the place of n - 1 would
@@ -292,7 +292,7 @@ def test_clip_score_leaves_out_what_cannot_be_read(prompted, tmp_path):
 
 def test_prompts_that_clip_cuts_are_counted_once(tmp_path, monkeypatch):
     warnings = []
-    monkeypatch.setattr("janus_hf.evaluation.clip.logger.warning", warnings.append)
+    monkeypatch.setattr("janus_hf.rewards.clip.logger.warning", warnings.append)
     logging.warning_once.cache_clear()
     scorer = ClipScore(*clip(), batch_size=1)  # reads 48 tokens: 46 letters and two ends
     prompts = ["a" * 47, "a" * 47, "b" * 60, "a" * 46, "a cat"]  # two pictures of the first

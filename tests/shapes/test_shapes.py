@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from janus_hf.evaluation.scoring import score
+from janus_hf.rewards.geneval_rules import score
+from janus_hf.rewards.shapes_detector import detect
 from janus_hf.shapes import (
     COLORS,
     HELD_OUT,
@@ -16,7 +17,6 @@ from janus_hf.shapes import (
     Scene,
     Thing,
     ask,
-    detect,
     make_drawing,
     picture,
     random_scene,

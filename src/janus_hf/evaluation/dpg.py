@@ -16,10 +16,10 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..rewards.image_io import UNREADABLE, open_rgb
 from .dpg_data import Proposition, read_propositions, split_grid
 from .folder import environments, open_run, processes
 from .journal import Journal
-from .pictures import UNREADABLE, open_rgb
 from .report import Report
 
 

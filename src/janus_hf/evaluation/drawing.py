@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..rewards.image_io import open_rgb, readable
 from .folder import environments, open_run, processes, run_settings, write_atomically
-from .pictures import open_rgb, readable
 
 
 @dataclass(frozen=True)

@@ -17,16 +17,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..rewards.detectors import Detector, ShapesDetector
+from ..rewards.mask2former import Mask2FormerDetector
 from ..shapes import TAGS, make_drawing
 from .answers import primary_metric
-from .detectors import Detector, ShapesDetector
 from .dpg import OFFICIAL_JUDGE, Judge, Quirks, evaluate_dpg
 from .dpg_data import collect_grids, read_prompts
 from .drawing import draw_run, sample_path
 from .folder import processes, write_atomically
 from .geneval import GenEval
 from .geneval import read_prompts as read_geneval
-from .mask2former import Mask2FormerDetector
 from .picture_metrics import PICTURE_METRICS
 from .prompt_sets import read_geneval2, read_wise
 from .protocol import BENCHMARKS as UNDERSTANDING

@@ -15,13 +15,13 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from .detectors import Detector
+from ..rewards.detectors import Detector
+from ..rewards.geneval_rules import Rules, score
+from ..rewards.image_io import UNREADABLE, open_rgb
 from .drawing import draw_run, sample_path
 from .folder import environments, processes
 from .paper import look_up
-from .pictures import UNREADABLE, open_rgb
 from .report import Report
-from .scoring import Rules, score
 from .sheets import save_sheet
 
 

@@ -21,12 +21,12 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..rewards.image_io import UNREADABLE, open_rgb
+from ..rewards.loading import Pretrained, alike
+from ..rewards.rewards import ClipScore
 from .folder import SETTINGS, environments, processes, recorded
 from .paper import look_up
-from .pictures import UNREADABLE, open_rgb
-from .pretrained import Pretrained, alike
 from .report import Report
-from .rewards import ClipScore
 from .sheets import save_sheet
 
 

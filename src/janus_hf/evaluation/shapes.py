@@ -16,13 +16,14 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 
-from ..shapes import QUESTION_KINDS, TAGS, ask, detect, make_drawing, picture, random_scene
+from ..rewards.geneval_rules import score
+from ..rewards.image_io import open_rgb
+from ..rewards.shapes_detector import detect
+from ..shapes import QUESTION_KINDS, TAGS, ask, make_drawing, picture, random_scene
 from .drawing import DrawnRun, draw_run, sample_path
 from .folder import processes
 from .journal import Journal
-from .pictures import open_rgb
 from .report import Report
-from .scoring import score
 from .sheets import save_sheet
 
 

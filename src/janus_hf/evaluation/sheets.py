@@ -7,9 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..rewards.image_io import as_rgb, open_rgb
 from .drawing import grid, png
 from .folder import write_atomically
-from .pictures import as_rgb, open_rgb
 
 
 Picture = Image.Image | str | os.PathLike[str]

@@ -1,6 +1,5 @@
-"""The small world: coloured shapes on a board, what is said about them, and a detector that knows the truth."""
+"""The small world: coloured shapes on a board, what is said about them and the questions about them."""
 
-from .detector import detect
 from .language import QUESTION_KINDS, TAGS, Drawing, Question, ask, describe, make_drawing, random_scene
 from .scenes import COLORS, HELD_OUT, SHAPES, SIDE, Scene, Thing, picture, place, place_in_order, render
 
@@ -18,7 +17,6 @@ __all__ = [
     "Thing",
     "ask",
     "describe",
-    "detect",
     "make_drawing",
     "picture",
     "place",

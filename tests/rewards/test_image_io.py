@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_hf.evaluation.pictures import UNREADABLE, as_rgb, open_rgb, readable
+from janus_hf.rewards.image_io import UNREADABLE, as_rgb, open_rgb, readable
 
 
 ORIENTATION = 0x0112

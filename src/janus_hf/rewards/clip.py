@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers.utils import logging
 
-from .pretrained import Pretrained
-from .scoring import Box, Detection, by_confidence
+from .geneval_rules import Box, Detection, by_confidence
+from .loading import Pretrained
 
 
 logger = logging.get_logger(__name__)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from .detectors import PretrainedDetector
-from .scoring import Detection
+from .geneval_rules import Detection
 
 
 class GroundingDinoDetector(PretrainedDetector):

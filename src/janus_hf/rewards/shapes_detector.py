@@ -10,8 +10,8 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from ..evaluation.scoring import Detection
-from .scenes import CELL, COLORS, SHAPES, WHITE, shape_mask
+from ..shapes.scenes import CELL, COLORS, SHAPES, WHITE, shape_mask
+from .geneval_rules import Detection
 
 
 MIN_AREA = 40  # pixels; the smallest rendered thing, a cross, has about 100

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from .pretrained import alike
+from .loading import alike
 
 
 _INSTRUCTION = "Answer yes or no."

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from janus_hf.evaluation.scoring import Detection, Rules, by_confidence, relations, score
+from janus_hf.rewards.geneval_rules import Detection, Rules, by_confidence, relations, score
 
 
 def thing(label="circle", confidence=0.95, box=(0.0, 0.0, 10.0, 10.0), color=None):

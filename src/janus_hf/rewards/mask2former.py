@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from .detectors import PretrainedDetector
-from .pretrained import alike
-from .scoring import Detection
+from .geneval_rules import Detection
+from .loading import alike
 
 
 # COCO's 80 classes in COCO's order, by the names that GenEval's prompts use (its evaluation/object_names.txt).

@@ -16,11 +16,11 @@ from PIL import Image
 
 from .clip import Clip
 from .detectors import Detector, ShapesDetector
+from .geneval_rules import Detection, Rules, score
 from .grounding_dino import GroundingDinoDetector
+from .image_io import as_rgb
+from .loading import Pretrained, alike
 from .mask2former import Mask2FormerDetector
-from .pictures import as_rgb
-from .pretrained import Pretrained, alike
-from .scoring import Detection, Rules, score
 
 
 Images = Sequence[Image.Image]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_judges import bert_tokenizer, blip, clip, git, mask2former
 from transformers.utils import logging
 
-from janus_hf.evaluation.mask2former import Mask2FormerDetector
-from janus_hf.evaluation.rewards import (
+from janus_hf.rewards.geneval_rules import Detection, Rules
+from janus_hf.rewards.mask2former import Mask2FormerDetector
+from janus_hf.rewards.rewards import (
     ClipScore,
     GenEvalReward,
     PickScore,
@@ -19,8 +19,8 @@ from janus_hf.evaluation.rewards import (
     VQAReward,
     as_metadata,
 )
-from janus_hf.evaluation.scoring import Detection, Rules
 from janus_hf.shapes import TAGS, make_drawing, picture
+from tiny_judges import bert_tokenizer, blip, clip, git, mask2former
 
 
 def noise(seed=0) -> Image.Image:
@@ -188,7 +188,7 @@ def test_clip_scores_are_those_of_the_model():
 
 def test_prompts_longer_than_clip_reads_are_cut_with_one_warning(monkeypatch):
     warnings = []
-    monkeypatch.setattr("janus_hf.evaluation.clip.logger.warning", warnings.append)
+    monkeypatch.setattr("janus_hf.rewards.clip.logger.warning", warnings.append)
     logging.warning_once.cache_clear()
     reward = ClipScore(*clip())
     long, short = "a" * 60, "a cat"

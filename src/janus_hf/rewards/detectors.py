@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from ..shapes import detect as detect_shapes
 from .clip import ClipColors, ColorNamer, with_colors
-from .pictures import as_rgb
-from .pretrained import Pretrained
-from .scoring import Detection
+from .geneval_rules import Detection
+from .image_io import as_rgb
+from .loading import Pretrained
+from .shapes_detector import detect as detect_shapes
 
 
 class Detector(Protocol):
@@ -84,7 +84,7 @@ class PretrainedDetector(Pretrained, ABC):
 
 
 class ShapesDetector:
-    """The small world's exact detector (`janus_hf.shapes.detect`). It always knows the colours."""
+    """The small world's exact detector (`shapes_detector.detect`). It always knows the colours."""
 
     name = "the small world's exact detector"
 

@@ -43,7 +43,7 @@ $(HARNESS)/installed: pyproject.toml constraints.txt
 	@touch $@
 
 test-harnesses: $(HARNESS)/installed  ## our adapters inside the real lmms-eval and VLMEvalKit, in an environment of their own
-	JANUS_HF_REQUIRE_HARNESSES=1 OMP_NUM_THREADS=1 $(HARNESS)/bin/python -m pytest -q tests/evaluation/test_integrations.py
+	JANUS_HF_REQUIRE_HARNESSES=1 OMP_NUM_THREADS=1 $(HARNESS)/bin/python -m pytest -q tests/integrations
 
 lint: $(STAMP)  ## ruff, without changing anything
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -22,7 +22,7 @@ import torch
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation.shapes import evaluate_shapes
+from janus_hf.evaluation.benchmarks.shapes_world import evaluate_shapes
 from janus_hf.shapes import TAGS, make_drawing
 
 from .peers import describe_machine

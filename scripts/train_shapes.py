@@ -36,7 +36,7 @@ from janus_hf import (
     JanusProVQConfig,
 )
 from janus_hf.data import JanusProCollator, PackedDataset, load_prepared, make_plan, prepare
-from janus_hf.evaluation.shapes import evaluate_shapes
+from janus_hf.evaluation.benchmarks.shapes_world import evaluate_shapes
 from janus_hf.modeling import JanusProVQModel
 from janus_hf.rewards.geneval_rules import score
 from janus_hf.rewards.shapes_detector import detect

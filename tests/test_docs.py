@@ -8,9 +8,9 @@ import pytest
 
 import janus_hf_cli
 from janus_hf.assets import DEFAULT_MODEL
+from janus_hf.evaluation.benchmarks.image_metrics import PICTURE_METRICS
 from janus_hf.evaluation.evaluators import KNOWN
 from janus_hf.evaluation.paper import BENCHMARKS
-from janus_hf.evaluation.picture_metrics import PICTURE_METRICS
 
 
 ROOT = Path(__file__).parents[1]

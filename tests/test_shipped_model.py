@@ -7,7 +7,7 @@ import pytest
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation.shapes import evaluate_shapes
+from janus_hf.evaluation.benchmarks.shapes_world import evaluate_shapes
 
 
 ROOT = Path(__file__).parents[1]

@@ -199,7 +199,7 @@ def _dpg_options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
     import torch
     from accelerate import PartialState
 
-    from janus_hf.evaluation.dpg import Quirks
+    from janus_hf.evaluation.benchmarks.dpg import Quirks
     from janus_hf.rewards.vqa import MplugJudge, TransformersVqaJudge
 
     if arguments.mplug_python:
@@ -212,7 +212,7 @@ def _dpg_options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
 
 def _eval_clip_score(arguments: argparse.Namespace) -> int:
     """CLIPScore; 1 if a picture could not be read."""
-    from janus_hf.evaluation.picture_metrics import evaluate_clip_score, prompted_pictures, run_pictures
+    from janus_hf.evaluation.benchmarks.image_metrics import evaluate_clip_score, prompted_pictures, run_pictures
     from janus_hf.rewards.rewards import ClipScore
 
     pictures = run_pictures(arguments.results) if arguments.results else prompted_pictures(arguments.images)
@@ -222,7 +222,7 @@ def _eval_clip_score(arguments: argparse.Namespace) -> int:
 
 def _eval_fid(arguments: argparse.Namespace) -> int:
     """FID; 1 if a picture could not be read."""
-    from janus_hf.evaluation.picture_metrics import (
+    from janus_hf.evaluation.benchmarks.image_metrics import (
         VisionFeatures,
         evaluate_fid,
         folder_pictures,
@@ -243,8 +243,8 @@ def _measured(arguments: argparse.Namespace, chosen: dict[str, Any], measure: Ca
     """Open the report's folder, and read what it is to repeat, before the work; save the report there, print it."""
     from accelerate import PartialState
 
-    from janus_hf.evaluation.folder import open_run
-    from janus_hf.evaluation.picture_metrics import drawn_with, save_report
+    from janus_hf.evaluation.benchmarks.image_metrics import drawn_with, save_report
+    from janus_hf.evaluation.run_folder import open_run
 
     source = (arguments.results or arguments.images).resolve()
     folder = arguments.output or source.with_name(f"{source.name}-{arguments.benchmark}")
@@ -267,7 +267,7 @@ def _report(arguments: argparse.Namespace) -> None:
 def _eval_shapes(arguments: argparse.Namespace) -> None:
     from accelerate import PartialState
 
-    from janus_hf.evaluation.shapes import evaluate_shapes
+    from janus_hf.evaluation.benchmarks.shapes_world import evaluate_shapes
 
     _begin(arguments)
     pipe = load_pipeline(arguments)

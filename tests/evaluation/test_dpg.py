@@ -12,10 +12,16 @@ from PIL import Image
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation.dpg import Quirks, evaluate_dpg, score_image, score_prompt, summarise
-from janus_hf.evaluation.dpg_data import Proposition, collect_grids, read_prompts, read_propositions, split_grid
-from janus_hf.evaluation.drawing import grid
+from janus_hf.evaluation.benchmarks.dpg import Quirks, evaluate_dpg, score_image, score_prompt, summarise
+from janus_hf.evaluation.benchmarks.dpg_data import (
+    Proposition,
+    collect_grids,
+    read_prompts,
+    read_propositions,
+    split_grid,
+)
 from janus_hf.evaluation.evaluators import DPGBench
+from janus_hf.evaluation.generate_run import grid
 from janus_hf.evaluation.report import Report
 from janus_hf.rewards.vqa import MplugJudge, TransformersVqaJudge, plain_answer
 from janus_hf.shapes import picture, random_scene

@@ -25,11 +25,11 @@ from transformers import (
 import janus_hf
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation.drawing import picture_seed
+from janus_hf.evaluation.benchmarks.geneval import TAGS, GenEval, read_prompts, summarise
+from janus_hf.evaluation.benchmarks.image_metrics import PICTURE_METRICS
 from janus_hf.evaluation.evaluators import KNOWN, make_evaluator, shapes_items
-from janus_hf.evaluation.geneval import TAGS, GenEval, read_prompts, summarise
+from janus_hf.evaluation.generate_run import picture_seed
 from janus_hf.evaluation.paper import BENCHMARKS, published
-from janus_hf.evaluation.picture_metrics import PICTURE_METRICS
 from janus_hf.evaluation.report import Report, compare
 from janus_hf.rewards.clip import COLORS, ClipColors
 from janus_hf.rewards.detectors import ShapesDetector

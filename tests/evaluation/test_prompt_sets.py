@@ -8,8 +8,7 @@ from PIL import Image
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation.evaluators import make_evaluator
-from janus_hf.evaluation.prompt_sets import (
+from janus_hf.evaluation.benchmarks.prompt_sets import (
     AtomicPrompt,
     read_geneval2,
     read_wise,
@@ -20,6 +19,7 @@ from janus_hf.evaluation.prompt_sets import (
     soft_tifa,
     wiscore,
 )
+from janus_hf.evaluation.evaluators import make_evaluator
 from janus_hf.evaluation.report import Report
 
 

@@ -11,7 +11,7 @@ import torch
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation import protocol
+from janus_hf.evaluation.benchmarks import protocol
 from janus_hf.shapes import ask, picture, random_scene
 
 

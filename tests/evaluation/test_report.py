@@ -17,11 +17,12 @@ from transformers import BitsAndBytesConfig
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation import folder, sources
-from janus_hf.evaluation.answers import primary_metric
+from janus_hf.evaluation import downloads as sources
+from janus_hf.evaluation import run_folder as folder
+from janus_hf.evaluation.benchmarks.answers import primary_metric
 from janus_hf.evaluation.evaluators import KNOWN, Understanding, make_evaluator
-from janus_hf.evaluation.folder import environments, hash_weights, open_run, run_settings, write_atomically
 from janus_hf.evaluation.report import Report, compare
+from janus_hf.evaluation.run_folder import environments, hash_weights, open_run, run_settings, write_atomically
 
 
 def report(**changes) -> Report:

@@ -15,10 +15,10 @@ from accelerate import PartialState
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation import understanding
-from janus_hf.evaluation.answers import COGNITION, PERCEPTION, normalise, parse_letter, parse_yes_no
-from janus_hf.evaluation.questions import read_questions
-from janus_hf.evaluation.understanding import run_understanding
+from janus_hf.evaluation.benchmarks import understanding
+from janus_hf.evaluation.benchmarks.answers import COGNITION, PERCEPTION, normalise, parse_letter, parse_yes_no
+from janus_hf.evaluation.benchmarks.questions import read_questions
+from janus_hf.evaluation.benchmarks.understanding import run_understanding
 from janus_hf.shapes import ask, picture, random_scene
 
 

@@ -20,20 +20,20 @@ import numpy as np
 from ..rewards.detectors import Detector, ShapesDetector
 from ..rewards.mask2former import Mask2FormerDetector
 from ..shapes import TAGS, make_drawing
-from .answers import primary_metric
-from .dpg import OFFICIAL_JUDGE, Judge, Quirks, evaluate_dpg
-from .dpg_data import collect_grids, read_prompts
-from .drawing import draw_run, sample_path
-from .folder import processes, write_atomically
-from .geneval import GenEval
-from .geneval import read_prompts as read_geneval
-from .picture_metrics import PICTURE_METRICS
-from .prompt_sets import read_geneval2, read_wise
-from .protocol import BENCHMARKS as UNDERSTANDING
+from .benchmarks.answers import primary_metric
+from .benchmarks.dpg import OFFICIAL_JUDGE, Judge, Quirks, evaluate_dpg
+from .benchmarks.dpg_data import collect_grids, read_prompts
+from .benchmarks.geneval import GenEval
+from .benchmarks.geneval import read_prompts as read_geneval
+from .benchmarks.image_metrics import PICTURE_METRICS
+from .benchmarks.prompt_sets import read_geneval2, read_wise
+from .benchmarks.protocol import BENCHMARKS as UNDERSTANDING
+from .benchmarks.understanding import run_understanding
+from .downloads import find_data
+from .generate_run import draw_run, sample_path
 from .report import Report
+from .run_folder import processes, write_atomically
 from .sheets import save_sheet
-from .sources import find_data
-from .understanding import run_understanding
 
 
 DRAWN_ONLY = ("geneval2", "wise")  # judged elsewhere, from what is drawn here
@@ -200,7 +200,7 @@ class PromptSet:
         rows = [item | {"image": str(sample_path(Path(), n, 0))} for n, item in enumerate(items)]
         if processes().is_main_process:
             self._hand_over(run.folder, rows)
-        protocol = "Drawn, not judged: janus_hf.evaluation.prompt_sets adds up the judge's verdicts."
+        protocol = "Drawn, not judged: janus_hf.evaluation.benchmarks.prompt_sets adds up the judge's verdicts."
         return _saved(Report(self.name, {}, self.primary_metric, protocol, run.record, rows), folder)
 
     def _hand_over(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -236,7 +236,8 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
         raise ValueError(f"limit must be at least 1, got {limit}.")
     if name in PICTURE_METRICS:
         raise ValueError(
-            f"{name!r} measures pictures that are there: janus_hf.evaluation.picture_metrics, or janus-hf eval {name}."
+            f"{name!r} measures pictures that are there: janus_hf.evaluation.benchmarks.image_metrics, or "
+            f"janus-hf eval {name}."
         )
     if name not in KNOWN:
         raise ValueError(f"{name!r} is not a benchmark of this package. Known: {', '.join(KNOWN)}.")

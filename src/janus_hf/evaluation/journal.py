@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .folder import processes
+from .run_folder import processes
 
 
 class Journal:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .folder import write_atomically
 from .paper import look_up, published
+from .run_folder import write_atomically
 
 
 @dataclass

@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..rewards.image_io import as_rgb, open_rgb
-from .drawing import grid, png
-from .folder import write_atomically
+from .generate_run import grid, png
+from .run_folder import write_atomically
 
 
 Picture = Image.Image | str | os.PathLike[str]

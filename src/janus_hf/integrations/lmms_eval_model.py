@@ -19,7 +19,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..evaluation import protocol
+from ..evaluation.benchmarks import protocol
 from . import DEFAULT_CHECKPOINT, load_pipeline
 
 

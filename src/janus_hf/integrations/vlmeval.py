@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..evaluation import protocol
+from ..evaluation.benchmarks import protocol
 from . import DEFAULT_CHECKPOINT, load_pipeline
 
 

@@ -21,13 +21,13 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from ..rewards.image_io import UNREADABLE, open_rgb
-from ..rewards.loading import Pretrained, alike
-from ..rewards.rewards import ClipScore
-from .folder import SETTINGS, environments, processes, recorded
-from .paper import look_up
-from .report import Report
-from .sheets import save_sheet
+from ...rewards.image_io import UNREADABLE, open_rgb
+from ...rewards.loading import Pretrained, alike
+from ...rewards.rewards import ClipScore
+from ..paper import look_up
+from ..report import Report
+from ..run_folder import SETTINGS, environments, processes, recorded
+from ..sheets import save_sheet
 
 
 logger = logging.get_logger(__name__)

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import CLIPImageProcessorPil, Dinov2Config, Dinov2Model
 from transformers.utils import logging
 
-from janus_hf.evaluation import picture_metrics
-from janus_hf.evaluation.picture_metrics import (
+from janus_hf.evaluation.benchmarks import image_metrics as picture_metrics
+from janus_hf.evaluation.benchmarks.image_metrics import (
     VisionFeatures,
     evaluate_clip_score,
     evaluate_fid,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from .paper import look_up
+from ..paper import look_up
 
 
 _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")

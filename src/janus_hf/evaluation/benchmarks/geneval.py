@@ -15,14 +15,14 @@ import numpy as np
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
-from ..rewards.detectors import Detector
-from ..rewards.geneval_rules import Rules, score
-from ..rewards.image_io import UNREADABLE, open_rgb
-from .drawing import draw_run, sample_path
-from .folder import environments, processes
-from .paper import look_up
-from .report import Report
-from .sheets import save_sheet
+from ...rewards.detectors import Detector
+from ...rewards.geneval_rules import Rules, score
+from ...rewards.image_io import UNREADABLE, open_rgb
+from ..generate_run import draw_run, sample_path
+from ..paper import look_up
+from ..report import Report
+from ..run_folder import environments, processes
+from ..sheets import save_sheet
 
 
 OFFICIAL_PROMPTS = 553

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .paper import look_up
-from .report import Report
-from .sheets import save_sheet
+from ..paper import look_up
+from ..report import Report
+from ..sheets import save_sheet
 
 
 # Sums of half-precision probabilities of several spellings of an answer may exceed 1 by their rounding.

@@ -16,15 +16,15 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 
-from ..rewards.geneval_rules import score
-from ..rewards.image_io import open_rgb
-from ..rewards.shapes_detector import detect
-from ..shapes import QUESTION_KINDS, TAGS, ask, make_drawing, picture, random_scene
-from .drawing import DrawnRun, draw_run, sample_path
-from .folder import processes
-from .journal import Journal
-from .report import Report
-from .sheets import save_sheet
+from ...rewards.geneval_rules import score
+from ...rewards.image_io import open_rgb
+from ...rewards.shapes_detector import detect
+from ...shapes import QUESTION_KINDS, TAGS, ask, make_drawing, picture, random_scene
+from ..generate_run import DrawnRun, draw_run, sample_path
+from ..journal import Journal
+from ..report import Report
+from ..run_folder import processes
+from ..sheets import save_sheet
 
 
 @dataclass

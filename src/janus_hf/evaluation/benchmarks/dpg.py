@@ -16,11 +16,11 @@ from accelerate.utils import gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..rewards.image_io import UNREADABLE, open_rgb
+from ...rewards.image_io import UNREADABLE, open_rgb
+from ..journal import Journal
+from ..report import Report
+from ..run_folder import environments, open_run, processes
 from .dpg_data import Proposition, read_propositions, split_grid
-from .folder import environments, open_run, processes
-from .journal import Journal
-from .report import Report
 
 
 OFFICIAL_JUDGE = "mplug"

@@ -7,7 +7,7 @@ from launch import files, finish
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation import shapes as evaluation
+from janus_hf.evaluation.benchmarks import shapes_world as evaluation
 from janus_hf.evaluation.report import Report
 from janus_hf.shapes import QUESTION_KINDS, TAGS, make_drawing, picture
 

@@ -15,13 +15,13 @@ from typing import Any
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ..journal import Journal
+from ..paper import look_up
+from ..report import Report
+from ..run_folder import environments, open_run, processes, run_settings, write_atomically
 from .answers import judge_answers, missing_tasks, primary_metric
-from .folder import environments, open_run, processes, run_settings, write_atomically
-from .journal import Journal
-from .paper import look_up
 from .protocol import MAX_NEW_TOKENS, ROLES, answer, paper_conversation, paper_prompt, system_prompt
 from .questions import Question, data_files, read_questions
-from .report import Report
 
 
 MM_VET_PREDICTIONS = "mmvet.json"

@@ -31,7 +31,7 @@ from PIL import Image
 
 import janus_hf
 from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation import protocol
+from janus_hf.evaluation.benchmarks import protocol
 from janus_hf.integrations import load_pipeline
 from janus_hf.shapes import ask, picture, random_scene
 

@@ -9,7 +9,7 @@ import string
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from .paper import look_up
+from ..paper import look_up
 from .protocol import MULTIPLE_CHOICE, YES_NO
 from .questions import POPE_SPLITS, Question
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .paper import look_up
+from ..paper import look_up
 from .protocol import BENCHMARKS, MULTIPLE_CHOICE, YES_NO, is_missing
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ..rewards.image_io import open_rgb, readable
-from .folder import environments, open_run, processes, run_settings, write_atomically
+from .run_folder import environments, open_run, processes, run_settings, write_atomically
 
 
 @dataclass(frozen=True)

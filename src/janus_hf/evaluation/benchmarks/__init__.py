@@ -1,0 +1,1 @@
+"""One file per benchmark, with the readers of their data."""

@@ -18,10 +18,10 @@ from PIL import Image
 
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
+from janus_hf.checkpoints.merge import merge_adapter
 from janus_hf.evaluation.benchmarks.shapes_world import ShapesReport, evaluate_shapes
 from janus_hf.rewards.shapes_detector import detect
 from janus_hf.shapes import TAGS, Scene, Thing, make_drawing, picture
-from janus_hf.training.merge import merge_adapter
 from janus_hf.training.run import train
 
 

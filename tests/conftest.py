@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers.utils import logging
 
 import janus_hf_cli
-import janus_hf_cli.model
+import janus_hf_cli.model_arguments
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration
 
 
@@ -206,7 +206,7 @@ def interop_model(interop_config: JanusProConfig) -> JanusProForConditionalGener
 def run(capsys, monkeypatch, tmp_path):
     """`run("ask", ...)` -> (exit status, standard output, standard error); in an empty folder, on the CPU."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(janus_hf_cli.model, "best_device", lambda: "cpu")
+    monkeypatch.setattr(janus_hf_cli.model_arguments, "best_device", lambda: "cpu")
 
     def run(*arguments):
         capsys.readouterr()

@@ -25,16 +25,16 @@ from .processing import register as _register_processors
 
 
 if TYPE_CHECKING:
-    from .conversion import convert_checkpoint
-    from .inspection import CheckpointInfo, inspect_checkpoint
+    from .checkpoints.convert import convert_checkpoint
+    from .checkpoints.inspect import CheckpointInfo, inspect_checkpoint
     from .pipelines import JanusProPipeline, JanusProPipelineOutput
 
 _LAZY = {
-    "CheckpointInfo": "inspection",
+    "CheckpointInfo": "checkpoints.inspect",
     "JanusProPipeline": "pipelines",
     "JanusProPipelineOutput": "pipelines",
-    "convert_checkpoint": "conversion",
-    "inspect_checkpoint": "inspection",
+    "convert_checkpoint": "checkpoints.convert",
+    "inspect_checkpoint": "checkpoints.inspect",
 }
 
 __all__ = [

@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from .evaluation import add_eval_parser
-from .model import add_dtype_argument, add_model_arguments, load_pipeline
+from .evaluate import add_eval_parser
+from .model_arguments import add_dtype_argument, add_model_arguments, load_pipeline
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -230,7 +230,7 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    from janus_hf.conversion import convert_checkpoint
+    from janus_hf.checkpoints.convert import convert_checkpoint
 
     kwargs = {"revision": arguments.revision} if arguments.revision else {}
     convert_checkpoint(
@@ -246,7 +246,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 def _info(arguments: argparse.Namespace) -> None:
     from janus_hf.assets import DEFAULT_MODEL
-    from janus_hf.inspection import inspect_checkpoint
+    from janus_hf.checkpoints.inspect import inspect_checkpoint
 
     kwargs = {"revision": arguments.revision} if arguments.revision else {}
     print(inspect_checkpoint(arguments.source or DEFAULT_MODEL, **kwargs))
@@ -282,7 +282,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    from janus_hf.training.merge import merge_adapter
+    from janus_hf.checkpoints.merge import merge_adapter
 
     folder = merge_adapter(arguments.adapter, arguments.destination, base=arguments.base, layout=arguments.layout)
     print(f"{folder}: {arguments.layout} layout, reloaded and equal")

@@ -27,7 +27,8 @@ from janus_hf.evaluation.benchmarks.image_metrics import (
 from janus_hf.evaluation.report import Report
 from janus_hf.rewards.clip import Clip
 from janus_hf.rewards.rewards import ClipScore
-from janus_hf_cli import evaluation, model
+from janus_hf_cli import evaluate as evaluation
+from janus_hf_cli import model_arguments as model
 from tiny_judges import SIDE, build, clip
 
 

@@ -5,23 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from ..checkpoints.merge import merge_adapter
     from .callbacks import SampleCallback
     from .configs import JanusProSFTConfig
-    from .merge import merge_adapter
     from .run import load_recipe, train
     from .sft import JanusProSFTTrainer
     from .stages import STAGES, apply_stage, lora_config
 
 _LAZY = {
-    "STAGES": "stages",
-    "JanusProSFTConfig": "configs",
-    "JanusProSFTTrainer": "sft",
-    "SampleCallback": "callbacks",
-    "apply_stage": "stages",
-    "load_recipe": "run",
-    "lora_config": "stages",
-    "merge_adapter": "merge",
-    "train": "run",
+    "STAGES": ".stages",
+    "JanusProSFTConfig": ".configs",
+    "JanusProSFTTrainer": ".sft",
+    "SampleCallback": ".callbacks",
+    "apply_stage": ".stages",
+    "load_recipe": ".run",
+    "lora_config": ".stages",
+    "merge_adapter": "..checkpoints.merge",
+    "train": ".run",
 }
 
 __all__ = [
@@ -39,5 +39,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -22,7 +22,7 @@ from peft import PeftModel
 from torch import nn
 from trl import SFTTrainer
 
-from ..cards import model_card
+from ..checkpoints.cards import model_card
 from ..modeling import JanusProForConditionalGeneration
 from .batches import with_dummy_picture
 from .callbacks import SampleCallback

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from .configuration import JanusProConfig, read_schema
-from .modeling import JanusProForConditionalGeneration
+from ..configuration import JanusProConfig, read_schema
+from ..modeling import JanusProForConditionalGeneration
 
 
 # Released sizes by (layers, width) of the language model.

@@ -16,7 +16,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from .errors import CheckpointError
+from ..errors import CheckpointError
 
 
 class LoraPipelineMixin:

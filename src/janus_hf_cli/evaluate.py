@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import model
-from .model import add_model_arguments, load_pipeline
+from . import model_arguments
+from .model_arguments import add_model_arguments, load_pipeline
 
 
 def add_eval_parser(commands: Any) -> None:
@@ -160,9 +160,9 @@ def _begin(arguments: argparse.Namespace) -> str:
     import torch
     from accelerate import PartialState
 
-    chosen = arguments.device or model.best_device()
+    chosen = arguments.device or model_arguments.best_device()
     given = PartialState(cpu=chosen == "cpu").device  # first: in a launched process it sets which GPU "cuda" means
-    device = torch.device(model.check_device(chosen))
+    device = torch.device(model_arguments.check_device(chosen))
     if None not in (device.index, given.index) and device.index != given.index:
         raise ValueError(f"--device {device} asked for, but the launcher gave this process {given}: leave it out.")
     if device.type == "cuda" and device.index is not None:

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from .configuration import Layout
-from .errors import CheckpointError
-from .modeling import JanusProForConditionalGeneration
-from .processing import JanusProProcessor
+from ..configuration import Layout
+from ..errors import CheckpointError
+from ..modeling import JanusProForConditionalGeneration
+from ..processing import JanusProProcessor
 
 
 def convert_checkpoint(

@@ -19,13 +19,13 @@ from accelerate.hooks import CpuOffload
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
-from .cards import model_card
+from ..checkpoints.cards import model_card
+from ..configuration import Layout
+from ..generation.images import GUIDANCE_SCALE
+from ..modeling import JanusProForConditionalGeneration
+from ..processing import JanusProProcessor
 from .chat import ChatPipelineMixin
-from .configuration import Layout
-from .generation.images import GUIDANCE_SCALE
 from .lora import LoraPipelineMixin
-from .modeling import JanusProForConditionalGeneration
-from .processing import JanusProProcessor
 
 
 _UPLOAD_ARGUMENTS = ("private", "token", "commit_message", "create_pr")

@@ -1,0 +1,1 @@
+"""Operations on whole checkpoints: convert, merge, inspect, describe in a model card."""

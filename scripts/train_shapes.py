@@ -55,7 +55,7 @@ from janus_hf.shapes import (
     render,
 )
 from janus_hf.training import JanusProSFTConfig, JanusProSFTTrainer
-from janus_hf.training.codec import CodecTrainer, CodecTrainingArguments, PatchTeacher
+from janus_hf.training.trainers.codec import CodecTrainer, CodecTrainingArguments, PatchTeacher
 
 
 SEED = 20261121

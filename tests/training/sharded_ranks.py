@@ -26,8 +26,8 @@ from janus_hf.modeling import loss
 from janus_hf.training import SampleCallback
 from janus_hf.training.batches import with_dummy_picture
 from janus_hf.training.callbacks import _undisturbed
-from janus_hf.training.sft import _head_in_the_root_unit
 from janus_hf.training.stages import STAGES, apply_stage, lora_config
+from janus_hf.training.trainers.sft import _head_in_the_root_unit
 
 
 CONFIG = Path(__file__).parents[2] / "accelerate_configs" / "fsdp2.yaml"

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from janus_hf.configuration import JanusProVQConfig
 from janus_hf.modeling import JanusProVQModel
 from janus_hf.shapes import make_drawing, render
-from janus_hf.training.codec import CodecTrainer, CodecTrainingArguments, PatchTeacher, initialise_codebook, kmeans
+from janus_hf.training.trainers.codec import (
+    CodecTrainer,
+    CodecTrainingArguments,
+    PatchTeacher,
+    initialise_codebook,
+    kmeans,
+)
 
 
 def make_codec(seed=0, num_embeddings=256):

@@ -16,7 +16,7 @@ import toy
 import yaml
 from accelerate.utils import FullyShardedDataParallelPlugin
 
-from janus_hf.training.sft import _sum_gradients_in_float32
+from janus_hf.training.trainers.sft import _sum_gradients_in_float32
 
 
 def launch(stage, way):

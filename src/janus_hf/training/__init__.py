@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..checkpoints.merge import merge_adapter
     from .callbacks import SampleCallback
-    from .configs import JanusProSFTConfig
     from .run import load_recipe, train
-    from .sft import JanusProSFTTrainer
     from .stages import STAGES, apply_stage, lora_config
+    from .trainers.sft import JanusProSFTTrainer
+    from .trainers.sft_config import JanusProSFTConfig
 
 _LAZY = {
     "STAGES": ".stages",
-    "JanusProSFTConfig": ".configs",
-    "JanusProSFTTrainer": ".sft",
+    "JanusProSFTConfig": ".trainers.sft_config",
+    "JanusProSFTTrainer": ".trainers.sft",
     "SampleCallback": ".callbacks",
     "apply_stage": ".stages",
     "load_recipe": ".run",

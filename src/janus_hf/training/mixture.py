@@ -15,8 +15,8 @@ from ..data.plan import AHEAD, digest_lengths
 from ..data.store import META
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
-from .configs import JanusProSFTConfig
 from .stages import trained_parts
+from .trainers.sft_config import JanusProSFTConfig
 
 
 @dataclass

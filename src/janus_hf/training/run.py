@@ -34,10 +34,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
-from .configs import JanusProSFTConfig
 from .mixture import TrainingData, load_mixture
 from .recording import check_same_run
-from .sft import JanusProSFTTrainer
+from .trainers.sft import JanusProSFTTrainer
+from .trainers.sft_config import JanusProSFTConfig
 
 
 logger = logging.getLogger(__name__)

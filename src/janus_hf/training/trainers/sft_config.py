@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from .stages import find_stage, trained_parts
+from ..stages import find_stage, trained_parts
 
 
 # TRL's option -> the only value it may have here, and why.

@@ -22,14 +22,13 @@ from peft import PeftModel
 from torch import nn
 from trl import SFTTrainer
 
-from ..checkpoints.cards import model_card
-from ..modeling import JanusProForConditionalGeneration
-from .batches import with_dummy_picture
-from .callbacks import SampleCallback
-from .configs import JanusProSFTConfig
-from .metrics import LossRecord
-from .recording import FACTS_FILE, check_same_run, training_card
-from .stages import (
+from ...checkpoints.cards import model_card
+from ...modeling import JanusProForConditionalGeneration
+from ..batches import with_dummy_picture
+from ..callbacks import SampleCallback
+from ..metrics import LossRecord
+from ..recording import FACTS_FILE, check_same_run, training_card
+from ..stages import (
     apply_stage,
     find_stage,
     frozen_parts,
@@ -38,6 +37,7 @@ from .stages import (
     trainable_table,
     trains_understanding,
 )
+from .sft_config import JanusProSFTConfig
 
 
 class JanusProSFTTrainer(SFTTrainer):

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast
 from transformers import Trainer, TrainingArguments
 
-from ..modeling import JanusProVQModel
+from ...modeling import JanusProVQModel
 
 
 Hook = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (reconstruction, target), both (B, 3, S, S) -> scalar

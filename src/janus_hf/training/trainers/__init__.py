@@ -1,0 +1,1 @@
+"""The trainers, each beside its configuration class."""

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from janus_hf.generation import decoding, draw_reference
-from janus_hf.generation.cpu_kernels import kernels_fit
 from janus_hf.generation.sampling import draw_keys
+from janus_hf.generation.x86.cpu_kernels import kernels_fit
 
 
 P, K, PAD, BOS, BOI = 16, 40, 91, 92, 94  # of the tiny config
@@ -246,7 +246,7 @@ def test_interrupted_packing_is_done_again(make_model, monkeypatch):
 
     for _ in range(2):  # first packing, then packing again
         with monkeypatch.context() as patch:
-            patch.setattr("janus_hf.generation.packed_linear._pack", interrupt)
+            patch.setattr("janus_hf.generation.x86.packed_linear._pack", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 decoder.prepare(model.model)
         check()

@@ -15,11 +15,11 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, StaticCache
 from transformers.utils import logging
 
-from .attention import attending_with_few_queries
 from .cache import PreallocatedCache
-from .cpu_kernels import kernels_can_be_built, kernels_fit, multiplies_bfloat16
-from .packed_linear import PackedLinears
 from .sampling import Sampling, guide
+from .x86.cpu_kernels import kernels_can_be_built, kernels_fit, multiplies_bfloat16
+from .x86.few_query_attention import attending_with_few_queries
+from .x86.packed_linear import PackedLinears
 
 
 logger = logging.get_logger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 import pytest
 import torch
 
-from janus_hf.generation import cpu_kernels
+from janus_hf.generation.x86 import cpu_kernels
 
 
 CPU = torch.device("cpu")
@@ -59,11 +59,11 @@ def test_operators_are_described_truly():
 
 def test_the_source_is_part_of_the_package():
     """Which an editable installation has anyway."""
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["janus_hf"]
     source = Path(cpu_kernels.__file__).with_suffix(".cpp")
     assert source.exists()
-    assert any(PurePath("generation", source.name).match(pattern) for pattern in patterns)
+    assert any(PurePath("generation", "x86", source.name).match(pattern) for pattern in patterns)
 
 
 @pytest.mark.slow

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from janus_hf.generation import cpu_kernels, packed_linear
-from janus_hf.generation.packed_linear import PackedLinear, PackedLinears
+from janus_hf.generation.x86 import cpu_kernels, packed_linear
+from janus_hf.generation.x86.packed_linear import PackedLinear, PackedLinears
 
 
 pytestmark = pytest.mark.skipif(

@@ -1,0 +1,100 @@
+"""Files on disk and on the Hub: atomic writes, hashes, uploads and the arguments that every Hub call takes."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from huggingface_hub import CommitInfo, HfApi
+
+
+# Arguments of `from_pretrained` that say where on the Hub, or where in the cache, a file is.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of `kwargs` that are in `HUB_ARGUMENTS`."""
+    return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, fsync: bool = False) -> Iterator[Path]:
+    """Yield a temporary path beside `path` and rename it to `path` when the block ends without an error.
+
+    Readers therefore see the old file or the whole new one. The temporary name is a UUID, because process ids repeat
+    between nodes that share a file system. If the block raises, the temporary file is removed and `path` is unchanged.
+
+    Args:
+        path: File to write; its folder is created.
+        fsync: Wait until the content is on the disk before renaming, so that it survives a power failure.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        yield temporary
+        if fsync:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, fsync: bool = False) -> None:
+    """Write a file that is either whole or absent; see `atomic_path`. Text is encoded as UTF-8."""
+    with atomic_path(path, fsync=fsync) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def hash_file(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
+    """Return the hexadecimal digest of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def create_and_upload(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    commit_message: str,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    create_pr: bool = False,
+    allow_patterns: list[str] | None = None,
+    **create_kwargs: Any,
+) -> CommitInfo:
+    """Create the model repository if it does not exist and upload a folder to it in one commit.
+
+    Args:
+        folder: Folder whose files are uploaded.
+        repo_id: `name` or `organisation/name`.
+        commit_message: Title of the commit.
+        token: Hub token; None uses the stored one.
+        private: Visibility of a repository that is created now.
+        create_pr: Open a pull request instead of committing to the main branch.
+        allow_patterns: Upload only files that match one of these patterns.
+        create_kwargs: Further arguments of `HfApi.create_repo`.
+    """
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True, **create_kwargs)
+    return api.upload_folder(
+        repo_id=repo.repo_id,
+        folder_path=folder,
+        commit_message=commit_message,
+        create_pr=create_pr,
+        allow_patterns=allow_patterns,
+    )
+
+
+__all__ = [
+    "HUB_ARGUMENTS",
+    "atomic_path",
+    "create_and_upload",
+    "hash_file",
+    "hub_arguments",
+    "write_atomically",
+]

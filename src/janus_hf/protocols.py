@@ -1,0 +1,97 @@
+"""What rooms below the model and the pipeline need of them, as types.
+
+`generation`, `answering`, `data` and `evaluation` receive a model or a pipeline as an argument and must not import the
+classes, which import them. Each Protocol lists what these rooms use, and no more.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from PIL import Image
+from transformers import BatchFeature, GenerationConfig, PreTrainedConfig
+
+
+class HasImageTokens(Protocol):
+    """A model that reads text and images and generates image tokens: `JanusProForConditionalGeneration`."""
+
+    config: PreTrainedConfig
+    generation_config: GenerationConfig
+    model: Any  # the bare model without text head: networks that are PyTorch's and transformers' own
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        ...
+
+    def generate(self, **kwargs: Any) -> torch.Tensor:
+        """Generate text tokens, as in transformers' `GenerationMixin`."""
+        ...
+
+    def generate_images(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Generate image tokens `(B, P)` int64 from prompts `(B, T)`."""
+        ...
+
+    def encode_image_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode pixels `(B, 3, S, S)` in [-1, 1] as image tokens `(B, P)` int64."""
+        ...
+
+    def decode_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
+        """Decode image tokens `(B, P)` to pixels `(B, 3, S, S)` in [-1, 1]."""
+        ...
+
+
+class ChatProcessor(Protocol):
+    """A processor that renders conversations: `JanusProProcessor`, or that of any transformers chat model."""
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> BatchFeature:
+        """Render conversations and tokenize them into one batch, as in transformers' `ProcessorMixin`."""
+        ...
+
+    def decode(self, token_ids: Any, **kwargs: Any) -> str:
+        """Decode one row of token ids."""
+        ...
+
+
+class GeneratedImages(Protocol):
+    """What a call of an `ImagePipeline` returns."""
+
+    images: list[Image.Image]
+    image_ids: torch.Tensor
+
+
+class ImagePipeline(Protocol):
+    """A pipeline that generates images and answers questions about images: `JanusProPipeline`."""
+
+    model: HasImageTokens
+    processor: Any  # a JanusProProcessor, of which evaluation uses the placeholder and the chat template
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        ...
+
+    @property
+    def default_guidance_scale(self) -> float:
+        """The guidance scale that `guidance_scale=None` stands for."""
+        ...
+
+    def __call__(self, prompt: str | list[str], **kwargs: Any) -> GeneratedImages:
+        """Generate images; the arguments are those of `JanusProPipeline.__call__`."""
+        ...
+
+    def ask(self, image: Any, question: str | list[str], **kwargs: Any) -> str | list[str]:
+        """Answer questions about an image."""
+        ...
+
+    def chat(self, messages: Sequence[dict[str, Any]], **kwargs: Any) -> str:
+        """Continue a conversation."""
+        ...
+
+
+__all__ = ["ChatProcessor", "GeneratedImages", "HasImageTokens", "ImagePipeline"]

@@ -21,8 +21,8 @@ from janus_hf.evaluation.benchmarks.dpg_data import (
     split_grid,
 )
 from janus_hf.evaluation.evaluators import DPGBench
-from janus_hf.evaluation.generate_run import grid
 from janus_hf.evaluation.report import Report
+from janus_hf.image_grid import image_grid
 from janus_hf.rewards.vqa import MplugJudge, TransformersVqaJudge, plain_answer
 from janus_hf.shapes import picture, random_scene
 from tiny_judges import blip
@@ -87,7 +87,7 @@ def grids(tmp_path):
     folder = tmp_path / "grids"
     folder.mkdir()
     for item in "abc":
-        grid([Image.new("RGB", (8, 6), color) for color in COLORS], 2).save(folder / f"{item}.png")
+        image_grid([Image.new("RGB", (8, 6), color) for color in COLORS], 2).save(folder / f"{item}.png")
     return folder
 
 
@@ -282,12 +282,12 @@ def test_files(data, tmp_path):
 
 def test_grids_are_split_row_by_row_and_collected(tmp_path):
     cells = [Image.new("RGB", (8, 6), color) for color in COLORS]
-    assert [cell.tobytes() for cell in split_grid(grid(cells, 2))] == [cell.tobytes() for cell in cells]
+    assert [cell.tobytes() for cell in split_grid(image_grid(cells, 2))] == [cell.tobytes() for cell in cells]
     with pytest.raises(ValueError, match="got 7x6"):
         split_grid(Image.new("RGB", (7, 6)))
     for number in range(2):
         (tmp_path / "run" / f"{number:05d}").mkdir(parents=True)
-        grid(cells[number:] + cells[:number]).save(tmp_path / "run" / f"{number:05d}" / "grid.png")
+        image_grid(cells[number:] + cells[:number]).save(tmp_path / "run" / f"{number:05d}" / "grid.png")
     collect_grids(tmp_path / "run", ["x", "y"], tmp_path / "flat")
     with Image.open(tmp_path / "flat" / "y.png") as second:
         assert split_grid(second.convert("RGB"))[0].getpixel((0, 0)) == (0, 128, 0)

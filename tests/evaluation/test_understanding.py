@@ -50,8 +50,8 @@ class Answerer:
         self.answers, self.stop_after, self.asked, self.options = answers, stop_after, [], []
         monkeypatch.setattr(understanding, "answer", self.answer)
 
-    def answer(self, pipe, conversations, **options):
-        assert pipe is self
+    def answer(self, model, processor, conversations, **options):
+        assert model is self.model
         self.options.append(options)
         given = []
         for (turn,) in conversations:

@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 import janus_hf
+from janus_hf.answering import answer
 from janus_hf.assets import DEFAULT_MODEL
 from janus_hf.evaluation.benchmarks import protocol
 from janus_hf.integrations import load_pipeline
@@ -283,12 +284,12 @@ def answered(lmms, monkeypatch):
     """Calls of the answering function, which gives back "Yes." for each conversation, or what it is told."""
     calls = []
 
-    def answer(pipe, conversations, **settings):
+    def answer(model, processor, conversations, **settings):
         calls.append((list(conversations), settings))
         return [answer.text for _ in conversations]
 
     answer.text, answer.calls = "Yes.", calls
-    monkeypatch.setattr(lmms.protocol, "answer", answer)
+    monkeypatch.setattr(lmms, "answer", answer)
     return answer
 
 
@@ -435,7 +436,7 @@ def test_the_paper_style_asks_as_the_authors_did(lmms, model, answered, monkeypa
     [([[turn]], settings)] = answered.calls
     assert turn == {"role": "user", "content": f"<image_placeholder>{expected}", "images": [image]}
     system_prompt = protocol.MM_VET_SYSTEM_PROMPT if task == "mmvet" else ""
-    assert settings == {"system_prompt": system_prompt, "roles": ("User", "Assistant")}  # greedy, 2048 by default
+    assert settings == {"max_new_tokens": 2048, "system_prompt": system_prompt, "roles": ("User", "Assistant")}
 
 
 def test_the_paper_style_refuses_what_the_authors_did_not_do(lmms, model, monkeypatch):
@@ -540,7 +541,7 @@ def test_other_data_sets_keep_their_own_prompt(adapter):
 def test_what_the_model_reads(vlmeval, adapter, monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(
-        vlmeval.protocol, "answer", lambda pipe, talk, **settings: calls.append((talk, settings)) or ["x"]
+        vlmeval, "answer", lambda model, processor, talk, **settings: calls.append((talk, settings)) or ["x"]
     )
     [row] = rows(1, tmp_path)
     path = row["image_path"]
@@ -567,8 +568,9 @@ def test_a_conversation(vlmeval, adapter, tmp_path):
         {"role": "user", "content": [{"type": "text", "value": "How many circles are there?"}]},
     ]
     picture_of_row = Image.open(row["image_path"])
-    expected = protocol.answer(
-        adapter.pipe,
+    expected = answer(
+        adapter.pipe.model,
+        adapter.pipe.processor,
         [
             [
                 {"role": "User", "content": "<image_placeholder>\nIs there a red circle?", "images": [picture_of_row]},
@@ -705,7 +707,7 @@ def test_vlmevalkit_asks(vlmeval, adapter, pandas, tmp_path):
         ]
         system_prompt = protocol.MM_VET_SYSTEM_PROMPT if dataset == "MMVet" else ""
         settings = {"system_prompt": system_prompt, "roles": protocol.ROLES, "max_new_tokens": 6}
-        assert singles == protocol.answer(adapter.pipe, conversations, **settings), dataset
+        assert singles == answer(adapter.pipe.model, adapter.pipe.processor, conversations, **settings), dataset
         assert len(set(singles)) > 1, dataset
 
 

@@ -10,7 +10,6 @@ import toy
 from PIL import Image
 
 from janus_hf.training import SampleCallback
-from janus_hf.training.callbacks import picture_grid
 
 
 def sampling(every=2):
@@ -48,13 +47,6 @@ def test_training_with_samples_equals_training_without(stage, tmp_path):
     written = json.loads((tmp_path / "samples" / "step-3.json").read_text())
     assert written["prompts"] == ["a dog", "a cat"]
     assert [entry["question"] for entry in written["answers"]] == ["What is this?", "Hello?"]
-
-
-def test_grid_reads_row_by_row():
-    pictures = [Image.new("RGB", (4, 2), (i, i, i)) for i in range(3)]
-    grid = picture_grid(pictures)
-    assert grid.size == (8, 4)
-    assert [grid.getpixel(at)[0] for at in ((0, 0), (4, 0), (0, 2))] == [0, 1, 2]
 
 
 def test_bad_arguments_are_refused(tmp_path):

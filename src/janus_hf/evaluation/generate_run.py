@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..image_grid import image_grid
 from ..rewards.image_io import open_rgb, readable
 from .run_folder import environments, open_run, processes, run_settings, write_atomically
 
@@ -157,7 +158,7 @@ def draw_prompts(
     state.wait_for_everyone()
     for number in range(state.process_index, len(items), state.num_processes):
         drawn = [open_rgb(sample_path(folder, number, picture)) for picture in range(images_per_prompt)]
-        write_atomically(folder / f"{number:05d}" / "grid.png", png(grid(drawn)))
+        write_atomically(folder / f"{number:05d}" / "grid.png", png(image_grid(drawn)))
     state.wait_for_everyone()
     return spoiled
 
@@ -169,14 +170,4 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def grid(images: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
-    """Pictures of one size side by side, row by row; by default as square as can be."""
-    columns = columns or int(np.ceil(len(images) ** 0.5))
-    width, height = images[0].size
-    sheet = Image.new("RGB", (columns * width, -(-len(images) // columns) * height), "white")
-    for index, image in enumerate(images):
-        sheet.paste(image.convert("RGB"), (index % columns * width, index // columns * height))
-    return sheet
-
-
-__all__ = ["DrawnRun", "draw_prompts", "draw_run", "grid", "picture_seed", "png", "sample_path"]
+__all__ = ["DrawnRun", "draw_prompts", "draw_run", "picture_seed", "png", "sample_path"]

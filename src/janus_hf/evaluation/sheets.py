@@ -7,8 +7,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..image_grid import image_grid
 from ..rewards.image_io import as_rgb, open_rgb
-from .generate_run import grid, png
+from .generate_run import png
 from .run_folder import write_atomically
 
 
@@ -60,7 +61,7 @@ def score_sheet(
         for chosen in (best[:each], worst):
             shown = [_tile(images[n], label, prompts[n], scores[n], pass_mark) for n in chosen]
             tiles += shown + [_blank()] * (each - len(shown))
-    return grid(tiles, columns=2 * each)
+    return image_grid(tiles, columns=2 * each)
 
 
 def save_sheet(

@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..answering import Conversation, answer
 from ..evaluation.benchmarks import protocol
 from . import DEFAULT_CHECKPOINT, load_pipeline
 
@@ -181,18 +182,26 @@ class JanusPro(lmms):
             conversations = [lmms_conversation(r.context, _pictures(r.doc_to_visual(self._doc(r)))) for r in batch]
             return self._reply(conversations, batch[0].gen_kwargs)
         conversations = [self._paper_conversation(request) for request in batch]
-        system_prompt = protocol.system_prompt(PAPER_TASKS[batch[0].task])
-        texts = protocol.answer(self.pipe, conversations, system_prompt=system_prompt, roles=protocol.ROLES)
+        texts = answer(
+            self.pipe.model,
+            self.pipe.processor,
+            conversations,
+            max_new_tokens=protocol.MAX_NEW_TOKENS,
+            system_prompt=protocol.system_prompt(PAPER_TASKS[batch[0].task]),
+            roles=protocol.ROLES,
+        )
         return [protocol.plain_yes_no(text) for text in texts]
 
-    def _reply(self, conversations: Sequence[protocol.Conversation], gen_kwargs: Mapping[str, Any]) -> list[str]:
+    def _reply(self, conversations: Sequence[Conversation], gen_kwargs: Mapping[str, Any]) -> list[str]:
         until, settings = generation_settings(gen_kwargs)
-        texts = protocol.answer(self.pipe, conversations, system_prompt=self.system_prompt, **settings)
+        texts = answer(
+            self.pipe.model, self.pipe.processor, conversations, system_prompt=self.system_prompt, **settings
+        )
         for stop in until:
             texts = [text.split(stop)[0] for text in texts]
         return [protocol.plain_yes_no(text) for text in texts]
 
-    def _paper_conversation(self, request: _Request) -> protocol.Conversation:
+    def _paper_conversation(self, request: _Request) -> Conversation:
         doc = self._doc(request)
         prompt = paper_prompt(request.task, doc)
         pictures = _pictures(request.doc_to_visual(doc))
@@ -246,7 +255,7 @@ class JanusPro(lmms):
         return self.task_dict[request.task][request.split][request.doc_id]
 
 
-def lmms_conversation(context: str, pictures: Sequence[Any]) -> protocol.Conversation:
+def lmms_conversation(context: str, pictures: Sequence[Any]) -> Conversation:
     """A task's prompt as one user turn: pictures where "<image>" stands if there is one for each, else first."""
     texts = context.split(_MARK)
     if not pictures or len(texts) != len(pictures) + 1:
@@ -261,7 +270,7 @@ def lmms_conversation(context: str, pictures: Sequence[Any]) -> protocol.Convers
 
 
 def generation_settings(gen_kwargs: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """A task's generation settings -> strings that end an answer, and arguments of `protocol.answer`."""
+    """A task's generation settings -> strings that end an answer, and arguments of `answering.answer`."""
     settings = {
         key: value
         for key, value in gen_kwargs.items()

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from ..answering import answer
 from ..evaluation.benchmarks import protocol
 from . import DEFAULT_CHECKPOINT, load_pipeline
 
@@ -91,8 +92,13 @@ class JanusPro(BaseModel):
         """The answer to a conversation; called by `chat`."""
         system_prompt = protocol.MM_VET_SYSTEM_PROMPT if "MMVet" in (dataset or "") else ""
         turns = [self._turn(**turn) for turn in message]
-        return protocol.answer(
-            self.pipe, [turns], system_prompt=system_prompt, roles=protocol.ROLES, **self.generate_kwargs
+        return answer(
+            self.pipe.model,
+            self.pipe.processor,
+            [turns],
+            system_prompt=system_prompt,
+            roles=protocol.ROLES,
+            **{"max_new_tokens": protocol.MAX_NEW_TOKENS} | self.generate_kwargs,
         )[0]
 
     def _turn(self, role: str, content: Sequence[Mapping[str, str]]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Pictures drawn and questions answered while training."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,8 @@ from PIL import Image
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
+from ..answering import answer
+from ..image_grid import image_grid
 from ..processing import load_picture
 
 
@@ -85,32 +86,18 @@ class SampleCallback(TrainerCallback):
             pictures += self.processor.post_process_images(base.decode_image_ids(codes), output_type="pil")
         return pictures
 
-    @torch.no_grad()
     def _answer(self, model: Any, question: dict[str, Any]) -> str:
         base = _plain(model)
         content: list[dict[str, Any]] = [{"type": "text", "text": question["question"]}]
         if question["picture"] is not None:
             content.insert(0, {"type": "image", "image": question["picture"]})
-        inputs = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        ).to(base.device)
-        output = base.generate(
-            **inputs,
-            max_new_tokens=self.max_new_tokens,
-            do_sample=False,
-            eos_token_id=self.processor.eos_token_id,
-            pad_token_id=self.processor.pad_token_id,
-        )
-        return self.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        messages = [{"role": "user", "content": content}]
+        return answer(base, self.processor, [messages], max_new_tokens=self.max_new_tokens)[0]
 
     def _write(self, folder: Path, step: int, pictures: list[Image.Image], answers: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if pictures:
-            picture_grid(pictures).save(folder / f"step-{step}.png")
+            image_grid(pictures, background="black").save(folder / f"step-{step}.png")
         asked = [
             {"question": question["question"], "image": str(question.get("image", "")), "answer": answer}
             for question, answer in zip(self.questions, answers, strict=True)
@@ -143,16 +130,6 @@ def _log_pictures(name: str, prompts: Sequence[str], pictures: Sequence[Image.Im
         library.log({**entries, "samples/answers": text}, step=step)
 
 
-def picture_grid(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one size side by side, as square as can be, read row by row."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    width, height = pictures[0].size
-    grid = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height))
-    for i, picture in enumerate(pictures):
-        grid.paste(picture, (i % columns * width, i // columns * height))
-    return grid
-
-
 @contextmanager
 def _undisturbed(model: Any) -> Iterator[None]:
     """Eval mode inside; the mode of every module and all random states as before afterwards."""
@@ -177,4 +154,4 @@ def _plain(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-__all__ = ["SampleCallback", "picture_grid"]
+__all__ = ["SampleCallback"]

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
+from ...answering import Conversation
 
 
 ROLES = ("User", "Assistant")
@@ -26,8 +26,6 @@ NO_OPTIONS = "Answer the question directly. "
 YES_NO = ("pope", "mme")
 MULTIPLE_CHOICE = ("mmbench", "seed", "mmmu")
 BENCHMARKS = (*YES_NO, *MULTIPLE_CHOICE, "gqa", "mmvet")
-
-Conversation = list[dict[str, Any]]
 
 
 def paper_prompt(benchmark: str, question: str, *, options: Mapping[str, Any] | None = None, hint: Any = None) -> str:
@@ -101,65 +99,6 @@ def plain_yes_no(answer: str) -> str:
     return re.sub(r"^\s*(yes|no)\s*\.\s*$", r"\1", answer, flags=re.IGNORECASE)
 
 
-@torch.no_grad()
-def answer(
-    pipe: Any,
-    conversations: Sequence[Conversation],
-    *,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    system_prompt: str | None = "",
-    roles: Sequence[str] | None = None,
-    **generate_kwargs: Any,
-) -> list[str]:
-    """Answer a batch of conversations, padded on the left; the answers do not depend on what shares the batch.
-
-    Args:
-        pipe: A `JanusProPipeline`.
-        conversations: Messages as `pipe.chat` takes them, each conversation with any number of pictures, or none.
-        max_new_tokens: Upper bound on an answer's length; the context's end is another.
-        system_prompt: "default" is the processor's own; None or "" for none.
-        roles: Names of user and assistant instead of the processor's.
-        generate_kwargs: For `model.generate`; greedy unless they say otherwise.
-
-    Returns:
-        One string per conversation, without special tokens and outer white space.
-
-    Raises:
-        ValueError: If a conversation fills the model's context, or its pictures and placeholders do not match.
-    """
-    template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
-    if roles is not None:
-        template["roles"] = list(roles)
-    inputs = pipe.processor.apply_chat_template(
-        list(conversations),
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        **template,
-    ).to(pipe.device)
-    limit = pipe.model.config.text_config.max_position_embeddings
-    room = [min(max_new_tokens, limit - int(length)) for length in inputs["attention_mask"].sum(dim=1)]
-    if min(room) < 1:
-        full = room.index(min(room))
-        raise ValueError(
-            f"Expected conversations that leave room for an answer; number {full} takes {limit - room[full]} tokens "
-            f"and the model's context holds {limit}. Leave out pictures or text."
-        )
-    output = pipe.model.generate(
-        **inputs,
-        max_new_tokens=max(room),
-        eos_token_id=pipe.processor.eos_token_id,
-        pad_token_id=pipe.processor.pad_token_id,
-        **{"do_sample": False} | generate_kwargs,
-    )
-    # The longest room is the batch's; a row that fills its context earlier ends there, as it would alone.
-    new = output[:, inputs["input_ids"].shape[1] :]
-    return [
-        pipe.processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)
-    ]
-
-
 def _check(benchmark: str) -> None:
     if benchmark not in BENCHMARKS:
         raise ValueError(
@@ -179,7 +118,6 @@ __all__ = [
     "SHORT_ANSWER",
     "YES_NO",
     "Conversation",
-    "answer",
     "is_missing",
     "multiple_choice_prompt",
     "paper_conversation",

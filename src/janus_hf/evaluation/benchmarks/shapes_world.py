@@ -16,6 +16,7 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 
+from ... import answering
 from ...rewards.geneval_rules import score
 from ...rewards.image_io import open_rgb
 from ...rewards.shapes_detector import detect
@@ -273,12 +274,7 @@ def answer(pipe: Any, pictures: Iterable[Image.Image], questions: Iterable[str],
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
             for image, question in pairs[start : start + batch_size]
         ]
-        inputs = pipe.processor.apply_chat_template(
-            conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-        ).to(pipe.device)
-        output = pipe.model.generate(**inputs, do_sample=False, max_new_tokens=24)
-        new = output[:, inputs["input_ids"].shape[1] :]
-        answers += [text.strip() for text in pipe.processor.batch_decode(new, skip_special_tokens=True)]
+        answers += answering.answer(pipe.model, pipe.processor, conversations, max_new_tokens=24)
     return answers
 
 

@@ -15,12 +15,13 @@ from typing import Any
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ...answering import answer
 from ..journal import Journal
 from ..paper import look_up
 from ..report import Report
 from ..run_folder import environments, open_run, processes, run_settings, write_atomically
 from .answers import judge_answers, missing_tasks, primary_metric
-from .protocol import MAX_NEW_TOKENS, ROLES, answer, paper_conversation, paper_prompt, system_prompt
+from .protocol import MAX_NEW_TOKENS, ROLES, paper_conversation, paper_prompt, system_prompt
 from .questions import Question, data_files, read_questions
 
 
@@ -150,7 +151,8 @@ def _ask(pipe: Any, benchmark: str, batch: Sequence[Question], max_new_tokens: i
         ]
         return list(
             answer(
-                pipe,
+                pipe.model,
+                pipe.processor,
                 conversations,
                 max_new_tokens=max_new_tokens,
                 system_prompt=system_prompt(benchmark),

@@ -1,0 +1,137 @@
+"""Conversations in, answers out, in batches: the one place that renders a chat template and calls `generate`.
+
+The pipeline, the evaluation, samples during training and the adapters for other harnesses all answer through `answer`,
+so the same conversation gets the same answer everywhere and the end of the model's context is respected everywhere.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache
+
+from .protocols import ChatProcessor, HasImageTokens
+
+
+Conversation = list[dict[str, Any]]
+
+
+@torch.no_grad()
+def answer(
+    model: HasImageTokens | PreTrainedModel,
+    processor: ChatProcessor,
+    conversations: Sequence[Conversation],
+    *,
+    max_new_tokens: int = 512,
+    system_prompt: str | None = "default",
+    roles: Sequence[str] | None = None,
+    share_prefix: bool = False,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    **generate_kwargs: Any,
+) -> list[str]:
+    """Answer a batch of conversations. An answer does not depend on the conversations that share the batch.
+
+    Args:
+        model: A Janus model, or any transformers model that generates text from its processor's batches.
+        processor: The model's processor.
+        conversations: Lists of chat messages, each with any number of images.
+        max_new_tokens: Upper bound on the number of tokens of an answer. An answer also ends where the model's context
+            is full.
+        system_prompt: "default" uses the processor's own; None or "" uses none.
+        roles: Names of user and assistant, instead of the processor's.
+        share_prefix: Run the longest common prefix of the conversations once, images included, and batch only the
+            rest. The conversations must show the same images. For Janus models only.
+        device: Device of the inputs; by default the model's.
+        dtype: Convert pixel values to this dtype, for models that do not convert them themselves.
+        generate_kwargs: Further arguments of `model.generate`. The default is greedy decoding.
+
+    Returns:
+        One string per conversation, without special tokens and surrounding white space.
+
+    Raises:
+        ValueError: If a conversation leaves no room for an answer in the model's context, images and placeholders do
+            not match, or an argument is incompatible with `share_prefix`.
+    """
+    template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
+    if roles is not None:
+        template["roles"] = list(roles)
+    shares_prefix = share_prefix and len(conversations) > 1
+    if shares_prefix:
+        _check_shareable(generate_kwargs)
+    batches = [
+        processor.apply_chat_template(
+            batch,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+            **template,
+        ).to(*[target for target in (device or model.device, dtype) if target is not None])
+        # One by one to share a prefix, which must not contain padding.
+        for batch in ([[one] for one in conversations] if shares_prefix else [list(conversations)])
+    ]
+    lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(dim=1)]
+    room = [_room(model, index, length, max_new_tokens) for index, length in enumerate(lengths)]
+    # JanusProProcessor knows where an answer ends; other models have it in their generation_config.
+    stop = {name: getattr(processor, name) for name in ("eos_token_id", "pad_token_id") if hasattr(processor, name)}
+    inputs: dict[str, Any] = dict(batches[0])
+    if shares_prefix:
+        rows = [batch["input_ids"][0] for batch in batches]
+        inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"])
+    output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
+    output = output[:: len(output) // len(room)]  # with num_return_sequences, the first answer to each
+    # The batch runs as long as its longest answer may; each row ends where it would end alone.
+    new = output[:, inputs["input_ids"].shape[1] :]
+    return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
+
+
+def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_new_tokens: int) -> int:
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is None:
+        return max_new_tokens
+    if length >= limit:
+        raise ValueError(
+            f"Conversation {index} takes {length} tokens and the model's context holds {limit}: there is no room for "
+            "an answer. Leave out earlier turns, text or images."
+        )
+    return min(max_new_tokens, limit - length)
+
+
+def _run_prefix(
+    model: HasImageTokens, rows: list[torch.Tensor], pixel_values: torch.Tensor | None, pad_token_id: int
+) -> dict[str, Any]:
+    """Run the common prefix of the rows once and return the inputs of `generate` for the whole batch.
+
+    Every row becomes prefix, padding, rest. Padding is masked, and positions are counted without it.
+    """
+    shared = min(map(len, rows)) - 1  # `generate` needs at least one token to feed
+    differs = torch.stack([row[:shared] != rows[0][:shared] for row in rows]).any(dim=0)
+    if differs.any():
+        shared = int(differs.int().argmax())
+    cache = DynamicCache(config=model.config.text_config)
+    model.model(input_ids=rows[0][None, :shared], pixel_values=pixel_values, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(rows))
+    length = max(map(len, rows))
+    ids = rows[0].new_full((len(rows), length), pad_token_id)
+    mask = torch.zeros_like(ids)
+    for number, row in enumerate(rows):
+        rest = slice(length - (len(row) - shared), length)
+        ids[number, :shared], mask[number, :shared] = row[:shared], 1
+        ids[number, rest], mask[number, rest] = row[shared:], 1
+    return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
+
+
+def _check_shareable(generate_kwargs: dict[str, Any]) -> None:
+    """Refuse arguments that a cache filled in advance does not allow."""
+    alone = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "cache_implementation": None}
+    given = [name for name, only in alone.items() if generate_kwargs.get(name, only) not in (only, None)]
+    if generate_kwargs.get("streamer") is not None:
+        given.append("streamer")
+    if given:
+        raise ValueError(f"A list of questions cannot be answered with {', '.join(given)}: ask one at a time.")
+
+
+__all__ = ["Conversation", "answer"]

@@ -9,7 +9,7 @@ WORKERS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-harnesses lint types check format goldens clean
+.PHONY: help demo test test-slow test-harnesses lint types check format goldens build clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -59,5 +59,12 @@ format: $(STAMP)  ## ruff, with changes
 goldens: $(STAMP)  ## print the largest deviation from the original implementation, per quantity
 	$(BIN)/python scripts/golden_table.py
 
+build: $(STAMP)  ## wheel and sdist in dist/, checked, and the wheel tried in an empty environment
+	rm -rf dist build
+	$(BIN)/python -m pip install -q build twine -c constraints.txt
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python scripts/check_build.py dist
+
 clean:  ## remove the virtual environments and caches
-	rm -rf $(VENV) $(HARNESS) .pytest_cache .ruff_cache .mypy_cache build
+	rm -rf $(VENV) $(HARNESS) .pytest_cache .ruff_cache .mypy_cache build dist

@@ -117,3 +117,24 @@ def test_every_benchmark_has_its_row():
         assert row, name
         stated = [float(number) for number in re.findall(r"[\d.]+", row[1])]
         assert stated == [scores.get("overall", next(iter(scores.values()))) for scores in published.scores.values()]
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/where_to_change.md"])
+def test_named_files_exist(page: str):
+    """Paths in backticks, from the repository's root, `src/` or `src/janus_hf/`."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[a-z_]+\.(?:py|md))`", text))
+    assert len(named) > 5
+    starts = (ROOT, ROOT / "src", ROOT / "src" / "janus_hf")
+    assert not [path for path in named if not any((start / path).exists() for start in starts)]
+
+
+def test_the_map_names_what_is_there():
+    """Every room of the package stands in the tree of CONTRIBUTING.md, and nothing else."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    tree = text[text.index("src/janus_hf/\n") : text.index("src/janus_hf_cli/")]
+    named = set(re.findall(r"^  ([\w.]+/?) ", tree, flags=re.MULTILINE))
+    package = ROOT / "src" / "janus_hf"
+    rooms = {f"{path.name}/" for path in package.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    files = {path.name for path in package.glob("*.py")} - {"_version.py", "train.py"}
+    assert named == rooms | files

@@ -200,7 +200,8 @@ def _dpg_options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
     from accelerate import PartialState
 
     from janus_hf.evaluation.benchmarks.dpg import Quirks
-    from janus_hf.rewards.vqa import MplugJudge, TransformersVqaJudge
+    from janus_hf.rewards.mplug import MplugJudge
+    from janus_hf.rewards.vqa import TransformersVqaJudge
 
     if arguments.mplug_python:
         device = f"gpu:{torch.cuda.current_device()}" if PartialState().device.type == "cuda" else "cpu"
@@ -213,7 +214,7 @@ def _dpg_options(arguments: argparse.Namespace, stack: Any) -> dict[str, Any]:
 def _eval_clip_score(arguments: argparse.Namespace) -> int:
     """CLIPScore; 1 if a picture could not be read."""
     from janus_hf.evaluation.benchmarks.image_metrics import evaluate_clip_score, prompted_pictures, run_pictures
-    from janus_hf.rewards.rewards import ClipScore
+    from janus_hf.rewards.clip import ClipScore
 
     pictures = run_pictures(arguments.results) if arguments.results else prompted_pictures(arguments.images)
     scorer = ClipScore(arguments.clip, device=_begin(arguments), batch_size=arguments.batch_size)

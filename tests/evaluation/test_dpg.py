@@ -23,7 +23,8 @@ from janus_hf.evaluation.benchmarks.dpg_data import (
 from janus_hf.evaluation.evaluators import DPGBench
 from janus_hf.evaluation.report import Report
 from janus_hf.image_grid import image_grid
-from janus_hf.rewards.vqa import MplugJudge, TransformersVqaJudge, plain_answer
+from janus_hf.rewards.mplug import MplugJudge
+from janus_hf.rewards.vqa import TransformersVqaJudge, plain_answer
 from janus_hf.shapes import picture, random_scene
 from tiny_judges import blip
 

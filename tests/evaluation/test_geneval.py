@@ -31,11 +31,10 @@ from janus_hf.evaluation.evaluators import KNOWN, make_evaluator, shapes_items
 from janus_hf.evaluation.generate_run import picture_seed
 from janus_hf.evaluation.paper import BENCHMARKS, published
 from janus_hf.evaluation.report import Report, compare
-from janus_hf.rewards.clip import COLORS, ClipColors
-from janus_hf.rewards.detectors import ShapesDetector
+from janus_hf.rewards.detectors import COLORS, ClipColors
 from janus_hf.rewards.geneval_rules import Rules
 from janus_hf.rewards.mask2former import COCO_NAMES, Mask2FormerDetector
-from janus_hf.rewards.shapes_detector import detect
+from janus_hf.rewards.shapes_detector import ShapesDetector, detect
 from janus_hf.shapes import picture, place
 
 

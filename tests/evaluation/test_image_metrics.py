@@ -25,8 +25,7 @@ from janus_hf.evaluation.benchmarks.image_metrics import (
     run_pictures,
 )
 from janus_hf.evaluation.report import Report
-from janus_hf.rewards.clip import Clip
-from janus_hf.rewards.rewards import ClipScore
+from janus_hf.rewards.clip import Clip, ClipScore
 from janus_hf_cli import evaluate as evaluation
 from janus_hf_cli import model_arguments as model
 from tiny_judges import SIDE, build, clip

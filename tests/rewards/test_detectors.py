@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from janus_hf.rewards.clip import COLORS, ClipColors, cut_out, with_colors
-from janus_hf.rewards.detectors import ShapesDetector
+from janus_hf.rewards.detectors import COLORS, ClipColors, cut_out, with_colors
 from janus_hf.rewards.geneval_rules import Detection
 from janus_hf.rewards.grounding_dino import GroundingDinoDetector
 from janus_hf.rewards.mask2former import COCO_NAMES, MEAN, STD, Mask2FormerDetector, fit, post_process_instances
-from janus_hf.rewards.shapes_detector import detect
+from janus_hf.rewards.shapes_detector import ShapesDetector, detect
 from janus_hf.shapes import TAGS, make_drawing, picture
 from tiny_judges import bert_tokenizer, clip, grounding_dino, mask2former
 

@@ -8,17 +8,11 @@ import torch
 from PIL import Image
 from transformers.utils import logging
 
+from janus_hf.rewards.clip import ClipScore, PickScore
+from janus_hf.rewards.geneval_rewards import GenEvalReward, PositionReward, ShapesReward, as_metadata
 from janus_hf.rewards.geneval_rules import Detection, Rules
 from janus_hf.rewards.mask2former import Mask2FormerDetector
-from janus_hf.rewards.rewards import (
-    ClipScore,
-    GenEvalReward,
-    PickScore,
-    PositionReward,
-    ShapesReward,
-    VQAReward,
-    as_metadata,
-)
+from janus_hf.rewards.vqa import VQAReward
 from janus_hf.shapes import TAGS, make_drawing, picture
 from tiny_judges import bert_tokenizer, blip, clip, git, mask2former
 

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..rewards.detectors import Detector, ShapesDetector
+from ..rewards.detectors import Detector
 from ..rewards.mask2former import Mask2FormerDetector
+from ..rewards.shapes_detector import ShapesDetector
 from ..shapes import TAGS, make_drawing
 from .benchmarks.answers import primary_metric
 from .benchmarks.dpg import OFFICIAL_JUDGE, Judge, Quirks, evaluate_dpg

@@ -1,34 +1,19 @@
-"""CLIP: features of pictures and texts, and the colours of things by them.
+"""CLIP: features of pictures and texts, and rewards by them."""
 
-The official GenEval scorer runs open_clip's ViT-L/14, here it is transformers'. Colours are asked as
-evaluation/evaluate_images.py of djghosh13/geneval asks them.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from transformers.utils import logging
 
-from .geneval_rules import Box, Detection, by_confidence
+from .image_io import as_rgb
 from .loading import Pretrained
+from .rewards import Images, check_lengths
 
 
 logger = logging.get_logger(__name__)
-
-COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
-COLOR_TEMPLATES = (
-    "a photo of a {color} {label}",
-    "a photo of a {color}-colored {label}",
-    "a photo of a {color} object",
-)
-BACKGROUND = (0x99, 0x99, 0x99)  # what CLIP sees around a thing
-
-ColorNamer = Callable[[Image.Image, Sequence[Detection]], list[str]]
 
 
 class Clip(Pretrained):
@@ -86,99 +71,49 @@ class Clip(Pretrained):
         return [len(own) > self.num_tokens for own in ids]
 
 
-class ClipColors(Clip):
-    """GenEval's judge of colours: which of ten fits a thing best, zero-shot.
+class ClipScore(Clip):
+    """CLIPScore in torchmetrics' convention: 100 times the cosine of picture and prompt, negative ones as 0."""
 
-    A thing is shown alone: grey wherever its mask is not, cut to its box. A colour's text feature is the mean of those
-    of three sentences that name the thing's class.
+    __name__ = "clip_score"
+
+    def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
+        """See `Reward`. Numbers in [0, 100]."""
+        return [max(100.0 * cosine, 0.0) for cosine in _cosines(self, images, prompts)]
+
+
+class PickScore(Clip):
+    """PickScore (Kirstain et al., arXiv 2305.01569): a CLIP ViT-H/14 trained on what people chose among pictures.
+
+    The published score: the cosine of picture and prompt times the model's own scale (about 100, so good pictures have
+    about 20). Some trainers divide it by 26.
     """
 
-    def __init__(self, *args: Any, **settings: Any) -> None:
-        super().__init__(*args, **settings)
-        self._of_label: dict[str, torch.Tensor] = {}
+    __name__ = "pick_score"
 
-    def __call__(self, image: Image.Image, things: Sequence[Detection]) -> list[str]:
-        """The colour of each thing, one of `COLORS`.
+    def __init__(
+        self,
+        model: Any = "yuvalkirstain/PickScore_v1",
+        processor: Any = None,
+        *,
+        batch_size: int = 16,
+        **settings: Any,
+    ) -> None:
+        if processor is None and model == "yuvalkirstain/PickScore_v1":
+            processor = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the one it was trained with
+        super().__init__(model, processor, batch_size=batch_size, **settings)
 
-        Raises:
-            ValueError: If a mask is not of the picture's size, or a box is empty.
-        """
-        if not things:
-            return []
-        seen = self.image_features([cut_out(image, thing) for thing in things])
-        return [
-            COLORS[int((self.color_features(thing.label) @ feature).argmax())]
-            for thing, feature in zip(things, seen, strict=True)
-        ]
-
-    def color_features(self, label: str) -> torch.Tensor:
-        """`(10, D)` float32 of length 1: each colour, said of things of a class."""
-        if label not in self._of_label:
-            texts = [template.format(color=color, label=label) for color in COLORS for template in COLOR_TEMPLATES]
-            features = self.text_features(texts).unflatten(0, (len(COLORS), len(COLOR_TEMPLATES)))
-            self._of_label[label] = F.normalize(features.mean(dim=1), dim=-1)
-        return self._of_label[label]
+    def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
+        """See `Reward`."""
+        scale = self.model.logit_scale.exp().item()
+        return [scale * cosine for cosine in _cosines(self, images, prompts)]
 
 
-def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
-    """The thing on grey, cut to its box; without a mask, whatever its box shows.
-
-    Raises:
-        ValueError: If the mask is not of the picture's size, or the box is empty.
-    """
-    image = image.convert("RGB")
-    if thing.mask is not None:
-        height, width = thing.mask.shape
-        if (width, height) != image.size:
-            raise ValueError(f"The mask of {thing} is {width} x {height}, the picture {image.width} x {image.height}.")
-        background = Image.new("RGB", image.size, BACKGROUND)
-        image = Image.composite(image, background, Image.fromarray(np.asarray(thing.mask, dtype=bool)))
-    if is_empty(thing.box):
-        raise ValueError(f"The box of {thing} is empty: it has no colour.")
-    left, top, right, bottom = (round(side) for side in thing.box)
-    return image.crop((left, top, right, bottom))
+def _cosines(clip: Clip, images: Images, prompts: Sequence[str]) -> list[float]:
+    check_lengths(clip, images, prompts)
+    if not images:
+        return []
+    seen = clip.image_features([as_rgb(image) for image in images])
+    return (seen * clip.text_features(prompts)).sum(dim=-1).tolist()
 
 
-def is_empty(box: Box) -> bool:
-    """Whether a box holds no whole pixel."""
-    left, top, right, bottom = (round(side) for side in box)
-    return right <= left or bottom <= top
-
-
-def with_colors(
-    image: Image.Image, detections: Sequence[Detection], metadata: Mapping[str, Any], colors: ColorNamer
-) -> list[Detection]:
-    """The detections, in their order, with the colours named that the rules will look at.
-
-    These are, for a clause that asks for a colour, its `count` most confident of the class.
-
-    Args:
-        image: RGB.
-        detections: What was found in it.
-        metadata: A line of GenEval's metadata.
-        colors: Names the colours of things.
-    """
-    asked: dict[str, int] = {}
-    for clause in metadata.get("include", []):
-        if "color" in clause:
-            asked[clause["class"]] = max(asked.get(clause["class"], 0), clause["count"])
-    named: dict[int, str] = {}  # by the detection's identity: equal ones may be several things
-    for label, count in asked.items():
-        best = [detection for detection in by_confidence(detections) if detection.label == label][:count]
-        looked_at = [detection for detection in best if not is_empty(detection.box)]
-        named |= zip(map(id, looked_at), colors(image, looked_at), strict=True)
-    return [
-        replace(detection, color=named[id(detection)]) if id(detection) in named else detection
-        for detection in detections
-    ]
-
-
-__all__ = [
-    "COLORS",
-    "Clip",
-    "ClipColors",
-    "ColorNamer",
-    "cut_out",
-    "is_empty",
-    "with_colors",
-]
+__all__ = ["Clip", "ClipScore", "PickScore"]

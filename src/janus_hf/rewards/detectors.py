@@ -1,19 +1,30 @@
-"""Who finds the things that GenEval's rules judge: what detectors have in common, and the small world's.
-
-GenEval's own is in `mask2former`, one that looks for words in `grounding_dino`.
-"""
+"""What detectors have in common."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 from PIL import Image
 
-from .clip import ClipColors, ColorNamer, with_colors
-from .geneval_rules import Detection
+from .clip import Clip
+from .geneval_rules import Box, Detection, by_confidence
 from .image_io import as_rgb
 from .loading import Pretrained
-from .shapes_detector import detect as detect_shapes
+
+
+COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+COLOR_TEMPLATES = (
+    "a photo of a {color} {label}",
+    "a photo of a {color}-colored {label}",
+    "a photo of a {color} object",
+)
+BACKGROUND = (0x99, 0x99, 0x99)  # what CLIP sees around a thing
+
+ColorNamer = Callable[[Image.Image, Sequence[Detection]], list[str]]
 
 
 class Detector(Protocol):
@@ -83,16 +94,103 @@ class PretrainedDetector(Pretrained, ABC):
         """The detections of every picture (RGB), without colours."""
 
 
-class ShapesDetector:
-    """The small world's exact detector (`shapes_detector.detect`). It always knows the colours."""
-
-    name = "the small world's exact detector"
-
-    def detect(
-        self, images: Sequence[Image.Image], metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[list[Detection]]:
-        """See `Detector`."""
-        return [detect_shapes(as_rgb(image)) for image in images]
+# Colours
 
 
-__all__ = ["Detector", "PretrainedDetector", "ShapesDetector"]
+class ClipColors(Clip):
+    """GenEval's judge of colours: which of ten fits a thing best, zero-shot.
+
+    A thing is shown alone: grey wherever its mask is not, cut to its box. A colour's text feature is the mean of those
+    of three sentences that name the thing's class.
+    """
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._of_label: dict[str, torch.Tensor] = {}
+
+    def __call__(self, image: Image.Image, things: Sequence[Detection]) -> list[str]:
+        """The colour of each thing, one of `COLORS`.
+
+        Raises:
+            ValueError: If a mask is not of the picture's size, or a box is empty.
+        """
+        if not things:
+            return []
+        seen = self.image_features([cut_out(image, thing) for thing in things])
+        return [
+            COLORS[int((self.color_features(thing.label) @ feature).argmax())]
+            for thing, feature in zip(things, seen, strict=True)
+        ]
+
+    def color_features(self, label: str) -> torch.Tensor:
+        """`(10, D)` float32 of length 1: each colour, said of things of a class."""
+        if label not in self._of_label:
+            texts = [template.format(color=color, label=label) for color in COLORS for template in COLOR_TEMPLATES]
+            features = self.text_features(texts).unflatten(0, (len(COLORS), len(COLOR_TEMPLATES)))
+            self._of_label[label] = F.normalize(features.mean(dim=1), dim=-1)
+        return self._of_label[label]
+
+
+def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
+    """The thing on grey, cut to its box; without a mask, whatever its box shows.
+
+    Raises:
+        ValueError: If the mask is not of the picture's size, or the box is empty.
+    """
+    image = image.convert("RGB")
+    if thing.mask is not None:
+        height, width = thing.mask.shape
+        if (width, height) != image.size:
+            raise ValueError(f"The mask of {thing} is {width} x {height}, the picture {image.width} x {image.height}.")
+        background = Image.new("RGB", image.size, BACKGROUND)
+        image = Image.composite(image, background, Image.fromarray(np.asarray(thing.mask, dtype=bool)))
+    if is_empty(thing.box):
+        raise ValueError(f"The box of {thing} is empty: it has no colour.")
+    left, top, right, bottom = (round(side) for side in thing.box)
+    return image.crop((left, top, right, bottom))
+
+
+def is_empty(box: Box) -> bool:
+    """Whether a box holds no whole pixel."""
+    left, top, right, bottom = (round(side) for side in box)
+    return right <= left or bottom <= top
+
+
+def with_colors(
+    image: Image.Image, detections: Sequence[Detection], metadata: Mapping[str, Any], colors: ColorNamer
+) -> list[Detection]:
+    """The detections, in their order, with the colours named that the rules will look at.
+
+    These are, for a clause that asks for a colour, its `count` most confident of the class.
+
+    Args:
+        image: RGB.
+        detections: What was found in it.
+        metadata: A line of GenEval's metadata.
+        colors: Names the colours of things.
+    """
+    asked: dict[str, int] = {}
+    for clause in metadata.get("include", []):
+        if "color" in clause:
+            asked[clause["class"]] = max(asked.get(clause["class"], 0), clause["count"])
+    named: dict[int, str] = {}  # by the detection's identity: equal ones may be several things
+    for label, count in asked.items():
+        best = [detection for detection in by_confidence(detections) if detection.label == label][:count]
+        looked_at = [detection for detection in best if not is_empty(detection.box)]
+        named |= zip(map(id, looked_at), colors(image, looked_at), strict=True)
+    return [
+        replace(detection, color=named[id(detection)]) if id(detection) in named else detection
+        for detection in detections
+    ]
+
+
+__all__ = [
+    "COLORS",
+    "ClipColors",
+    "ColorNamer",
+    "Detector",
+    "PretrainedDetector",
+    "cut_out",
+    "is_empty",
+    "with_colors",
+]

@@ -88,7 +88,7 @@ def _is_name(model: Any) -> bool:
     return isinstance(model, (str, os.PathLike))
 
 
-def alike(keys: Iterable[Key]) -> dict[Key, list[int]]:
+def group_indices(keys: Iterable[Key]) -> dict[Key, list[int]]:
     """Where each key stands, `"aba"` -> `{"a": [0, 2], "b": [1]}`: for batches of one size or length, which need no
     padding.
     """
@@ -98,4 +98,4 @@ def alike(keys: Iterable[Key]) -> dict[Key, list[int]]:
     return places
 
 
-__all__ = ["Pretrained", "alike"]
+__all__ = ["Pretrained", "group_indices"]

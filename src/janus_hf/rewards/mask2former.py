@@ -18,7 +18,7 @@ from PIL import Image
 
 from .detectors import PretrainedDetector
 from .geneval_rules import Detection
-from .loading import alike
+from .loading import group_indices
 
 
 # COCO's 80 classes in COCO's order, by the names that GenEval's prompts use (its evaluation/object_names.txt).
@@ -184,7 +184,7 @@ class Mask2FormerDetector(PretrainedDetector):
                 "names=[...] in the order of the model's classes."
             )
         found: list[list[Detection]] = [[] for _ in images]
-        for (width, height), indices in alike(image.size for image in images).items():
+        for (width, height), indices in group_indices(image.size for image in images).items():
             for batch in self._batches(len(indices)):
                 prepared = [fit(images[index], self.scale) for index in indices[batch]]
                 pixel_values = self._place(torch.stack([pixels for pixels, _ in prepared]))

@@ -5,13 +5,16 @@ form a thing, and its outline decides its shape. It sees whatever a model draws,
 match no shape well enough are not things.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..shapes.scenes import CELL, COLORS, SHAPES, WHITE, shape_mask
 from .geneval_rules import Detection
+from .image_io import as_rgb
 
 
 MIN_AREA = 40  # pixels; the smallest rendered thing, a cross, has about 100
@@ -45,6 +48,18 @@ def detect(image: Image.Image | np.ndarray) -> list[Detection]:
             color = list(COLORS)[int(colors[1:].argmax())]
             found.append(Detection(shape, 1.0, (float(left), float(top), float(right), float(bottom)), color))
     return found
+
+
+class ShapesDetector:
+    """The small world's exact detector (`shapes_detector.detect`). It always knows the colours."""
+
+    name = "the small world's exact detector"
+
+    def detect(
+        self, images: Sequence[Image.Image], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[list[Detection]]:
+        """See `Detector`."""
+        return [detect(as_rgb(image)) for image in images]
 
 
 def _shape(outline: np.ndarray) -> str | None:
@@ -84,4 +99,4 @@ def _components(mask: np.ndarray) -> list[np.ndarray]:
         labels = spread
 
 
-__all__ = ["detect"]
+__all__ = ["ShapesDetector", "detect"]

@@ -1,18 +1,16 @@
-"""Who answers DPG-Bench's questions: a question answerer of transformers, or the official mPLUG in another Python."""
+"""Who answers questions about pictures."""
 
-import json
 import os
-import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
 from PIL import Image
 
-from .loading import alike
+from .image_io import as_rgb
+from .loading import Pretrained, group_indices
+from .rewards import Images, read_column
 
 
 _INSTRUCTION = "Answer yes or no."
@@ -61,7 +59,7 @@ class TransformersVqaJudge:
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
         """One answer per question, in lower case and without a full stop."""
         answers = [""] * len(questions)
-        for places in alike(map(self._length, questions)).values():
+        for places in group_indices(map(self._length, questions)).values():
             for start in range(0, len(places), self.batch_size):
                 batch = places[start : start + self.batch_size]
                 for place, text in zip(batch, self._batch(image, [questions[i] for i in batch]), strict=True):
@@ -122,101 +120,110 @@ def _load(name: Any, processor: Any, device: Any, dtype: Any) -> tuple[Any, Any]
     return loader.from_pretrained(name, dtype=dtype).to(device), processor or AutoProcessor.from_pretrained(name)
 
 
-# Runs in the other Python. What modelscope prints must not get between the answers: they go out on a duplicate of
-# standard output, and prints are sent to standard error.
-_WORKER = """
-import json, os, sys
-answers = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)
-from PIL import Image
-from modelscope.pipelines import pipeline
-from modelscope.utils.constant import Tasks
-answer = pipeline(Tasks.visual_question_answering, model=sys.argv[1], device=sys.argv[2])
-for line in sys.stdin:
-    request = json.loads(line)
-    try:
-        image = Image.open(request["image"])
-        reply = {"answers": [answer({"image": image, "question": q})["text"] for q in request["questions"]]}
-    except Exception as error:
-        reply = {"error": repr(error)}
-    answers.write(json.dumps(reply) + chr(10))
-    answers.flush()
-"""
+class VQAReward(Pretrained):
+    """What a model for visual question answering says to yes-or-no questions about a picture.
 
-
-class MplugJudge:
-    """The official judge, mPLUG-large of modelscope, whose old dependencies need a Python environment of their own.
-
-    `requirements.txt` of TencentQQGYLab/ELLA lists them: modelscope, fairseq, librosa==0.10.1, rouge_score<=0.0.4, ...
-
-    A context manager; it starts the other Python at the first question and ends it on leaving.
+    Column `questions`: a question, or a list of them, per picture ("a red apple?", "is the dog left of the chair?").
+    The reward is the mean over a picture's questions of P(yes) / (P(yes) + P(no)), the probabilities being those of
+    the answer's first token. T2I-R1 rewards attributes so.
 
     Args:
-        python: The interpreter of that environment.
-        model: modelscope's name of the model.
-        device: As modelscope names it: "gpu", "gpu:0" or "cpu".
+        model: Name, folder or model: `GitForCausalLM` (T2I-R1's choice) or `BlipForQuestionAnswering`.
+        processor: Its processor.
+        hard: Give the share of questions for which "yes" is more probable than "no" instead.
+        device, dtype, batch_size: As for `Pretrained`; a batch holds so many questions.
+
+    Raises:
+        ValueError: If the model is of another kind, or its tokenizer spells "yes" or "no" in several tokens.
     """
 
-    name = "mplug"
+    __name__ = "vqa"
 
     def __init__(
         self,
-        python: str | os.PathLike[str],
+        model: Any = "microsoft/git-large-vqav2",
+        processor: Any = None,
         *,
-        model: str = "damo/mplug_visual-question-answering_coco_large_en",
-        device: str = "gpu",
+        hard: bool = False,
+        batch_size: int = 16,
+        **settings: Any,
     ) -> None:
-        self.command = [os.fspath(python), "-c", _WORKER, model, device]
-        self._process: subprocess.Popen[str] | None = None
+        super().__init__(model, processor, batch_size=batch_size, **settings)
+        self.hard = hard
 
-    def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """One answer per question, as mPLUG gives it.
+    def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
+        """See `Reward`. Numbers in [0, 1].
 
         Raises:
-            FileNotFoundError: There is no such interpreter.
-            ChildProcessError: The other Python ended; its own message is on standard error.
-            ValueError: mPLUG failed on this picture.
+            ValueError: Also if a picture has no question.
         """
-        if self._process is None:
-            self._process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+        asked = [
+            [value] if isinstance(value, str) else list(value)
+            for value in read_column(self, columns, "questions", images, prompts)
+        ]
+        if not all(asked):
+            raise ValueError(f"Picture {asked.index([])} has no question: every picture needs one at least.")
+        pictures = [as_rgb(image) for image in images]
+        pairs = [(picture, question) for picture, own in zip(pictures, asked, strict=True) for question in own]
+        answers = iter(self.probabilities([picture for picture, _ in pairs], [question for _, question in pairs]))
+        rewards = []
+        for own in asked:
+            given = [next(answers) for _ in own]
+            rewards.append(sum(answer > 0.5 if self.hard else answer for answer in given) / len(given))
+        return rewards
+
+    @torch.no_grad()
+    def probabilities(self, images: Images, questions: Sequence[str]) -> list[float]:
+        """P(yes) / (P(yes) + P(no)) of one question per picture (RGB)."""
+        words = torch.tensor([self._token("yes"), self._token("no")])
+        first_token_logits = {"blip": self._blip, "git": self._git}[self._kind(self.model.config)]
+        # Questions of one length at a time, without padding: BLIP in transformers 5.23 attends to it.
+        ids = [self.processor.tokenizer(question)["input_ids"] for question in questions]
+        probabilities = torch.zeros(len(questions))
+        for indices in group_indices(map(len, ids)).values():
+            for batch in self._batches(len(indices)):
+                chosen = indices[batch]
+                inputs = self.processor.image_processor(
+                    images=[images[index] for index in chosen], return_tensors="pt"
+                )
+                text = torch.tensor([ids[index] for index in chosen], device=self.model.device)
+                logits = first_token_logits(self._place(inputs["pixel_values"]), text)
+                probabilities[chosen] = logits.float().cpu()[:, words].softmax(dim=-1)[:, 0]
+        return probabilities.tolist()
+
+    def _load(self, name: str | os.PathLike[str], dtype: torch.dtype) -> Any:
+        import transformers
+
+        kind = self._kind(transformers.AutoConfig.from_pretrained(name))
+        kinds = {"blip": transformers.BlipForQuestionAnswering, "git": transformers.GitForCausalLM}
+        return kinds[kind].from_pretrained(name, dtype=dtype)
+
+    @staticmethod
+    def _kind(config: Any) -> str:
+        if config.model_type not in ("blip", "git"):
+            raise ValueError(f"VQAReward asks models of type 'git' or 'blip', got {config.model_type!r}.")
+        return str(config.model_type)
+
+    def _token(self, word: str) -> int:
+        ids = self.processor.tokenizer(word, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or ids[0] == self.processor.tokenizer.unk_token_id:
+            raise ValueError(
+                f"The tokenizer must know {word!r} as one token, got {ids}: this model cannot be asked so."
             )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "picture.png")
-            image.save(path)
-            try:
-                self._process.stdin.write(json.dumps({"image": path, "questions": list(questions)}) + "\n")
-                self._process.stdin.flush()
-                line = self._process.stdout.readline()
-            except BrokenPipeError:
-                line = ""
-        if not line:
-            status = self._process.wait()
-            self._process = None
-            raise ChildProcessError(
-                f"Expected answers of mPLUG; {self.command[0]} ended with status {status}. Its message is above; are "
-                "modelscope and the rest of ELLA's requirements.txt installed there?"
-            )
-        reply = json.loads(line)
-        if "error" in reply:
-            raise ValueError(f"mPLUG failed: {reply['error']}")
-        return list(reply["answers"])
+        return int(ids[0])
 
-    def close(self) -> None:
-        """End the other Python."""
-        if self._process is not None:
-            process, self._process = self._process, None
-            process.communicate()
+    def _git(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """GIT continues "[CLS] question": its answer takes the place of [SEP]."""
+        return self.model(input_ids=input_ids[:, :-1], pixel_values=pixel_values).logits[:, -1]
 
-    def __enter__(self) -> "MplugJudge":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _blip(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """BLIP reads the question while looking at the picture, then answers from what it has read. Its own `forward`
+        does not give the answer's logits.
+        """
+        seen = self.model.vision_model(pixel_values=pixel_values).last_hidden_state
+        read = self.model.text_encoder(input_ids=input_ids, encoder_hidden_states=seen)[0]
+        start = torch.full((len(read), 1), self.model.config.text_config.bos_token_id, device=read.device)
+        return self.model.text_decoder(input_ids=start, encoder_hidden_states=read).logits[:, -1]
 
 
-__all__ = ["MplugJudge", "TransformersVqaJudge", "plain_answer"]
+__all__ = ["TransformersVqaJudge", "VQAReward", "plain_answer"]

@@ -2,7 +2,7 @@
 
 The arithmetic is that of TencentQQGYLab/ELLA (dpg_bench/compute_dpg_bench.py), whose habits that move the scores are
 in `Quirks`. The official judge, mPLUG, lives in modelscope only and runs as a process of its own
-(`judges.MplugJudge`); every other judge gives other numbers, and the metrics then bear its name.
+(`rewards.mplug.MplugJudge`); every other judge gives other numbers, and the metrics then bear its name.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """CLIPScore and FID of pictures that are there already, by whomever they were drawn.
 
-CLIPScore has one definition here, the reward `rewards.ClipScore`; the metric is its mean over the pictures.
+CLIPScore has one definition here, the reward `rewards.clip.ClipScore`; the metric is its mean over the pictures.
 torchmetrics' `CLIPScore` gives the same number where no cosine is negative (a test compares them). It is not called
 itself: release 1.9 does not take the outputs of transformers 5, and cuts the end token off long prompts.
 
@@ -21,9 +21,9 @@ from PIL import Image, ImageOps
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ...rewards.clip import ClipScore
 from ...rewards.image_io import UNREADABLE, open_rgb
-from ...rewards.loading import Pretrained, alike
-from ...rewards.rewards import ClipScore
+from ...rewards.loading import Pretrained, group_indices
 from ..paper import look_up
 from ..report import Report
 from ..run_folder import SETTINGS, environments, processes, recorded
@@ -273,7 +273,7 @@ def evaluate_fid(
         for batch in _own_batches(paths, batch_size, side):
             images, unread = _open(batch)
             squares = [_square(image, size) for image in images.values()]
-            for same in alike(image.size for image in squares).values():
+            for same in group_indices(image.size for image in squares).values():
                 pixels = np.stack([np.asarray(squares[index]) for index in same])
                 metric.update(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device), real=side == "reference")
             rows += [{"filename": str(path), "side": side} for path in images]

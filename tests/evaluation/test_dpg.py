@@ -312,7 +312,7 @@ def test_a_chat_model_as_judge_answers_batched_as_singly():
     assert (batched.name, single.name) == ("janus-shapes", "small")
     assert batched(image, questions) == single(image, questions)
     assert all(answer == answer.strip().lower() for answer in batched(image, questions))
-    with pytest.raises(ValueError, match="Pass processor="):
+    with pytest.raises(ValueError, match="pass processor="):
         TransformersVqaJudge(pipe.model)
 
 
@@ -381,7 +381,7 @@ def test_the_command_ends_the_other_python(run, data, modelscope, monkeypatch):
     close, ended = MplugJudge.close, []
 
     def record(judge):
-        process = judge._process
+        process = judge.process
         close(judge)
         ended.append(process.poll())
 

@@ -1,1 +1,1 @@
-"""Models and rules that score an image: rewards for training, judges for evaluation."""
+"""Models and rules that score images: rewards for training, detectors and judges for evaluation."""

@@ -1,4 +1,9 @@
-"""Rewards by GenEval's rules."""
+"""Rewards that judge the objects in an image by GenEval's rules.
+
+They read the column `metadata`: for each image, the line of GenEval's `evaluation_metadata.jsonl` that belongs to its
+prompt, as a dict or as JSON. `geneval_rules` explains its clauses. Fields that are None count as absent, because
+Arrow tables, which hold data sets, cannot leave a field out.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,15 +19,14 @@ from .shapes_detector import ShapesDetector
 
 
 class GenEvalReward:
-    """Whether a picture obeys its prompt by GenEval's rules: 1 or 0.
+    """1 if an image meets all requirements of its prompt by GenEval's rules, else 0.
 
-    Column `metadata`: a line of GenEval's `evaluation_metadata.jsonl` per picture, as a dict or as JSON. Fields that
-    are None count as absent, since tables of Arrow cannot leave them out.
+    Column `metadata`: see the module's docstring.
 
     Args:
-        detector: Finds the things; by default GenEval's.
-        partial: Give the share of `include` and `exclude` clauses that hold instead, in [0, 1].
-        rules: Thresholds other than the official ones.
+        detector: Finds the objects; by default GenEval's own, Mask2Former.
+        partial: Return the share of `include` and `exclude` clauses that hold instead, in [0, 1].
+        rules: Thresholds to use instead of the official ones.
     """
 
     __name__ = "geneval"
@@ -32,21 +36,25 @@ class GenEvalReward:
         self.partial, self.rules = partial, rules
 
     def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
-        """See `Reward`."""
+        """Return one number in [0, 1] per image; see `Reward`."""
         lines = [as_metadata(value) for value in read_column(self, columns, "metadata", images, prompts)]
         found = self.detector.detect(images, lines)
-        return [self._judge(things, line) for things, line in zip(found, lines, strict=True)]
+        return [self._score(detections, line) for detections, line in zip(found, lines, strict=True)]
 
-    def _judge(self, detections: list[Detection], metadata: Mapping[str, Any]) -> float:
+    def _score(self, detections: list[Detection], metadata: Mapping[str, Any]) -> float:
         verdict = score(detections, metadata, self.rules)
         if not self.partial:
             return float(verdict.correct)
-        # A clause gives one reason at most.
+        # Every violated clause gives exactly one reason.
         return 1.0 - len(verdict.reasons) / (len(metadata.get("include", [])) + len(metadata.get("exclude", [])))
 
 
 class ShapesReward(GenEvalReward):
-    """`GenEvalReward` with the small world's exact detector: no model, milliseconds per picture."""
+    """`GenEvalReward` for images of the shapes world, whose exact detector needs no model and takes milliseconds.
+
+    Args:
+        partial: As for `GenEvalReward`.
+    """
 
     __name__ = "shapes"
 
@@ -55,14 +63,14 @@ class ShapesReward(GenEvalReward):
 
 
 class PositionReward:
-    """Whether things lie as the prompt says, whatever else is wrong: the share of position clauses that hold.
+    """Share of the prompt's positions ("a dog right of a cat") that hold, in [0, 1]; all else is ignored.
 
-    Column `metadata`, as for `GenEvalReward`. A clause `position: [relation, k]` holds if GenEval's rules find its
-    things so related to those of clause k, colours aside.
+    Column `metadata`: see the module's docstring. A clause with `position: [relation, k]` holds if GenEval's rules
+    find its objects in this relation to those of clause k, whatever their colours.
 
     Args:
-        detector: Finds the things; by default GroundingDINO, as in T2I-R1.
-        rules: Thresholds other than the official ones.
+        detector: Finds the objects; by default GroundingDINO, as in T2I-R1.
+        rules: Thresholds to use instead of the official ones.
     """
 
     __name__ = "position"
@@ -72,48 +80,59 @@ class PositionReward:
         self.rules = rules
 
     def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
-        """See `Reward`.
+        """Return one number in [0, 1] per image; see `Reward`.
 
         Raises:
-            ValueError: Also if metadata have no position clause.
+            ValueError: Also if metadata have no clause with a position.
         """
         lines = [as_metadata(value) for value in read_column(self, columns, "metadata", images, prompts)]
-        pairs = [_related(line) for line in lines]
-        found = self.detector.detect(images, [{"include": list(chain(*asked))} for asked in pairs])
+        pairs = [_position_pairs(line) for line in lines]
+        # Detectors that find what words describe read the classes from the metadata.
+        found = self.detector.detect(images, [{"include": list(chain(*own))} for own in pairs])
         return [
-            sum(score(things, {"tag": "position", "include": pair}, self.rules).correct for pair in asked) / len(asked)
-            for things, asked in zip(found, pairs, strict=True)
+            sum(score(detections, {"tag": "position", "include": pair}, self.rules).correct for pair in own) / len(own)
+            for detections, own in zip(found, pairs, strict=True)
         ]
 
 
-def _related(metadata: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """For each position clause: what it refers to, then itself; nothing but classes, counts and the relation."""
+def _position_pairs(metadata: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
+    """Return, for each clause with a position, the pair of the clause it refers to and the clause itself.
+
+    Both are reduced to class and count, so that neither colours nor further positions are judged, and the position
+    refers to the first of the pair.
+    """
     include = metadata.get("include", [])
-    bare = [{"class": clause["class"], "count": clause["count"]} for clause in include]
+    reduced = [{"class": clause["class"], "count": clause["count"]} for clause in include]
     pairs = []
-    for clause, subject in zip(include, bare, strict=True):
+    for clause, subject in zip(include, reduced, strict=True):
         if "position" in clause:
             relation, index = clause["position"]
-            if not 0 <= index < len(bare):
-                raise ValueError(f"The position {clause['position']} refers to none of the {len(bare)} clauses.")
-            pairs.append([bare[index], subject | {"position": [relation, 0]}])
+            if not 0 <= index < len(reduced):
+                raise ValueError(
+                    f"`position` must refer to one of the {len(reduced)} clauses, got {clause['position']}: correct "
+                    "the metadata."
+                )
+            pairs.append([reduced[index], subject | {"position": [relation, 0]}])
     if not pairs:
         raise ValueError(
-            f"PositionReward got metadata without a position clause (tag {metadata.get('tag')!r}): use it on prompts "
-            "about positions only, or GenEvalReward on all."
+            "`metadata` must have a clause with a position for PositionReward, got none in a line with tag "
+            f"{metadata.get('tag')!r}: use it on prompts about positions only, or GenEvalReward on all."
         )
     return pairs
 
 
 def as_metadata(value: str | Mapping[str, Any]) -> dict[str, Any]:
-    """A line of GenEval's metadata from a cell of a table: parsed if it is JSON, and without fields that are None.
+    """Return a line of GenEval's metadata as a dict without the fields that are None.
+
+    Args:
+        value: The line as a table's cell holds it: a mapping, or JSON of one.
 
     Raises:
-        TypeError: If it is neither text nor a mapping.
+        TypeError: If it is neither.
     """
     line = json.loads(value) if isinstance(value, str) else value
     if not isinstance(line, Mapping):
-        raise TypeError(f"Expected metadata as a dict or as JSON of one, got {value!r}.")
+        raise TypeError(f"`metadata` must be a dict or JSON of a dict, got {value!r}: pass the line of the prompt.")
     clauses = {
         part: [{key: item for key, item in clause.items() if item is not None} for clause in line[part]]
         for part in ("include", "exclude")

@@ -1,4 +1,4 @@
-"""GroundingDINO: a detector that looks for words."""
+"""GroundingDINO: a detector of objects that words describe."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,30 +8,33 @@ from PIL import Image
 
 from .detectors import PretrainedDetector
 from .geneval_rules import Detection
+from .loading import ModelSource, ProcessorSource
 
 
 class GroundingDinoDetector(PretrainedDetector):
-    """Finds what it is asked for in words: the classes that metadata speak of.
+    """GroundingDINO, a detector that finds objects of the classes that a text names.
 
-    GenEval's published numbers are not made with it; T2I-R1's reward of positions is.
+    GenEval's published numbers are made with Mask2Former; T2I-R1's reward of positions uses GroundingDINO.
 
     Args:
-        model: Name, folder or `GroundingDinoForObjectDetection`.
-        processor: Its processor.
-        classes: What to look for; by default the classes of each picture's metadata.
+        model: Name, folder or loaded `GroundingDinoForObjectDetection`.
+        processor: The model's processor; by default that of the model's name.
+        classes: Names of the classes to find; by default those of each image's metadata.
         threshold: Detections at or below this score are left out.
-        colors, device, dtype, batch_size: As for `PretrainedDetector`.
+        batch_size: Number of images per forward pass.
+        settings: `colors`, `device` and `dtype`, as for `PretrainedDetector`.
 
     Raises:
-        ValueError: If neither classes nor metadata say what to look for, or if they are too many for the model's text.
+        ValueError: On detection, if neither `classes` nor the metadata name a class, or if the names have more tokens
+            than the model reads.
     """
 
     model_class, title = "GroundingDinoForObjectDetection", "GroundingDINO"
 
     def __init__(
         self,
-        model: Any = "IDEA-Research/grounding-dino-tiny",
-        processor: Any = None,
+        model: ModelSource = "IDEA-Research/grounding-dino-tiny",
+        processor: ProcessorSource = None,
         *,
         classes: Sequence[str] | None = None,
         threshold: float = 0.3,
@@ -50,27 +53,40 @@ class GroundingDinoDetector(PretrainedDetector):
             inputs = self.processor(images=images[batch], text=texts, padding=True, return_tensors="pt")
             if inputs["input_ids"].shape[1] > self.model.config.max_text_len:
                 raise ValueError(
-                    f"The classes to look for make {inputs['input_ids'].shape[1]} tokens, the model reads "
-                    f"{self.model.config.max_text_len}: look for fewer at a time."
+                    f"`classes` must have at most {self.model.config.max_text_len} tokens together, got "
+                    f"{inputs['input_ids'].shape[1]}: find fewer classes at a time."
                 )
             inputs = inputs.to(self.model.device)
-            outputs = self.model(**inputs | {"pixel_values": self._place(inputs["pixel_values"])})
+            outputs = self.model(**inputs | {"pixel_values": self._to_model(inputs["pixel_values"])})
             rows = zip(images[batch], classes[batch], outputs.logits, outputs.pred_boxes, strict=True)
             found += [self._detections(*row) for row in rows]
         return found
 
     def _classes(self, metadata: Mapping[str, Any]) -> list[str]:
+        """Return the classes to find in an image with this metadata, each once."""
         clauses = [*(metadata.get("include") or ()), *(metadata.get("exclude") or ())]
         classes = list(self.classes or dict.fromkeys(clause["class"] for clause in clauses))
         if not classes:
-            raise ValueError("Nothing to look for: pass classes=[...], or metadata whose clauses name classes.")
+            raise ValueError(
+                "`classes` must name at least one class, got none: pass classes=[...], or metadata with clauses."
+            )
         return classes
 
     def _detections(
         self, image: Image.Image, classes: list[str], logits: torch.Tensor, boxes: torch.Tensor
     ) -> list[Detection]:
-        """A query's probability of a class is the mean over the class's tokens in "[CLS] class. class. [SEP]"."""
-        probabilities, start = [], 1
+        """Return the detections of one image, one per query whose score exceeds the threshold.
+
+        A query's probability of a class is the mean over the class's tokens in "[CLS] class. class. [SEP]"; its score
+        is the largest of these probabilities.
+
+        Args:
+            image: The image, for its size.
+            classes: Names of the classes, in the order of the text.
+            logits: `(queries, tokens)`, one logit per token of the text.
+            boxes: `(queries, 4)`, centre and size as shares of the image's width and height.
+        """
+        probabilities, start = [], 1  # the first token is [CLS]
         for name in classes:
             end = start + len(self.processor.tokenizer(name.lower(), add_special_tokens=False)["input_ids"])
             probabilities.append(logits[:, start:end].float().sigmoid().mean(dim=1))

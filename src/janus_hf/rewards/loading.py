@@ -1,101 +1,110 @@
-"""Models of transformers as judges: loaded when first needed, asked in batches."""
+"""Transformers models that judge images: loaded when first needed and run in batches."""
 
 import os
 from collections.abc import Hashable, Iterable, Iterator
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
+from transformers import PreTrainedModel, ProcessorMixin
 
 
 Key = TypeVar("Key", bound=Hashable)
+# A name on the Hub, a folder, or the loaded object itself. For a processor, None means that of the model's name.
+ModelSource: TypeAlias = PreTrainedModel | str | os.PathLike[str]
+ProcessorSource: TypeAlias = ProcessorMixin | str | os.PathLike[str] | None
 
 
 class Pretrained:
-    """A transformers model with its processor, given or loaded when first needed.
+    """A transformers model with its processor. What is given by name is loaded when it is first used.
 
     Args:
-        model: A name on the Hub, a folder, or the model itself, which is put into evaluation mode.
-        processor: The same for its processor; by default that of the model's name.
-        device: By default CUDA where there is one, and for a given model the device it is on.
-        dtype: By default float32, and for a given model its own.
-        batch_size: Pictures, or texts, at a time.
+        model: Name on the Hub, folder, or loaded model. A loaded model is put into evaluation mode.
+        processor: Name, folder or loaded processor; by default the processor saved under the model's name.
+        device: Device to move the model to. By default CUDA where it is available; a loaded model stays where it is.
+        dtype: Dtype to load or convert the weights to; for a model given by name also "auto", the checkpoint's dtype.
+            By default float32; a loaded model keeps its own.
+        batch_size: Number of images or texts per forward pass.
 
     Raises:
-        ValueError: If a model is given without a processor that is needed.
+        ValueError: If a loaded model is given without the processor that it needs.
     """
 
-    model_class = "AutoModel"
-    needs_processor = True
+    model_class = "AutoModel"  # name of the class of transformers that loads the model
+    needs_processor = True  # False where a subclass prepares the inputs itself
 
     def __init__(
         self,
-        model: Any,
-        processor: Any = None,
+        model: ModelSource,
+        processor: ProcessorSource = None,
         *,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         batch_size: int = 16,
     ) -> None:
-        if self.needs_processor and processor is None and not _is_name(model):
+        if processor is None and isinstance(model, str | os.PathLike):
+            processor = model
+        if processor is None and self.needs_processor:
             raise ValueError(
-                f"{type(self).__name__} got a {type(model).__name__} without its processor: pass processor=..., or "
-                "the model's name instead of the model."
+                f"`processor` must be given with a loaded model, got only a {type(model).__name__} for "
+                f"{type(self).__name__}: pass processor=..., or the model's name instead of the model."
             )
-        self._model, self._processor = model, model if processor is None else processor
+        self._model, self._processor = model, processor
         self._device, self._dtype, self.batch_size = device, dtype, batch_size
 
     @property
     def source(self) -> str:
-        """Where the model is from: its name or folder, or else its class."""
-        if _is_name(self._model):
+        """Name or folder of the model; the class name of a loaded model that has neither."""
+        if isinstance(self._model, str | os.PathLike):
             return str(self._model)
         return self._model.config.name_or_path or type(self._model).__name__
 
     @cached_property
-    def model(self) -> Any:
-        """The model, loaded and in its place."""
-        if not _is_name(self._model):
-            model, device, dtype = self._model, self._device, self._dtype
-        else:
+    def model(self) -> PreTrainedModel:
+        """The model in evaluation mode, on its device; the first access loads it."""
+        if isinstance(self._model, str | os.PathLike):
             device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
-            dtype = self._dtype or torch.float32
-            model = self._load(self._model, dtype)
-        return model.to(**{key: value for key, value in (("device", device), ("dtype", dtype)) if value}).eval()
+            return self._load(self._model, self._dtype or torch.float32).to(device).eval()
+        changes = {key: value for key, value in (("device", self._device), ("dtype", self._dtype)) if value}
+        # Quantised and offloaded models refuse `to`, so it is called only if there is something to change.
+        return (self._model.to(**changes) if changes else self._model).eval()
 
     @cached_property
-    def processor(self) -> Any:
-        """The processor, loaded."""
-        if not _is_name(self._processor):
+    def processor(self) -> ProcessorMixin:
+        """The processor; the first access loads it."""
+        if not isinstance(self._processor, str | os.PathLike):
             return self._processor
         from transformers import AutoProcessor
 
         return AutoProcessor.from_pretrained(self._processor)
 
-    def _load(self, name: str | os.PathLike[str], dtype: torch.dtype) -> Any:
+    def load(self) -> None:
+        """Load the model and the processor now instead of at their first use."""
+        _ = self.model, self.processor
+
+    def _load(self, name: str | os.PathLike[str], dtype: torch.dtype | str) -> PreTrainedModel:
         import transformers
 
         return getattr(transformers, self.model_class).from_pretrained(name, dtype=dtype)
 
-    def _place(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def _to_model(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Move pixel values to the model's device and convert them to its dtype."""
         return pixel_values.to(self.model.device, self.model.dtype)
 
     def _batches(self, count: int) -> Iterator[slice]:
+        """Yield slices that cut a sequence of `count` items into batches."""
         return (slice(start, start + self.batch_size) for start in range(0, count, self.batch_size))
 
 
-def _is_name(model: Any) -> bool:
-    return isinstance(model, (str, os.PathLike))
-
-
 def group_indices(keys: Iterable[Key]) -> dict[Key, list[int]]:
-    """Where each key stands, `"aba"` -> `{"a": [0, 2], "b": [1]}`: for batches of one size or length, which need no
-    padding.
+    """Map each key to the indices where it occurs: `"aba"` becomes `{"a": [0, 2], "b": [1]}`.
+
+    Grouping images by size, or texts by length, gives batches that need no padding.
     """
-    places: dict[Key, list[int]] = {}
-    for place, key in enumerate(keys):
-        places.setdefault(key, []).append(place)
-    return places
+    indices: dict[Key, list[int]] = {}
+    for index, key in enumerate(keys):
+        indices.setdefault(key, []).append(index)
+    return indices
 
 
-__all__ = ["Pretrained", "group_indices"]
+__all__ = ["ModelSource", "Pretrained", "ProcessorSource", "group_indices"]

@@ -1,10 +1,10 @@
 """GenEval's detector: Mask2Former, as mmdet runs it.
 
-Pictures are resized as its test pipeline does it, raw logits are post-processed as its fusion head does it. One thing
-is not the same: the weights of `facebook/mask2former-swin-small-coco-instance` are another training run of the same
+Images are resized as in mmdet's test pipeline, and raw logits are post-processed as in its fusion head. One difference
+remains: the weights of `facebook/mask2former-swin-small-coco-instance` come from another training run of the same
 network, so scores near a threshold differ from the official ones.
 
-Shapes: `Q` queries, `C` classes, `N` instances, `H W` pixels of the picture.
+Shapes: `Q` queries, `C` classes, `N` instances, `H W` pixels of the image.
 """
 
 import os
@@ -15,10 +15,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import PreTrainedModel
 
 from .detectors import PretrainedDetector
 from .geneval_rules import Detection
-from .loading import group_indices
+from .loading import ModelSource, group_indices
 
 
 # COCO's 80 classes in COCO's order, by the names that GenEval's prompts use (its evaluation/object_names.txt).
@@ -31,26 +32,26 @@ COCO_NAMES = tuple(
     computer mouse, tv remote, computer keyboard, cell phone, microwave, oven, toaster, sink, refrigerator, book,
     clock, vase, scissors, teddy bear, hair drier, toothbrush""".replace("\n    ", " ").split(", ")
 )
-SCALE = (1333, 800)  # the longer and the shorter side may be at most so long
-SIZE_DIVISOR = 32
-# ImageNet's, of RGB in [0, 255]
+SCALE = (1333, 800)  # upper bounds in pixels on the longer and the shorter side of a resized image
+SIZE_DIVISOR = 32  # padded sides are multiples of this number of pixels
+# ImageNet's mean and standard deviation of RGB in [0, 255].
 MEAN = torch.tensor([123.675, 116.28, 103.53])
 STD = torch.tensor([58.395, 57.12, 57.375])
 
 
 def fit(image: Image.Image, scale: tuple[int, int] = SCALE) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Resize, normalise and pad a picture as mmdet's test pipeline does.
+    """Resize, normalise and pad an image as mmdet's test pipeline does.
 
-    The picture is enlarged or shrunk, in its own proportions, until it just fits into `scale`. Like OpenCV's, the
-    bilinear resize does not smooth what it shrinks, and rounds to whole levels.
+    The image is enlarged or shrunk, in its own proportions, until it just fits into `scale`. The bilinear resize is
+    OpenCV's: it does not smooth an image that it shrinks, and it rounds to whole levels.
 
     Args:
-        image: RGB.
-        scale: The longer and the shorter side may be at most so long.
+        image: RGB image.
+        scale: Upper bounds in pixels on the longer and the shorter side.
 
     Returns:
-        `(3, H, W)` float32, padded with zeros below and on the right to multiples of 32, and the `(height, width)`
-        without the padding.
+        Pixels `(3, H, W)` float32, padded with zeros below and on the right to multiples of 32, and the
+        `(height, width)` without the padding.
     """
     width, height = image.size
     factor = min(max(scale) / max(width, height), min(scale) / min(width, height))
@@ -63,18 +64,19 @@ def fit(image: Image.Image, scale: tuple[int, int] = SCALE) -> tuple[torch.Tenso
 
 
 def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """`(N, H, W)` to `(N, *size)`, bilinear."""
+    """Resize maps `(N, H, W)` to `(N, *size)` by bilinear interpolation without smoothing."""
     return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 class Instances(NamedTuple):
-    """Things found in one picture.
+    """Objects found in one image, in the order of their class probability.
 
     Args:
-        labels: `(N,)` int64, classes.
-        scores: `(N,)` float32 in [0, 1].
-        boxes: `(N, 4)` float32 `(x1, y1, x2, y2)`; the last two lie one pixel beyond the mask. Zeros if it is empty.
-        masks: `(N, H, W)` bool.
+        labels: Class indices `(N,)` int64.
+        scores: Scores `(N,)` float32 in [0, 1].
+        boxes: Boxes `(N, 4)` float32 as `(x1, y1, x2, y2)`, where x2 and y2 lie one pixel beyond the mask. The box of
+            an empty mask is zero.
+        masks: Masks `(N, H, W)` bool.
     """
 
     labels: torch.Tensor
@@ -91,28 +93,30 @@ def post_process_instances(
     padded_size: tuple[int, int],
     max_per_image: int = 100,
 ) -> Instances:
-    """Mask2Former's instances in one picture, as mmdet 2.27's `MaskFormerFusionHead` has them.
+    """Turn Mask2Former's outputs for one image into instances as mmdet 2.27's `MaskFormerFusionHead` does.
 
     transformers' own `post_process_instance_segmentation` is no substitute: it works at 384 x 384, gives every query
     one label, and lets instances cover each other.
 
     Args:
-        class_queries_logits: `(Q, C + 1)`, the last class being "nothing".
+        class_queries_logits: `(Q, C + 1)`; the last class is "no object".
         masks_queries_logits: `(Q, h, w)` at the resolution of the network's output.
-        image_size: `(height, width)` of the picture.
-        resized_size: The same after resizing, without padding.
-        padded_size: The same with padding: what the network saw.
-        max_per_image: So many of the most probable pairs of query and class are instances: a query may be several.
+        image_size: `(height, width)` of the image.
+        resized_size: `(height, width)` of the resized image, without padding.
+        padded_size: `(height, width)` of the resized image with padding, which is the network's input.
+        max_per_image: Number of instances: the most probable pairs of a query and a class. A query may be several.
 
     Returns:
-        The instances by falling class probability. Their score is that probability times the mean probability of the
-        mask's pixels.
+        The instances by falling class probability. An instance's score is that probability times the mean probability
+        of the mask's pixels.
     """
     probabilities = class_queries_logits.float().softmax(dim=-1)[:, :-1]
     num_classes = probabilities.shape[1]
     top, indices = probabilities.flatten().topk(min(max_per_image, probabilities.numel()))
     queries, of_query = (indices // num_classes).unique(return_inverse=True)
 
+    # A query that is several instances has one mask, so each mask is resized once: first to the network's input, then,
+    # without the padding, to the image.
     logits = _resize(masks_queries_logits[queries].float(), padded_size)
     logits = _resize(logits[:, : resized_size[0], : resized_size[1]], image_size)
     masks = logits > 0
@@ -123,7 +127,10 @@ def post_process_instances(
 
 
 def _tight_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """`(N, H, W)` bool to `(N, 4)`: the first and one past the last column and row that a mask touches."""
+    """Return the smallest box `(N, 4)` around each mask of `(N, H, W)` bool; zeros for an empty mask.
+
+    A box goes from the first column and row that hold a pixel of the mask to one past the last.
+    """
     firsts, ends = [], []
     for other in (1, 2):
         touched = masks.any(dim=other).int()
@@ -135,20 +142,21 @@ def _tight_boxes(masks: torch.Tensor) -> torch.Tensor:
 class Mask2FormerDetector(PretrainedDetector):
     """GenEval's detector: Mask2Former with a small Swin, trained on COCO's instances.
 
-    It needs no processor: pictures are prepared by `fit`, outputs by `post_process_instances`.
+    It needs no processor: `fit` prepares images, and `post_process_instances` reads the outputs.
 
     Args:
-        model: Name, folder or `Mask2FormerForUniversalSegmentation`.
-        names: What its classes are called, in their order. By default COCO's by GenEval's names.
-        min_score: Detections at or below it are left out. The official rules look at none below 0.3.
+        model: Name, folder or loaded `Mask2FormerForUniversalSegmentation`.
+        names: Names of the model's classes, in their order. By default GenEval's names of COCO's classes.
+        min_score: Detections at or below this score are left out. The official rules use none below 0.3.
         max_per_image: See `post_process_instances`.
         scale: See `fit`.
-        colors, device, dtype, batch_size: As for `PretrainedDetector`. Only pictures of one size share a batch, so a
-            picture's detections do not depend on its company.
+        batch_size: Number of images per forward pass. Only images of one size share a batch, so that an image's
+            detections do not depend on the other images.
+        settings: `colors`, `device` and `dtype`, as for `PretrainedDetector`.
 
     Raises:
-        ImportError: If SciPy is missing, without which transformers does not build a Mask2Former.
-        ValueError: If the model has another number of classes than there are names.
+        ImportError: On loading, if SciPy is missing, without which transformers does not build a Mask2Former.
+        ValueError: On detection, if the number of the model's classes differs from that of `names`.
     """
 
     model_class, title = "Mask2FormerForUniversalSegmentation", "Mask2Former"
@@ -156,7 +164,7 @@ class Mask2FormerDetector(PretrainedDetector):
 
     def __init__(
         self,
-        model: Any = "facebook/mask2former-swin-small-coco-instance",
+        model: ModelSource = "facebook/mask2former-swin-small-coco-instance",
         *,
         names: Sequence[str] = COCO_NAMES,
         min_score: float = 0.05,
@@ -168,11 +176,11 @@ class Mask2FormerDetector(PretrainedDetector):
         super().__init__(model, batch_size=batch_size, **settings)
         self.names, self.min_score, self.max_per_image, self.scale = tuple(names), min_score, max_per_image, scale
 
-    def _load(self, name: str | os.PathLike[str], dtype: torch.dtype) -> Any:
+    def _load(self, name: str | os.PathLike[str], dtype: torch.dtype | str) -> PreTrainedModel:
         from transformers.utils import is_scipy_available
 
         if not is_scipy_available():
-            raise ImportError("transformers builds a Mask2Former only where SciPy is installed: pip install scipy")
+            raise ImportError("transformers builds a Mask2Former only if SciPy is installed: pip install scipy.")
         return super()._load(name, dtype)
 
     @torch.no_grad()
@@ -180,19 +188,20 @@ class Mask2FormerDetector(PretrainedDetector):
         num_labels = self.model.config.num_labels
         if num_labels != len(self.names):
             raise ValueError(
-                f"The model tells {num_labels} classes apart, but there are {len(self.names)} names for them: pass "
-                "names=[...] in the order of the model's classes."
+                f"`names` must name the model's {num_labels} classes, got {len(self.names)} names: pass names=[...] "
+                "in the order of the model's classes."
             )
         found: list[list[Detection]] = [[] for _ in images]
         for (width, height), indices in group_indices(image.size for image in images).items():
             for batch in self._batches(len(indices)):
                 prepared = [fit(images[index], self.scale) for index in indices[batch]]
-                pixel_values = self._place(torch.stack([pixels for pixels, _ in prepared]))
+                pixel_values = self._to_model(torch.stack([pixels for pixels, _ in prepared]))
                 outputs = self.model(pixel_values=pixel_values)
                 for index, classes, masks in zip(
                     indices[batch], outputs.class_queries_logits, outputs.masks_queries_logits, strict=True
                 ):
                     padded = pixel_values.shape[-2], pixel_values.shape[-1]
+                    # Images of one size are resized to one size, so the first of the batch stands for all.
                     instances = post_process_instances(
                         classes, masks, (height, width), prepared[0][1], padded, self.max_per_image
                     )

@@ -1,4 +1,7 @@
-"""The official judge of DPG-Bench, in another Python."""
+"""DPG-Bench's official judge, mPLUG, which runs in a Python environment of its own.
+
+mPLUG exists in modelscope only, whose old dependencies do not go together with ours.
+"""
 
 import json
 import os
@@ -11,9 +14,9 @@ from types import TracebackType
 from PIL import Image
 
 
-# Runs in the other Python. What modelscope prints must not get between the answers: they go out on a duplicate of
-# standard output, and prints are sent to standard error.
-_WORKER = """
+# Program of the other interpreter: reads one JSON request per line and writes one JSON reply per line. modelscope
+# prints to standard output, so replies go out on a duplicate of it and everything printed goes to standard error.
+WORKER = """
 import json, os, sys
 answers = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
@@ -34,16 +37,17 @@ for line in sys.stdin:
 
 
 class MplugJudge:
-    """The official judge, mPLUG-large of modelscope, whose old dependencies need a Python environment of their own.
+    """DPG-Bench's official judge: mPLUG-large of modelscope, run by another Python interpreter.
 
-    `requirements.txt` of TencentQQGYLab/ELLA lists them: modelscope, fairseq, librosa==0.10.1, rouge_score<=0.0.4, ...
+    `requirements.txt` of TencentQQGYLab/ELLA lists what that environment needs: modelscope, fairseq, librosa==0.10.1,
+    rouge_score<=0.0.4 and others.
 
-    A context manager; it starts the other Python at the first question and ends it on leaving.
+    The judge is a context manager: it starts the other interpreter at the first question and ends it on leaving.
 
     Args:
-        python: The interpreter of that environment.
+        python: Path of the interpreter of that environment.
         model: modelscope's name of the model.
-        device: As modelscope names it: "gpu", "gpu:0" or "cpu".
+        device: Device by modelscope's names: "gpu", "gpu:0" or "cpu".
     """
 
     name = "mplug"
@@ -55,48 +59,55 @@ class MplugJudge:
         model: str = "damo/mplug_visual-question-answering_coco_large_en",
         device: str = "gpu",
     ) -> None:
-        self.command = [os.fspath(python), "-c", _WORKER, model, device]
-        self._process: subprocess.Popen[str] | None = None
+        self.command = [os.fspath(python), "-c", WORKER, model, device]
+        # The other interpreter while it runs.
+        self.process: subprocess.Popen[str] | None = None
 
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """One answer per question, as mPLUG gives it.
+        """Return one answer per question about the image, as mPLUG gives it.
 
         Raises:
-            FileNotFoundError: There is no such interpreter.
-            ChildProcessError: The other Python ended; its own message is on standard error.
-            ValueError: mPLUG failed on this picture.
+            FileNotFoundError: If there is no such interpreter.
+            ChildProcessError: If the other interpreter ended; its own message is on standard error.
+            ValueError: If mPLUG failed on this image.
         """
-        if self._process is None:
-            self._process = subprocess.Popen(
+        if self.process is None:
+            self.process = subprocess.Popen(
                 self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
             )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with tempfile.TemporaryDirectory() as folder:
-            path = str(Path(folder) / "picture.png")
-            image.save(path)
-            try:
-                self._process.stdin.write(json.dumps({"image": path, "questions": list(questions)}) + "\n")
-                self._process.stdin.flush()
-                line = self._process.stdout.readline()
-            except BrokenPipeError:
-                line = ""
+        line = self._request(self.process, image, questions)
         if not line:
-            status = self._process.wait()
-            self._process = None
+            status = self.process.wait()
+            self.process = None
             raise ChildProcessError(
-                f"Expected answers of mPLUG; {self.command[0]} ended with status {status}. Its message is above; are "
-                "modelscope and the rest of ELLA's requirements.txt installed there?"
+                f"mPLUG must answer every request, but {self.command[0]} ended with status {status}: read its message "
+                "above and check that modelscope and the rest of ELLA's requirements.txt are installed there."
             )
         reply = json.loads(line)
         if "error" in reply:
             raise ValueError(f"mPLUG failed: {reply['error']}")
         return list(reply["answers"])
 
+    @staticmethod
+    def _request(process: subprocess.Popen[str], image: Image.Image, questions: Sequence[str]) -> str:
+        """Send the questions and return the line of the reply, which is empty if the process ended."""
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(Path(folder) / "image.png")
+            image.save(path)
+            try:
+                process.stdin.write(json.dumps({"image": path, "questions": list(questions)}) + "\n")
+                process.stdin.flush()
+                return process.stdout.readline()
+            except BrokenPipeError:
+                return ""
+
     def close(self) -> None:
-        """End the other Python."""
-        if self._process is not None:
-            process, self._process = self._process, None
+        """End the other interpreter, if it runs."""
+        if self.process is not None:
+            process, self.process = self.process, None
+            # This closes the worker's standard input, at whose end its loop ends, and waits for it.
             process.communicate()
 
     def __enter__(self) -> "MplugJudge":

@@ -1,148 +1,90 @@
-"""Who answers questions about pictures."""
+"""Visual question answering about images, as a reward (probability of "yes") and as a judge (text of the answer).
+
+Both run a transformers model: `VQAReward` reads the probabilities of an answer's first token, `TransformersVqaJudge`
+generates the answers to DPG-Bench's questions. DPG-Bench's official judge is in `mplug`.
+"""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from transformers import BatchFeature, PreTrainedConfig, PreTrainedModel
 
+from ..answering import answer
 from .image_io import as_rgb
-from .loading import Pretrained, group_indices
+from .loading import ModelSource, Pretrained, ProcessorSource, group_indices
 from .rewards import Images, read_column
 
 
-_INSTRUCTION = "Answer yes or no."
+INSTRUCTION = "Answer yes or no."  # appended to every question that a chat model receives
 
 
-def plain_answer(text: str) -> str:
-    """Lower case, without outer white space and a final full stop: "Yes." -> "yes"."""
-    return text.strip().removesuffix(".").strip().lower()
+class QuestionAnswerer(Pretrained):
+    """A transformers model that answers a question about an image: BLIP, GIT or a vision-language chat model.
 
-
-class TransformersVqaJudge:
-    """A question answerer of transformers: a BLIP (`Salesforce/blip-vqa-base`), or a chat model that sees.
-
-    Its scores are not comparable with mPLUG's.
-
-    Args:
-        model: A repository or folder, or a loaded model together with `processor`.
-        processor: The model's.
-        name: Labels the metrics. Default: the last part of the model's name.
-        device, dtype: Of a model that is loaded here. Default: the CPU, the checkpoint's type.
-        batch_size: Questions at a time. The answers do not depend on it.
-        max_new_tokens: Upper bound on an answer's length.
+    The arguments are those of `Pretrained`.
     """
 
-    def __init__(
-        self,
-        model: Any = "Salesforce/blip-vqa-base",
-        processor: Any = None,
-        *,
-        name: str | None = None,
-        device: Any = "cpu",
-        dtype: Any = "auto",
-        batch_size: int = 16,
-        max_new_tokens: int = 10,
-    ) -> None:
-        if isinstance(model, (str, os.PathLike)):
-            model, processor = _load(model, processor, device, dtype)
-        elif processor is None:
-            raise ValueError("Expected the loaded model's processor beside it; got none. Pass processor=.")
-        self.model, self.processor = model.eval(), processor
-        self.source = str(getattr(model.config, "_name_or_path", "")) or type(model).__name__
-        self.name = name or Path(getattr(model.config, "_name_or_path", "") or type(model).__name__).name
-        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+    def _load(self, name: str | os.PathLike[str], dtype: torch.dtype | str) -> PreTrainedModel:
+        from transformers import AutoConfig, AutoModelForImageTextToText, BlipForQuestionAnswering
 
-    @torch.no_grad()
-    def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """One answer per question, in lower case and without a full stop."""
-        answers = [""] * len(questions)
-        for places in group_indices(map(self._length, questions)).values():
-            for start in range(0, len(places), self.batch_size):
-                batch = places[start : start + self.batch_size]
-                for place, text in zip(batch, self._batch(image, [questions[i] for i in batch]), strict=True):
-                    answers[place] = text
-        return answers
+        # For BLIP, the Auto class would load the captioning model.
+        is_blip = AutoConfig.from_pretrained(name).model_type == "blip"
+        model_class = BlipForQuestionAnswering if is_blip else AutoModelForImageTextToText
+        return model_class.from_pretrained(name, dtype=dtype)
 
-    @property
-    def _is_chat(self) -> bool:
-        return bool(getattr(self.processor, "chat_template", None))
+    def _unpadded_batches(self, images: Images, questions: Sequence[str]) -> Iterator[tuple[list[int], BatchFeature]]:
+        """Yield batches of questions that have the same number of tokens, so that nothing is padded.
 
-    def _length(self, question: str) -> int:
-        """Questions of one length share a batch: BLIP in transformers 5.23 attends to padding. Chats may be padded, so
-        all count as equally long.
+        BLIP in transformers 5.23 attends to padding, so its answers would depend on the rest of the batch.
+
+        Args:
+            images: RGB images, one per question.
+            questions: The questions, without a chat template.
+
+        Yields:
+            Indices of the questions in the batch, and the model's inputs for them on the model's device.
         """
-        return 0 if self._is_chat else len(self.processor.tokenizer(question)["input_ids"])
-
-    def _batch(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        inputs = self._chat(image, questions) if self._is_chat else self._plain(image, questions)
-        inputs = inputs.to(self.model.device)
-        if "pixel_values" in inputs:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        output = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
-        if self._is_chat:
-            output = output[:, inputs["input_ids"].shape[1] :]
-        return [plain_answer(text) for text in self.processor.batch_decode(output, skip_special_tokens=True)]
-
-    def _plain(self, image: Image.Image, questions: Sequence[str]) -> Any:
-        return self.processor(images=[image] * len(questions), text=list(questions), return_tensors="pt")
-
-    def _chat(self, image: Image.Image, questions: Sequence[str]) -> Any:
-        conversations = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": image},
-                        {"type": "text", "text": f"{question} {_INSTRUCTION}"},
-                    ],
-                }
-            ]
-            for question in questions
-        ]
-        return self.processor.apply_chat_template(
-            conversations,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-        )
+        lengths = [len(self.processor.tokenizer(question)["input_ids"]) for question in questions]
+        for indices in group_indices(lengths).values():
+            for batch in self._batches(len(indices)):
+                chosen = indices[batch]
+                inputs = self.processor(
+                    images=[images[index] for index in chosen],
+                    text=[questions[index] for index in chosen],
+                    return_tensors="pt",
+                )
+                yield chosen, inputs.to(self.model.device, self.model.dtype)
 
 
-def _load(name: Any, processor: Any, device: Any, dtype: Any) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BlipForQuestionAnswering
+class VQAReward(QuestionAnswerer):
+    """The probability that a visual question answering model says "yes" to questions about an image.
 
-    is_blip = AutoConfig.from_pretrained(name).model_type == "blip"
-    loader = BlipForQuestionAnswering if is_blip else AutoModelForImageTextToText
-    return loader.from_pretrained(name, dtype=dtype).to(device), processor or AutoProcessor.from_pretrained(name)
-
-
-class VQAReward(Pretrained):
-    """What a model for visual question answering says to yes-or-no questions about a picture.
-
-    Column `questions`: a question, or a list of them, per picture ("a red apple?", "is the dog left of the chair?").
-    The reward is the mean over a picture's questions of P(yes) / (P(yes) + P(no)), the probabilities being those of
-    the answer's first token. T2I-R1 rewards attributes so.
+    Column `questions`: one question, or a list of questions, per image ("a red apple?", "is the dog left of the
+    chair?"). The reward is the mean over an image's questions of P(yes) / (P(yes) + P(no)), where P is the probability
+    of the answer's first token. T2I-R1 rewards attributes in this way.
 
     Args:
-        model: Name, folder or model: `GitForCausalLM` (T2I-R1's choice) or `BlipForQuestionAnswering`.
-        processor: Its processor.
-        hard: Give the share of questions for which "yes" is more probable than "no" instead.
-        device, dtype, batch_size: As for `Pretrained`; a batch holds so many questions.
+        model: Name, folder or loaded model: `GitForCausalLM` (T2I-R1's choice) or `BlipForQuestionAnswering`.
+        processor: The model's processor; by default that of the model's name.
+        hard: Return the share of questions to which "yes" is more probable than "no" instead.
+        batch_size: Number of questions per forward pass.
+        settings: `device` and `dtype`, as for `Pretrained`.
 
     Raises:
-        ValueError: If the model is of another kind, or its tokenizer spells "yes" or "no" in several tokens.
+        ValueError: When it is called, if the model has another type or its tokenizer splits "yes" or "no" into several
+            tokens.
     """
 
     __name__ = "vqa"
 
     def __init__(
         self,
-        model: Any = "microsoft/git-large-vqav2",
-        processor: Any = None,
+        model: ModelSource = "microsoft/git-large-vqav2",
+        processor: ProcessorSource = None,
         *,
         hard: bool = False,
         batch_size: int = 16,
@@ -152,73 +94,74 @@ class VQAReward(Pretrained):
         self.hard = hard
 
     def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
-        """See `Reward`. Numbers in [0, 1].
+        """Return one number in [0, 1] per image; see `Reward`.
 
         Raises:
-            ValueError: Also if a picture has no question.
+            ValueError: Also if an image has no question.
         """
-        asked = [
+        questions = [
             [value] if isinstance(value, str) else list(value)
             for value in read_column(self, columns, "questions", images, prompts)
         ]
-        if not all(asked):
-            raise ValueError(f"Picture {asked.index([])} has no question: every picture needs one at least.")
-        pictures = [as_rgb(image) for image in images]
-        pairs = [(picture, question) for picture, own in zip(pictures, asked, strict=True) for question in own]
-        answers = iter(self.probabilities([picture for picture, _ in pairs], [question for _, question in pairs]))
+        if not all(questions):
+            raise ValueError(
+                f"`questions` must have at least one question per image, got none for image {questions.index([])}: "
+                "ask something about every image."
+            )
+        pairs = [
+            (image, question) for image, own in zip(map(as_rgb, images), questions, strict=True) for question in own
+        ]
+        answers = iter(self.probabilities([image for image, _ in pairs], [question for _, question in pairs]))
         rewards = []
-        for own in asked:
+        for own in questions:
             given = [next(answers) for _ in own]
-            rewards.append(sum(answer > 0.5 if self.hard else answer for answer in given) / len(given))
+            rewards.append(sum(p > 0.5 if self.hard else p for p in given) / len(given))
         return rewards
 
     @torch.no_grad()
     def probabilities(self, images: Images, questions: Sequence[str]) -> list[float]:
-        """P(yes) / (P(yes) + P(no)) of one question per picture (RGB)."""
+        """Return P(yes) / (P(yes) + P(no)) for one question per image.
+
+        Args:
+            images: RGB images.
+            questions: One question per image.
+
+        Raises:
+            ValueError: If the model or its tokenizer cannot be used in this way; see `VQAReward`.
+        """
         words = torch.tensor([self._token("yes"), self._token("no")])
-        first_token_logits = {"blip": self._blip, "git": self._git}[self._kind(self.model.config)]
-        # Questions of one length at a time, without padding: BLIP in transformers 5.23 attends to it.
-        ids = [self.processor.tokenizer(question)["input_ids"] for question in questions]
+        first_token_logits = self._git if _model_type(self.model.config) == "git" else self._blip
         probabilities = torch.zeros(len(questions))
-        for indices in group_indices(map(len, ids)).values():
-            for batch in self._batches(len(indices)):
-                chosen = indices[batch]
-                inputs = self.processor.image_processor(
-                    images=[images[index] for index in chosen], return_tensors="pt"
-                )
-                text = torch.tensor([ids[index] for index in chosen], device=self.model.device)
-                logits = first_token_logits(self._place(inputs["pixel_values"]), text)
-                probabilities[chosen] = logits.float().cpu()[:, words].softmax(dim=-1)[:, 0]
+        for indices, inputs in self._unpadded_batches(images, questions):
+            logits = first_token_logits(inputs["pixel_values"], inputs["input_ids"])
+            probabilities[indices] = logits.float().cpu()[:, words].softmax(dim=-1)[:, 0]
         return probabilities.tolist()
 
-    def _load(self, name: str | os.PathLike[str], dtype: torch.dtype) -> Any:
-        import transformers
+    def _load(self, name: str | os.PathLike[str], dtype: torch.dtype | str) -> PreTrainedModel:
+        from transformers import AutoConfig
 
-        kind = self._kind(transformers.AutoConfig.from_pretrained(name))
-        kinds = {"blip": transformers.BlipForQuestionAnswering, "git": transformers.GitForCausalLM}
-        return kinds[kind].from_pretrained(name, dtype=dtype)
-
-    @staticmethod
-    def _kind(config: Any) -> str:
-        if config.model_type not in ("blip", "git"):
-            raise ValueError(f"VQAReward asks models of type 'git' or 'blip', got {config.model_type!r}.")
-        return str(config.model_type)
+        _model_type(AutoConfig.from_pretrained(name))  # refuse other models before their weights are downloaded
+        return super()._load(name, dtype)
 
     def _token(self, word: str) -> int:
         ids = self.processor.tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == self.processor.tokenizer.unk_token_id:
             raise ValueError(
-                f"The tokenizer must know {word!r} as one token, got {ids}: this model cannot be asked so."
+                f"The tokenizer must have {word!r} as one token, got {ids}: choose a model whose tokenizer does."
             )
         return int(ids[0])
 
     def _git(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """GIT continues "[CLS] question": its answer takes the place of [SEP]."""
+        """Return GIT's logits `(B, V)` of the first answer token.
+
+        GIT continues "[CLS] question", so the answer begins where the tokenizer puts [SEP].
+        """
         return self.model(input_ids=input_ids[:, :-1], pixel_values=pixel_values).logits[:, -1]
 
     def _blip(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """BLIP reads the question while looking at the picture, then answers from what it has read. Its own `forward`
-        does not give the answer's logits.
+        """Return BLIP's logits `(B, V)` of the first answer token.
+
+        BLIP's own `forward` does not return them, so its three networks are called one after the other.
         """
         seen = self.model.vision_model(pixel_values=pixel_values).last_hidden_state
         read = self.model.text_encoder(input_ids=input_ids, encoder_hidden_states=seen)[0]
@@ -226,4 +169,99 @@ class VQAReward(Pretrained):
         return self.model.text_decoder(input_ids=start, encoder_hidden_states=read).logits[:, -1]
 
 
-__all__ = ["TransformersVqaJudge", "VQAReward", "plain_answer"]
+class TransformersVqaJudge(QuestionAnswerer):
+    """A transformers model as DPG-Bench's judge: BLIP, or a vision-language chat model.
+
+    Its scores are not comparable with those of mPLUG, the official judge.
+
+    Args:
+        model: Name on the Hub or folder, or a loaded model together with its `processor`.
+        processor: The model's processor; by default that of the model's name.
+        name: Label of the metrics; by default the last part of the model's name.
+        device: Device of a model given by name; a loaded model stays where it is.
+        dtype: Dtype of a model given by name; by default that of the checkpoint. A loaded model keeps its own.
+        batch_size: Number of questions per batch. The answers do not depend on it.
+        max_new_tokens: Upper bound on the number of tokens of an answer.
+
+    Raises:
+        ValueError: If a loaded model is given without its processor.
+    """
+
+    def __init__(
+        self,
+        model: ModelSource = "Salesforce/blip-vqa-base",
+        processor: ProcessorSource = None,
+        *,
+        name: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | str = "auto",
+        batch_size: int = 16,
+        max_new_tokens: int = 10,
+    ) -> None:
+        named = isinstance(model, str | os.PathLike)
+        super().__init__(
+            model,
+            processor,
+            device=device if named else None,
+            dtype=dtype if named else None,
+            batch_size=batch_size,
+        )
+        self.name = name or Path(self.source).name
+        self.max_new_tokens = max_new_tokens
+        # An evaluation generates its images before the first question: a wrong name must fail before that.
+        self.load()
+
+    @torch.no_grad()
+    def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
+        """Return one answer per question about the image, in lower case and without a final full stop."""
+        if getattr(self.processor, "chat_template", None):
+            return [plain_answer(text) for text in self._chat(image, questions)]
+        answers = [""] * len(questions)
+        for indices, inputs in self._unpadded_batches([image] * len(questions), questions):
+            output = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
+            # BLIP's output holds the answer only, unlike that of a chat model, which continues its prompt.
+            texts = self.processor.batch_decode(output, skip_special_tokens=True)
+            for index, text in zip(indices, texts, strict=True):
+                answers[index] = plain_answer(text)
+        return answers
+
+    def _chat(self, image: Image.Image, questions: Sequence[str]) -> Iterator[str]:
+        """Yield a chat model's answers; every question is a conversation of its own that ends with `INSTRUCTION`."""
+        for batch in self._batches(len(questions)):
+            conversations = [
+                [
+                    {
+                        "role": "user",
+                        "content": [
+                            {"type": "image", "image": image},
+                            {"type": "text", "text": f"{question} {INSTRUCTION}"},
+                        ],
+                    }
+                ]
+                for question in questions[batch]
+            ]
+            yield from answer(
+                self.model,
+                self.processor,
+                conversations,
+                max_new_tokens=self.max_new_tokens,
+                dtype=self.model.dtype,
+            )
+
+
+def plain_answer(text: str) -> str:
+    """Return an answer in lower case, without outer white space and a final full stop: "Yes." becomes "yes"."""
+    return text.strip().removesuffix(".").strip().lower()
+
+
+def _model_type(config: PreTrainedConfig) -> str:
+    """Return "git" or "blip"; raise ValueError for any other model type."""
+    if config.model_type not in ("blip", "git"):
+        raise ValueError(
+            f"`model` of VQAReward must be of type 'git' or 'blip', got {config.model_type!r}: choose such a model, "
+            "for example microsoft/git-large-vqav2."
+        )
+    return str(config.model_type)
+
+
+__all__ = ["INSTRUCTION", "QuestionAnswerer", "TransformersVqaJudge", "VQAReward", "plain_answer"]

@@ -1,8 +1,15 @@
-"""Tiny random judges with their processors, built from configurations: nothing is downloaded."""
+"""What tests of rewards and judges share: tiny random models with their processors, and images of noise.
+
+The models are built from configurations, so nothing is downloaded.
+"""
 
 import string
+import textwrap
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import (
     BertTokenizer,
     BlipConfig,
@@ -27,25 +34,34 @@ from transformers import (
 )
 
 
-SIDE = 16  # of the pictures that CLIP, BLIP and GIT see
+SIDE = 16  # pixels per side of the images that CLIP, BLIP and GIT read
 WORDS = ["cat", "dog", "hot", "apple", "red", "blue", "a", "is", "the", "there", "?", "left", "of", "yes", "no"]
-# GroundingDINO has the ids of BERT's vocabulary for [CLS], [SEP], "." and "?" built in.
+# transformers' GroundingDINO has the ids of BERT's vocabulary for [CLS], [SEP], "." and "?" built in.
 FIXED = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029}
 VOCABULARY_SIZE = 1100
 
 
+def noise(width: int = 32, height: int = 32, seed: int = 0) -> Image.Image:
+    """Return an RGB image of smooth random colours."""
+    pixels = np.random.default_rng(seed).integers(0, 256, size=(height // 8, width // 8, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
 def swin(stages: list[str]) -> SwinConfig:
+    """Return the configuration of a Swin backbone that returns the features of the stages."""
     return SwinConfig(
         image_size=64, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2, out_features=stages
     )
 
 
 def build(model_class, config, seed: int = 0):
+    """Return a model with random weights in evaluation mode."""
     torch.manual_seed(seed)
     return model_class(config).eval()
 
 
 def mask2former(num_labels: int = 80) -> Mask2FormerForUniversalSegmentation:
+    """Return a Mask2Former with ten queries."""
     config = Mask2FormerConfig(
         backbone_config=swin(["stage1", "stage2", "stage3", "stage4"]),
         feature_size=32,
@@ -63,6 +79,7 @@ def mask2former(num_labels: int = 80) -> Mask2FormerForUniversalSegmentation:
 
 
 def clip() -> tuple[CLIPModel, CLIPProcessor]:
+    """Return a CLIP that reads 48 tokens, one per letter."""
     tokens = [*string.ascii_lowercase, *string.punctuation, *string.digits]
     tokens = ["<|startoftext|>", "<|endoftext|>", *tokens, *(f"{token}</w>" for token in tokens)]
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -78,6 +95,7 @@ def clip() -> tuple[CLIPModel, CLIPProcessor]:
 
 
 def bert_tokenizer() -> BertTokenizer:
+    """Return a tokenizer that has `WORDS` as tokens and the fixed ids that GroundingDINO needs."""
     words = [word for word in WORDS if word not in FIXED]
     taken = FIXED | {word: 200 + index for index, word in enumerate(words)}
     used = set(taken.values())
@@ -86,6 +104,7 @@ def bert_tokenizer() -> BertTokenizer:
 
 
 def blip() -> tuple[BlipForQuestionAnswering, BlipProcessor]:
+    """Return a BLIP for visual question answering."""
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = tower | {"encoder_hidden_size": 16, "vocab_size": VOCABULARY_SIZE, "bos_token_id": 101}
     config = BlipConfig(
@@ -97,6 +116,7 @@ def blip() -> tuple[BlipForQuestionAnswering, BlipProcessor]:
 
 
 def git() -> tuple[GitForCausalLM, GitProcessor]:
+    """Return a GIT, which answers questions as a continuation of the text."""
     tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = GitConfig(
         vision_config=tower | {"image_size": SIDE, "patch_size": 8},
@@ -109,6 +129,7 @@ def git() -> tuple[GitForCausalLM, GitProcessor]:
 
 
 def grounding_dino() -> tuple[GroundingDinoForObjectDetection, GroundingDinoProcessor]:
+    """Return a GroundingDINO with ten queries that reads 16 tokens."""
     config = GroundingDinoConfig(
         backbone_config=swin(["stage2", "stage3", "stage4"]),
         text_config={
@@ -134,3 +155,31 @@ def grounding_dino() -> tuple[GroundingDinoForObjectDetection, GroundingDinoProc
         build(GroundingDinoForObjectDetection, config),
         GroundingDinoProcessor(image_processor, bert_tokenizer()),
     )
+
+
+def write_modelscope(folder: Path) -> Path:
+    """Write a package that stands for modelscope and return the folder to import it from.
+
+    Its model answers "yes" about images of 3 x 2 pixels and "no" about others, raises on the question "fail?" and ends
+    the process on "die?". It prints to standard output, which the real one does as well.
+    """
+    package = folder / "elsewhere" / "modelscope"
+    (package / "utils").mkdir(parents=True)
+    for path in (package / "__init__.py", package / "utils" / "__init__.py"):
+        path.touch()
+    (package / "utils" / "constant.py").write_text("class Tasks:\n    visual_question_answering = 'vqa'\n")
+    code = """
+        def pipeline(task, model, device):
+            assert task == "vqa" and device.split(":")[0] in ("cpu", "gpu") and model.startswith("damo/mplug")
+            print("loading ...")
+            def answer(request):
+                print("asked")
+                if request["question"] == "die?":
+                    raise SystemExit(3)
+                if request["question"] == "fail?":
+                    raise KeyError("oh")
+                return {"text": "yes" if request["image"].size == (3, 2) else "no"}
+            return answer
+        """
+    (package / "pipelines.py").write_text(textwrap.dedent(code))
+    return package.parent

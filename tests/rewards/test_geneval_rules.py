@@ -1,5 +1,7 @@
-"""GenEval's rules, each expectation derived from the published evaluation script: by hand first, then by a second
-statement of the rules over arrays, as the script keeps its boxes, on generated detections.
+"""GenEval's rules against the published evaluation script.
+
+Expectations are worked out by hand first, then computed for generated detections by `Published`, which restates the
+rules over arrays of boxes, as the script does.
 """
 
 from collections import Counter
@@ -10,7 +12,7 @@ import pytest
 from janus_hf.rewards.geneval_rules import Detection, Rules, by_confidence, relations, score
 
 
-def thing(label="circle", confidence=0.95, box=(0.0, 0.0, 10.0, 10.0), color=None):
+def detected(label="circle", confidence=0.95, box=(0.0, 0.0, 10.0, 10.0), color=None):
     return Detection(label, confidence, box, color)
 
 
@@ -22,36 +24,36 @@ CIRCLE = {"class": "circle", "count": 1}
 
 
 def test_presence_and_threshold():
-    assert score([thing()], prompt(CIRCLE)).correct
-    assert score([thing(confidence=0.31)], prompt(CIRCLE)).correct
-    assert not score([thing(confidence=0.3)], prompt(CIRCLE)).correct  # strictly above
-    verdict = score([thing("square")], prompt(CIRCLE))
+    assert score([detected()], prompt(CIRCLE)).correct
+    assert score([detected(confidence=0.31)], prompt(CIRCLE)).correct
+    assert not score([detected(confidence=0.3)], prompt(CIRCLE)).correct  # strictly above
+    verdict = score([detected("square")], prompt(CIRCLE))
     assert (verdict.correct, verdict.reasons) == (False, ("expected 1 circle, found 0",))
 
 
 def test_counting_uses_its_own_threshold_and_the_exclude_clause():
     three = prompt({"class": "circle", "count": 3}, tag="counting", exclude=[{"class": "circle", "count": 4}])
-    assert not score([thing()] * 2, three).correct
-    assert score([thing()] * 3, three).correct
-    assert not score([thing()] * 4, three).correct
-    assert score([thing()] * 3 + [thing(confidence=0.9)], three).correct  # 0.9 is not above 0.9
-    assert not score([thing(confidence=0.9)] * 3, three).correct
+    assert not score([detected()] * 2, three).correct
+    assert score([detected()] * 3, three).correct
+    assert not score([detected()] * 4, three).correct
+    assert score([detected()] * 3 + [detected(confidence=0.9)], three).correct  # 0.9 is not above 0.9
+    assert not score([detected(confidence=0.9)] * 3, three).correct
 
 
-def test_at_most_sixteen_detections_of_a_class_are_seen():
+def test_at_most_sixteen_detections_of_a_class_count():
     many = prompt({"class": "circle", "count": 17})
-    assert not score([thing()] * 20, many).correct
-    assert score([thing()] * 20, many, Rules(max_objects=17)).correct
+    assert not score([detected()] * 20, many).correct
+    assert score([detected()] * 20, many, Rules(max_objects=17)).correct
 
 
-def test_color_is_asked_of_the_most_confident_only():
+def test_only_the_most_confident_need_the_color():
     red = prompt({"class": "circle", "count": 1, "color": "red"}, tag="colors")
-    assert score([thing(color="red")], red).correct
-    assert not score([thing(color="blue")], red).correct
-    assert not score([thing(color="red", confidence=0.5), thing(color="blue", confidence=0.6)], red).correct
-    assert score([thing(color="red", confidence=0.6), thing(color="blue", confidence=0.5)], red).correct
+    assert score([detected(color="red")], red).correct
+    assert not score([detected(color="blue")], red).correct
+    assert not score([detected(color="red", confidence=0.5), detected(color="blue", confidence=0.6)], red).correct
+    assert score([detected(color="red", confidence=0.6), detected(color="blue", confidence=0.5)], red).correct
     two = prompt({"class": "circle", "count": 2, "color": "red"})
-    assert not score([thing(color="red"), thing(color="blue")], two).correct
+    assert not score([detected(color="red"), detected(color="blue")], two).correct
 
 
 LEFT, RIGHT, BELOW = (0.0, 0.0, 10.0, 10.0), (30.0, 0.0, 40.0, 10.0), (0.0, 30.0, 10.0, 40.0)
@@ -87,27 +89,27 @@ def test_relations(box, target, expected):
 
 def test_position():
     left_of = prompt({"class": "square", "count": 1}, CIRCLE | {"position": ["left of", 0]}, tag="position")
-    assert score([thing(box=LEFT), thing("square", box=RIGHT)], left_of).correct
-    assert not score([thing(box=RIGHT), thing("square", box=LEFT)], left_of).correct
-    missing = score([thing(box=LEFT)], left_of)
+    assert score([detected(box=LEFT), detected("square", box=RIGHT)], left_of).correct
+    assert not score([detected(box=RIGHT), detected("square", box=LEFT)], left_of).correct
+    missing = score([detected(box=LEFT)], left_of)
     assert missing.reasons == ("expected 1 square, found 0", "no target for circle to be left of")
 
 
 def test_a_position_must_refer_backwards():
     with pytest.raises(ValueError, match="one of the 0 clauses before it"):
-        score([thing()], prompt(CIRCLE | {"position": ["above", 0]}))
+        score([detected()], prompt(CIRCLE | {"position": ["above", 0]}))
 
 
-def test_of_equally_confident_things_the_later_is_looked_at():
-    """The official order is an ascending sort read backwards."""
+def test_of_equally_confident_detections_the_later_comes_first():
+    """The official script reads an ascending sort backwards."""
     red = prompt({"class": "circle", "count": 1, "color": "red"}, tag="colors")
-    assert score([thing(color="blue"), thing(color="red")], red).correct
-    assert not score([thing(color="red"), thing(color="blue")], red).correct
-    assert [d.color for d in by_confidence([thing(color=c) for c in ("a", "b", "c")])] == ["c", "b", "a"]
+    assert score([detected(color="blue"), detected(color="red")], red).correct
+    assert not score([detected(color="red"), detected(color="blue")], red).correct
+    assert [d.color for d in by_confidence([detected(color=c) for c in ("a", "b", "c")])] == ["c", "b", "a"]
 
 
-def test_a_mask_is_no_part_of_a_detections_identity():
-    assert thing() == Detection("circle", 0.95, (0.0, 0.0, 10.0, 10.0), mask=np.ones((4, 4), dtype=bool))
+def test_masks_are_not_compared():
+    assert detected() == Detection("circle", 0.95, (0.0, 0.0, 10.0, 10.0), mask=np.ones((4, 4), dtype=bool))
 
 
 COUNT_2 = {"class": "circle", "count": 2}
@@ -120,106 +122,114 @@ RIGHT_OF_SQUARE = CIRCLE | {"position": ["right of", 0]}
     ("detections", "metadata", "correct"),
     [
         pytest.param([], prompt(CIRCLE), False, id="nothing"),
-        pytest.param([], prompt(), True, id="nothing-asked"),
-        pytest.param([thing(), thing("square")], prompt(CIRCLE, SQUARE), True, id="two-classes"),
-        pytest.param([thing(), thing()], prompt(CIRCLE, SQUARE), False, id="one-class-twice"),
-        pytest.param([thing()], prompt(CIRCLE, CIRCLE), True, id="a-clause-said-twice-asks-nothing-more"),
-        pytest.param([thing(confidence=0.3)] * 3, prompt(CIRCLE), False, id="all-exactly-at-the-threshold"),
-        pytest.param([thing(confidence=0.5)] * 2, prompt(COUNT_2), True, id="two-without-counting-tag-need-0.3"),
-        pytest.param([thing(confidence=0.5)] * 2, prompt(COUNT_2, tag="counting"), False, id="counting-needs-0.9"),
+        pytest.param([], prompt(), True, id="no-requirements"),
+        pytest.param([detected(), detected("square")], prompt(CIRCLE, SQUARE), True, id="two-classes"),
+        pytest.param([detected(), detected()], prompt(CIRCLE, SQUARE), False, id="one-class-twice"),
+        pytest.param([detected()], prompt(CIRCLE, CIRCLE), True, id="a-repeated-clause-requires-nothing-more"),
+        pytest.param([detected(confidence=0.3)] * 3, prompt(CIRCLE), False, id="all-exactly-at-the-threshold"),
+        pytest.param([detected(confidence=0.5)] * 2, prompt(COUNT_2), True, id="two-without-counting-tag-need-0.3"),
+        pytest.param([detected(confidence=0.5)] * 2, prompt(COUNT_2, tag="counting"), False, id="counting-needs-0.9"),
         pytest.param(
-            [thing()] * 2 + [thing(confidence=0.5)],
+            [detected()] * 2 + [detected(confidence=0.5)],
             prompt(COUNT_2, tag="counting", exclude=[COUNT_2 | {"count": 3}]),
             True,
             id="a-third-below-0.9-is-not-counted",
         ),
-        pytest.param([thing()], prompt(CIRCLE, exclude=[SQUARE]), True, id="excluded-is-absent"),
-        pytest.param([thing(), thing("square")], prompt(CIRCLE, exclude=[SQUARE]), False, id="excluded-is-present"),
+        pytest.param([detected()], prompt(CIRCLE, exclude=[SQUARE]), True, id="excluded-is-absent"),
         pytest.param(
-            [thing(), thing("square", 0.3)], prompt(CIRCLE, exclude=[SQUARE]), True, id="excluded-at-the-threshold"
+            [detected(), detected("square")], prompt(CIRCLE, exclude=[SQUARE]), False, id="excluded-is-present"
         ),
         pytest.param(
-            [thing()] * 20, prompt(CIRCLE, exclude=[CIRCLE | {"count": 17}]), True, id="sixteen-at-most-are-excluded"
+            [detected(), detected("square", 0.3)],
+            prompt(CIRCLE, exclude=[SQUARE]),
+            True,
+            id="excluded-at-the-threshold",
         ),
         pytest.param(
-            [thing()] * 20, prompt(CIRCLE, exclude=[CIRCLE | {"count": 16}]), False, id="sixteen-can-be-excluded"
+            [detected()] * 20,
+            prompt(CIRCLE, exclude=[CIRCLE | {"count": 17}]),
+            True,
+            id="sixteen-at-most-are-excluded",
         ),
-        pytest.param([thing(color=None)], prompt(RED), False, id="colour-never-looked-at"),
         pytest.param(
-            [thing(color="red"), thing(color="red"), thing(confidence=0.5, color="blue")],
+            [detected()] * 20, prompt(CIRCLE, exclude=[CIRCLE | {"count": 16}]), False, id="sixteen-can-be-excluded"
+        ),
+        pytest.param([detected(color=None)], prompt(RED), False, id="colour-not-determined"),
+        pytest.param(
+            [detected(color="red"), detected(color="red"), detected(confidence=0.5, color="blue")],
             prompt(COUNT_2 | {"color": "red"}),
             True,
-            id="a-blue-third-is-not-asked",
+            id="a-blue-third-does-not-count",
         ),
         pytest.param(
-            [thing(color="red"), thing(confidence=0.5, color="red"), thing(confidence=0.6, color="blue")],
+            [detected(color="red"), detected(confidence=0.5, color="red"), detected(confidence=0.6, color="blue")],
             prompt(COUNT_2 | {"color": "red"}),
             False,
-            id="a-blue-second-is-asked",
+            id="a-blue-second-counts",
         ),
         pytest.param(
-            [thing("square", box=LEFT), thing(box=RIGHT, confidence=0.9), thing(box=LEFT, confidence=0.5)],
+            [detected("square", box=LEFT), detected(box=RIGHT, confidence=0.9), detected(box=LEFT, confidence=0.5)],
             prompt(SQUARE, RIGHT_OF_SQUARE),
             True,
             id="position-of-the-most-confident",
         ),
         pytest.param(
-            [thing("square", box=LEFT), thing(box=RIGHT, confidence=0.5), thing(box=LEFT, confidence=0.9)],
+            [detected("square", box=LEFT), detected(box=RIGHT, confidence=0.5), detected(box=LEFT, confidence=0.9)],
             prompt(SQUARE, RIGHT_OF_SQUARE),
             False,
             id="position-of-the-wrong-one",
         ),
         pytest.param(
-            [thing("square", box=LEFT), thing(box=RIGHT), thing(box=FAR_RIGHT)],
+            [detected("square", box=LEFT), detected(box=RIGHT), detected(box=FAR_RIGHT)],
             prompt(SQUARE, COUNT_2 | {"position": ["right of", 0]}),
             True,
             id="both-are-right",
         ),
         pytest.param(
-            [thing("square", box=RIGHT), thing(box=LEFT), thing(box=FAR_RIGHT)],
+            [detected("square", box=RIGHT), detected(box=LEFT), detected(box=FAR_RIGHT)],
             prompt(SQUARE, COUNT_2 | {"position": ["right of", 0]}),
             False,
             id="one-of-two-is-right",
         ),
         pytest.param(
-            [thing("square", box=LEFT), thing("square", box=FAR_RIGHT), thing(box=RIGHT)],
+            [detected("square", box=LEFT), detected("square", box=FAR_RIGHT), detected(box=RIGHT)],
             prompt(SQUARE | {"count": 2}, RIGHT_OF_SQUARE),
             False,
             id="right-of-one-of-two-targets",
         ),
         pytest.param(
-            [thing("square", box=LEFT, color="blue"), thing(box=RIGHT)],
+            [detected("square", box=LEFT, color="blue"), detected(box=RIGHT)],
             prompt(SQUARE | {"color": "red"}, RIGHT_OF_SQUARE),
             False,
             id="a-target-of-the-wrong-colour",
         ),
         pytest.param(
-            [thing("square", box=LEFT), thing(box=RIGHT, color="blue")],
+            [detected("square", box=LEFT), detected(box=RIGHT, color="blue")],
             prompt(SQUARE, RIGHT_OF_SQUARE | {"color": "red"}),
             False,
-            id="right-place-wrong-colour",
+            id="right-position-wrong-colour",
         ),
         pytest.param(
-            [thing("square", box=BELOW), thing(box=RIGHT)],
+            [detected("square", box=BELOW), detected(box=RIGHT)],
             prompt(SQUARE, RIGHT_OF_SQUARE),
             True,
             id="right-and-above-1",
         ),
         pytest.param(
-            [thing("square", box=BELOW), thing(box=RIGHT)],
+            [detected("square", box=BELOW), detected(box=RIGHT)],
             prompt(SQUARE, CIRCLE | {"position": ["above", 0]}),
             True,
             id="right-and-above-2",
         ),
         pytest.param(
-            [thing("square", box=LEFT), thing(box=(2.0, 0.0, 12.0, 10.0))],
+            [detected("square", box=LEFT), detected(box=(2.0, 0.0, 12.0, 10.0))],
             prompt(SQUARE, RIGHT_OF_SQUARE),
             False,
             id="in-the-dead-band",
         ),
         # offset 4, summed widths 20: revised 2, and 2 / 4 is not above 0.5
         pytest.param(
-            [thing("square", box=LEFT), thing(box=(4.0, 0.0, 14.0, 10.0))],
+            [detected("square", box=LEFT), detected(box=(4.0, 0.0, 14.0, 10.0))],
             prompt(SQUARE, RIGHT_OF_SQUARE),
             False,
             id="exactly-half",
@@ -232,7 +242,8 @@ def test_by_hand(detections, metadata, correct):
 
 class Published:
     """The published rules, stated a second time: boxes as rows `x1 y1 x2 y2 score`, centres and sizes as vectors.
-    `met` notes which of their branches judging has passed.
+
+    `met` counts how often each branch of the rules was taken.
     """
 
     def __init__(self) -> None:
@@ -300,7 +311,10 @@ class Published:
 
 
 def generated(rng: np.random.Generator):
-    """Detections and a prompt about them, with thresholds met exactly, ties, and neighbours close to the dead band."""
+    """Return random detections and the metadata of a prompt about them.
+
+    Scores meet the thresholds exactly or are equal, and boxes lie close to the dead band, more often than by chance.
+    """
 
     def pick(*items):
         return items[rng.integers(len(items))]
@@ -325,7 +339,7 @@ def generated(rng: np.random.Generator):
     return detections, {"tag": tag, "include": include, "exclude": exclude, "prompt": ""}
 
 
-def test_generated_pictures_are_judged_as_published():
+def test_generated_detections_are_judged_as_published():
     rng, published, verdicts = np.random.default_rng(0), Published(), Counter()
     for _ in range(3000):
         detections, metadata = generated(rng)
@@ -342,7 +356,7 @@ def test_generated_pictures_are_judged_as_published():
 
 
 def test_generated_pairs_of_boxes_are_related_as_published():
-    """Corners in fifths of pixels, so that offsets fall inside, outside and onto the dead band."""
+    """Corners are multiples of a fifth of a pixel, so that offsets fall inside, outside and onto the dead band."""
     rng, published = np.random.default_rng(1), Published()
     for _ in range(500):
         corners = rng.integers(0, 40, size=(2, 2)) / 5

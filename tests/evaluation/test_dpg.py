@@ -1,12 +1,10 @@
-"""DPG-Bench's arithmetic against an example worked out by hand, its files, and its judges."""
+"""DPG-Bench's arithmetic against an example worked out by hand, its files, and its command."""
 
 import csv
 import re
 import sys
-import textwrap
 
 import pytest
-import torch
 from launch import files, finish
 from PIL import Image
 
@@ -24,9 +22,7 @@ from janus_hf.evaluation.evaluators import DPGBench
 from janus_hf.evaluation.report import Report
 from janus_hf.image_grid import image_grid
 from janus_hf.rewards.mplug import MplugJudge
-from janus_hf.rewards.vqa import TransformersVqaJudge, plain_answer
-from janus_hf.shapes import picture, random_scene
-from tiny_judges import blip
+from tiny_judges import write_modelscope
 
 
 COLUMNS = ["item_id", "text", "keywords", "proposition_id", "dependency", "category_broad", "category_detailed"]
@@ -300,84 +296,8 @@ def test_summary_of_nothing_and_a_judge_that_skips():
         score_prompt("a", [Proposition(1, "?", (0,), "x"), Proposition(2, "?", (0,), "x")], [["yes", "no"], ["yes"]])
 
 
-def test_a_chat_model_as_judge_answers_batched_as_singly():
-    """The small model knows no such instruction; what matters is that batches do not change what it says."""
-    import numpy as np
-
-    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
-    questions = ["is there a red circle ?", "is there a square ?", "how many circles are there ?"]
-    image = picture(random_scene(np.random.default_rng(0)))
-    batched = TransformersVqaJudge(pipe.model, pipe.processor, batch_size=3)
-    single = TransformersVqaJudge(pipe.model, pipe.processor, batch_size=1, name="small")
-    assert (batched.name, single.name) == ("janus-shapes", "small")
-    assert batched(image, questions) == single(image, questions)
-    assert all(answer == answer.strip().lower() for answer in batched(image, questions))
-    with pytest.raises(ValueError, match="pass processor="):
-        TransformersVqaJudge(pipe.model)
-
-
-def test_blip_as_judge_answers_batched_as_singly():
-    """Its answers are nonsense, but they depend on the question, and so on padding where that is attended to."""
-    model, processor = blip()
-    with torch.no_grad():
-        for part in (model.text_encoder, model.text_decoder):
-            for weight in part.parameters():
-                weight.mul_(10 if weight.dim() == 2 else 1)
-    image = Image.radial_gradient("L").convert("RGB")
-    questions = ["no?", "a red apple?", "the hot dog?", "is the dog left of the cat?", "is there a cat?", "a cat?"]
-    assert len({len(ids) for ids in processor.tokenizer(questions)["input_ids"]}) == 5
-    single = [TransformersVqaJudge(model, processor, name="blip")(image, [question])[0] for question in questions]
-    assert len(set(single)) > 2
-    for batch_size in (2, 16):
-        assert TransformersVqaJudge(model, processor, name="blip", batch_size=batch_size)(image, questions) == single
-
-
-@pytest.mark.parametrize(
-    ("text", "plain"), [(" Yes. ", "yes"), ("NO", "no"), ("yes .", "yes"), ("Yes, it is.", "yes, it is"), (".", "")]
-)
-def test_a_final_full_stop_is_no_part_of_an_answer(text, plain):
-    assert plain_answer(text) == plain
-
-
-@pytest.fixture
-def modelscope(tmp_path, monkeypatch):
-    """A package of modelscope's names that chats on standard output and answers by the picture's width."""
-    package = tmp_path / "elsewhere" / "modelscope"
-    (package / "utils").mkdir(parents=True)
-    for path in (package / "__init__.py", package / "utils" / "__init__.py"):
-        path.touch()
-    (package / "utils" / "constant.py").write_text("class Tasks:\n    visual_question_answering = 'vqa'\n")
-    code = """
-        def pipeline(task, model, device):
-            assert task == "vqa" and device.split(":")[0] in ("cpu", "gpu") and model.startswith("damo/mplug")
-            print("loading ...")
-            def answer(request):
-                print("asked")
-                if request["question"] == "die?":
-                    raise SystemExit(3)
-                if request["question"] == "fail?":
-                    raise KeyError("oh")
-                return {"text": "yes" if request["image"].size == (3, 2) else "no"}
-            return answer
-        """
-    (package / "pipelines.py").write_text(textwrap.dedent(code))
-    monkeypatch.setenv("PYTHONPATH", str(package.parent))
-
-
-def test_mplug_in_another_python(modelscope):
-    with MplugJudge(sys.executable, device="cpu") as judge:
-        assert judge(Image.new("RGB", (3, 2)), ["a?", "b?"]) == ["yes", "yes"]
-        assert judge(Image.new("RGB", (2, 2)), ["a?"]) == ["no"]
-        with pytest.raises(ValueError, match="mPLUG failed: KeyError"):
-            judge(Image.new("RGB", (2, 2)), ["fail?"])
-        assert judge(Image.new("RGB", (3, 2)), ["a?"]) == ["yes"]
-        with pytest.raises(ChildProcessError, match="ended with status 3"):
-            judge(Image.new("RGB", (2, 2)), ["die?"])
-    with pytest.raises(FileNotFoundError):
-        MplugJudge("no-such-python")(Image.new("RGB", (2, 2)), ["a?"])
-
-
-def test_the_command_ends_the_other_python(run, data, modelscope, monkeypatch):
+def test_the_command_ends_the_other_python(run, data, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", str(write_modelscope(tmp_path)))
     close, ended = MplugJudge.close, []
 
     def record(judge):

@@ -5,9 +5,9 @@ import itertools
 import numpy as np
 import pytest
 
-from janus_hf.data import plan as plan_module
-from janus_hf.data.packing import Pool, pack
-from janus_hf.data.plan import PackPlan, make_plan, take_turns
+from janus_hf.data.planning import plan as plan_module
+from janus_hf.data.planning.packing import Pool, pack
+from janus_hf.data.planning.plan import PackPlan, make_plan, take_turns
 
 
 RATIOS = {"understanding": 5, "text": 1, "drawing": 4}

@@ -12,7 +12,7 @@ if find_spec("datasets") is None:
 from .collator import JanusProCollator
 from .datasets import PackedDataset, stream_packs
 from .manifest import finish_prepared
-from .plan import PackPlan, make_plan
+from .planning.plan import PackPlan, make_plan
 from .prepare import prepare, prepare_mixture, prepare_rows
 from .schema import ADAPTERS, TASKS, RowError
 from .store import PreparedDataset, load_prepared

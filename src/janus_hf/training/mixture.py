@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 
 from ..data import JanusProCollator, PackedDataset, finish_prepared, load_prepared, make_plan, prepare, stream_packs
-from ..data.plan import AHEAD, digest_lengths
+from ..data.planning.plan import AHEAD, digest_lengths
 from ..data.store import META
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor

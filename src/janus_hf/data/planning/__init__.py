@@ -1,0 +1,1 @@
+"""Which rows are trained on, in which order, and which of them share a row of the batch."""

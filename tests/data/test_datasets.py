@@ -155,7 +155,7 @@ def mapped(folder):
 
 
 def test_streams_refuse_what_they_cannot_do(folders, tmp_path):
-    with pytest.raises(ValueError, match="a ratio for each"):
+    with pytest.raises(ValueError, match="one ratio for each"):
         stream_packs(folders, max_length=512, ratios={"draw": 1})
     with pytest.raises(ValueError, match=r"sources \['empty'\] have none"):
         stream_packs({"empty": str(tmp_path)}, max_length=512, ratios={"empty": 1})

@@ -11,8 +11,9 @@ from typing import Any
 import datasets
 import numpy as np
 
+from .planning.mixing import check_ratios, take_turns
 from .planning.packing import POOL_SIZE, pack
-from .planning.plan import PackPlan, check_ratios, make_plan, take_turns
+from .planning.plan import PackPlan, make_plan
 from .store import PreparedDataset, read_index, read_shard, shard_paths, table_row
 
 

@@ -1,70 +1,77 @@
-"""The pack plan: which rows of which source are seen, in which order, and which share a row of the batch.
+"""The pack plan: which rows of which source are seen, in which order, and which of them share a row of the batch.
 
-A pure function of seed, ratios, lengths and sizes: ratios are exact, every rank knows any pack, and resuming is
-skipping numbers. Its hash tells whether a resumed run would see the same batches.
+A pack is a list of documents that together fill one row of the batch. The plan numbers all packs of a training run. It
+is a pure function of seed, ratios, row lengths and sizes, so ratios are exact, every rank knows any pack without
+talking to the others, and a run resumes by skipping numbers. The plan's hash tells whether a resumed run would see the
+same batches.
 
-How: sources take turns in proportion to their ratios, so that any stretch of the row sequence has the right mixture;
-each source hands out its rows in a new random order at every visit. `pack` then fills packs from a small pool of the
-rows that are next.
+Planning takes three steps. The example has eight rows: five answers and three texts of these numbers of ids.
 
-Packs are planned in blocks. All that a block needs of those before it is how many rows every source has handed out and
-which of them still wait in the pool; so a plan of any length takes little memory, and begins at once.
+>>> from itertools import islice
+>>> from janus_hf.data.planning.mixing import RowOrder, take_turns
+>>> lengths = {"answers": [60, 70, 50, 80, 40], "texts": [30, 20, 45]}
+
+1. Sources take turns in proportion to their ratios, so that any stretch of rows has the right mixture. Here answers
+   are source 0 and texts are source 1:
+
+   >>> list(islice(take_turns([5, 3]), 8))
+   [0, 1, 0, 0, 1, 0, 1, 0]
+
+2. At its turn a source hands out its next row. One visit to a source hands out every row once; each visit has a new
+   random order:
+
+   >>> RowOrder(seed=3, source=0, num_rows=5).rows(0, 5)[:, 0].tolist()
+   [4, 2, 1, 3, 0]
+   >>> RowOrder(seed=3, source=1, num_rows=3).rows(0, 3)[:, 0].tolist()
+   [2, 0, 1]
+
+3. Packs are filled from a small pool of the rows that are next (`packing.py`). Each begins with the oldest row of the
+   pool. Pack 0 begins with answer 4, of 40 ids; of the rows after it, answer 0 (60 ids) fills the pack exactly:
+
+   >>> plan = make_plan(lengths, max_length=100, ratios={"answers": 5, "texts": 3}, seed=3)
+   >>> for number in range(len(plan)):
+   ...     rows = [(plan.names[entry.source], entry.row) for entry in plan[number]]
+   ...     print(number, rows, sum(lengths[name][row] for name, row in rows))
+   0 [('answers', 4), ('answers', 0)] 100
+   1 [('texts', 2), ('answers', 2)] 95
+   2 [('answers', 1), ('texts', 0)] 100
+   3 [('answers', 3), ('texts', 1)] 100
+   >>> plan.counts(), plan.efficiency(lengths)
+   ({'answers': 5, 'texts': 3}, 0.9875)
+
+Packs are planned in blocks of consecutive packs (`blocks.py`). A plan of any length therefore takes little memory, and
+its first packs are there within seconds.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
-from uuid import uuid4
+from typing import Any
 
 import numpy as np
-from transformers.utils import logging
 
-from .packing import POOL_SIZE, Pool, pack
-
-
-BLOCK = 2**14  # packs planned at a time: about a second's work
-AHEAD = 2**18  # plans of up to so many packs are made at once and kept; of longer ones, so many packs are kept
+from .block_cache import BlockCache, save_arrays
+from .blocks import Block, BlockPlanner, Entry, gather_lengths
+from .mixing import check_ratios
+from .packing import POOL_SIZE
 
 
-class Entry(NamedTuple):
-    """One document of a pack: the `row` of `source` (by number), for the `visit`-th time (from 0)."""
-
-    source: int
-    row: int
-    visit: int
-
-
-@dataclass(frozen=True)
-class _State:
-    """Where a block begins: `given` rows per source, and the `(n, 3)` entries that wait, oldest first."""
-
-    given: list[int]
-    waiting: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Block:
-    """`(documents, 3)` int32 entries, and `(packs + 1,)` int64 starts within them."""
-
-    entries: np.ndarray
-    starts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
+BLOCK = 2**14  # packs planned at a time, about a second's work
+AHEAD = 2**18  # plans of up to this number of packs are made at once and kept; of longer ones, this number is kept
 
 
 class PackPlan:
-    """What `make_plan` returns; `plan[i]` lists the entries of pack `i`.
+    """A plan of packs, as `make_plan` makes it; `plan[i]` lists the entries of pack `i`.
 
     Args:
-        settings: What makes it: seed, ratios (in the order of the sources' numbers), max_length, ...
-        lengths: Source -> `(rows,)` integers.
-        num_packs, num_documents: Where it ends; one of them is None.
+        settings: All that determines the plan but its end: seed, ratios (in the order of the sources' numbers),
+            max_length, pool_size, and digests of the rows.
+        lengths: Source name -> `(rows,)` integers: the number of ids of every row.
+        num_packs: Number of packs; None if `num_documents` decides where the plan ends.
+        num_documents: Number of documents; None if `num_packs` decides.
         folder: See `make_plan`.
     """
 
@@ -78,53 +85,48 @@ class PackPlan:
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
         self.settings, self.folder = settings, None if folder is None else Path(folder)
-        self._lengths = {name: lengths[name] for name in self.names}
-        self._extent = {"num_packs": num_packs, "num_documents": num_documents}
-        self._states = {0: _State([0] * len(self.names), np.empty((0, 3), dtype=np.int32))}
-        self._blocks: dict[int, _Block] = {}  # the latest last
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}  # source -> visit, rows in its order
-        if num_packs is not None and num_packs > AHEAD:
-            self._length = num_packs
-            return
-        self._length = 0
-        with _progress(num_packs) as progress:
-            for number in count():
-                block = self._make_block(number)
-                self._length += len(block)
-                progress.update(len(block))
-                if len(block) < BLOCK:
-                    break
+        self._recipe_hash = _hash_recipe(settings, num_packs, num_documents)
+        self._planner = BlockPlanner(
+            [lengths[name] for name in self.names],
+            list(settings["ratios"].values()),
+            seed=settings["seed"],
+            max_length=settings["max_length"],
+            pool_size=settings["pool_size"],
+            num_packs=num_packs,
+            num_documents=num_documents,
+            block_size=BLOCK,
+        )
+        self._blocks = BlockCache(self._planner, capacity=AHEAD // BLOCK, key=self._recipe_hash, folder=self.folder)
 
     def __len__(self) -> int:
-        return self._length
+        return self._blocks.num_packs
 
     def __getitem__(self, index: int) -> list[Entry]:
         if not 0 <= index < len(self):
-            raise IndexError(f"Expected a pack in [0, {len(self)}); got {index}.")
-        number, place = divmod(int(index), BLOCK)
-        block = self._block(number)
-        return [Entry(*entry) for entry in block.entries[block.starts[place] : block.starts[place + 1]].tolist()]
+            raise IndexError(f"`index` must be in [0, {len(self)}), the packs of the plan, got {index}.")
+        number, position = divmod(int(index), self._planner.block_size)
+        return self._blocks[number].pack(position)
 
     @property
     def names(self) -> list[str]:
-        """Of the sources, by number."""
+        """Source names; the index is the `source` of an `Entry`."""
         return list(self.settings["ratios"])
 
     @property
     def entries(self) -> np.ndarray:
-        """`(documents, 3)` int32, see `Entry`, of all packs: for plans that fit in memory."""
-        return np.concatenate([block.entries for block in self._all_blocks()])
+        """All packs' entries, `(documents, 3)` int32 (see `Entry`). For plans that fit in memory."""
+        return np.concatenate([block.entries for block in self._blocks])
 
     @property
     def starts(self) -> np.ndarray:
         """`(packs + 1,)` int64: pack `i` is `entries[starts[i]:starts[i + 1]]`. For plans that fit in memory."""
-        return np.cumsum([0, *np.concatenate([np.diff(block.starts) for block in self._all_blocks()]).tolist()])
+        return np.cumsum([0, *np.concatenate([np.diff(block.starts) for block in self._blocks]).tolist()])
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits that differ if anything does.
+        """Short SHA-256 of the plan, 16 hexadecimal digits.
 
-        Of all entries; of more than `AHEAD` packs, of what determines them.
+        Up to `AHEAD` packs it covers every entry; beyond that, the settings that generate them.
         """
         if len(self) > AHEAD:
             return self._recipe_hash
@@ -133,163 +135,83 @@ class PackPlan:
         digest.update(self.starts.tobytes())
         return digest.hexdigest()[:16]
 
-    @property
-    def _recipe_hash(self) -> str:
-        return hashlib.sha256(json.dumps([self.settings, self._extent]).encode()).hexdigest()[:16]
-
     def counts(self) -> dict[str, int]:
-        """Documents per source in the packs that are in memory: all of up to `AHEAD`, else the latest, at least one
-        block of them.
+        """Count the documents of every source in the sampled packs.
+
+        Sampled are all packs of a plan of up to `AHEAD` packs, and the first `BLOCK` packs of a longer one, which may
+        not have been planned any further.
         """
-        found = sum(np.bincount(block.entries[:, 0], minlength=len(self.names)) for block in self._known_blocks())
+        found = sum(np.bincount(block.entries[:, 0], minlength=len(self.names)) for block in self._sample())
         return dict(zip(self.names, np.asarray(found).tolist(), strict=True))
 
     def efficiency(self, lengths: Mapping[str, np.ndarray]) -> float:
-        """The share of `packs * max_length` positions that hold documents, in the same packs as `counts`."""
+        """Return the share of positions that hold documents, in [0, 1], in the same sampled packs as `counts`.
+
+        Args:
+            lengths: Source name -> `(rows,)` number of ids of every row.
+        """
         columns = [np.asarray(lengths[name]) for name in self.names]
-        blocks = self._known_blocks()
-        used = sum(int(_gather(columns, block.entries).sum()) for block in blocks)
-        return used / (sum(map(len, blocks)) * self.settings["max_length"])
+        packs = used = 0
+        for block in self._sample():
+            packs += len(block)
+            used += int(gather_lengths(columns, block.entries).sum())
+        return used / (packs * self.settings["max_length"])
+
+    def plan_ahead(self) -> None:
+        """Plan all packs now if there are at most `AHEAD`, so that loader workers forked later share the result.
+
+        A plan of a given number of documents is always planned to its end, because its number of packs is not known
+        before.
+        """
+        if self._planner.num_packs is None or self._planner.num_packs <= AHEAD:
+            self._blocks.plan_all()
+
+    def _sample(self) -> Iterator[Block]:
+        return iter(self._blocks) if len(self) <= AHEAD else islice(self._blocks, 1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """One .npz file, atomically: what makes the plan, and its hash."""
-        content = {f"length.{name}": np.asarray(rows, dtype=np.int32) for name, rows in self._lengths.items()}
-        facts = json.dumps({"settings": self.settings, "hash": self.hash, **self._extent})
-        _save_arrays(Path(path), facts=np.array(facts), **content)
+        """Write what determines the plan, and its hash, to one .npz file. The file is there whole or not at all."""
+        extent = {"num_packs": self._planner.num_packs, "num_documents": self._planner.num_documents}
+        facts: dict[str, Any] = {"settings": self.settings, "hash": self.hash, **extent}
+        lengths = zip(self.names, self._planner.lengths, strict=True)
+        content = {f"length.{name}": np.asarray(rows, dtype=np.int32) for name, rows in lengths}
+        save_arrays(path, facts=np.array(json.dumps(facts)), **content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PackPlan":
-        """Makes the plan that `save` wrote down again.
+        """Make the plan again that `save` wrote.
 
         Raises:
-            ValueError: It was made by a version that plans otherwise.
+            ValueError: If this version of the package makes another plan of the same settings.
         """
         with np.load(path) as content:
             facts = json.loads(str(content["facts"]))
             settings, expected = facts.pop("settings"), facts.pop("hash")
             plan = cls(settings, {name: content[f"length.{name}"] for name in settings["ratios"]}, **facts)
+        plan.plan_ahead()
         plan.check_hash(expected)
         return plan
 
     def check_lengths(self, lengths: Mapping[str, np.ndarray]) -> None:
-        """Raises `ValueError` unless the plan was made for rows of these lengths."""
+        """Raise `ValueError` unless the plan was made for rows of these lengths.
+
+        Args:
+            lengths: Source name -> `(rows,)` number of ids of every row.
+        """
         for name, digest in self.settings["rows"].items():
             if digest_lengths(lengths[name]) != digest:
                 raise ValueError(
-                    f"The plan was made for other rows of the source {name!r} than the {len(lengths[name])} there are "
-                    "now. Make a new plan."
+                    f"`lengths` must be those that the plan was made for, got {len(lengths[name])} other rows of the "
+                    f"source {name!r}: make a new plan."
                 )
 
     def check_hash(self, expected: str) -> None:
-        """Raises `ValueError` unless this is the plan that `expected` is the hash of."""
+        """Raise `ValueError` unless the hash of this plan is `expected`."""
         if self.hash != expected:
             raise ValueError(
                 f"The pack plan has changed: its hash is {self.hash}, the run to be resumed had {expected}. Resume "
                 "with the same sources, ratios, seed, max_length and number of packs, or start a new run."
             )
-
-    def _all_blocks(self) -> Iterator[_Block]:
-        return (self._block(number) for number in range(-(-len(self) // BLOCK)))
-
-    def _known_blocks(self) -> list[_Block]:
-        if not self._blocks:
-            self._block(0)
-        return list(self._blocks.values())
-
-    def _block(self, number: int) -> _Block:
-        if (block := self._blocks.get(number)) is not None:
-            return block
-        nearest = self._nearest_state(number)
-        if nearest == number:
-            return self._make_block(number)
-        with _progress((number - nearest + 1) * BLOCK) as progress:
-            for between in range(nearest, number):
-                progress.update(len(self._make_block(between)))
-            return self._make_block(number)
-
-    def _nearest_state(self, number: int) -> int:
-        """The last block up to this one of which it is known where it begins, by us or by whoever wrote `folder`."""
-        nearest = max(known for known in self._states if known <= number)
-        if self.folder is None or nearest == number:
-            return nearest
-        written = [int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"{self._recipe_hash}-*.npz")]
-        best = max((known for known in written if nearest < known <= number), default=nearest)
-        if best > nearest:
-            with np.load(self._state_path(best)) as content:
-                self._states[best] = _State(content["given"].tolist(), content["waiting"])
-        return best
-
-    def _state_path(self, number: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{self._recipe_hash}-{number:07d}.npz"
-
-    def _make_block(self, number: int) -> _Block:
-        """Packs `number * BLOCK` and on, from where the block begins; notes where the next one does."""
-        state = self._states[number]
-        pool: Pool[int] = Pool()
-        columns, parts = list(self._lengths.values()), [state.waiting]
-        for place, length in enumerate(_gather(columns, state.waiting).tolist()):
-            pool.add(length, place)
-        num_packs, num_documents = self._extent.values()
-        limits: dict[str, Any] = {"pool_size": self.settings["pool_size"]}
-        if num_packs is not None:
-            limits["num_packs"] = num_packs - number * BLOCK
-        documents = self._documents(state.given, num_documents, columns, parts)
-        packs = list(islice(pack(documents, self.settings["max_length"], pool=pool, **limits), BLOCK))
-        known = np.concatenate(parts)
-        members = np.fromiter((place for pack in packs for place in pack), dtype=np.int64)
-        block = _Block(known[members], np.cumsum([0, *map(len, packs)]))
-
-        taken = known[len(state.waiting) : pool.added, 0]  # by the pool; the last part may go on
-        given = [
-            had + got
-            for had, got in zip(state.given, np.bincount(taken, minlength=len(columns)).tolist(), strict=True)
-        ]
-        waiting = known[np.array([place for _, place in pool.waiting.values()], dtype=np.int64)]
-        self._note(number + 1, _State(given, waiting))
-        self._blocks[number] = block
-        while len(self._blocks) > AHEAD // BLOCK:
-            del self._blocks[next(iter(self._blocks))]
-        return block
-
-    def _note(self, number: int, state: _State) -> None:
-        self._states[number] = state
-        if self.folder is not None and len(self) > AHEAD and not (path := self._state_path(number)).exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _save_arrays(path, given=np.array(state.given), waiting=state.waiting)
-
-    def _documents(
-        self, given: list[int], limit: int | None, columns: list[np.ndarray], parts: list[np.ndarray]
-    ) -> Iterator[tuple[int, int]]:
-        """`(length, place)` of the rows that come after the `given` ones; adds their entries to `parts`, where the
-        places count.
-        """
-        while limit is None or sum(given) < limit:
-            size = BLOCK if limit is None else min(BLOCK, limit - sum(given))
-            first = sum(map(len, parts))
-            entries = np.empty((size, 3), dtype=np.int32)
-            entries[:, 0] = list(islice(take_turns(list(self.settings["ratios"].values()), given), size))
-            numbers = np.bincount(entries[:, 0], minlength=len(given)).tolist()
-            for source, amount in enumerate(numbers):
-                entries[entries[:, 0] == source, 1:] = self._rows(source, given[source], amount)
-            parts.append(entries)
-            given = [had + got for had, got in zip(given, numbers, strict=True)]
-            yield from zip(_gather(columns, entries).tolist(), count(first))
-
-    def _rows(self, source: int, start: int, amount: int) -> np.ndarray:
-        """`(amount, 2)` rows and visits that a source hands out after its first `start` ones."""
-        size = len(self._lengths[self.names[source]])
-        pieces = [np.empty((0, 2), dtype=np.int32)]
-        while amount:
-            visit, offset = divmod(start, size)
-            if self._orders.get(source, (-1,))[0] != visit:
-                order = np.arange(size, dtype=np.int32)
-                np.random.default_rng([self.settings["seed"], 0, source, visit]).shuffle(order)
-                self._orders[source] = visit, order
-            rows = self._orders[source][1][offset : offset + amount]
-            pieces.append(np.stack([rows, np.full_like(rows, visit)], axis=1))
-            start, amount = start + len(rows), amount - len(rows)
-        return np.concatenate(pieces)
 
 
 def make_plan(
@@ -303,22 +225,24 @@ def make_plan(
     pool_size: int = POOL_SIZE,
     folder: str | os.PathLike[str] | None = None,
 ) -> PackPlan:
-    """Plans packs: up to a quarter of a million (`AHEAD`) at once; of a longer plan, blocks as they are asked for.
+    """Plan packs. Up to `AHEAD` (262,144) are planned at once; the blocks of a longer plan when they are first read.
 
     Args:
-        lengths: Source -> `(rows,)` lengths of its documents (`PreparedDataset.lengths`).
-        max_length: Of a pack, in ids.
-        ratios: Source -> its share in rows, in any unit (5, 1, 4). None: each source as large as it is, so that an
-            epoch sees every row once.
-        seed: Of the rows' and the packs' order.
-        num_packs: How many packs, e.g. steps x packs per step; or
-        epochs: How many times as many rows as all sources have together (1 by default).
-        pool_size: Rows to choose from while packing, and so about how far one may be moved.
-        folder: Of a long plan: where to note how far planning has come, a few kilobytes per block, so that other
-            processes and resumed runs go on from there instead of planning from the start. Any number may share it.
+        lengths: Source name -> `(rows,)` number of ids of every row (`PreparedDataset.lengths`).
+        max_length: Number of ids that a pack holds at most.
+        ratios: Source name -> its share in rows, in any unit (5, 1, 4). None gives each source a ratio of its number
+            of rows, so that an epoch sees every row once.
+        seed: Seed of the order of rows, and so of packs.
+        num_packs: Number of packs, for example steps x packs per step. Not together with `epochs`.
+        epochs: Number of rows of the plan, in multiples of the rows that all sources have together; 1 by default.
+        pool_size: Number of rows to choose from while packing, and so about how far one may be moved.
+        folder: Folder where a plan of more than `AHEAD` packs writes how far planning has come, a few kilobytes per
+            block, so that other processes and resumed runs go on from there instead of planning from the start. Any
+            number of plans and processes may share it.
 
     Raises:
-        ValueError: A source is unknown, empty, has no or no positive ratio, or holds a document longer than a pack.
+        ValueError: If a source is empty, has no positive ratio or holds a document longer than a pack, a ratio names
+            no source, or an argument is out of range.
     """
     arrays = {name: np.asarray(rows) for name, rows in lengths.items()}
     ratios = {name: len(rows) for name, rows in arrays.items()} if ratios is None else dict(ratios)
@@ -333,52 +257,23 @@ def make_plan(
     num_documents = None
     if num_packs is None:
         num_documents = max(round(sum(map(len, arrays.values())) * (1 if epochs is None else epochs)), 1)
-    return PackPlan(settings, arrays, num_packs=num_packs, num_documents=num_documents, folder=folder)
-
-
-def take_turns(ratios: Sequence[float], given: Sequence[int] | None = None) -> Iterator[int]:
-    """Numbers of sources for ever; after `n` turns source `s` had `n * share[s]` of them, give or take one.
-
-    Args:
-        given: How many turns each source has had already.
-    """
-    # Python's floats: the same numbers as numpy's, and for a handful of sources several times as fast.
-    shares = (np.asarray(ratios, dtype=np.float64) / np.sum(ratios)).tolist()
-    had = [0] * len(shares) if given is None else list(given)
-    for turn in count(sum(had) + 1):
-        owed = [share * turn - turns for share, turns in zip(shares, had, strict=True)]
-        chosen = owed.index(max(owed))  # whom most is owed; the first of equals
-        had[chosen] += 1
-        yield chosen
+    plan = PackPlan(settings, arrays, num_packs=num_packs, num_documents=num_documents, folder=folder)
+    plan.plan_ahead()
+    return plan
 
 
 def digest_lengths(lengths: np.ndarray) -> str:
-    """16 hexadecimal digits that tell one source's rows from another's."""
+    """Return a short SHA-256, 16 hexadecimal digits, of the lengths `(rows,)` of a source's rows."""
     digest = hashlib.sha256()
-    for start in range(0, len(lengths), 2**20):  # a copy of all would be large
+    for start in range(0, len(lengths), 2**20):  # in pieces, because an int64 copy of all lengths would be large
         digest.update(np.ascontiguousarray(lengths[start : start + 2**20], dtype=np.int64).tobytes())
     return digest.hexdigest()[:16]
 
 
-def _gather(columns: Sequence[np.ndarray], entries: np.ndarray) -> np.ndarray:
-    """`(n, 3)` entries -> `(n,)` lengths, from those of every source."""
-    lengths = np.zeros(len(entries), dtype=np.int64)
-    for number, column in enumerate(columns):
-        ours = entries[:, 0] == number
-        lengths[ours] = column[entries[ours, 1]]
-    return lengths
-
-
-def _save_arrays(path: Path, **arrays: Any) -> None:
-    """Atomically, whoever else writes the same."""
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    with open(temporary, "wb") as file:
-        np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
-
-
-def _progress(num_packs: int | None) -> Any:
-    return logging.tqdm(desc="planning", total=num_packs, unit="pack", leave=False, delay=2)
+def _hash_recipe(settings: dict[str, Any], num_packs: int | None, num_documents: int | None) -> str:
+    """Return a short SHA-256 of everything that determines a plan."""
+    recipe = [settings, {"num_packs": num_packs, "num_documents": num_documents}]
+    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
 
 def _check(
@@ -389,29 +284,24 @@ def _check(
     epochs: float | None,
     pool_size: int,
 ) -> None:
+    """Raise `ValueError` unless these arguments of `make_plan` describe a plan."""
     if not lengths:
-        raise ValueError("Expected at least one source; got none.")
+        raise ValueError("`lengths` must hold at least one source, got none: name the data to train on.")
     check_ratios(ratios, lengths)
     for name, rows in lengths.items():
         if len(rows) == 0:
-            raise ValueError(f"Expected rows; the source {name!r} is empty. Leave it out.")
+            raise ValueError(f"Every source must have rows, got the source {name!r}, which is empty: leave it out.")
         if rows.max() > max_length:
             raise ValueError(
-                f"Expected documents of at most {max_length} ids; the source {name!r} has {(rows > max_length).sum()} "
-                f"longer ones, up to {rows.max()}. Raise max_length, or prepare it with max_length={max_length}."
+                f"`max_length` must be at least the length of every document, got {max_length}, and the source "
+                f"{name!r} has {(rows > max_length).sum()} longer ones, up to {rows.max()}: raise max_length, or "
+                f"prepare the source with max_length={max_length}."
             )
     if num_packs is not None and epochs is not None:
-        raise ValueError("Expected num_packs or epochs; got both.")
+        raise ValueError("`num_packs` and `epochs` must not be given together, got both: choose one.")
     for key, value in {"num_packs": num_packs, "epochs": epochs, "pool_size": pool_size}.items():
         if value is not None and not value > 0:
-            raise ValueError(f"Expected {key} to be positive; got {value}.")
+            raise ValueError(f"`{key}` must be positive, got {value}: raise it, or leave it out.")
 
 
-def check_ratios(ratios: Mapping[str, float], sources: Mapping[str, Any]) -> None:
-    """Raises `ValueError` unless every source, and nothing else, has a positive finite ratio."""
-    if set(ratios) != set(sources):
-        raise ValueError(
-            f"Expected a ratio for each of the sources {sorted(sources)}; got ratios for {sorted(ratios)}."
-        )
-    if wrong := {name: ratio for name, ratio in ratios.items() if not 0 < ratio < float("inf")}:
-        raise ValueError(f"Expected positive ratios; got {wrong}. Leave a source out to not use it.")
+__all__ = ["AHEAD", "BLOCK", "Entry", "PackPlan", "digest_lengths", "make_plan"]

@@ -1,0 +1,124 @@
+"""The blocks of a plan by number: planned when they are first read, and the latest of them kept in memory."""
+
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers.utils import logging
+
+from ...files import atomic_path
+from .blocks import Block, BlockPlanner, BlockState
+
+
+class BlockCache:
+    """Blocks by number, for any order of reading.
+
+    The states of all blocks planned so far are kept, so that a block that was dropped is planned again alone. The
+    first read of a block plans all those between it and the nearest earlier state. A plan of more than `capacity`
+    blocks also writes its states to `folder` and reads those of other processes.
+
+    Args:
+        planner: Plans the blocks.
+        capacity: Number of blocks kept in memory.
+        key: First part of the names of the state files, which tells the plans that share `folder` apart.
+        folder: Folder of the state files; None keeps the states in memory only.
+    """
+
+    def __init__(
+        self, planner: BlockPlanner, *, capacity: int, key: str, folder: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.planner, self.capacity, self.key = planner, capacity, key
+        self.folder = None if folder is None else Path(folder)
+        self._num_packs = planner.num_packs
+        self._states = {0: planner.first_state()}
+        self._blocks: dict[int, Block] = {}  # in the order in which they were planned
+
+    @property
+    def num_packs(self) -> int:
+        """Number of packs of the plan. Where the number of documents decides, the first call plans all blocks."""
+        if self._num_packs is None:
+            self.plan_all()
+        assert self._num_packs is not None
+        return self._num_packs
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks that hold packs."""
+        return -(-self.num_packs // self.planner.block_size)
+
+    def __getitem__(self, number: int) -> Block:
+        """Return a block; plan it, and blocks before it, if need be."""
+        if (block := self._blocks.get(number)) is not None:
+            return block
+        nearest = self._nearest_state(number)
+        with _progress((number - nearest + 1) * self.planner.block_size) as progress:
+            for between in range(nearest, number):
+                progress.update(len(self._make(between)))
+            return self._make(number)
+
+    def __iter__(self) -> Iterator[Block]:
+        return (self[number] for number in range(self.num_blocks))
+
+    def plan_all(self) -> None:
+        """Plan every block in order; afterwards the number of packs is known."""
+        total = 0
+        with _progress(self._num_packs) as progress:
+            for number in count():
+                block = self._make(number)
+                total += len(block)
+                progress.update(len(block))
+                if len(block) < self.planner.block_size:
+                    break
+        self._num_packs = total
+
+    def _make(self, number: int) -> Block:
+        """Plan a block whose state is known, keep it and note where the next one begins."""
+        block, following = self.planner.next_block(self._states[number])
+        self._states[number + 1] = following
+        # While `plan_all` counts, the packs before this block are all that is known of the plan's length.
+        known_packs = number * self.planner.block_size if self._num_packs is None else self._num_packs
+        if self.folder is not None and known_packs > self.capacity * self.planner.block_size:
+            self._write_state(following)
+        if len(block):
+            self._blocks[number] = block
+        while len(self._blocks) > self.capacity:
+            del self._blocks[next(iter(self._blocks))]
+        return block
+
+    def _nearest_state(self, number: int) -> int:
+        """Return the last block up to `number` whose state is known to this process or written in `folder`."""
+        nearest = max(known for known in self._states if known <= number)
+        if self.folder is None or nearest == number:
+            return nearest
+        written = [int(path.stem.rsplit("-", 1)[1]) for path in self.folder.glob(f"{self.key}-*.npz")]
+        best = max((known for known in written if nearest < known <= number), default=nearest)
+        if best > nearest:
+            with np.load(self._state_path(self.folder, best)) as content:
+                self._states[best] = BlockState(best, tuple(content["given"].tolist()), content["waiting"])
+        return best
+
+    def _write_state(self, state: BlockState) -> None:
+        assert self.folder is not None
+        # Every process that plans this block writes the same content, so the first file is as good as any.
+        if not (path := self._state_path(self.folder, state.number)).exists():
+            save_arrays(path, given=np.array(state.given), waiting=state.waiting)
+
+    def _state_path(self, folder: Path, number: int) -> Path:
+        return folder / f"{self.key}-{number:07d}.npz"
+
+
+def save_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
+    """Write named arrays to one .npz file, which is there whole or not at all."""
+    # numpy appends .npz to a name that lacks it, as the temporary one does, but not to an open file.
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _progress(num_packs: int | None) -> Any:  # Any: a tqdm bar, or the stand-in of transformers while bars are off
+    return logging.tqdm(desc="planning", total=num_packs, unit="pack", leave=False, delay=2)
+
+
+__all__ = ["BlockCache", "save_arrays"]

@@ -1,0 +1,153 @@
+"""Planning one block of packs from the state that the block before it left behind.
+
+A block is a run of consecutive packs. All that a block needs to know of the earlier ones is how many rows every source
+has handed out and which of those rows are not in a pack yet. So any block can be planned, or planned again, from a
+state of a few kilobytes.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import NamedTuple
+
+import numpy as np
+
+from .mixing import RowOrder, take_turns
+from .packing import Pool, pack
+
+
+class Entry(NamedTuple):
+    """One document of a pack: a row of a source, seen for the `visit`-th time (from 0). `source` is a number."""
+
+    source: int
+    row: int
+    visit: int
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive packs, stored as two arrays.
+
+    Args:
+        entries: `(documents, 3)` int32: the fields of an `Entry` per document, pack after pack.
+        starts: `(packs + 1,)` int64: pack `i` of the block is `entries[starts[i]:starts[i + 1]]`.
+    """
+
+    entries: np.ndarray
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def pack(self, position: int) -> list[Entry]:
+        """Return the documents of the pack at this position of the block."""
+        return [Entry(*row) for row in self.entries[self.starts[position] : self.starts[position + 1]].tolist()]
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """The state of planning where a block begins.
+
+    Args:
+        number: Number of the block, from 0.
+        given: Number of rows that each source has handed out.
+        waiting: `(n, 3)` int32: an `Entry` per row that was handed out and is in no pack yet, oldest first.
+    """
+
+    number: int
+    given: tuple[int, ...]
+    waiting: np.ndarray
+
+
+class BlockPlanner:
+    """Plans the blocks of one plan, each from the state before it.
+
+    Args:
+        lengths: `(rows,)` integers per source: the number of ids of every row.
+        ratios: Share of every source in rows, in any unit.
+        seed: Seed of the order of the rows.
+        max_length: Number of ids that a pack holds at most.
+        pool_size: Number of rows that packing chooses from.
+        num_packs: Number of packs of the plan; None if `num_documents` decides.
+        num_documents: Number of rows of the plan; None if `num_packs` decides.
+        block_size: Number of packs per block. The last block may be shorter, or empty.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[np.ndarray],
+        ratios: Sequence[float],
+        *,
+        seed: int,
+        max_length: int,
+        pool_size: int,
+        num_packs: int | None,
+        num_documents: int | None,
+        block_size: int,
+    ) -> None:
+        self.lengths, self.ratios = list(lengths), list(ratios)
+        self.max_length, self.pool_size, self.block_size = max_length, pool_size, block_size
+        self.num_packs, self.num_documents = num_packs, num_documents
+        self._orders = [RowOrder(seed, source, len(rows)) for source, rows in enumerate(self.lengths)]
+
+    def first_state(self) -> BlockState:
+        """Return the state where block 0 begins."""
+        return BlockState(0, (0,) * len(self.lengths), np.empty((0, 3), dtype=np.int32))
+
+    def next_block(self, state: BlockState) -> tuple[Block, BlockState]:
+        """Return the block that begins at `state`, and the state where the next block begins.
+
+        The result depends on `state` and the planner's arguments alone. A block of less than `block_size` packs is the
+        last one.
+        """
+        # Packing knows a document by its index in `parts`, joined. The pool counts the documents added to it in the
+        # same order, waiting ones first, so that `pool.added` says how far the block has read.
+        parts = [state.waiting]
+        pool: Pool[int] = Pool()
+        for index, length in enumerate(gather_lengths(self.lengths, state.waiting).tolist()):
+            pool.add(length, index)
+        remaining = None if self.num_packs is None else self.num_packs - state.number * self.block_size
+        stream = self._documents(state.given, parts)
+        packing = pack(stream, self.max_length, pool_size=self.pool_size, num_packs=remaining, pool=pool)
+        packs = list(islice(packing, self.block_size))
+        entries = np.concatenate(parts)
+        members = np.fromiter((index for members in packs for index in members), dtype=np.int64)
+        block = Block(entries[members], np.cumsum([0, *map(len, packs)]))
+
+        # Rows arrive in large pieces, of which the pool has not read the end: only what it read was handed out.
+        read = np.bincount(entries[len(state.waiting) : pool.added, 0], minlength=len(self.lengths)).tolist()
+        given = tuple(had + more for had, more in zip(state.given, read, strict=True))
+        waiting = entries[np.array([index for _, index in pool.waiting.values()], dtype=np.int64)]
+        return block, BlockState(state.number + 1, given, waiting)
+
+    def _documents(self, given: Sequence[int], parts: list[np.ndarray]) -> Iterator[tuple[int, int]]:
+        """Yield `(length, index)` of the rows after the `given` ones, and append their entries to `parts`.
+
+        The index counts through all arrays of `parts`.
+        """
+        while self.num_documents is None or sum(given) < self.num_documents:
+            # In pieces, because array operations over many rows are faster than one row at a time.
+            size = self.block_size
+            if self.num_documents is not None:
+                size = min(size, self.num_documents - sum(given))
+            first = sum(map(len, parts))
+            entries = np.empty((size, 3), dtype=np.int32)
+            entries[:, 0] = list(islice(take_turns(self.ratios, given), size))
+            amounts = np.bincount(entries[:, 0], minlength=len(given)).tolist()
+            for source, amount in enumerate(amounts):
+                entries[entries[:, 0] == source, 1:] = self._orders[source].rows(given[source], amount)
+            parts.append(entries)
+            given = [had + more for had, more in zip(given, amounts, strict=True)]
+            yield from zip(gather_lengths(self.lengths, entries).tolist(), count(first))
+
+
+def gather_lengths(lengths: Sequence[np.ndarray], entries: np.ndarray) -> np.ndarray:
+    """Return the number of ids `(n,)` int64 of entries `(n, 3)`, given the `(rows,)` lengths of every source."""
+    gathered = np.zeros(len(entries), dtype=np.int64)
+    for source, rows in enumerate(lengths):
+        ours = entries[:, 0] == source
+        gathered[ours] = rows[entries[ours, 1]]
+    return gathered
+
+
+__all__ = ["Block", "BlockPlanner", "BlockState", "Entry", "gather_lengths"]

@@ -1,0 +1,77 @@
+"""The order of rows before they are packed: sources take turns, and each hands out its rows in random order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+
+def take_turns(ratios: Sequence[float], given: Sequence[int] | None = None) -> Iterator[int]:
+    """Yield source numbers without end, in proportion to `ratios`.
+
+    After `n` turns, source `s` has had `n * ratios[s] / sum(ratios)` of them, to within one turn.
+
+    Args:
+        ratios: One positive number per source, in any unit.
+        given: Number of turns that each source has had already; by default none.
+    """
+    # Python's floats give the same numbers as numpy's and are several times as fast for a handful of sources.
+    shares = (np.asarray(ratios, dtype=np.float64) / np.sum(ratios)).tolist()
+    had = [0] * len(shares) if given is None else list(given)
+    for turn in count(sum(had) + 1):
+        owed = [share * turn - turns for share, turns in zip(shares, had, strict=True)]
+        # `index` returns the first of equals, so that ties are decided the same way in every process.
+        chosen = owed.index(max(owed))
+        had[chosen] += 1
+        yield chosen
+
+
+class RowOrder:
+    """The order in which one source hands out its rows: all of them once per visit, shuffled anew for every visit.
+
+    The order depends on the arguments alone. The order of the latest visit is kept, because shuffling a large source
+    takes longer than planning a block of packs.
+
+    Args:
+        seed: Seed of the plan.
+        source: Number of the source, so that two sources of one size have different orders.
+        num_rows: Number of rows of the source.
+    """
+
+    def __init__(self, seed: int, source: int, num_rows: int) -> None:
+        self.seed, self.source, self.num_rows = seed, source, num_rows
+        self._visit = -1
+        self._order = np.empty(0, dtype=np.int32)
+
+    def rows(self, start: int, amount: int) -> np.ndarray:
+        """Return `(amount, 2)` int32, row number and visit (from 0), of the rows after the first `start` ones."""
+        pieces = [np.empty((0, 2), dtype=np.int32)]
+        while amount:
+            visit, offset = divmod(start, self.num_rows)
+            rows = self._order_of(visit)[offset : offset + amount]
+            pieces.append(np.stack([rows, np.full_like(rows, visit)], axis=1))
+            start, amount = start + len(rows), amount - len(rows)
+        return np.concatenate(pieces)
+
+    def _order_of(self, visit: int) -> np.ndarray:
+        if visit != self._visit:
+            order = np.arange(self.num_rows, dtype=np.int32)
+            # The constant 0 belongs to the plans that models were trained with: another seed is another plan.
+            np.random.default_rng([self.seed, 0, self.source, visit]).shuffle(order)
+            self._visit, self._order = visit, order
+        return self._order
+
+
+def check_ratios(ratios: Mapping[str, float], sources: Mapping[str, Any]) -> None:
+    """Raise `ValueError` unless every source, and no other name, has a positive finite ratio."""
+    if set(ratios) != set(sources):
+        raise ValueError(
+            f"`ratios` must hold one ratio for each of the sources {sorted(sources)}, got ratios for "
+            f"{sorted(ratios)}: add what is missing and leave out what is no source."
+        )
+    if wrong := {name: ratio for name, ratio in ratios.items() if not 0 < ratio < float("inf")}:
+        raise ValueError(f"`ratios` must be positive and finite, got {wrong}: leave out a source to not use it.")
+
+
+__all__ = ["RowOrder", "check_ratios", "take_turns"]

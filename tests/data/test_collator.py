@@ -1,4 +1,4 @@
-"""The batch: what inference would see, documents isolated, captions dropped as the sampler drops them."""
+"""The batch holds what inference would see, with documents isolated and captions dropped as the sampler drops them."""
 
 import copy
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from janus_hf.data import TASKS, JanusProCollator, PackedDataset, make_plan, prepare_rows
-from janus_hf.generation.images import _with_unconditional_twins
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +28,7 @@ def collate(processor):
 
 
 def loss_sum(model, batch):
+    """Return the sum of the losses of all trained labels, and their number."""
     count = int((batch["labels"] != -100).sum())
     with torch.no_grad():
         output = model(**batch, num_items_in_batch=1)
@@ -47,7 +47,7 @@ def test_packed_losses_are_the_sum_of_separate_ones(packed, collate, model):
 
 
 def test_a_leak_between_documents_would_be_seen(packed, collate, model):
-    """The same batch with the attention mask that must not be there."""
+    """With the attention mask that must not be there, the same batch has another loss."""
     batch = collate([packed[0]])
     isolated, _ = loss_sum(model, batch)
     leaking, _ = loss_sum(model, batch | {"attention_mask": torch.ones_like(batch["input_ids"])})
@@ -87,7 +87,7 @@ def test_the_batch_is_that_of_the_inference_processor(conversations, sources, co
     assert {value.dtype for name, value in batch.items() if name != "pixel_values"} == {torch.int64}
 
 
-def test_pictures_are_in_reading_order(sources, collate, processor):
+def test_images_are_in_reading_order(sources, collate, processor):
     talk = sources["talk"]
     batch = collate([{"documents": [talk[2], talk[3], talk[1]]}, {"documents": [talk[0]]}])
     files = [*talk[2]["images"], *talk[1]["images"], *talk[0]["images"]]
@@ -102,18 +102,26 @@ def test_pictures_are_in_reading_order(sources, collate, processor):
 
 
 def test_dropped_captions_are_the_samplers_unconditional_row(sources, processor, model):
+    """Used as the negative prompt, a row without its caption gives the logits of default guidance, bit for bit."""
     row = sources["draw"][2]
-    prompt = processor.prepare_image_generation("a board with 2 dots")
-    twins, _ = _with_unconditional_twins(
-        prompt["input_ids"], prompt["attention_mask"], model.generation_config.pad_token_id
-    )
+    end = row["prompt_end"] + 1
     kept, dropped = (
         JanusProCollator(processor, caption_drop=p, always_picture=False)([row])["input_ids"][0] for p in (0.0, 1.0)
     )
-    end = row["prompt_end"] + 1
-    assert torch.equal(kept[:end], twins[0])
-    assert torch.equal(dropped[:end], twins[1])
-    assert torch.equal(kept[end:], dropped[end:])
+    prompt = processor.prepare_image_generation("a board with 2 dots")["input_ids"]
+    assert torch.equal(kept[None, :end], prompt)
+    assert torch.equal(dropped[end:], kept[end:])
+
+    def logits(**negative):
+        return model.generate_images(
+            kept[None, :end], do_sample=False, output_logits=True, return_dict_in_generate=True, **negative
+        ).logits
+
+    expected = logits()
+    assert torch.equal(logits(negative_input_ids=dropped[None, :end]), expected)
+    almost = dropped[None, :end].clone()
+    almost[0, 1] = prompt[0, 1]
+    assert not torch.equal(logits(negative_input_ids=almost), expected)
     for other in (sources["talk"][0], sources["read"][0]):
         ids = JanusProCollator(processor, caption_drop=1.0)([other])["input_ids"][0]
         assert ids[: other["length"]].tolist() == other["input_ids"].tolist()
@@ -138,7 +146,7 @@ def test_collating_changes_no_document(packed, processor):
     assert str(pack) == str(before)
 
 
-def test_every_batch_has_a_picture(sources, processor, model):
+def test_every_batch_has_an_image(sources, processor, model):
     slots = processor.num_image_tokens + 2
     row = sources["read"][0]
     collate = JanusProCollator(processor, max_length=512)
@@ -168,7 +176,7 @@ def test_variable_length_arguments_cover_the_batch(sources, processor):
     assert starts.tolist() == batch["cu_seq_lens_k"][:-1].tolist()
 
 
-def test_task_ids_tell_whose_label_it_is(packed, processor):
+def test_task_ids_tell_the_task_of_every_label(packed, processor):
     batch = JanusProCollator(processor, return_task_ids=True)([packed[index] for index in range(3)])
     documents = [document for index in range(3) for document in packed[index]["documents"]]
     assert torch.equal(batch["task_ids"] == -1, batch["labels"] == -100)
@@ -182,7 +190,7 @@ def test_impossible_requests_are_refused(sources, processor):
         JanusProCollator(processor, caption_drop=10)
     with pytest.raises(ValueError, match="at least one pack"):
         JanusProCollator(processor)([])
-    with pytest.raises(ValueError, match=r"which row a drawing is; this one lacks \['row', 'source', 'visit'\]"):
+    with pytest.raises(ValueError, match=r"which row it is .*, got one without \['row', 'source', 'visit'\]"):
         JanusProCollator(processor)([sources["draw"][0]])
     with pytest.raises(ValueError, match="at most pad_to=8 ids"):
         JanusProCollator(processor, pad_to=8, always_picture=False)([sources["read"][0]])
@@ -191,7 +199,7 @@ def test_impossible_requests_are_refused(sources, processor):
 def test_plans_for_other_sources_are_refused(sources):
     plan = make_plan({name: source.lengths for name, source in sources.items()}, max_length=512)
     PackedDataset(sources, plan)
-    with pytest.raises(ValueError, match="The plan is for the sources"):
+    with pytest.raises(ValueError, match=r"must be those of the plan, .*, got \['draw'\]"):
         PackedDataset({"draw": sources["draw"]}, plan)
     with pytest.raises(ValueError, match="other rows of the source 'draw'"):
         PackedDataset(sources | {"draw": sources["read"]}, plan)

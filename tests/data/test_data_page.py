@@ -1,4 +1,4 @@
-"""`docs/data.md` says what is so: its tables are complete and its rows can be prepared."""
+"""`docs/data.md` is correct: its tables are complete, its rows can be prepared and its commands parse."""
 
 import re
 import shlex
@@ -18,6 +18,7 @@ EXAMPLES = {section.split("`")[0]: section.split("```jsonl\n")[1].split("```")[0
 
 
 def table(heading: str) -> list[str]:
+    """Return the names in the first column of the table under a heading of the page."""
     return re.findall(r"^\| `(\w+)` \|", PAGE[PAGE.index(heading) :].split("\n\n## ")[0], flags=re.MULTILINE)
 
 
@@ -39,7 +40,7 @@ def test_examples_can_be_prepared(name, picture, model, processor, tmp_path):
 
 def test_every_reason_to_skip_is_listed():
     folder = Path(janus_hf.data.__file__).parent
-    code = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
+    code = "".join(path.read_text(encoding="utf-8") for path in folder.rglob("*.py"))
     reasons = set(re.findall(r'RowError\(\s*"(\w+)"', code))
     assert len(reasons) > 5
     assert set(table("## What is skipped")) == reasons

@@ -1,4 +1,4 @@
-"""Packs by number and as a stream, through the loaders that train."""
+"""Packs by number and as a stream, read by the loaders that training uses."""
 
 import pickle
 import shutil
@@ -113,7 +113,7 @@ def test_endless_streams_keep_the_ratio_and_workers_share_the_shards(folders, pr
 
 @pytest.mark.parametrize("index", [True, False])
 def test_streams_leave_out_shards_without_rows(drawings, conversations, model, processor, tmp_path, index):
-    """A worker that had been dealt no others looked for a row for ever."""
+    """A worker that was dealt only shards without rows once looked for a row without end."""
     rows = [conversations[number] for number in (0, 1, 2, 0, 1, 3, 4, 0)]
     prepare(rows, tmp_path / "talk", model, processor, num_shards=4, task="text")
     if not index:
@@ -146,18 +146,19 @@ def test_an_index_of_other_rows_is_refused(conversations, model, processor, tmp_
     prepare(conversations, tmp_path / "a", model, processor)
     prepare(conversations[:3], tmp_path / "b", model, processor)
     shutil.copy(tmp_path / "b" / "index.arrow", tmp_path / "a" / "index.arrow")
-    with pytest.raises(ValueError, match="Expected 5 rows.*index.arrow has 3"):
+    with pytest.raises(ValueError, match="must hold 5 rows, got 3 in its index.arrow"):
         load_prepared(tmp_path / "a")
 
 
 def mapped(folder):
+    """Return the files of a folder that this process has mapped into memory."""
     return {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if f"{folder}/" in line}
 
 
 def test_streams_refuse_what_they_cannot_do(folders, tmp_path):
     with pytest.raises(ValueError, match="one ratio for each"):
         stream_packs(folders, max_length=512, ratios={"draw": 1})
-    with pytest.raises(ValueError, match=r"sources \['empty'\] have none"):
+    with pytest.raises(ValueError, match=r"got none for the sources \['empty'\]"):
         stream_packs({"empty": str(tmp_path)}, max_length=512, ratios={"empty": 1})
-    with pytest.raises(ValueError, match="at most 70 ids"):
+    with pytest.raises(ValueError, match="at most `max_length`=70 ids"):
         list(stream_packs(folders, max_length=70, ratios={"draw": 1, "talk": 1}, epochs=1))

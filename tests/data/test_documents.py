@@ -1,15 +1,16 @@
-"""Documents: ids are those of inference, labels what inference would write."""
+"""Ids of documents are those of inference; labels are the ids that the model would write in inference."""
 
 import pytest
 import torch
 from PIL import Image
 
-from janus_hf.data.documents import IGNORE, make_document, open_pictures
+from janus_hf.data.documents import IGNORE, make_document, open_images
 from janus_hf.data.schema import RowError
 
 
 def document(row, processor, folder="."):
-    return make_document(row, open_pictures(row, folder=folder), processor)
+    """Make the document of a raw row."""
+    return make_document(row, open_images(row, folder=folder), processor)
 
 
 def test_conversations_have_the_ids_of_inference(conversations, processor):
@@ -18,14 +19,14 @@ def test_conversations_have_the_ids_of_inference(conversations, processor):
         marked = [
             turn | {"content": turn["content"].replace("<image>", processor.image_token)} for turn in row["messages"]
         ]
-        pictures = row.get("images", [])
-        if pictures and not any(processor.image_token in turn["content"] for turn in marked):
+        images = row.get("images", [])
+        if images and not any(processor.image_token in turn["content"] for turn in marked):
             marked[0]["content"] = f"{processor.image_token}\n{marked[0]['content']}"
-        expected = processor(processor.apply_chat_template(marked), pictures or None)
+        expected = processor(processor.apply_chat_template(marked), images or None)
         assert made.input_ids == expected["input_ids"][0].tolist()
-        assert made.task == ("understanding" if pictures else "text")
+        assert made.task == ("understanding" if images else "text")
         assert made.prompt_end == -1
-        if pictures:
+        if images:
             pixels = processor.image_processor(made.images)["pixel_values"]
             assert torch.equal(pixels, expected["pixel_values"])
 

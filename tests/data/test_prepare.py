@@ -1,4 +1,4 @@
-"""Preparation in memory and on disk: right codes, nothing lost, nothing repeated, nothing silent."""
+"""Preparation in memory and on disk: codes are right, no row is lost, repeated or skipped without a message."""
 
 import copy
 import json
@@ -22,6 +22,7 @@ from tiny import TINY_MODEL
 
 
 def rows_of(dataset):
+    """Return all rows of a prepared data set as plain Python values."""
     return [
         {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in dataset[i].items()} for i in range(len(dataset))
     ]
@@ -29,7 +30,7 @@ def rows_of(dataset):
 
 @pytest.fixture
 def source(drawings):
-    """Twelve rows, of which two have no decodable picture."""
+    """Twelve drawing rows, of which two have images that do not decode."""
     rows = datasets.Dataset.from_list([drawings[n % 6] | {"prompt": f"number {n}"} for n in range(12)])
     undecoded = rows.cast_column("image", datasets.Image(decode=False))
     broken = [
@@ -53,7 +54,7 @@ def test_drawings_get_the_codes_of_the_model(drawings, model, processor):
         assert (row["task"], row["images"]) == ("drawing", [])
 
 
-def test_conversations_keep_order_and_pictures(conversations, model, processor):
+def test_conversations_keep_order_and_images(conversations, model, processor):
     prepared = prepare_rows(conversations, model, processor)
     assert prepared.tasks.tolist() == ["understanding"] * 3 + ["text"] * 2
     assert [len(row["images"]) for row in rows_of(prepared)] == [1, 2, 1, 0, 0]
@@ -77,10 +78,8 @@ def test_rows_are_skipped_by_count_and_reason(conversations, model, processor, c
     assert [example[0] for example in prepared.meta["skipped_examples"]] == [5, 6, 7]
     (warning,) = [record for record in caplog.records if record.name == "janus_hf.data.manifest"]
     assert warning.levelno == logging.WARNING
-    told = (
-        "list: kept 5 rows, skipped 1 missing_picture, 1 picture_mismatch, 1 too_long. The first was row 5: Expected"
-    )
-    assert told in warning.getMessage()
+    expected = "list: kept 5 rows, skipped 1 missing_picture, 1 picture_mismatch, 1 too_long. The first was row 5: The row must"
+    assert expected in warning.getMessage()
     only = prepare_rows(conversations, model, processor, task="text")
     assert (len(only), only.meta["skipped"]) == (2, {"other_task": 3})
     longest = int(prepared.lengths.max())
@@ -88,7 +87,7 @@ def test_rows_are_skipped_by_count_and_reason(conversations, model, processor, c
     assert prepare_rows(conversations, model, processor, max_length=longest - 1).meta["skipped"] == {"too_long": 1}
 
 
-def test_what_cannot_be_prepared_raises(conversations, drawings, model, processor, tmp_path):
+def test_sources_that_cannot_be_prepared_raise(conversations, drawings, model, processor, tmp_path):
     with pytest.raises(ValueError, match="empty"):
         prepare_rows([], model, processor)
     with pytest.raises(ValueError, match="empty"):
@@ -97,18 +96,18 @@ def test_what_cannot_be_prepared_raises(conversations, drawings, model, processo
         prepare_rows([{"foo": 1}], model, processor)
     with pytest.raises(ValueError, match="No row can be trained on.*2 missing_picture"):
         prepare_rows([row | {"image": None} for row in drawings[:2]], model, processor)
-    for _ in range(2):  # also when asked again
+    for _ in range(2):  # a second call raises as well
         with pytest.raises(ValueError, match="No row can be trained on.*2 missing_picture"):
             prepare([{"prompt": "p", "image": "gone.png"}] * 2, tmp_path / "none", model, processor)
-    with pytest.raises(ValueError, match="max_length in"):
+    with pytest.raises(ValueError, match="`max_length` must be in"):
         prepare_rows(drawings, model, processor, max_length=10_000)
-    with pytest.raises(ValueError, match="one split"):
+    with pytest.raises(ValueError, match="must be one split"):
         prepare(
             datasets.DatasetDict(train=datasets.Dataset.from_list(conversations)), tmp_path / "a", model, processor
         )
-    with pytest.raises(ValueError, match="a rank in"):
+    with pytest.raises(ValueError, match="`rank` must be in"):
         prepare(drawings, tmp_path / "a", model, processor, rank=2, world_size=2)
-    with pytest.raises(ValueError, match="num_shards in"):
+    with pytest.raises(ValueError, match="`num_shards` must be in"):
         prepare(drawings, tmp_path / "a", model, processor, num_shards=7)
 
 
@@ -200,7 +199,7 @@ def test_another_request_is_refused(source, model, processor, tmp_path):
     with pytest.raises(ValueError, match="rows_per_shard=6.*now it is 4"):
         prepare(source, tmp_path, model, processor, num_shards=3)
     (tmp_path / "meta.json").unlink()
-    with pytest.raises(ValueError, match="empty folder"):
+    with pytest.raises(ValueError, match="must be an empty folder"):
         prepare(source, tmp_path, model, processor, num_shards=2)
     with pytest.raises(FileNotFoundError, match="has no meta.json"):
         load_prepared(tmp_path)
@@ -220,7 +219,7 @@ def test_data_of_another_model_or_processor_is_refused(drawings, model, processo
     foreign.num_image_tokens = 9
     with pytest.raises(ValueError, match="num_image_tokens: 64 in the data, 9 in the processor"):
         load_prepared(tmp_path / "out", processor=foreign)
-    with pytest.raises(ValueError, match="placeholders per picture is 64 in the model and 9 in the processor"):
+    with pytest.raises(ValueError, match="placeholders per image .* got 64 in the model and 9 in the processor"):
         prepare_rows(drawings, model, foreign)
     # The same checkpoint in another precision is the same codec.
     load_prepared(tmp_path / "out", model=copy.deepcopy(model).to(torch.bfloat16), processor=processor)
@@ -238,7 +237,7 @@ def test_another_source_is_noticed_and_no_token_is_written(source, model, proces
 def test_a_lost_shard_is_noticed(source, model, processor, tmp_path):
     prepare(source, tmp_path, model, processor, num_shards=2)
     shard_paths(tmp_path)[0].unlink()
-    with pytest.raises(ValueError, match="Expected 2 shards.*found 1"):
+    with pytest.raises(ValueError, match="must hold 2 shards, got 1"):
         load_prepared(tmp_path)
 
 
@@ -277,8 +276,8 @@ def test_two_ranks_at_the_same_time_are_one(source, model, processor, tmp_path):
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
 
 
-def test_what_everybody_left_to_the_others_is_finished(source, model, processor, tmp_path, monkeypatch):
-    """As on a network file system that shows other nodes' new files late."""
+def test_a_preparation_that_no_rank_finished_can_be_finished(source, model, processor, tmp_path, monkeypatch):
+    """So it is on a network file system that shows the new files of other nodes late: here no rank sees a shard."""
     module = sys.modules[prepare_function.__module__]
     monkeypatch.setattr(module, "shard_paths", lambda folder: [])
     for rank in range(2):
@@ -297,7 +296,7 @@ def test_what_everybody_left_to_the_others_is_finished(source, model, processor,
 
 
 def test_two_writers_never_share_a_temporary_file(drawings, model, processor, tmp_path, monkeypatch):
-    """Not even with the same process number, as on two nodes."""
+    """Two processes may have the same number on two nodes, so the number must not name the file."""
     monkeypatch.setattr(os, "getpid", lambda: 7)
     names = []
     replace = os.replace
@@ -320,16 +319,16 @@ def test_streams_are_prepared_without_knowing_their_length(source, model, proces
 @pytest.mark.parametrize("features", [None, datasets.Features({"text": datasets.Value("string")})])
 def test_an_empty_stream_is_an_empty_source(model, processor, tmp_path, features):
     stream = datasets.IterableDataset.from_generator(lambda: iter(()), features=features)
-    with pytest.raises(ValueError, match="the source datasets.IterableDataset is empty"):
+    with pytest.raises(ValueError, match="got datasets.IterableDataset, which is empty"):
         prepare(stream, tmp_path, model, processor)
-    with pytest.raises(ValueError, match="the source datasets.IterableDataset is empty"):
+    with pytest.raises(ValueError, match="got datasets.IterableDataset, which is empty"):
         prepare_rows(stream, model, processor)
 
 
 def test_rows_of_a_list_may_lack_columns(drawings, model, processor):
     prepared = prepare_rows([*drawings[:2], {"image": drawings[2]["image"]}], model, processor)
     assert (len(prepared), prepared.meta["skipped"]) == (2, {"missing_column": 1})
-    assert prepared.meta["skipped_examples"][0][2] == "Expected a column 'prompt'; got ['image']."
+    assert prepared.meta["skipped_examples"][0][2] == "The row must have a column 'prompt', got ['image']."
 
 
 def test_mixtures_get_a_folder_per_source(drawings, conversations, model, processor, tmp_path):
@@ -339,7 +338,7 @@ def test_mixtures_get_a_folder_per_source(drawings, conversations, model, proces
     assert len(load_prepared(tmp_path / "talk")) == 3
     with pytest.raises(ValueError, match="at least one source"):
         prepare_mixture({}, tmp_path, model, processor)
-    with pytest.raises(ValueError, match="Expected 'source'"):
+    with pytest.raises(ValueError, match="with a 'source' among them"):
         prepare_mixture({"a": {"task": "text"}}, tmp_path, model, processor)
 
 

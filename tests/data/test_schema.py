@@ -1,4 +1,4 @@
-"""Adapters: other people's columns -> raw rows."""
+"""Adapters turn the columns of other data sets into raw rows."""
 
 import copy
 
@@ -7,7 +7,7 @@ import pytest
 from janus_hf.data.schema import ADAPTERS, RowError, choose_adapter, clean_midjourney
 
 
-P = object()  # adapters do not look into pictures
+P = object()  # adapters do not read images
 ASK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
@@ -62,9 +62,9 @@ def test_unknown_columns_name_the_known_schemas():
     assert all(f"  {name}: " in str(error.value) for name in ADAPTERS)
     with pytest.raises(ValueError, match="for the task 'drawing'"):
         choose_adapter(["messages"], task="drawing")
-    with pytest.raises(ValueError, match="adapter to be one of"):
+    with pytest.raises(ValueError, match="`adapter` must be one of"):
         choose_adapter(["messages"], name="nonsense")
-    with pytest.raises(ValueError, match="task to be one of"):
+    with pytest.raises(ValueError, match="`task` must be one of"):
         choose_adapter(["messages"], task="sleeping")
 
 

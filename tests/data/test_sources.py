@@ -1,4 +1,4 @@
-"""What users bring: files, folders, archives, `datasets` objects."""
+"""All kinds of sources that users have can be prepared: files, folders, archives, `datasets` objects."""
 
 import io
 import json
@@ -12,12 +12,14 @@ from janus_hf.data.sources import open_source
 
 
 def lengths(source, model, processor, **options):
+    """Prepare a source and return the sorted `(task, length)` of its rows."""
     prepared = prepare_rows(source, model, processor, **options)
     return sorted(zip(prepared.tasks.tolist(), prepared.lengths.tolist(), strict=True))
 
 
 @pytest.fixture
 def expected(drawings, model, processor):
+    """`(task, length)` of the drawing rows, prepared from a list."""
     return lengths(drawings, model, processor)
 
 
@@ -29,10 +31,10 @@ def test_parquet(drawings, expected, model, processor, tmp_path):
 
 
 def test_jsonl_with_relative_paths_and_a_missing_file(drawings, expected, model, processor, tmp_path):
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     rows = [{"conversations": [{"from": "human", "value": "<image>\nHm?"}, {"from": "gpt", "value": "Yes"}]}] * 2
-    drawings[0]["image"].save(tmp_path / "pictures" / "0.png")
-    lines = [json.dumps(row | {"image": f"pictures/{n}.png"}) for n, row in enumerate(rows)]
+    drawings[0]["image"].save(tmp_path / "images" / "0.png")
+    lines = [json.dumps(row | {"image": f"images/{n}.png"}) for n, row in enumerate(rows)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     prepared = prepare_rows(tmp_path / "rows.jsonl", model, processor)
     assert prepared.meta["adapter"] == "llava"
@@ -91,7 +93,7 @@ def test_text_and_question_columns(model, processor, tmp_path):
     assert prepare_rows(tmp_path / "b.csv", model, processor).meta["adapter"] == "question"
 
 
-def test_what_is_no_source_raises():
+def test_objects_that_are_no_source_raise():
     with pytest.raises(TypeError, match="got int"):
         open_source(3)
     with pytest.raises(FileNotFoundError):

@@ -1,6 +1,7 @@
-"""From pictures, prompts and conversations to training batches. Needs `pip install janus_hf[train]`.
+"""From images, prompts and conversations to training batches. Needs `pip install janus_hf[train]`.
 
-`prepare` (once, to disk) or `prepare_rows` (in memory) -> `make_plan` -> `PackedDataset` -> `JanusProCollator`.
+`prepare` (once, to disk) or `prepare_rows` (in memory) makes rows of ids. `make_plan` orders them and groups them into
+packs, each of which fills one row of a batch. `PackedDataset` reads the packs, and `JanusProCollator` makes batches.
 """
 
 from importlib.util import find_spec

@@ -1,8 +1,8 @@
-"""Raw row -> document: the ids a model is trained on, which of them are trained, and the picture files it needs.
+"""From raw rows to documents: the ids a model is trained on, which of them are trained, and the image files it needs.
 
 Every id comes from the calls that inference makes (`JanusProProcessor`), so training and inference cannot disagree.
-What is trained is what inference would have to write: of a conversation all that follows "<|Assistant|>:" up to and
-including end-of-sentence, of a drawing all codes (the first one too), of a plain text all but BOS.
+Trained is what the model has to write in inference: in a conversation everything that follows "<|Assistant|>:" up to
+and including end-of-sentence, in a drawing row all image codes (the first one too), in a plain text all ids but BOS.
 """
 
 import io
@@ -20,15 +20,20 @@ from ..processing.batching import encode, splice_pictures
 from .schema import IMAGE_MARK, RawRow, RowError, Task
 
 
-IGNORE = -100
+IGNORE = -100  # label where nothing is trained: the index that cross-entropy ignores
 
 
 @dataclass
 class Document:
-    """One training example. For a drawing, `input_ids` and `labels` end at BOI until `add_codes` appends its codes.
+    """One training example. That of a drawing row ends at begin-of-image (BOI) until `add_codes` appends its codes.
 
-    `input_ids` joint ids, `labels` the same or -100, equally long. `images` encoded files in reading order.
-    `prompt_end` is the index of BOI in a drawing, -1 otherwise. `target` is the picture to be drawn.
+    Args:
+        task: "text", "understanding" or "drawing".
+        input_ids: Joint ids: text ids below the vocabulary size V, image code c as V + c.
+        labels: The same ids, or -100 where nothing is trained; as long as `input_ids`.
+        images: Encoded image files of an understanding row, in reading order.
+        prompt_end: Index of BOI in a drawing row, -1 in others.
+        target: The image that a drawing row trains to generate, until its codes are there.
     """
 
     task: Task
@@ -39,73 +44,88 @@ class Document:
     target: Image.Image | None = None
 
     def add_codes(self, code_ids: list[int]) -> None:
-        """Appends the target's codes, as joint ids."""
+        """Append the codes of the target image, given as joint ids, and drop the image."""
         self.input_ids, self.labels = self.input_ids + code_ids, self.labels + code_ids
         self.target = None
 
     def to_row(self) -> dict[str, Any]:
-        """A prepared row, see `store.SCHEMA`."""
+        """Return the document as a prepared row, a dict with the columns of `store.SCHEMA`."""
         row = {name: getattr(self, name) for name in ("input_ids", "labels", "task", "images", "prompt_end")}
         return row | {"length": len(self.input_ids)}
 
 
 @dataclass(frozen=True)
-class RowPictures:
-    """The pictures of a raw row: `files` of a conversation, in reading order, or the decoded `target` of a drawing."""
+class RowImages:
+    """The images of a raw row.
+
+    Args:
+        files: Encoded image files of a conversation, in reading order.
+        target: Decoded target of a drawing row.
+    """
 
     files: list[bytes] = field(default_factory=list)
     target: Image.Image | None = None
 
 
-def open_pictures(row: RawRow, *, folder: str | os.PathLike[str] = ".") -> RowPictures:
-    """Reads and decodes all pictures of a raw row; safe in threads. Relative paths start in `folder`.
+def open_images(row: RawRow, *, folder: str | os.PathLike[str] = ".") -> RowImages:
+    """Read and decode all images of a raw row. Threads may call this at the same time.
+
+    Args:
+        row: See `schema`.
+        folder: Folder where relative paths start.
 
     Raises:
-        RowError: There is no such picture, or it does not decode.
+        RowError: If an image does not exist or does not decode.
     """
     if "prompt" in row:
-        return RowPictures(target=_open(row.get("image"), Path(folder))[0])
-    return RowPictures(files=[_file(picture, Path(folder)) for picture in row.get("images") or []])
+        return RowImages(target=_open(row.get("image"), Path(folder))[0])
+    return RowImages(files=[_file(image, Path(folder)) for image in row.get("images") or []])
 
 
-def make_document(row: RawRow, pictures: RowPictures, processor: JanusProProcessor) -> Document:
-    """Raw row (see `schema`) and its opened pictures -> document. NOT safe in threads: tokenizers are not.
+def make_document(row: RawRow, images: RowImages, processor: JanusProProcessor) -> Document:
+    """Make a document from a raw row (see `schema`) and its opened images.
+
+    Only one thread at a time may call this with one processor, because tokenizers are not safe in threads.
 
     Raises:
-        RowError: The row cannot be trained on.
+        RowError: If the row cannot be trained on.
     """
     if "prompt" in row:
-        return _drawing(row["prompt"], pictures.target, processor)
+        return _drawing(row["prompt"], images.target, processor)
     if "messages" in row:
-        return _conversation(row["messages"], pictures.files, processor)
+        return _conversation(row["messages"], images.files, processor)
     return _plain_text(row["text"], processor)
 
 
-def _open(picture: Any, folder: Path) -> tuple[Image.Image, bytes | None]:
-    """Any picture -> decoded, and the bytes of its file if there is one.
+def _open(image: Any, folder: Path) -> tuple[Image.Image, bytes | None]:
+    """Return the decoded image, and the bytes of its file if it came as a file.
+
+    Args:
+        image: Whatever `load_picture` reads, or a dict of `datasets`.
+        folder: Folder where relative paths start.
 
     Raises:
-        RowError: There is no such file, or it does not decode.
+        RowError: If there is no such file, or it does not decode.
     """
-    if isinstance(picture, Mapping):  # how `datasets` hands out undecoded pictures
-        picture = picture["path"] if picture.get("bytes") is None else picture["bytes"]
-    if isinstance(picture, (str, os.PathLike)) and (folder / picture).is_file():
-        picture = (folder / picture).read_bytes()
-    if picture is None:
-        raise RowError("missing_picture", "Expected a picture; got None.")
+    if isinstance(image, Mapping):  # the form in which `datasets` hands out undecoded images
+        image = image["path"] if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, (str, os.PathLike)) and (folder / image).is_file():
+        image = (folder / image).read_bytes()
+    if image is None:
+        raise RowError("missing_picture", "The row must have an image, got None.")
     try:
-        decoded = load_picture(picture)
+        decoded = load_picture(image)
     except FileNotFoundError as error:
         raise RowError("missing_picture", f"{error} Relative paths start in {str(folder)!r}.") from error
     except ValueError as error:
-        # Without memory addresses: what is written to disk is the same in every run.
+        # Without memory addresses, so that every run writes the same message to disk.
         raise RowError("bad_picture", re.sub(r" object at 0x[0-9a-f]+", "", str(error))) from error
-    return decoded, picture if isinstance(picture, bytes) else None
+    return decoded, image if isinstance(image, bytes) else None
 
 
-def _file(picture: Any, folder: Path) -> bytes:
-    """Any picture -> an encoded file: its own, else a PNG."""
-    decoded, content = _open(picture, folder)
+def _file(image: Any, folder: Path) -> bytes:
+    """Return the image as an encoded file: the bytes it came with, otherwise a PNG, which loses nothing."""
+    decoded, content = _open(image, folder)
     if content is None:
         buffer = io.BytesIO()
         decoded.save(buffer, format="PNG")
@@ -114,31 +134,35 @@ def _file(picture: Any, folder: Path) -> bytes:
 
 
 def _drawing(prompt: Any, target: Image.Image | None, processor: JanusProProcessor) -> Document:
+    """Make the document of a drawing row up to BOI; its codes are added once the image is encoded."""
     if not isinstance(prompt, str) or not prompt.strip():
-        raise RowError("empty_text", f"Expected a prompt, a non-empty string; got {prompt!r}.")
+        raise RowError("empty_text", f"A prompt must be a non-empty string, got {prompt!r}.")
     ids = processor.prepare_image_generation(prompt)["input_ids"][0].tolist()
     if processor.image_token_id in ids:
-        raise RowError("picture_mismatch", f"A prompt cannot hold {processor.image_token}; got {prompt[:200]!r}.")
+        raise RowError("picture_mismatch", f"A prompt must not hold {processor.image_token}, got {prompt[:200]!r}.")
     return Document("drawing", ids, [IGNORE] * len(ids), prompt_end=len(ids) - 1, target=target)
 
 
 def _plain_text(text: Any, processor: JanusProProcessor) -> Document:
+    """Make the document of a text without turns: BOS, the text and end-of-sentence."""
     if not isinstance(text, str) or not text.strip():
-        raise RowError("empty_text", f"Expected a non-empty string; got {text!r}.")
+        raise RowError("empty_text", f"A text must be a non-empty string, got {text!r}.")
     ids = [*(token for token, _ in encode(processor.tokenizer, [text])[0]), processor.eos_token_id]
     if processor.image_token_id in ids:
-        raise RowError("picture_mismatch", f"A plain text cannot hold {processor.image_token}; got {text[:200]!r}.")
+        raise RowError("picture_mismatch", f"A plain text must not hold {processor.image_token}, got {text[:200]!r}.")
     return Document("text", ids, [IGNORE, *ids[1:]])
 
 
 def _conversation(messages: Any, files: list[bytes], processor: JanusProProcessor) -> Document:
-    turns = _place_pictures(_check_messages(messages), len(files), processor.image_token)
+    """Make the document of a conversation, in which the answers are trained."""
+    turns = _mark_images(_check_messages(messages), len(files), processor.image_token)
     text = processor.apply_chat_template(turns)
     trained = _written_spans(turns, text, processor)
-    # What `processor(text, pictures)` does, without making the pixels: those are the collator's.
+    # The ids of `processor(text, images)` without its pixels, which the collator makes when a row is used.
     image_id = processor.image_token_id
-    picture_ids = [processor.boi_token_id, *[image_id] * processor.num_image_tokens, processor.eoi_token_id]
-    pieces = splice_pictures(encode(processor.tokenizer, [text])[0], image_id=image_id, picture_ids=picture_ids)
+    image_ids = [processor.boi_token_id, *[image_id] * processor.num_image_tokens, processor.eoi_token_id]
+    pieces = splice_pictures(encode(processor.tokenizer, [text])[0], image_id=image_id, picture_ids=image_ids)
+    # A token is trained if any of its characters is: one token may join the end of a prompt and the first word.
     labels = [
         token if any(start < last and end > first for first, last in trained) else IGNORE
         for token, (start, end) in pieces
@@ -147,52 +171,81 @@ def _conversation(messages: Any, files: list[bytes], processor: JanusProProcesso
 
 
 def _check_messages(messages: Any) -> list[dict[str, str]]:
-    """Alternating turns of strings, from the user (after an optional system message) to the assistant.
+    """Return the messages with their contents as strings.
 
-    Roles must alternate because the prompt format puts end-of-sentence after every second turn, whoever speaks.
+    Turns must alternate from the user (after an optional system message) to the assistant, because the prompt format
+    puts end-of-sentence after every second turn, whatever its role.
+
+    Raises:
+        RowError: If the messages have another form.
     """
     if not isinstance(messages, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in messages):
-        raise RowError("bad_conversation", f"Expected a list of messages; got {str(messages)[:200]}.")
+        raise RowError("bad_conversation", f"`messages` must be a list of messages, got {str(messages)[:200]}.")
     roles = [turn.get("role") for turn in messages]
-    spoken = roles[1:] if roles[:1] == ["system"] else roles
-    if not spoken or len(spoken) % 2 or spoken != ["user", "assistant"] * (len(spoken) // 2):
-        raise RowError("bad_conversation", f"Expected turns of user and assistant, in this order; got {roles}.")
+    alternating = roles[1:] if roles[:1] == ["system"] else roles
+    if not alternating or len(alternating) % 2 or alternating != ["user", "assistant"] * (len(alternating) // 2):
+        raise RowError(
+            "bad_conversation", f"`messages` must be turns of user and assistant, in this order, got {roles}."
+        )
     turns = [{"role": turn["role"], "content": _content(turn.get("content"))} for turn in messages]
     if any(not turn["content"].strip() for turn in turns if turn["role"] == "assistant"):
-        raise RowError("empty_text", "Expected answers that say something; got an empty one.")
+        raise RowError("empty_text", "Every answer must say something, got an empty one.")
     return turns
 
 
 def _content(content: Any) -> str:
-    """A string, or a list of parts `{"type": "text" | "image", ...}` -> a string with marks for pictures."""
+    """Return the content of a message as a string with `<image>` marks.
+
+    Args:
+        content: A string, or a list of parts `{"type": "text" | "image", ...}`.
+    """
     if isinstance(content, str):
         return content
     if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
-        raise RowError("bad_conversation", f"Expected content to be a string or a list of parts; got {content!r}.")
+        raise RowError("bad_conversation", f"`content` must be a string or a list of parts, got {content!r}.")
     return "\n".join(IMAGE_MARK if part.get("type") == "image" else part.get("text") or "" for part in content)
 
 
-def _place_pictures(turns: list[dict[str, str]], count: int, image_token: str) -> list[dict[str, str]]:
+def _mark_images(turns: list[dict[str, str]], count: int, image_token: str) -> list[dict[str, str]]:
+    """Return the turns with one `image_token` per image: where `<image>` stands, otherwise before the first question.
+
+    Args:
+        turns: Checked messages.
+        count: Number of images of the row.
+        image_token: The processor's placeholder for one image.
+
+    Raises:
+        RowError: If marks and images differ in number, or a mark stands outside the user's turns.
+    """
     turns = [turn | {"content": turn["content"].replace(IMAGE_MARK, image_token)} for turn in turns]
     marks = sum(turn["content"].count(image_token) for turn in turns)
     if marks == 0 and count:
         first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")
         turns[first]["content"] = f"{image_token}\n" * count + turns[first]["content"]
     elif marks != count:
-        raise RowError("picture_mismatch", f"Expected one picture per {IMAGE_MARK}; got {marks} and {count} pictures.")
+        raise RowError(
+            "picture_mismatch", f"The row must have one image per {IMAGE_MARK}, got {marks} marks and {count} images."
+        )
     if any(image_token in turn["content"] for turn in turns if turn["role"] != "user"):
-        raise RowError("picture_mismatch", "Expected pictures in the user's turns only: answers are text.")
+        raise RowError("picture_mismatch", "Images must stand in the user's turns only, because answers are text.")
     return turns
 
 
 def _written_spans(turns: list[dict[str, str]], text: str, processor: JanusProProcessor) -> list[tuple[int, int]]:
-    """The characters of `text` that inference would write: per answer, what its rendering adds to its prompt's."""
+    """Return the spans `(start, end)` of characters of `text` that the model writes in inference, one per answer.
+
+    A span is what the rendered conversation up to the answer adds to the answer's rendered prompt.
+    """
     spans = []
     for index, turn in enumerate(turns):
         if turn["role"] == "assistant":
             prompt = processor.apply_chat_template(turns[:index], add_generation_prompt=True)
             answered = processor.apply_chat_template(turns[: index + 1])
+            # A custom chat template may break either rule; the labels would then be wrong without notice.
             assert text.startswith(answered), "the chat template is not incremental"
             assert answered.startswith(prompt), "the chat template does not go on from its own prompt"
             spans.append((len(prompt), len(answered)))
     return spans
+
+
+__all__ = ["IGNORE", "Document", "RowImages", "make_document", "open_images"]

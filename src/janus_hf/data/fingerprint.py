@@ -1,4 +1,4 @@
-"""What prepared data depend on, and whether a model and its processor are those they were prepared for."""
+"""What prepared data depend on, and whether a model and its processor are those that the data were prepared for."""
 
 import hashlib
 import json
@@ -8,35 +8,45 @@ from typing import Any
 import torch
 
 from ..processing import JanusProProcessor
+from ..protocols import HasImageTokens
 
 
-def fingerprint(model: Any, processor: JanusProProcessor) -> dict[str, Any]:
-    """What prepared ids depend on. Codes are only meant for the codec that made them, ids for their tokenizer.
+def fingerprint(model: HasImageTokens, processor: JanusProProcessor) -> dict[str, Any]:
+    """Return the facts of a model and its processor that prepared ids depend on.
+
+    Image codes mean something only to the codec that made them, and text ids only to their tokenizer.
 
     Args:
-        model: `JanusProForConditionalGeneration`, its codec's weights loaded.
+        model: `JanusProForConditionalGeneration` with the weights of its codec loaded.
+        processor: The model's processor.
+
+    Returns:
+        `{"model": {...}, "processor": {...}}`: numbers, and hashes of 16 hexadecimal digits.
 
     Raises:
-        ValueError: Model and processor do not belong together.
+        ValueError: If model and processor do not belong together.
     """
     config, codec = model.config, model.model.vqmodel
     pad = model.generation_config.pad_token_id
     pairs = {
         "id of the padding token": (processor.pad_token_id if pad is None else pad, processor.pad_token_id),
         "id of the image placeholder": (config.image_token_id, processor.image_token_id),
-        "placeholders per picture": (config.vision_config.num_image_tokens, processor.num_image_tokens),
-        "side of understood pictures": (config.vision_config.image_size, processor.image_processor.image_size),
-        "side of drawn pictures": (config.vq_config.image_size, processor.image_processor.image_size),
+        "number of placeholders per image": (config.vision_config.num_image_tokens, processor.num_image_tokens),
+        "side of images to understand": (config.vision_config.image_size, processor.image_processor.image_size),
+        "side of generated images": (config.vq_config.image_size, processor.image_processor.image_size),
     }
     for name, (ours, theirs) in pairs.items():
         if ours != theirs:
             raise ValueError(
-                f"The {name} is {ours} in the model and {theirs} in the processor. Load both from the same checkpoint."
+                f"The {name} must be the same in model and processor, got {ours} in the model and {theirs} in the "
+                "processor: load both from the same checkpoint."
             )
+    # An id past the vocabulary would be read as an image code, because joint ids go on with codes there.
     if config.image_token_id >= config.text_config.vocab_size:
         raise ValueError(
-            f"The image placeholder's id {config.image_token_id} lies past the text vocabulary "
-            f"({config.text_config.vocab_size}), where image codes begin. Resize the model's embeddings first."
+            f"The image placeholder's id must be below the size of the text vocabulary, got {config.image_token_id} "
+            f"with {config.text_config.vocab_size} text ids, after which image codes begin: resize the model's "
+            "embeddings first."
         )
     return {
         "model": {
@@ -51,7 +61,7 @@ def fingerprint(model: Any, processor: JanusProProcessor) -> dict[str, Any]:
 
 
 def processor_fingerprint(processor: JanusProProcessor) -> dict[str, Any]:
-    """The processor's half of `fingerprint`, for those who have no model at hand."""
+    """Return the processor's half of `fingerprint`, for callers without a model."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "boi_token_id", "eoi_token_id", "image_token_id")
     vocabulary = json.dumps(sorted(processor.tokenizer.get_vocab().items())).encode()
     template = json.dumps(processor.chat_template).encode()
@@ -63,16 +73,14 @@ def processor_fingerprint(processor: JanusProProcessor) -> dict[str, Any]:
     }
 
 
-def _hash_weights(weights: Sequence[torch.Tensor]) -> str:
-    # In bfloat16, so that one checkpoint has one hash whatever precision it is loaded in.
-    digest = hashlib.sha256()
-    for weight in weights:
-        digest.update(weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> None:
-    """Raises `ValueError`, with both values of everything that differs, unless the `found` parts are as expected."""
+    """Raise `ValueError`, with both values of every difference, unless the data have the expected fingerprint.
+
+    Args:
+        found: Fingerprint of the data; further entries are ignored.
+        expected: Fingerprint of the model and processor in use, or a part of one.
+        name: Name of the data, for the message.
+    """
     differences = [
         f"  {key}: {found[part].get(key)} in the data, {value} in the {part}"
         for part, values in expected.items()
@@ -85,3 +93,15 @@ def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], nam
             f"The prepared data {name} was made for another model or processor:\n{listing}\nPrepare the source again "
             "with this checkpoint, or train the checkpoint it was prepared with."
         )
+
+
+def _hash_weights(weights: Sequence[torch.Tensor]) -> str:
+    """Return a short SHA-256, 16 hexadecimal digits, of the weights' values."""
+    # In bfloat16, so that one checkpoint has one hash whatever precision it is loaded in.
+    digest = hashlib.sha256()
+    for weight in weights:
+        digest.update(weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+__all__ = ["check_fingerprint", "fingerprint", "processor_fingerprint"]

@@ -1,4 +1,4 @@
-"""`meta.json`: what was asked of a preparation, written as it begins, and what came out, when all shards are there."""
+"""`meta.json`: the request of a preparation, written at its beginning, and its result, added when all shards exist."""
 
 import json
 import os
@@ -32,10 +32,14 @@ logger = logging.get_logger(__name__)
 
 
 def describe_request(preparer: RowPreparer, source: Any) -> dict[str, Any]:
-    """What the rows depend on besides the source's content.
+    """Return the entries of `meta.json` that prepared rows depend on, besides the content of the source.
+
+    Args:
+        preparer: Turns the rows of the source into prepared rows.
+        source: The source as the user named it; only a short description of it is kept.
 
     Raises:
-        ValueError: Model and processor do not belong together.
+        ValueError: If model and processor do not belong together.
     """
     return {
         **fingerprint(preparer.model, preparer.processor),
@@ -48,11 +52,18 @@ def describe_request(preparer: RowPreparer, source: Any) -> dict[str, Any]:
 
 
 def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """Writes `meta.json`, or compares with the one that an earlier run wrote."""
+    """Write `meta.json`, or compare `meta` with the one that an earlier run wrote, and return `meta`.
+
+    Raises:
+        ValueError: If the folder holds something else, or rows that were prepared otherwise.
+    """
     path = output / META
     if not path.exists():
         if shard_paths(output):
-            raise ValueError(f"Expected an empty folder, or an earlier run's with its {META}; got {str(output)!r}.")
+            raise ValueError(
+                f"`output_dir` must be an empty folder, or an earlier run's with its {META}, got {str(output)!r}, "
+                f"which has shards but no {META}: choose another folder, or delete this one."
+            )
         write_json(meta | {"complete": False}, path)
         return meta
     earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -68,17 +79,28 @@ def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
-    """Counts over all shards into `meta.json`, which is complete from then on. Any rank may, or several.
+    """Write `index.arrow` and the counts over all shards, mark `meta.json` as complete, and open the folder.
+
+    Any rank may call this, and several may at the same time: all of them write the same content.
+
+    Args:
+        output: The folder of the shards.
+        meta: What `begin` returned.
+        total: Number of shards of the source.
 
     Raises:
-        ValueError: There are not `total` shards, or no row of them can be trained on.
+        ValueError: If there are not `total` shards, or all of their rows were skipped.
     """
     paths = shard_paths(output)
     if len(paths) != total:
-        raise ValueError(f"Expected {total} shards in {str(output)!r}; found {len(paths)}. The source has changed.")
+        raise ValueError(
+            f"{str(output)!r} must hold {total} shards, got {len(paths)}: the source has changed, so prepare it into "
+            "another folder."
+        )
     skipped: Skipped = []
 
-    def tables() -> Iterator[pa.Table]:  # one open at a time
+    def tables() -> Iterator[pa.Table]:
+        # One shard is open at a time, because Linux allows a process only 65,530 maps.
         for path in paths:
             table = read_shard(path)
             skipped.extend(skipped_rows(table.schema))
@@ -87,6 +109,7 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
     index = make_index(tables())
     meta = meta | counts(len(index), skipped) | {"complete": True, "num_shards": total}
     report(meta)
+    # `meta.json` comes last, because it says that everything else is there.
     write_shard(index, output / INDEX)
     write_json(meta, output / META)
     for left_by_a_kill in output.glob(".shard-*"):
@@ -95,14 +118,16 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
 
 
 def finish_prepared(folder: str | os.PathLike[str]) -> None:
-    """For one process, once all ranks of `prepare` are done: finishes what none of them could.
+    """Finish a preparation that no rank could finish. Call it in one process, once all ranks of `prepare` are done.
 
-    A network file system may show each rank the others' last shards late, so that everybody leaves the counting to
-    somebody else. Does nothing if all is done, or shards are really missing.
+    A network file system may show each rank the other ranks' last shards late, so that every rank returns without
+    having counted the rows. Nothing is done if the folder is complete, if shards are missing, or if the source was a
+    stream.
     """
     output = Path(folder)
     meta = json.loads((output / META).read_text(encoding="utf-8"))
-    if meta["complete"] or meta["source_rows"] is None:  # of a stream, only who reads it knows how many there are
+    # Only the process that reads a stream knows how many shards it has.
+    if meta["complete"] or meta["source_rows"] is None:
         return
     total = -(-meta["source_rows"] // meta["rows_per_shard"])
     if len(shard_paths(output)) == total:
@@ -110,7 +135,7 @@ def finish_prepared(folder: str | os.PathLike[str]) -> None:
 
 
 def counts(num_rows: int, skipped: Skipped) -> dict[str, Any]:
-    """Of rows, and of skipped rows by reason, with the first ten as examples."""
+    """Count kept rows and skipped rows by reason; include the first ten skipped rows as examples."""
     return {
         "num_rows": num_rows,
         "skipped": dict(Counter(reason for _, reason, _ in skipped)),
@@ -119,11 +144,20 @@ def counts(num_rows: int, skipped: Skipped) -> dict[str, Any]:
 
 
 def report(meta: dict[str, Any]) -> None:
-    """Warns of skipped rows; raises `ValueError` if there are no others."""
+    """Warn of skipped rows; raise `ValueError` if all rows were skipped.
+
+    Args:
+        meta: Entries of `meta.json`, with those of `counts`.
+    """
     if meta["skipped"]:
         listing = ", ".join(f"{count} {reason}" for reason, count in sorted(meta["skipped"].items()))
         row, _, message = meta["skipped_examples"][0]
-        told = f"{meta['source']}: kept {meta['num_rows']} rows, skipped {listing}. The first was row {row}: {message}"
+        summary = (
+            f"{meta['source']}: kept {meta['num_rows']} rows, skipped {listing}. The first was row {row}: {message}"
+        )
         if meta["num_rows"] == 0:
-            raise ValueError(f"No row can be trained on. {told}")
-        logger.warning(told)
+            raise ValueError(f"No row can be trained on. {summary}")
+        logger.warning(summary)
+
+
+__all__ = ["begin", "counts", "describe_request", "finish", "finish_prepared", "report"]

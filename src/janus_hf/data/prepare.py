@@ -1,7 +1,7 @@
-"""Raw sources -> prepared rows: pictures to codes, texts to ids, once, so that training reads numbers.
+"""From raw sources to prepared rows: images become codes and texts become ids, once, so that training reads numbers.
 
-A source is cut into shards of consecutive rows. A shard is either finished (its file is there) or not begun, which is
-all that restarting, ranks and counting need: every process takes the shards of its rank that are not there yet.
+A source is cut into shards of consecutive rows. A shard is either finished (its file is there) or not begun. Restarts,
+ranks and counting need to know nothing else: every process makes those shards of its rank that are not there yet.
 """
 
 import json
@@ -14,21 +14,22 @@ from typing import Any
 from transformers.utils import logging
 
 from ..processing import JanusProProcessor
+from ..protocols import HasImageTokens
 from .manifest import begin, counts, describe_request, finish, report
 from .rows import RowPreparer
 from .schema import choose_adapter
-from .sources import class_names, column_names, describe, open_source, source_folder
+from .sources import class_names, column_names, empty_source, open_source, source_folder
 from .store import PreparedDataset, make_table, shard_paths, write_shard
 
 
 logger = logging.get_logger(__name__)
 
-ROWS_PER_SHARD = 1024
+ROWS_PER_SHARD = 1024  # by default, and always for streams
 
 
 def prepare_rows(
     source: Any,
-    model: Any,
+    model: HasImageTokens,
     processor: JanusProProcessor,
     *,
     task: str | None = None,
@@ -38,16 +39,18 @@ def prepare_rows(
     num_threads: int = 4,
     folder: str | os.PathLike[str] | None = None,
 ) -> PreparedDataset:
-    """A small source -> prepared rows in memory; a list of dicts (raw rows, or any columns an adapter reads) will do.
+    """Prepare a small source in memory.
 
-    Args: see `prepare`.
+    Args:
+        source: A list of dicts (raw rows, or rows with columns that an adapter reads), or any source of `prepare`.
+        model: See `prepare`, as for all further arguments.
 
     Raises:
-        ValueError: No adapter reads the columns, the source is empty, or no row of it can be trained on.
+        ValueError: If no adapter reads the columns, the source is empty, or no row of it can be trained on.
     """
     listed = isinstance(source, (list, tuple))
     if listed and not source:
-        raise ValueError("Expected rows; got an empty list.")
+        raise empty_source(source)
     rows = source if listed else open_source(source)
     columns = list(dict.fromkeys(name for row in rows for name in row)) if listed else column_names(rows, source)
     chosen = choose_adapter(columns, name=adapter, task=task)
@@ -57,7 +60,7 @@ def prepare_rows(
     preparer = RowPreparer(model, processor, chosen, task=task, names=names, folder=folder, **sizes)
     prepared, skipped = preparer(_progress(rows, "preparing"))
     if not prepared and not skipped:
-        raise ValueError(f"Expected rows; the source {describe(source)} is empty.")
+        raise empty_source(source)
     meta = describe_request(preparer, source) | counts(len(prepared), skipped) | {"complete": True, "num_shards": 1}
     report(meta)
     return PreparedDataset([make_table(prepared, skipped)], meta)
@@ -66,7 +69,7 @@ def prepare_rows(
 def prepare(
     source: Any,
     output_dir: str | os.PathLike[str],
-    model: Any,
+    model: HasImageTokens,
     processor: JanusProProcessor,
     *,
     task: str | None = None,
@@ -80,34 +83,42 @@ def prepare(
     folder: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> PreparedDataset | None:
-    """Prepares a source into a folder of Arrow shards. Run it again after a kill: it goes on where it stopped.
+    """Prepare a source into a folder of Arrow shards. After a kill, the same call goes on where the first one stopped.
 
     Args:
-        source: See `sources.open_source`; `options` go there too (`split`, `name`, `streaming`, ...).
-        output_dir: Made for this source alone.
-        model: `JanusProForConditionalGeneration`, on the device that shall encode pictures.
-        task: Take rows as examples of "text", "understanding" or "drawing"; others are skipped and counted.
+        source: See `sources.open_source`.
+        output_dir: Folder for the rows of this source alone; it is created.
+        model: `JanusProForConditionalGeneration`, on the device that is to encode images.
+        processor: The model's processor.
+        task: Take rows as examples of "text", "understanding" or "drawing" (generation); skip and count others. By
+            default the columns decide.
         adapter: Name of an adapter (`schema.ADAPTERS`); by default the columns decide.
-        max_length: In ids; longer rows are skipped and counted, never cut. By default the model's context.
-        batch_size: Rows at a time, and so the most pictures at a time.
-        num_threads: That decode and resize pictures.
-        num_shards: By default one per 1024 rows. For streaming, take a multiple of ranks x loader workers.
-        rank, world_size: Which shards are ours; by default from the environment that `accelerate launch` and
-            `torchrun` set. Ranks do not talk to each other, and their number may change between runs. Where they share
-            a network file system, call `finish_prepared` once all are done.
-        folder: Where relative picture paths start; by default beside the source.
+        max_length: Number of ids of the longest row; longer rows are skipped and counted, never cut. By default the
+            length of the model's context.
+        batch_size: Number of rows that are read at a time, and so the largest number of images in memory.
+        num_threads: Number of threads that decode and resize images.
+        num_shards: Number of shards, by default one per 1024 rows. For streaming, take a multiple of ranks x loader
+            workers.
+        rank: Number of this process, which makes every `world_size`-th shard. By default the value in the environment
+            that `accelerate launch` and `torchrun` set.
+        world_size: Number of processes; the default is as for `rank`. Ranks do not communicate, and their number may
+            change between runs. Where they share a network file system, call `finish_prepared` once all are done.
+        folder: Folder where relative image paths start; by default the source's.
+        options: Further arguments of `sources.open_source` (`split`, `name`, `streaming`, ...).
 
     Returns:
-        The prepared rows; None if other ranks still have shards to do.
+        The prepared rows; None if other ranks still have shards to make.
 
     Raises:
-        ValueError: No adapter reads the columns, the source is empty, no row can be trained on, or the folder holds
-            something prepared otherwise.
+        ValueError: If no adapter reads the columns, the source is empty, no row can be trained on, or the folder holds
+            rows that were prepared otherwise.
     """
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
     if not 0 <= rank < world_size:
-        raise ValueError(f"Expected a rank in [0, world_size); got {rank} of {world_size}.")
+        raise ValueError(
+            f"`rank` must be in [0, world_size), got {rank} with a world_size of {world_size}: pass both, or neither."
+        )
     rows = open_source(source, **options)
     sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
     folder = source_folder(source) if folder is None else os.fspath(folder)
@@ -118,7 +129,7 @@ def prepare(
     num_shards = None if num_rows is None else -(-num_rows // rows_per_shard)
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    options.pop("token", None)  # a secret, and no part of what the data are
+    options.pop("token", None)  # a secret, which the rows do not depend on
     request = {
         "rows_per_shard": rows_per_shard,
         "source_rows": num_rows,
@@ -130,12 +141,13 @@ def prepare(
     for shard, start, chunk in _chunks(rows, rows_per_shard):
         total = shard + 1
         path = output / f"shard-{shard:06d}.arrow"
+        # A shard is renamed into place when it is whole, so one that exists needs no second look.
         if shard % world_size == rank and not path.exists():
             title = f"{output.name}, shard {total} of {num_shards or '?'}"
             prepared, skipped = preparer(_progress(chunk, title), start)
             write_shard(make_table(prepared, skipped), path)
     if total == 0:
-        raise ValueError(f"Expected rows; the source {describe(source)} is empty.")
+        raise empty_source(source)
     if len(shard_paths(output)) < total:
         logger.info("Rank %d is done with %s; other ranks are not.", rank, output)
         return None
@@ -145,41 +157,60 @@ def prepare(
 def prepare_mixture(
     sources: Mapping[str, Any],
     output_dir: str | os.PathLike[str],
-    model: Any,
+    model: HasImageTokens,
     processor: JanusProProcessor,
     **defaults: Any,
 ) -> dict[str, PreparedDataset | None]:
-    """Prepares several sources, each into the folder `output_dir/name`. What `janus-hf prepare` calls.
+    """Prepare several sources, each into the folder `output_dir/name`. `janus-hf prepare` calls this.
 
     Args:
-        sources: Name -> source, or `{"source": ..., other arguments of prepare}`.
-        defaults: Arguments of `prepare` for all sources; a source's own go before.
+        sources: Name -> source, or `{"source": ...}` with further arguments of `prepare` for this source.
+        output_dir: Parent of the folders; created.
+        model: `JanusProForConditionalGeneration`.
+        processor: The model's processor.
+        defaults: Arguments of `prepare` for all sources. A source's own arguments take precedence.
+
+    Returns:
+        Name -> the prepared rows, or None if other ranks still have shards to make.
+
+    Raises:
+        ValueError: If there is no source, an entry names none, or `prepare` refuses one.
     """
     if not sources:
-        raise ValueError("Expected at least one source; got none.")
+        raise ValueError("`sources` must hold at least one source, got none: name the data to prepare.")
     done = {}
     for name, spec in sources.items():
         arguments = dict(spec) if isinstance(spec, dict) else {"source": spec}
         if "source" not in arguments:
-            raise ValueError(f"Expected 'source' among the arguments of {name!r}; got {sorted(arguments)}.")
+            raise ValueError(
+                f"`sources` must give the arguments of {name!r} with a 'source' among them, got {sorted(arguments)}: "
+                "add it."
+            )
         source = arguments.pop("source")
         done[name] = prepare(source, Path(output_dir, name), model, processor, **(defaults | arguments))
     return done
 
 
 def _rows_per_shard(rows: Any, num_shards: int | None) -> int:
+    """Return the number of rows in every shard but the last; raise `ValueError` if `num_shards` is out of range."""
     if num_shards is None:
         return ROWS_PER_SHARD
     if not hasattr(rows, "__len__"):
-        raise ValueError("A stream's length is unknown, so num_shards is too; leave it out.")
+        raise ValueError(
+            f"`num_shards` must be None for a stream, whose length is unknown, got {num_shards}: leave it out."
+        )
     if not 1 <= num_shards <= len(rows):
-        raise ValueError(f"Expected num_shards in [1, {len(rows)}], the number of rows; got {num_shards}.")
+        raise ValueError(
+            f"`num_shards` must be in [1, {len(rows)}], the number of rows, got {num_shards}: lower it, or leave it "
+            "out."
+        )
     return -(-len(rows) // num_shards)
 
 
 def _chunks(rows: Any, size: int) -> Iterator[tuple[int, int, Iterable[Any]]]:
-    """`(shard, its first row's number, its rows)`."""
+    """Yield `(number of the shard, number of its first row, its rows)`."""
     if hasattr(rows, "__len__"):
+        # `select` reads nothing, so shards of other ranks cost nothing; of a stream, every rank reads every row.
         for shard, start in enumerate(range(0, len(rows), size)):
             yield shard, start, rows.select(range(start, min(start + size, len(rows))))
         return
@@ -191,5 +222,9 @@ def _chunks(rows: Any, size: int) -> Iterator[tuple[int, int, Iterable[Any]]]:
 
 
 def _progress(rows: Any, title: str) -> Iterable[Any]:
+    """Return the rows, showing a progress bar while they are read."""
     progress: Iterable[Any] = logging.tqdm(rows, desc=title, unit="row", leave=False)
     return progress
+
+
+__all__ = ["ROWS_PER_SHARD", "prepare", "prepare_mixture", "prepare_rows"]

@@ -1,4 +1,4 @@
-"""Rows of one source -> prepared rows: what happens to a batch of them, wherever they come from and go to."""
+"""From rows of one source to prepared rows, a batch at a time, wherever the rows come from and go to."""
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,26 +9,36 @@ from typing import Any, TypeAlias
 import torch
 
 from ..processing import JanusProProcessor
-from .documents import Document, make_document, open_pictures
+from ..protocols import HasImageTokens
+from .documents import Document, make_document, open_images
 from .schema import Adapter, RowError
 
 
 Skipped: TypeAlias = list[tuple[int, str, str]]
-"""Number of the row in its source, reason, message."""
+"""Skipped rows: number of the row in its source, reason, message."""
 
 
 class RowPreparer:
-    """Rows of one source -> prepared rows. Reads and resizes pictures in threads, encodes them in batches.
+    """Callable that turns rows of one source into prepared rows.
+
+    Images are read and resized in threads and encoded in batches.
 
     Args:
-        model: `JanusProForConditionalGeneration`; its codec runs where it is, in its precision.
-        max_length: Longer documents are skipped, never cut. By default the model's context.
-        folder: Where relative picture paths start.
+        model: `JanusProForConditionalGeneration`. Its codec runs on its device and in its dtype.
+        processor: The model's processor.
+        adapter: Converts the source's columns to raw rows.
+        task: Skip rows that are no examples of this task. None takes all.
+        names: Names of the classes in the `label` column, if the source has them.
+        max_length: Number of ids of the longest document. Longer ones are skipped, never cut. By default the length of
+            the model's context.
+        batch_size: Number of rows, and so the largest number of images, that are encoded at a time.
+        num_threads: Number of threads that read and resize images.
+        folder: Folder where relative image paths start.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: HasImageTokens,
         processor: JanusProProcessor,
         adapter: Adapter,
         *,
@@ -40,17 +50,31 @@ class RowPreparer:
         folder: str = ".",
     ) -> None:
         if batch_size < 1 or num_threads < 1:
-            raise ValueError(f"Expected batch_size and num_threads of at least 1; got {batch_size} and {num_threads}.")
+            raise ValueError(
+                f"`batch_size` and `num_threads` must be at least 1, got {batch_size} and {num_threads}: raise them, "
+                "or leave them out."
+            )
         context = model.config.text_config.max_position_embeddings
         if not 1 <= (max_length or context) <= context:
-            raise ValueError(f"Expected max_length in [1, {context}], the model's context; got {max_length}.")
+            raise ValueError(
+                f"`max_length` must be in [1, {context}], the model's context, got {max_length}: lower it, or leave "
+                "it out."
+            )
         self.model, self.processor, self.adapter, self.names = model, processor, adapter, names
         self.task, self.folder, self.batch_size, self.num_threads = task, folder, batch_size, num_threads
         self.max_length = max_length or context
         self.lock = threading.Lock()
 
     def __call__(self, rows: Iterable[Mapping[str, Any]], start: int = 0) -> tuple[list[dict[str, Any]], Skipped]:
-        """Returns prepared rows, in order, and `(number, reason, message)` of the others; numbers from `start`."""
+        """Prepare rows.
+
+        Args:
+            rows: Rows of the source.
+            start: Number of the first of them in the source.
+
+        Returns:
+            The prepared rows, in order, and `(number, reason, message)` of the skipped ones.
+        """
         done: list[dict[str, Any]] = []
         skipped: Skipped = []
         numbered = enumerate(rows, start)
@@ -66,33 +90,41 @@ class RowPreparer:
         return done, skipped
 
     def _document(self, row: Mapping[str, Any]) -> tuple[Document | RowError, torch.Tensor | None]:
-        """With the pixels `(1, 3, S, S)` of its target, if it has one."""
+        """Return the document and, for drawing rows, its target's pixels `(1, 3, S, S)`.
+
+        On failure return the `RowError` and None: one bad row must not stop the others of its batch.
+        """
         try:
             try:
                 raw = self.adapter.convert(row, self.names)
             except KeyError as error:  # rows of a list need not all have the first one's columns
-                raise RowError("missing_column", f"Expected a column {error}; got {sorted(row)}.") from error
-            pictures = open_pictures(raw, folder=self.folder)
+                raise RowError("missing_column", f"The row must have a column {error}, got {sorted(row)}.") from error
+            images = open_images(raw, folder=self.folder)
+            # Only reading and resizing images gains from threads, and a tokenizer must not be used by two of them.
             with self.lock:
-                document = make_document(raw, pictures, self.processor)
+                document = make_document(raw, images, self.processor)
             if self.task is not None and document.task != self.task:
-                raise RowError("other_task", f"Expected a row for {self.task}; got one for {document.task}.")
+                raise RowError("other_task", f"The row must be one for {self.task}, got one for {document.task}.")
             codes = self.model.config.vq_config.num_image_tokens if document.target is not None else 0
             if (length := len(document.input_ids) + codes) > self.max_length:
-                raise RowError("too_long", f"Expected at most {self.max_length} ids; got {length}.")
+                raise RowError("too_long", f"The row must have at most {self.max_length} ids, got {length}.")
             if document.target is None:
                 return document, None
             pixels = self.processor.image_processor(document.target, mode="generation")["pixel_values"]
         except RowError as error:
             return error, None
-        except ValueError as error:  # a picture that cannot be cropped to a square
+        except ValueError as error:  # an image that cannot be cropped to a square
             return RowError("bad_picture", str(error)), None
         return document, pixels
 
     def _add_codes(self, documents: Sequence[tuple[Document, torch.Tensor | None]]) -> None:
+        """Encode the pixels of all drawing rows in one batch and append the codes to their documents."""
         drawings = [(document, pixels) for document, pixels in documents if pixels is not None]
         if drawings:
             codes = self.model.encode_image_ids(torch.cat([pixels for _, pixels in drawings]))
             joint_ids = (codes + self.model.config.text_config.vocab_size).tolist()
             for (document, _), ids in zip(drawings, joint_ids, strict=True):
                 document.add_codes(ids)
+
+
+__all__ = ["RowPreparer", "Skipped"]

@@ -1,6 +1,7 @@
-"""Opening what users bring: a Hub id, files or folders, or `datasets` objects, with their pictures left undecoded.
+"""Opening the sources that users name: a Hub id, files, folders or `datasets` objects, with images left undecoded.
 
-Undecoded, because `datasets` raises on the first broken file; preparation counts it and goes on.
+Images stay undecoded because `datasets` raises an error at the first broken file, whereas preparation skips the row,
+counts it and goes on.
 """
 
 import os
@@ -15,52 +16,65 @@ _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "c
 
 
 def open_source(source: Any, *, split: str = "train", **options: Any) -> datasets.Dataset | datasets.IterableDataset:
-    """A source -> rows in a fixed order, `Image` columns as `{"bytes", "path"}`.
+    """Open a source as rows in a fixed order, with the values of `Image` columns as `{"bytes", "path"}` dicts.
 
     Args:
         source: A `datasets.Dataset` or `IterableDataset`; a list of rows; the path or glob pattern of .parquet,
-            .jsonl, .json, .csv or .tar (WebDataset) files; a folder of such files, of pictures (imagefolder) or of
+            .jsonl, .json, .csv or .tar (WebDataset) files; a folder of such files, of images (imagefolder) or of
             `Dataset.save_to_disk`; or the id of a data set on the Hub.
-        split: Of folders and Hub ids.
-        options: For `datasets.load_dataset`: `name`, `data_files`, `revision`, `streaming`, `cache_dir`, ...
+        split: Split to read of a folder or a data set on the Hub.
+        options: Further arguments of `datasets.load_dataset`: `name`, `data_files`, `revision`, `streaming`, ...
 
     Raises:
-        FileNotFoundError, ValueError: From `datasets`, where there is nothing to open; or the source is empty.
+        FileNotFoundError: If `datasets` finds nothing to open.
+        ValueError: If `datasets` cannot read what it finds, the source has several splits, or it is empty.
+        TypeError: If `source` is of another type.
     """
     dataset = source if not isinstance(source, (str, os.PathLike)) else _load(os.fspath(source), split, options)
     if isinstance(dataset, Mapping):
-        raise ValueError(f"Expected one split; got a dictionary of {sorted(dataset)}. Pass dataset[split].")
+        raise ValueError(f"`source` must be one split, got a dictionary of {sorted(dataset)}: pass dataset[split].")
     if isinstance(dataset, Sequence) and not isinstance(dataset, datasets.Dataset):
-        columns = list(dict.fromkeys(name for row in dataset for name in row))  # from_list asks the first row only
+        # `from_list` takes the columns of the first row only.
+        columns = list(dict.fromkeys(name for row in dataset for name in row))
         dataset = datasets.Dataset.from_list([{name: row.get(name) for name in columns} for row in dataset])
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         raise TypeError(
-            f"Expected a path, a Hub id, a list of rows or a datasets.Dataset; got {type(dataset).__name__}."
+            "`source` must be a path, a Hub id, a list of rows or a datasets.Dataset, got "
+            f"{type(dataset).__name__}: convert it to one of these."
         )
     if isinstance(dataset, datasets.Dataset) and len(dataset) == 0:
-        raise ValueError(f"Expected rows; the source {describe(source)} is empty.")
+        raise empty_source(source)
     return _undecoded(dataset)
 
 
+def empty_source(source: Any) -> ValueError:
+    """Return the error to raise for a source without rows."""
+    return ValueError(f"`source` must have rows, got {describe(source)}, which is empty: leave it out.")
+
+
 def column_names(dataset: datasets.Dataset | datasets.IterableDataset, source: Any) -> list[str]:
-    """Streams may not know their columns before the first row.
+    """Return the column names of a data set. Those of a stream may be known from its first row only.
+
+    Args:
+        dataset: An opened source.
+        source: The source as the user named it, for the message.
 
     Raises:
-        ValueError: There is none; `source`, which the rows came from, is named.
+        ValueError: If there is no column, and so no row.
     """
     if names := list(dataset.column_names or next(iter(dataset), {})):
         return names
-    raise ValueError(f"Expected rows; the source {describe(source)} is empty.")
+    raise empty_source(source)
 
 
 def class_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str] | None:
-    """Names of the classes in the `label` column, if it has any."""
+    """Return the names of the classes in the `label` column; None if it has none."""
     feature = (dataset.features or {}).get("label")
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
 def source_folder(source: Any) -> str:
-    """Where relative picture paths in the rows start: beside the file, or in the folder, that was given."""
+    """Return the folder where relative image paths in the rows start: the source itself, or the folder it is in."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         return str(path if path.is_dir() else path.parent)
@@ -68,26 +82,32 @@ def source_folder(source: Any) -> str:
 
 
 def describe(source: Any) -> str:
-    """A short name for messages and `meta.json`."""
+    """Return a short name of a source, for messages and `meta.json`."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
     return f"{type(source).__module__.split('.')[0]}.{type(source).__name__}"
 
 
 def _load(source: str, split: str, options: dict[str, Any]) -> Any:
+    """Load files, a folder or a data set from the Hub, whichever `source` names."""
     suffix = _FORMATS.get(Path(source).suffix)
     is_local = os.path.exists(source) or any(mark in source for mark in "*?[")
     if is_local and suffix and not os.path.isdir(source):
         return datasets.load_dataset(suffix, data_files={split: source}, split=split, **options)
+    # `load_dataset` refuses what `save_to_disk` wrote, which is known by this file.
     if os.path.isdir(source) and Path(source, "state.json").is_file():
         return datasets.load_from_disk(source)
     return datasets.load_dataset(source, split=split, **options)
 
 
 def _undecoded(dataset: Any) -> Any:
+    """Return the data set with its `Image` columns, and lists of images, set not to decode."""
     for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
         elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.List(datasets.Image(decode=False)))
     return dataset
+
+
+__all__ = ["class_names", "column_names", "describe", "empty_source", "open_source", "source_folder"]

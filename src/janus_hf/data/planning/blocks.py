@@ -17,7 +17,7 @@ from .packing import Pool, pack
 
 
 class Entry(NamedTuple):
-    """One document of a pack: a row of a source, seen for the `visit`-th time (from 0). `source` is a number."""
+    """One document of a pack: number of the source, number of the row in it, and how often the row came before."""
 
     source: int
     row: int
@@ -60,7 +60,7 @@ class BlockState:
 
 
 class BlockPlanner:
-    """Plans the blocks of one plan, each from the state before it.
+    """Planner of the blocks of one plan, each from the state where it begins.
 
     Args:
         lengths: `(rows,)` integers per source: the number of ids of every row.

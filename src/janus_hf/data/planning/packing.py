@@ -19,33 +19,43 @@ def pack(
     num_packs: int | None = None,
     pool: "Pool[T] | None" = None,
 ) -> Iterator[list[T]]:
-    """Packs a sequence of `(length, document)`, looking `pool_size` documents ahead.
+    """Yield packs, lists of documents of at most `max_length` ids together, from a sequence of `(length, document)`.
 
-    A pack begins with the oldest document and takes older ones first, so that nothing waits long and a mixture stays
-    mixed, until one or two documents of the pool fill what is left of it almost exactly.
+    A pack begins with the oldest document of the pool and takes older ones first, so that no document waits long and a
+    mixture stays mixed, until one or two documents of the pool fill the rest of the pack almost exactly.
 
     Args:
-        num_packs: Stop after so many. Towards the end the pool is used up, so that no kind of document is left behind.
-        pool: Where documents wait; it may hold some already. Between two packs it is all there is to know.
+        documents: Pairs of a length in ids and any object that stands for the document.
+        max_length: Number of ids that a pack holds at most.
+        pool_size: Number of documents to choose from.
+        num_packs: Stop after this number of packs. Towards the end the pool is used up, so that no kind of document is
+            left behind. By default all documents are packed.
+        pool: Buffer of unpacked documents, updated in place. With the stream's position it is the whole state, so
+            packing can resume from it. By default an empty one.
 
     Raises:
-        ValueError: A document is longer than a pack.
+        ValueError: If a document is longer than a pack.
     """
     stream = iter(documents)
     pool = Pool() if pool is None else pool
     count = 0
     while num_packs is None or count < num_packs:
+        # Near the end, read only as many ids as the remaining packs hold: documents read beyond that would be lost.
         while len(pool.ages) < pool_size and (num_packs is None or pool.total < (num_packs - count) * max_length):
             if (following := next(stream, None)) is None:
                 break
             if following[0] > max_length:
-                raise ValueError(f"Expected documents of at most {max_length} ids; got one of {following[0]}.")
+                raise ValueError(
+                    f"`documents` must have at most `max_length`={max_length} ids, got one of {following[0]}: raise "
+                    "max_length, or leave long documents out."
+                )
             pool.add(*following)
         if not pool.ages:
             return
         members: list[T] = []
         room = max_length
         while (oldest := pool.oldest(room)) is not None:
+            # The first member is always the oldest document, so that none waits forever for a pack that it completes.
             last = pool.fill(room, max_length // SLACK) if members else ()
             for position in last or (oldest,):
                 length, document = pool.take(position)
@@ -58,17 +68,20 @@ def pack(
 
 
 class Pool(Generic[T]):
-    """Documents that wait, found by length and by age. Plain lists: at this size they beat arrays."""
+    """Buffer of unpacked documents that are found by length and by age.
+
+    Plain lists, sorted by length: at a few hundred documents they are faster than arrays.
+    """
 
     def __init__(self) -> None:
-        self.lengths: list[int] = []  # shortest first, of equals the oldest first
-        self.ages: list[int] = []  # of the same documents
+        self.lengths: list[int] = []  # shortest first; of equal lengths the oldest first
+        self.ages: list[int] = []  # ages of the same documents: their number in the order of adding
         self.waiting: dict[int, tuple[int, T]] = {}  # age -> (length, document), oldest first
-        self.added = 0
-        self.total = 0
+        self.added = 0  # number of documents added so far
+        self.total = 0  # number of ids of all documents in the pool
 
     def add(self, length: int, document: T) -> None:
-        """One more, younger than all that wait."""
+        """Add a document, which is then the youngest."""
         position = bisect_right(self.lengths, length)
         self.lengths.insert(position, length)
         self.ages.insert(position, self.added)
@@ -77,23 +90,25 @@ class Pool(Generic[T]):
         self.total += length
 
     def take(self, position: int) -> tuple[int, T]:
-        """Removes and returns `(length, document)`."""
+        """Remove the document at a position of `lengths` and return `(length, document)`."""
         self.total -= self.lengths.pop(position)
         return self.waiting.pop(self.ages.pop(position))
 
     def oldest(self, room: int) -> int | None:
-        """The position of the oldest document that is not longer than `room`."""
+        """Return the position in `lengths` of the oldest document of at most `room` ids; None if there is none."""
         if not self.lengths or self.lengths[0] > room:
             return None
         for length, _ in self.waiting.values():
             if length <= room:
                 break
+        # Of equal lengths the oldest stands first, so the first position of this length is the document found.
         return bisect_left(self.lengths, length)
 
     def fill(self, room: int, slack: int) -> tuple[int, ...]:
-        """Positions, the higher first, of one or two documents that fill `room` up to `slack`; empty if none do.
+        """Return positions in `lengths`, the higher first, of one or two documents that fill `room` up to `slack` ids.
 
-        One if one will do, else the fullest pair, of equals the one whose longer document is shortest.
+        One document is preferred to two. Of the pairs, the fullest is chosen, and of equally full ones the pair whose
+        longer document is shortest. The result is empty if no document and no pair fills the room.
         """
         lengths, least = self.lengths, room - slack
         single = bisect_right(lengths, room) - 1
@@ -105,14 +120,18 @@ class Pool(Generic[T]):
         first, end = max(bisect_left(lengths, (least + 1) // 2), 1), bisect_right(lengths, room - lengths[0])
         best = least - 1
         found: tuple[int, ...] = ()
+        # As the longer one grows, its partner shrinks: `partner` only moves down, so all pairs take one pass.
         partner = bisect_right(lengths, room - lengths[first]) - 1
         for position in range(first, end):
             rest = room - lengths[position]
             while lengths[partner] > rest:
                 partner -= 1
-            shorter = min(partner, position - 1)  # each pair once, and nobody its own partner
+            shorter = min(partner, position - 1)  # considers each pair once and pairs no document with itself
             if (together := lengths[position] + lengths[shorter]) > best:
                 best, found = together, (position, shorter)
                 if best == room:
                     break
         return found
+
+
+__all__ = ["POOL_SIZE", "Pool", "pack"]

@@ -39,7 +39,7 @@ def _noise(seed: int, size: tuple[int, int] = (70, 66)) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def picture() -> Callable[..., Image.Image]:
+def make_image() -> Callable[..., Image.Image]:
     """A function that makes an image of noise from a seed and a size."""
     return _noise
 

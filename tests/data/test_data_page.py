@@ -27,8 +27,8 @@ def test_every_adapter_has_its_row_and_its_example():
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_examples_can_be_prepared(name, picture, model, processor, tmp_path):
-    picture(1).save(tmp_path / "photo.jpg")
+def test_examples_can_be_prepared(name, make_image, model, processor, tmp_path):
+    make_image(1).save(tmp_path / "photo.jpg")
     (tmp_path / "rows.jsonl").write_text(EXAMPLES[name])
     prepared = prepare_rows(
         tmp_path / "rows.jsonl", model, processor, adapter="describe" if name == "describe" else None

@@ -160,5 +160,5 @@ def test_streams_refuse_what_they_cannot_do(folders, tmp_path):
         stream_packs(folders, max_length=512, ratios={"draw": 1})
     with pytest.raises(ValueError, match=r"got none for the sources \['empty'\]"):
         stream_packs({"empty": str(tmp_path)}, max_length=512, ratios={"empty": 1})
-    with pytest.raises(ValueError, match="at most `max_length`=70 ids"):
+    with pytest.raises(ValueError, match="at most `max_length`=70 tokens"):
         list(stream_packs(folders, max_length=70, ratios={"draw": 1, "talk": 1}, epochs=1))

@@ -52,11 +52,11 @@ def test_an_answer_begins_where_the_prompt_of_inference_ends(answer, processor):
     assert made.labels[len(prompt) :] == made.input_ids[len(prompt) :]
 
 
-def test_content_parts_are_read(conversations, processor, picture):
+def test_content_parts_are_read(conversations, processor, make_image):
     parts = [{"type": "image"}, {"type": "text", "text": "What is this?"}]
     turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Noise."}]
     expected = document(conversations[0], processor)
-    assert document({"messages": turns, "images": [picture(1)]}, processor).input_ids == expected.input_ids
+    assert document({"messages": turns, "images": [make_image(1)]}, processor).input_ids == expected.input_ids
 
 
 def test_drawings_are_the_samplers_prompt_and_trained_codes(drawings, processor):
@@ -76,9 +76,9 @@ def test_plain_text_is_trained_from_the_first_word_to_the_end(processor):
     assert made.labels == [IGNORE, *made.input_ids[1:]]
 
 
-def test_relative_paths_start_in_the_folder(tmp_path, processor, picture):
+def test_relative_paths_start_in_the_folder(tmp_path, processor, make_image):
     (tmp_path / "sub").mkdir()
-    picture(3).save(tmp_path / "sub" / "a.png")
+    make_image(3).save(tmp_path / "sub" / "a.png")
     row = {
         "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}],
         "images": ["sub/a.png"],

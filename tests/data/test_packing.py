@@ -64,5 +64,5 @@ def test_packing_keeps_every_document_once_and_none_waits_for_ever():
     assert sorted(flat) == list(range(3000))
     assert all(lengths[members].sum() <= 100 for members in packs)
     assert max(abs(number - place) for place, number in enumerate(flat)) < 1000
-    with pytest.raises(ValueError, match="at most `max_length`=5 ids, got one of 6"):
+    with pytest.raises(ValueError, match="at most `max_length`=5 tokens, got one of 6"):
         list(pack([(6, "x")], 5))

@@ -18,7 +18,10 @@ from .schema import TASKS
 
 
 class JanusProCollator:
-    """Collator of a trainer: makes a batch from a list of B packs. "Joint ids" are those of `documents.Document`.
+    """Function of a trainer that makes a batch of B rows from a list of B packs.
+
+    A pack is a list of documents that share one row of the batch. Joint ids are token ids in which image code c is
+    `V + c`, V being the size of the text vocabulary.
 
     | key | shape, dtype | meaning |
     |---|---|---|
@@ -35,10 +38,10 @@ class JanusProCollator:
 
     Args:
         processor: The processor of inference; it makes the pixels.
-        caption_drop: Probability that a drawing row is learned without its prompt: all ids between BOS and BOI
-            (begin-of-image) become padding that is attended to, as in the sampler's unconditional row. The length
-            stays. `seed` and the document's `source`, `row` and `visit` alone decide, so that a resumed run and any
-            rank decide the same.
+        caption_drop: Probability that a drawing row (a prompt and the image to generate) is learned without its
+            prompt: all ids between BOS and BOI (begin-of-image) become padding that is attended to, as in the
+            sampler's unconditional row. The length stays. `seed` and the document's `source`, `row` and `visit` alone
+            decide, so that a resumed run and any rank decide the same.
         seed: Seed of the caption drop.
         max_length: Length of the longest row that the grey image may make: the model's context, not the length of
             packs, which are full. By default the tokenizer's `model_max_length`.
@@ -69,7 +72,7 @@ class JanusProCollator:
         self.varlen, self.return_task_ids = varlen, return_task_ids
 
     def __call__(self, packs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Make a batch.
+        """Make a batch of tensors from packs.
 
         Args:
             packs: `{"documents": [prepared rows]}` dicts, or bare prepared rows, which are packs of one.
@@ -81,7 +84,7 @@ class JanusProCollator:
             ValueError: If there is nothing to collate, or a row is longer than `pad_to`.
         """
         if not packs:
-            raise ValueError("`packs` must hold at least one pack, got none: lower the number of ranks or workers.")
+            raise ValueError("`packs` must hold at least one pack, got none: leave out empty batches.")
         rows: list[list[Mapping[str, Any]]] = [
             list(pack["documents"]) if "documents" in pack else [pack] for pack in packs
         ]
@@ -98,7 +101,7 @@ class JanusProCollator:
         shape = (len(rows), width)
         input_ids, labels = np.full(shape, self.processor.pad_token_id), np.full(shape, IGNORE)
         position_ids, task_ids = np.zeros(shape, dtype=np.int64), np.full(shape, -1)
-        images: list[bytes | Image.Image] = []
+        images: list[Any] = []  # encoded files, or the grey image
         starts = []  # first positions of all documents, in the flattened batch
         for index, row in enumerate(rows):
             start = 0
@@ -112,7 +115,7 @@ class JanusProCollator:
                 images += document["images"]
                 starts.append(index * width + start)
                 start = end
-            # Padding is one more document, with positions of its own: real documents must not attend to it.
+            # Without a mask, padding must be a document too; otherwise it would continue the last one.
             if start < width:
                 position_ids[index, start:] = np.arange(width - start)
                 starts.append(index * width + start)
@@ -134,6 +137,7 @@ class JanusProCollator:
         Raises:
             ValueError: If the document does not say which row it is: all such documents would have the same fate.
         """
+        # Where nothing is decided by chance, rows that do not say which they are can be collated too.
         if self.caption_drop in (0, 1):
             return bool(self.caption_drop)
         if missing := {"source", "row", "visit"} - set(document):
@@ -151,7 +155,8 @@ class JanusProCollator:
         ids = np.asarray(document["input_ids"])
         if document["prompt_end"] < 0 or not self.drops_caption(document):
             return ids
-        ids = ids.copy()
+        ids = ids.copy()  # because the caller's document must not change
+        # BOS and BOI stay, as in the unconditional row that `generate_images` makes.
         ids[1 : document["prompt_end"]] = self.processor.pad_token_id
         return ids
 

@@ -47,6 +47,7 @@ class PackedDataset:
                 f"`sources` must be those of the plan, {sorted(plan.names)}, got {sorted(sources)}: open the same "
                 "sources, or make a new plan."
             )
+        # Names alone would accept a source that was prepared again, with other rows.
         plan.check_lengths(_lengths(sources))
         self.sources, self.plan = dict(sources), plan
 
@@ -121,9 +122,9 @@ def stream_packs(
             f"`folders` must hold prepared shards with rows, got none for the sources {empty}: run janus-hf prepare "
             "first."
         )
+    # `datasets` deals one list to ranks and workers, so each part must hold shards of every source, and there are no
+    # more parts than the smallest source has shards. Part `i` holds every `count`-th shard, from the `i`-th.
     count = min(map(len, shards.values()))
-    # `datasets` deals one list to ranks and workers, so each part must hold shards of every source: part `i` holds
-    # every `count`-th shard, from the `i`-th.
     parts = [{name: paths[index::count] for name, paths in shards.items()} for index in range(count)]
     settings = {
         "max_length": max_length,
@@ -171,12 +172,14 @@ def _rows(name: str, paths: list[str], seed: int, epochs: int | None) -> Iterato
     """Yield the documents of one source, shard by shard in random order, `epochs` times or without end."""
     visit = 0
     while epochs is None or visit < epochs:
+        # Seeded anew at every visit, so that its order does not depend on how the visits before it were read.
         generator = np.random.default_rng([seed, visit])
         for shard in generator.permutation(len(paths)):
             table = read_shard(paths[shard])
             for row in generator.permutation(len(table)):
                 yield table_row(table, int(row)) | {
                     "source": name,
+                    # The number in the source is not known from a shard alone; this names the row as well.
                     "row": f"{Path(paths[shard]).stem}:{row}",
                     "visit": visit,
                 }

@@ -25,7 +25,10 @@ IGNORE = -100  # label where nothing is trained: the index that cross-entropy ig
 
 @dataclass
 class Document:
-    """One training example. That of a drawing row ends at begin-of-image (BOI) until `add_codes` appends its codes.
+    """One training example: token ids, labels and images.
+
+    The ids of a drawing row (a prompt and the image to generate) end at begin-of-image (BOI) until `add_codes` appends
+    the image's codes.
 
     Args:
         task: "text", "understanding" or "drawing".
@@ -138,6 +141,7 @@ def _drawing(prompt: Any, target: Image.Image | None, processor: JanusProProcess
     if not isinstance(prompt, str) or not prompt.strip():
         raise RowError("empty_text", f"A prompt must be a non-empty string, got {prompt!r}.")
     ids = processor.prepare_image_generation(prompt)["input_ids"][0].tolist()
+    # The model would replace a placeholder by the features of an image to understand, and this row has none.
     if processor.image_token_id in ids:
         raise RowError("picture_mismatch", f"A prompt must not hold {processor.image_token}, got {prompt[:200]!r}.")
     return Document("drawing", ids, [IGNORE] * len(ids), prompt_end=len(ids) - 1, target=target)

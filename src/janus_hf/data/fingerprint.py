@@ -27,6 +27,7 @@ def fingerprint(model: HasImageTokens, processor: JanusProProcessor) -> dict[str
         ValueError: If model and processor do not belong together.
     """
     config, codec = model.config, model.model.vqmodel
+    # A model without a padding id of its own takes the processor's, so the two cannot disagree.
     pad = model.generation_config.pad_token_id
     pairs = {
         "id of the padding token": (processor.pad_token_id if pad is None else pad, processor.pad_token_id),
@@ -62,6 +63,7 @@ def fingerprint(model: HasImageTokens, processor: JanusProProcessor) -> dict[str
 
 def processor_fingerprint(processor: JanusProProcessor) -> dict[str, Any]:
     """Return the processor's half of `fingerprint`, for callers without a model."""
+    # The vocabulary gives ids their meaning, and the template decides which ids surround a turn.
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "boi_token_id", "eoi_token_id", "image_token_id")
     vocabulary = json.dumps(sorted(processor.tokenizer.get_vocab().items())).encode()
     template = json.dumps(processor.chat_template).encode()

@@ -64,6 +64,7 @@ def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
                 f"`output_dir` must be an empty folder, or an earlier run's with its {META}, got {str(output)!r}, "
                 f"which has shards but no {META}: choose another folder, or delete this one."
             )
+        # Before the first shard, so that a later run with other arguments is refused and not mixed in.
         write_json(meta | {"complete": False}, path)
         return meta
     earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -100,6 +101,7 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
     skipped: Skipped = []
 
     def tables() -> Iterator[pa.Table]:
+        """Yield the shards, and collect the rows that were skipped in them."""
         # One shard is open at a time, because Linux allows a process only 65,530 maps.
         for path in paths:
             table = read_shard(path)
@@ -112,6 +114,7 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
     # `meta.json` comes last, because it says that everything else is there.
     write_shard(index, output / INDEX)
     write_json(meta, output / META)
+    # Temporary files have unique names, so those of killed processes are never overwritten.
     for left_by_a_kill in output.glob(".shard-*"):
         left_by_a_kill.unlink(missing_ok=True)
     return load_prepared(output)

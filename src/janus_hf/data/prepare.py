@@ -52,6 +52,7 @@ def prepare_rows(
     if listed and not source:
         raise empty_source(source)
     rows = source if listed else open_source(source)
+    # Rows of a list need not all have the same columns, so those of the first row would not do.
     columns = list(dict.fromkeys(name for row in rows for name in row)) if listed else column_names(rows, source)
     chosen = choose_adapter(columns, name=adapter, task=task)
     names = None if listed else class_names(rows)
@@ -130,6 +131,7 @@ def prepare(
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     options.pop("token", None)  # a secret, which the rows do not depend on
+    # Options go through JSON, so that they compare equal to what `begin` reads back from an earlier run's file.
     request = {
         "rows_per_shard": rows_per_shard,
         "source_rows": num_rows,

@@ -66,7 +66,7 @@ class RowPreparer:
         self.lock = threading.Lock()
 
     def __call__(self, rows: Iterable[Mapping[str, Any]], start: int = 0) -> tuple[list[dict[str, Any]], Skipped]:
-        """Prepare rows.
+        """Turn rows of the source into prepared rows.
 
         Args:
             rows: Rows of the source.
@@ -105,6 +105,7 @@ class RowPreparer:
                 document = make_document(raw, images, self.processor)
             if self.task is not None and document.task != self.task:
                 raise RowError("other_task", f"The row must be one for {self.task}, got one for {document.task}.")
+            # Codes are added later but count here: encoding an image whose row is then skipped would be wasted.
             codes = self.model.config.vq_config.num_image_tokens if document.target is not None else 0
             if (length := len(document.input_ids) + codes) > self.max_length:
                 raise RowError("too_long", f"The row must have at most {self.max_length} ids, got {length}.")

@@ -43,7 +43,7 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A pure function from rows of some known columns to raw rows.
+    """A pure function that turns rows with certain columns into raw rows, and the facts needed to choose it.
 
     Args:
         name: Value of the argument `adapter` of `prepare` that chooses it.
@@ -65,6 +65,7 @@ _IMAGES = ("image", "jpg", "jpeg", "png", "webp")  # the last four are members o
 _CAPTIONS = ("caption", "text", "txt")
 _MIDJOURNEY = ("midjourney_prompt", "original_text", "Prompt", "content", "prompt")
 _QUESTIONS = (("question", "answer"), ("query", "response"), ("instruction", "output"), ("instruction", "response"))
+# Names of the roles in LLaVA's and similar data sets -> ours.
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
@@ -131,7 +132,7 @@ def _llava(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
 
 
 def _texts(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read `texts`: question and answer in one dict per exchange, as in HuggingFaceM4/the_cauldron."""
+    """Read `texts`: dicts of one question (`user`) and its answer (`assistant`) each."""
     turns = row["texts"]
     _check_turns(turns, {"user", "assistant"})
     messages = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 
 
+# Suffix of a file -> name of the builder that `datasets` reads it with.
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tar": "webdataset"}
 
 
@@ -91,6 +92,7 @@ def describe(source: Any) -> str:
 def _load(source: str, split: str, options: dict[str, Any]) -> Any:
     """Load files, a folder or a data set from the Hub, whichever `source` names."""
     suffix = _FORMATS.get(Path(source).suffix)
+    # A glob pattern names local files, although no file has its name.
     is_local = os.path.exists(source) or any(mark in source for mark in "*?[")
     if is_local and suffix and not os.path.isdir(source):
         return datasets.load_dataset(suffix, data_files={split: source}, split=split, **options)

@@ -84,6 +84,7 @@ def table_row(table: pa.Table, index: int) -> dict[str, Any]:
     Returns:
         A dict with the columns of `SCHEMA`: ids and labels as int64 arrays `(T,)`, the others as Python values.
     """
+    # One chunk per column means that no search for the chunk of a row is needed.
     row: dict[str, Any] = {}
     for name in SCHEMA.names:
         scalar = table.column(name).chunk(0)[index]

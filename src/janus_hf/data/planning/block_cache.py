@@ -14,11 +14,11 @@ from .blocks import Block, BlockPlanner, BlockState
 
 
 class BlockCache:
-    """Blocks by number, for any order of reading.
+    """Blocks of a plan by number, in any order: `cache[number]` is a `Block` of consecutive packs.
 
-    The states of all blocks planned so far are kept, so that a block that was dropped is planned again alone. The
-    first read of a block plans all those between it and the nearest earlier state. A plan of more than `capacity`
-    blocks also writes its states to `folder` and reads those of other processes.
+    A block is planned when it is first read, after those before it. The states where blocks begin are all kept, so
+    that a block that was dropped from memory is planned again without the others. The cache of a plan of more than
+    `capacity` blocks also writes the states to `folder`, and reads those that other processes wrote.
 
     Args:
         planner: Plans the blocks.
@@ -50,7 +50,7 @@ class BlockCache:
         return -(-self.num_packs // self.planner.block_size)
 
     def __getitem__(self, number: int) -> Block:
-        """Return a block; plan it, and blocks before it, if need be."""
+        """Return a block. Plan it if it is not in memory, after those from the nearest known state on."""
         if (block := self._blocks.get(number)) is not None:
             return block
         nearest = self._nearest_state(number)
@@ -63,7 +63,7 @@ class BlockCache:
         return (self[number] for number in range(self.num_blocks))
 
     def plan_all(self) -> None:
-        """Plan every block in order; afterwards the number of packs is known."""
+        """Plan every block in order, and so find out the number of packs of the plan."""
         total = 0
         with _progress(self._num_packs) as progress:
             for number in count():
@@ -75,7 +75,7 @@ class BlockCache:
         self._num_packs = total
 
     def _make(self, number: int) -> Block:
-        """Plan a block whose state is known, keep it and note where the next one begins."""
+        """Plan a block whose state is known, and keep it and the state where the next one begins."""
         block, following = self.planner.next_block(self._states[number])
         self._states[number + 1] = following
         # While `plan_all` counts, the packs before this block are all that is known of the plan's length.
@@ -84,6 +84,7 @@ class BlockCache:
             self._write_state(following)
         if len(block):
             self._blocks[number] = block
+        # Training reads blocks in order, so the block planned first is the least likely to be read again.
         while len(self._blocks) > self.capacity:
             del self._blocks[next(iter(self._blocks))]
         return block
@@ -101,12 +102,14 @@ class BlockCache:
         return best
 
     def _write_state(self, state: BlockState) -> None:
+        """Write the state where a block begins to `folder`, unless it is there."""
         assert self.folder is not None
         # Every process that plans this block writes the same content, so the first file is as good as any.
         if not (path := self._state_path(self.folder, state.number)).exists():
             save_arrays(path, given=np.array(state.given), waiting=state.waiting)
 
     def _state_path(self, folder: Path, number: int) -> Path:
+        """Return the path of the state where a block begins."""
         return folder / f"{self.key}-{number:07d}.npz"
 
 
@@ -117,7 +120,8 @@ def save_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def _progress(num_packs: int | None) -> Any:  # Any: a tqdm bar, or the stand-in of transformers while bars are off
+def _progress(num_packs: int | None) -> Any:
+    """Return a progress bar over packs that appears after two seconds."""
     return logging.tqdm(desc="planning", total=num_packs, unit="pack", leave=False, delay=2)
 
 

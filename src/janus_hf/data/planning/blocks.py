@@ -1,8 +1,8 @@
 """Planning one block of packs from the state that the block before it left behind.
 
-A block is a run of consecutive packs. All that a block needs to know of the earlier ones is how many rows every source
-has handed out and which of those rows are not in a pack yet. So any block can be planned, or planned again, from a
-state of a few kilobytes.
+A pack is a list of documents that share one row of the batch; a block is a run of consecutive packs of a plan. A block
+needs to know two facts about the blocks before it: how many rows every source has handed out, and which of those rows
+are in no pack yet. So any block can be planned, or planned again, from a state of a few kilobytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,13 @@ from .packing import Pool, pack
 
 
 class Entry(NamedTuple):
-    """One document of a pack: number of the source, number of the row in it, and how often the row came before."""
+    """One document of a pack.
+
+    Args:
+        source: Number of its source, in the order of the plan's ratios.
+        row: Number of the row in that source.
+        visit: Number of times that the row came before in the plan.
+    """
 
     source: int
     row: int
@@ -26,7 +32,7 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive packs, stored as two arrays.
+    """Consecutive packs of a plan, stored as two arrays. A pack is a list of documents that share a row of the batch.
 
     Args:
         entries: `(documents, 3)` int32: the fields of an `Entry` per document, pack after pack.
@@ -46,7 +52,7 @@ class Block:
 
 @dataclass(frozen=True)
 class BlockState:
-    """The state of planning where a block begins.
+    """State of planning where a block begins: all that the block needs to know of the blocks before it.
 
     Args:
         number: Number of the block, from 0.
@@ -60,13 +66,13 @@ class BlockState:
 
 
 class BlockPlanner:
-    """Planner of the blocks of one plan, each from the state where it begins.
+    """Planner of blocks of consecutive packs, each from the state where the block begins.
 
     Args:
-        lengths: `(rows,)` integers per source: the number of ids of every row.
+        lengths: Per source, the number of tokens of every row, `(rows,)` integers.
         ratios: Share of every source in rows, in any unit.
         seed: Seed of the order of the rows.
-        max_length: Number of ids that a pack holds at most.
+        max_length: Largest number of tokens in a pack.
         pool_size: Number of rows that packing chooses from.
         num_packs: Number of packs of the plan; None if `num_documents` decides.
         num_documents: Number of rows of the plan; None if `num_packs` decides.
@@ -97,11 +103,11 @@ class BlockPlanner:
     def next_block(self, state: BlockState) -> tuple[Block, BlockState]:
         """Return the block that begins at `state`, and the state where the next block begins.
 
-        The result depends on `state` and the planner's arguments alone. A block of less than `block_size` packs is the
-        last one.
+        This is a pure function of `state` and the planner's arguments. A block of less than `block_size` packs is the
+        last one of the plan.
         """
-        # Packing knows a document by its index in `parts`, joined. The pool counts the documents added to it in the
-        # same order, waiting ones first, so that `pool.added` says how far the block has read.
+        # `pack` knows a document by its index in the joined `parts`. Waiting rows come first there and in the pool, so
+        # both count alike, and `pool.added` tells how far the stream was read.
         parts = [state.waiting]
         pool: Pool[int] = Pool()
         for index, length in enumerate(gather_lengths(self.lengths, state.waiting).tolist()):
@@ -114,16 +120,19 @@ class BlockPlanner:
         members = np.fromiter((index for members in packs for index in members), dtype=np.int64)
         block = Block(entries[members], np.cumsum([0, *map(len, packs)]))
 
-        # Rows arrive in large pieces, of which the pool has not read the end: only what it read was handed out.
+        # The stream makes rows in large pieces, of which packing may have left the end: a row counts as handed out
+        # only if the pool has read it.
         read = np.bincount(entries[len(state.waiting) : pool.added, 0], minlength=len(self.lengths)).tolist()
         given = tuple(had + more for had, more in zip(state.given, read, strict=True))
         waiting = entries[np.array([index for _, index in pool.waiting.values()], dtype=np.int64)]
         return block, BlockState(state.number + 1, given, waiting)
 
     def _documents(self, given: Sequence[int], parts: list[np.ndarray]) -> Iterator[tuple[int, int]]:
-        """Yield `(length, index)` of the rows after the `given` ones, and append their entries to `parts`.
+        """Yield `(number of tokens, index)` of the rows after the first `given` ones of every source.
 
-        The index counts through all arrays of `parts`.
+        Args:
+            given: Number of rows that each source has handed out.
+            parts: Receives the rows' entries, one `(n, 3)` array after another. The index counts through all of them.
         """
         while self.num_documents is None or sum(given) < self.num_documents:
             # In pieces, because array operations over many rows are faster than one row at a time.
@@ -142,7 +151,12 @@ class BlockPlanner:
 
 
 def gather_lengths(lengths: Sequence[np.ndarray], entries: np.ndarray) -> np.ndarray:
-    """Return the number of ids `(n,)` int64 of entries `(n, 3)`, given the `(rows,)` lengths of every source."""
+    """Return the number of tokens `(n,)` int64 of the rows that `entries` name.
+
+    Args:
+        lengths: Per source, the number of tokens of every row, `(rows,)` integers.
+        entries: `(n, 3)` integers, the fields of an `Entry` each.
+    """
     gathered = np.zeros(len(entries), dtype=np.int64)
     for source, rows in enumerate(lengths):
         ours = entries[:, 0] == source

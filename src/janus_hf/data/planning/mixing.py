@@ -8,9 +8,9 @@ import numpy as np
 
 
 def take_turns(ratios: Sequence[float], given: Sequence[int] | None = None) -> Iterator[int]:
-    """Yield source numbers without end, in proportion to `ratios`.
+    """Yield numbers of sources without end, in proportion to `ratios`.
 
-    After `n` turns, source `s` has had `n * ratios[s] / sum(ratios)` of them, to within one turn.
+    After `n` turns, source `s` has had `n * ratios[s] / sum(ratios)` turns, to within one.
 
     Args:
         ratios: One positive number per source, in any unit.
@@ -28,10 +28,11 @@ def take_turns(ratios: Sequence[float], given: Sequence[int] | None = None) -> I
 
 
 class RowOrder:
-    """The order in which one source hands out its rows: all of them once per visit, shuffled anew for every visit.
+    """Order in which one source hands out its rows.
 
-    The order depends on the arguments alone. The order of the latest visit is kept, because shuffling a large source
-    takes longer than planning a block of packs.
+    The source hands out all of its rows once, in random order, and then all of them again in another random order.
+    Each such pass is a visit. The order depends on the arguments alone. That of the latest visit is kept in memory,
+    because shuffling a large source takes longer than planning a block of packs.
 
     Args:
         seed: Seed of the plan.
@@ -45,7 +46,12 @@ class RowOrder:
         self._order = np.empty(0, dtype=np.int32)
 
     def rows(self, start: int, amount: int) -> np.ndarray:
-        """Return `(amount, 2)` int32, row number and visit (from 0), of the rows after the first `start` ones."""
+        """Return the row numbers and visits (from 0), `(amount, 2)` int32, of the rows after the first `start` ones.
+
+        Args:
+            start: Number of rows handed out before, over all visits.
+            amount: Number of rows to return.
+        """
         pieces = [np.empty((0, 2), dtype=np.int32)]
         while amount:
             visit, offset = divmod(start, self.num_rows)
@@ -55,6 +61,7 @@ class RowOrder:
         return np.concatenate(pieces)
 
     def _order_of(self, visit: int) -> np.ndarray:
+        """Return the row numbers `(num_rows,)` int32 in the order of a visit."""
         if visit != self._visit:
             order = np.arange(self.num_rows, dtype=np.int32)
             # The constant 0 belongs to the plans that models were trained with: another seed is another plan.

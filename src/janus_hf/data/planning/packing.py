@@ -19,14 +19,14 @@ def pack(
     num_packs: int | None = None,
     pool: "Pool[T] | None" = None,
 ) -> Iterator[list[T]]:
-    """Yield packs, lists of documents of at most `max_length` ids together, from a sequence of `(length, document)`.
+    """Yield packs: lists of documents that together have at most `max_length` tokens.
 
     A pack begins with the oldest document of the pool and takes older ones first, so that no document waits long and a
     mixture stays mixed, until one or two documents of the pool fill the rest of the pack almost exactly.
 
     Args:
-        documents: Pairs of a length in ids and any object that stands for the document.
-        max_length: Number of ids that a pack holds at most.
+        documents: Pairs of a number of tokens and any object that stands for the document.
+        max_length: Largest number of tokens in a pack.
         pool_size: Number of documents to choose from.
         num_packs: Stop after this number of packs. Towards the end the pool is used up, so that no kind of document is
             left behind. By default all documents are packed.
@@ -40,14 +40,14 @@ def pack(
     pool = Pool() if pool is None else pool
     count = 0
     while num_packs is None or count < num_packs:
-        # Near the end, read only as many ids as the remaining packs hold: documents read beyond that would be lost.
+        # Near the end, read only as many tokens as the remaining packs hold: documents read beyond that would be lost.
         while len(pool.ages) < pool_size and (num_packs is None or pool.total < (num_packs - count) * max_length):
             if (following := next(stream, None)) is None:
                 break
             if following[0] > max_length:
                 raise ValueError(
-                    f"`documents` must have at most `max_length`={max_length} ids, got one of {following[0]}: raise "
-                    "max_length, or leave long documents out."
+                    f"`documents` must have at most `max_length`={max_length} tokens, got one of {following[0]}: "
+                    "raise max_length, or leave long documents out."
                 )
             pool.add(*following)
         if not pool.ages:
@@ -78,7 +78,7 @@ class Pool(Generic[T]):
         self.ages: list[int] = []  # ages of the same documents: their number in the order of adding
         self.waiting: dict[int, tuple[int, T]] = {}  # age -> (length, document), oldest first
         self.added = 0  # number of documents added so far
-        self.total = 0  # number of ids of all documents in the pool
+        self.total = 0  # number of tokens of all documents in the pool
 
     def add(self, length: int, document: T) -> None:
         """Add a document, which is then the youngest."""
@@ -95,7 +95,7 @@ class Pool(Generic[T]):
         return self.waiting.pop(self.ages.pop(position))
 
     def oldest(self, room: int) -> int | None:
-        """Return the position in `lengths` of the oldest document of at most `room` ids; None if there is none."""
+        """Return the position in `lengths` of the oldest document of at most `room` tokens; None if there is none."""
         if not self.lengths or self.lengths[0] > room:
             return None
         for length, _ in self.waiting.values():
@@ -105,10 +105,11 @@ class Pool(Generic[T]):
         return bisect_left(self.lengths, length)
 
     def fill(self, room: int, slack: int) -> tuple[int, ...]:
-        """Return positions in `lengths`, the higher first, of one or two documents that fill `room` up to `slack` ids.
+        """Return positions in `lengths`, the higher first, of one or two documents that fill `room`.
 
-        One document is preferred to two. Of the pairs, the fullest is chosen, and of equally full ones the pair whose
-        longer document is shortest. The result is empty if no document and no pair fills the room.
+        Up to `slack` of the `room` tokens may stay free. One document is preferred to two. Of the pairs, the fullest
+        is chosen, and of equally full ones the pair whose longer document is shortest. The result is empty if no
+        document and no pair fills the room.
         """
         lengths, least = self.lengths, room - slack
         single = bisect_right(lengths, room) - 1

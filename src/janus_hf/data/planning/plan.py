@@ -5,7 +5,7 @@ is a pure function of seed, ratios, row lengths and sizes, so ratios are exact, 
 talking to the others, and a run resumes by skipping numbers. The plan's hash tells whether a resumed run would see the
 same batches.
 
-Planning takes three steps. The example has eight rows: five answers and three texts of these numbers of ids.
+Planning takes three steps. The example has eight rows, five answers and three texts, with these numbers of tokens:
 
 >>> from itertools import islice
 >>> from janus_hf.data.planning.mixing import RowOrder, take_turns
@@ -26,7 +26,7 @@ Planning takes three steps. The example has eight rows: five answers and three t
    [2, 0, 1]
 
 3. Packs are filled from a small pool of the rows that are next (`packing.py`). Each begins with the oldest row of the
-   pool. Pack 0 begins with answer 4, of 40 ids; of the rows after it, answer 0 (60 ids) fills the pack exactly:
+   pool. Pack 0 begins with answer 4 (40 tokens); of the rows after it, answer 0 (60 tokens) fills the pack exactly:
 
    >>> plan = make_plan(lengths, max_length=100, ratios={"answers": 5, "texts": 3}, seed=3)
    >>> for number in range(len(plan)):
@@ -64,12 +64,14 @@ AHEAD = 2**18  # plans of up to this number of packs are made at once and kept; 
 
 
 class PackPlan:
-    """A plan of packs, as `make_plan` makes it; `plan[i]` lists the entries of pack `i`.
+    """Plan of the packs of a training run. `plan[i]` lists the entries of pack `i`, one per document.
+
+    A pack is a list of documents that share one row of the batch. `make_plan` checks arguments and makes a plan.
 
     Args:
-        settings: All that determines the plan but its end: seed, ratios (in the order of the sources' numbers),
-            max_length, pool_size, and digests of the rows.
-        lengths: Source name -> `(rows,)` integers: the number of ids of every row.
+        settings: Everything that determines the plan, except where it ends: seed, ratios (in the order of the sources'
+            numbers), max_length, pool_size, and digests of the rows.
+        lengths: Source name -> the number of tokens of every row, `(rows,)` integers.
         num_packs: Number of packs; None if `num_documents` decides where the plan ends.
         num_documents: Number of documents; None if `num_packs` decides.
         folder: See `make_plan`.
@@ -130,25 +132,27 @@ class PackPlan:
         """
         if len(self) > AHEAD:
             return self._recipe_hash
+        # Keys are not sorted, because the order of the ratios numbers the sources. Entries are hashed as int64, however
+        # they are stored, so that the hashes in older checkpoints stay valid.
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=False).encode())
         digest.update(np.ascontiguousarray(self.entries, dtype=np.int64).tobytes())
         digest.update(self.starts.tobytes())
         return digest.hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:
-        """Count the documents of every source in the sampled packs.
+        """Count the documents of every source, by name.
 
-        Sampled are all packs of a plan of up to `AHEAD` packs, and the first `BLOCK` packs of a longer one, which may
-        not have been planned any further.
+        Counted are all packs of a plan of up to `AHEAD` (262,144) packs. Of a longer plan only the first `BLOCK`
+        (16,384) packs are counted, because planning all of them takes long.
         """
         found = sum(np.bincount(block.entries[:, 0], minlength=len(self.names)) for block in self._sample())
         return dict(zip(self.names, np.asarray(found).tolist(), strict=True))
 
     def efficiency(self, lengths: Mapping[str, np.ndarray]) -> float:
-        """Return the share of positions that hold documents, in [0, 1], in the same sampled packs as `counts`.
+        """Return the share of the packs' positions that hold documents, in [0, 1], in the packs that `counts` counts.
 
         Args:
-            lengths: Source name -> `(rows,)` number of ids of every row.
+            lengths: Source name -> the number of tokens of every row, `(rows,)` integers.
         """
         columns = [np.asarray(lengths[name]) for name in self.names]
         packs = used = 0
@@ -167,10 +171,11 @@ class PackPlan:
             self._blocks.plan_all()
 
     def _sample(self) -> Iterator[Block]:
+        """Return the blocks that `counts` and `efficiency` cover, whatever is in memory."""
         return iter(self._blocks) if len(self) <= AHEAD else islice(self._blocks, 1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what determines the plan, and its hash, to one .npz file. The file is there whole or not at all."""
+        """Write everything that determines the plan, and its hash, to one .npz file, which is never incomplete."""
         extent = {"num_packs": self._planner.num_packs, "num_documents": self._planner.num_documents}
         facts: dict[str, Any] = {"settings": self.settings, "hash": self.hash, **extent}
         lengths = zip(self.names, self._planner.lengths, strict=True)
@@ -179,7 +184,7 @@ class PackPlan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PackPlan":
-        """Make the plan again that `save` wrote.
+        """Make a plan again from the file that `save` wrote.
 
         Raises:
             ValueError: If this version of the package makes another plan of the same settings.
@@ -196,7 +201,7 @@ class PackPlan:
         """Raise `ValueError` unless the plan was made for rows of these lengths.
 
         Args:
-            lengths: Source name -> `(rows,)` number of ids of every row.
+            lengths: Source name -> the number of tokens of every row, `(rows,)` integers.
         """
         for name, digest in self.settings["rows"].items():
             if digest_lengths(lengths[name]) != digest:
@@ -228,8 +233,8 @@ def make_plan(
     """Plan packs. Up to `AHEAD` (262,144) are planned at once; the blocks of a longer plan when they are first read.
 
     Args:
-        lengths: Source name -> `(rows,)` number of ids of every row (`PreparedDataset.lengths`).
-        max_length: Number of ids that a pack holds at most.
+        lengths: Source name -> the number of tokens of every row, `(rows,)` (`PreparedDataset.lengths`).
+        max_length: Largest number of tokens in a pack.
         ratios: Source name -> its share in rows, in any unit (5, 1, 4). None gives each source a ratio of its number
             of rows, so that an epoch sees every row once.
         seed: Seed of the order of rows, and so of packs.
@@ -244,6 +249,7 @@ def make_plan(
         ValueError: If a source is empty, has no positive ratio or holds a document longer than a pack, a ratio names
             no source, or an argument is out of range.
     """
+    # Ratios may be given in any order; theirs, not that of `lengths`, numbers the sources.
     arrays = {name: np.asarray(rows) for name, rows in lengths.items()}
     ratios = {name: len(rows) for name, rows in arrays.items()} if ratios is None else dict(ratios)
     _check(arrays, ratios, max_length, num_packs, epochs, pool_size)

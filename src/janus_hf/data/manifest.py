@@ -13,7 +13,7 @@ from transformers.utils import logging
 from .._version import __version__
 from .fingerprint import check_fingerprint, fingerprint
 from .rows import RowPreparer, Skipped
-from .sources import describe
+from .sources import Source, describe
 from .store import (
     INDEX,
     META,
@@ -31,7 +31,7 @@ from .store import (
 logger = logging.get_logger(__name__)
 
 
-def describe_request(preparer: RowPreparer, source: Any) -> dict[str, Any]:
+def describe_request(preparer: RowPreparer, source: Source) -> dict[str, Any]:
     """Return the entries of `meta.json` that prepared rows depend on, besides the content of the source.
 
     Args:

@@ -18,7 +18,7 @@ from ..protocols import HasImageTokens
 from .manifest import begin, counts, describe_request, finish, report
 from .rows import RowPreparer
 from .schema import choose_adapter
-from .sources import class_names, column_names, empty_source, open_source, source_folder
+from .sources import Rows, Source, class_names, column_names, empty_source, open_source, source_folder
 from .store import PreparedDataset, make_table, shard_paths, write_shard
 
 
@@ -28,7 +28,7 @@ ROWS_PER_SHARD = 1024  # by default, and always for streams
 
 
 def prepare_rows(
-    source: Any,
+    source: Source,
     model: HasImageTokens,
     processor: JanusProProcessor,
     *,
@@ -48,14 +48,16 @@ def prepare_rows(
     Raises:
         ValueError: If no adapter reads the columns, the source is empty, or no row of it can be trained on.
     """
-    listed = isinstance(source, (list, tuple))
-    if listed and not source:
-        raise empty_source(source)
-    rows = source if listed else open_source(source)
-    # Rows of a list need not all have the same columns, so those of the first row would not do.
-    columns = list(dict.fromkeys(name for row in rows for name in row)) if listed else column_names(rows, source)
+    if isinstance(source, (list, tuple)):
+        if not source:
+            raise empty_source(source)
+        rows, names = source, None
+        # Rows of a list need not all have the same columns, so those of the first row would not do.
+        columns = list(dict.fromkeys(name for row in source for name in row))
+    else:
+        rows = open_source(source)
+        columns, names = column_names(rows, source), class_names(rows)
     chosen = choose_adapter(columns, name=adapter, task=task)
-    names = None if listed else class_names(rows)
     sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
     folder = source_folder(source) if folder is None else os.fspath(folder)
     preparer = RowPreparer(model, processor, chosen, task=task, names=names, folder=folder, **sizes)
@@ -68,7 +70,7 @@ def prepare_rows(
 
 
 def prepare(
-    source: Any,
+    source: Source,
     output_dir: str | os.PathLike[str],
     model: HasImageTokens,
     processor: JanusProProcessor,
@@ -157,7 +159,7 @@ def prepare(
 
 
 def prepare_mixture(
-    sources: Mapping[str, Any],
+    sources: Mapping[str, Source | Mapping[str, Any]],
     output_dir: str | os.PathLike[str],
     model: HasImageTokens,
     processor: JanusProProcessor,
@@ -193,7 +195,7 @@ def prepare_mixture(
     return done
 
 
-def _rows_per_shard(rows: Any, num_shards: int | None) -> int:
+def _rows_per_shard(rows: Rows, num_shards: int | None) -> int:
     """Return the number of rows in every shard but the last; raise `ValueError` if `num_shards` is out of range."""
     if num_shards is None:
         return ROWS_PER_SHARD
@@ -209,7 +211,7 @@ def _rows_per_shard(rows: Any, num_shards: int | None) -> int:
     return -(-len(rows) // num_shards)
 
 
-def _chunks(rows: Any, size: int) -> Iterator[tuple[int, int, Iterable[Any]]]:
+def _chunks(rows: Rows, size: int) -> Iterator[tuple[int, int, Iterable[Any]]]:
     """Yield `(number of the shard, number of its first row, its rows)`."""
     if hasattr(rows, "__len__"):
         # `select` reads nothing, so shards of other ranks cost nothing; of a stream, every rank reads every row.

@@ -7,16 +7,22 @@ counts it and goes on.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 
+
+Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
+"""Rows of an opened source: a data set, or a stream of unknown length."""
+
+Source: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Rows
+"""What a user may name as a source; see `open_source`."""
 
 # Suffix of a file -> name of the builder that `datasets` reads it with.
 _FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tar": "webdataset"}
 
 
-def open_source(source: Any, *, split: str = "train", **options: Any) -> datasets.Dataset | datasets.IterableDataset:
+def open_source(source: Source, *, split: str = "train", **options: Any) -> Rows:
     """Open a source as rows in a fixed order, with the values of `Image` columns as `{"bytes", "path"}` dicts.
 
     Args:
@@ -48,12 +54,12 @@ def open_source(source: Any, *, split: str = "train", **options: Any) -> dataset
     return _undecoded(dataset)
 
 
-def empty_source(source: Any) -> ValueError:
+def empty_source(source: Source) -> ValueError:
     """Return the error to raise for a source without rows."""
     return ValueError(f"`source` must have rows, got {describe(source)}, which is empty: leave it out.")
 
 
-def column_names(dataset: datasets.Dataset | datasets.IterableDataset, source: Any) -> list[str]:
+def column_names(dataset: Rows, source: Source) -> list[str]:
     """Return the column names of a data set. Those of a stream may be known from its first row only.
 
     Args:
@@ -68,13 +74,13 @@ def column_names(dataset: datasets.Dataset | datasets.IterableDataset, source: A
     raise empty_source(source)
 
 
-def class_names(dataset: datasets.Dataset | datasets.IterableDataset) -> list[str] | None:
+def class_names(dataset: Rows) -> list[str] | None:
     """Return the names of the classes in the `label` column; None if it has none."""
     feature = (dataset.features or {}).get("label")
     return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
 
-def source_folder(source: Any) -> str:
+def source_folder(source: Source) -> str:
     """Return the folder where relative image paths in the rows start: the source itself, or the folder it is in."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
@@ -82,7 +88,7 @@ def source_folder(source: Any) -> str:
     return "."
 
 
-def describe(source: Any) -> str:
+def describe(source: Source) -> str:
     """Return a short name of a source, for messages and `meta.json`."""
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
@@ -102,7 +108,7 @@ def _load(source: str, split: str, options: dict[str, Any]) -> Any:
     return datasets.load_dataset(source, split=split, **options)
 
 
-def _undecoded(dataset: Any) -> Any:
+def _undecoded(dataset: Rows) -> Rows:
     """Return the data set with its `Image` columns, and lists of images, set not to decode."""
     for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):
@@ -112,4 +118,4 @@ def _undecoded(dataset: Any) -> Any:
     return dataset
 
 
-__all__ = ["class_names", "column_names", "describe", "empty_source", "open_source", "source_folder"]
+__all__ = ["Rows", "Source", "class_names", "column_names", "describe", "empty_source", "open_source", "source_folder"]

@@ -35,15 +35,18 @@ def long_plans(monkeypatch):
 
 
 def make_planner(**options):
+    """Return a planner of 701 packs in blocks of 64, from sources of very different sizes."""
     sizes = {"max_length": 512, "pool_size": 33, "num_packs": 701, "num_documents": None, "block_size": 64}
     return BlockPlanner(list(odd_lengths().values()), [1.7, 0.3, 0.01], **({"seed": 0} | sizes | options))
 
 
 def same_blocks(a, b):
+    """Return whether two blocks hold the same packs."""
     return np.array_equal(a.entries, b.entries) and np.array_equal(a.starts, b.starts)
 
 
 def same_states(a, b):
+    """Return whether two states are equal."""
     return (a.number, a.given) == (b.number, b.given) and np.array_equal(a.waiting, b.waiting)
 
 

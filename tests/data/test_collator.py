@@ -10,6 +10,7 @@ from janus_hf.data import TASKS, JanusProCollator, PackedDataset, make_plan, pre
 
 @pytest.fixture(scope="module")
 def sources(drawings, conversations, model, processor):
+    """One prepared source per task: name -> rows."""
     return {
         "draw": prepare_rows(drawings, model, processor),
         "talk": prepare_rows(conversations, model, processor),
@@ -19,11 +20,13 @@ def sources(drawings, conversations, model, processor):
 
 @pytest.fixture(scope="module")
 def packed(sources):
+    """All rows of the sources, each once, in packs of 512 tokens."""
     return PackedDataset(sources, max_length=512)
 
 
 @pytest.fixture
 def collate(processor):
+    """A collator that drops no caption."""
     return JanusProCollator(processor, caption_drop=0.0)
 
 

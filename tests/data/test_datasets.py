@@ -25,6 +25,7 @@ from janus_hf.data import (
 
 @pytest.fixture(scope="module")
 def folders(drawings, conversations, model, processor, tmp_path_factory):
+    """Two prepared sources: name -> folder. "draw" has two shards, "talk" has five."""
     root = tmp_path_factory.mktemp("prepared")
     prepare(drawings, root / "draw", model, processor, num_shards=2)
     prepare(conversations, root / "talk", model, processor, num_shards=5)
@@ -33,6 +34,7 @@ def folders(drawings, conversations, model, processor, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packed(drawings, conversations, model, processor):
+    """Twelve packs of both sources, prepared in memory."""
     sources = {"draw": prepare_rows(drawings, model, processor), "talk": prepare_rows(conversations, model, processor)}
     plan = make_plan(
         {name: source.lengths for name, source in sources.items()},
@@ -44,6 +46,7 @@ def packed(drawings, conversations, model, processor):
 
 
 def same(a, b):
+    """Return whether two batches hold the same tensors."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 

@@ -132,8 +132,8 @@ class PackPlan:
         """
         if len(self) > AHEAD:
             return self._recipe_hash
-        # Keys are not sorted, because the order of the ratios numbers the sources. Entries are hashed as int64, but
-        # stored as int32: hashes in older checkpoints stay valid.
+        # Keys are not sorted, because the order of the ratios numbers the sources. Entries are stored as int32 but
+        # hashed as int64, as they always were, so that hashes in older checkpoints stay valid.
         digest = hashlib.sha256(json.dumps(self.settings, sort_keys=False).encode())
         digest.update(np.ascontiguousarray(self.entries, dtype=np.int64).tobytes())
         digest.update(self.starts.tobytes())

@@ -20,4 +20,4 @@ srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c '
     accelerate launch --config_file accelerate_configs/multi_node.yaml \
         --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * GPUS))" \
         --machine_rank "$SLURM_PROCID" --main_process_ip "$HEAD" --main_process_port 29500 \
-        -m janus_hf.train "$@"' bash "$@" "training.num_processes=$((SLURM_NNODES * GPUS))"
+        -m janus_hf_cli train "$@"' bash "$@" "training.num_processes=$((SLURM_NNODES * GPUS))"

@@ -1,20 +1,17 @@
-"""`accelerate launch -m janus_hf.train recipe.yaml [section.key=value ...]`; the same code as `janus-hf train`."""
+"""Deprecated: `python -m janus_hf.train` warns and runs `janus-hf train`, which takes the same arguments."""
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train a recipe; returns the exit status."""
-    path, *overrides = (sys.argv[1:] if argv is None else list(argv)) or [""]
-    if path in ("", "-h", "--help"):
-        sys.stderr.write(f"{__doc__}\n")
-        return 2 if path == "" else 0
+    """Warn, then run `janus-hf train` with these arguments (None: those of the process); return its exit status."""
+    message = "`python -m janus_hf.train` will be removed: launch `python -m janus_hf_cli train` instead."
+    warnings.warn(message, FutureWarning, stacklevel=2)
+    import janus_hf_cli
 
-    from .training.run import train
-
-    train(path, overrides, report=lambda line: sys.stderr.write(f"{line}\n"))
-    return 0
+    return janus_hf_cli.main(["train", *(sys.argv[1:] if argv is None else argv)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`accelerate launch -m janus_hf_cli eval ...`: the command in several processes."""
+"""Entry point of `python -m janus_hf_cli COMMAND ...`, which `accelerate launch -m` runs in several processes."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Run by `test_whole_way.py`: `resumable.py HASHES RECIPE [OVERRIDE ...]` trains the recipe, as `janus_hf.train` does.
+"""Run by `test_whole_way.py`: `resumable.py HASHES RECIPE [OVERRIDE ...]` trains the recipe, as `janus-hf train` does.
 
 It also writes a line with the hash of every batch that the collator makes, so that a kill can be timed by them and
 batches compared.

@@ -17,7 +17,6 @@ from huggingface_hub.utils import filter_repo_objects
 from PIL import Image
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
-from janus_hf.train import main
 from janus_hf.training import JanusProSFTConfig, train
 from janus_hf.training.mixture import load_mixture
 from janus_hf.training.run import TrainingData, _load_processor, _newest_checkpoint, build_trainer, load_recipe
@@ -292,12 +291,6 @@ def test_the_processor_is_that_of_the_models_revision(monkeypatch):
     assert asked == [("a/model", {"revision": "v2"}), ("another", {}), ("a/model", {})]
 
 
-def test_module_without_arguments_explains_itself(capsys):
-    assert main([]) == 2
-    assert "recipe.yaml" in capsys.readouterr().err
-    assert main(["--help"]) == 0
-
-
 @pytest.fixture
 def raw_recipe(tmp_path):
     """A recipe on raw pictures and JSONL files."""
@@ -386,12 +379,13 @@ def test_streaming_is_a_switch(raw_recipe):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["full", "lora_both"])
 def test_two_processes_prepare_train_save_and_resume(raw_recipe, stage, tmp_path):
-    """`accelerate launch -m janus_hf.train`, twice: the second run goes on, and its model loads."""
+    """`accelerate launch -m janus_hf_cli train`, twice: the second run goes on, and its model loads."""
 
     def launch(*overrides):
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
         command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-        command += ["-m", "janus_hf.train", str(raw_recipe), f"training.stage={stage}", "training.num_processes=2"]
+        command += ["-m", "janus_hf_cli", "train", str(raw_recipe)]
+        command += [f"training.stage={stage}", "training.num_processes=2"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
         return subprocess.run(
             [*command, *overrides], env=environment, capture_output=True, text=True, timeout=280, cwd=tmp_path

@@ -1,0 +1,91 @@
+"""`janus-hf convert`, `janus-hf info` and `janus-hf merge`: commands that work on whole checkpoints."""
+
+import argparse
+from pathlib import Path
+
+from .model_arguments import Commands, add_dtype_argument, add_revision_argument, revision_kwargs
+
+
+LAYOUTS = ("original", "transformers")
+
+
+def add_convert_parser(commands: Commands) -> None:
+    """Add the sub-command `convert`."""
+    convert = commands.add_parser("convert", help="rewrite a checkpoint in the other layout, verified by reloading")
+    convert.add_argument("source", help="repository id or folder")
+    convert.add_argument("destination", type=Path, help="new folder")
+    convert.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        required=True,
+        help="original: for DeepSeek's code and this package; transformers: for transformers' Janus and this package",
+    )
+    add_dtype_argument(convert)
+    convert.add_argument("--max-shard-size", default="5GB", help="largest size of a weight file (default: 5GB)")
+    add_revision_argument(convert)
+    convert.set_defaults(handler=_convert)
+
+
+def add_info_parser(commands: Commands) -> None:
+    """Add the sub-command `info`."""
+    info = commands.add_parser("info", help="describe a checkpoint (family, sizes, dtype, memory) or this environment")
+    info.add_argument("source", nargs="?", help="repository id or folder (default: the model inside the package)")
+    add_revision_argument(info)
+    info.add_argument(
+        "--environment",
+        action="store_true",
+        help="print versions, devices and kernels as Markdown, for a bug report; a source is then optional",
+    )
+    info.set_defaults(handler=_info)
+
+
+def add_merge_parser(commands: Commands) -> None:
+    """Add the sub-command `merge`."""
+    merge = commands.add_parser("merge", help="merge an adapter into its base, verified by reloading")
+    merge.add_argument("adapter", help="folder or repository")
+    merge.add_argument("destination", type=Path, help="new folder")
+    merge.add_argument("--base", help="folder or repository of the base (default: the one the adapter names)")
+    merge.add_argument("--layout", choices=LAYOUTS, default="original")
+    merge.set_defaults(handler=_merge)
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    """Write the converted checkpoint and print its folder."""
+    from janus_hf.checkpoints.convert import convert_checkpoint
+
+    convert_checkpoint(
+        arguments.source,
+        arguments.destination,
+        arguments.layout,
+        dtype=arguments.dtype,
+        max_shard_size=arguments.max_shard_size,
+        **revision_kwargs(arguments),
+    )
+    _print_verified(arguments.destination, arguments.layout)
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    """Print the environment, the checkpoint, or both."""
+    if arguments.environment:
+        from .environment import describe_environment
+
+        print(describe_environment())
+        if arguments.source is None:
+            return
+
+    from janus_hf.assets import DEFAULT_MODEL
+    from janus_hf.checkpoints.inspect import inspect_checkpoint
+
+    print(inspect_checkpoint(arguments.source or DEFAULT_MODEL, **revision_kwargs(arguments)))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    """Write the merged checkpoint and print its folder."""
+    from janus_hf.checkpoints.merge import merge_adapter
+
+    folder = merge_adapter(arguments.adapter, arguments.destination, base=arguments.base, layout=arguments.layout)
+    _print_verified(folder, arguments.layout)
+
+
+def _print_verified(folder: Path, layout: str) -> None:
+    print(f"{folder}: {layout} layout, reloaded and equal")

@@ -1,0 +1,67 @@
+"""`janus-hf prepare` and `janus-hf train`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .model_arguments import Commands, add_model_arguments, load_pipeline
+
+
+# Arguments of `prepare` that are passed to `prepare_mixture` under their own names.
+PREPARE_OPTIONS = ("task", "adapter", "split", "max_length", "batch_size", "num_shards")
+
+
+def add_prepare_parser(commands: Commands) -> None:
+    """Add the sub-command `prepare`."""
+    prepare = commands.add_parser("prepare", help="turn images and conversations into training shards")
+    prepare.add_argument("source", nargs="+", help="folder, file or dataset id; name=SOURCE to name its output folder")
+    prepare.add_argument("-o", "--output", type=Path, required=True, help="folder for one sub-folder per source")
+    prepare.add_argument("--task", choices=("text", "understanding", "drawing"), help="(default: by the columns)")
+    prepare.add_argument("--adapter", help="how to read the columns (default: by their names)")
+    prepare.add_argument("--split", default="train", help="split of the dataset (default: train)")
+    prepare.add_argument("--max-length", type=int, help="longer rows are skipped and counted")
+    prepare.add_argument("--batch-size", type=int, default=32, help="images encoded at the same time")
+    prepare.add_argument("--num-shards", type=int, help="files per source")
+    add_model_arguments(prepare)
+    prepare.set_defaults(handler=_prepare)
+
+
+def add_train_parser(commands: Commands) -> None:
+    """Add the sub-command `train`."""
+    train = commands.add_parser(
+        "train", help="train a recipe; in several processes: accelerate launch -m janus_hf_cli train RECIPE ..."
+    )
+    train.add_argument("recipe", help="YAML file")
+    train.add_argument("overrides", nargs="*", metavar="section.key=value", help="change single values of the recipe")
+    train.set_defaults(handler=_train)
+
+
+def _prepare(arguments: argparse.Namespace) -> None:
+    """Write the shards of every source and print their numbers of rows."""
+    from janus_hf.data import prepare_mixture
+
+    sources = {}
+    for source in arguments.source:
+        name, equals, path = source.partition("=")
+        sources[name if equals else Path(source).stem] = path if equals else source
+    if len(sources) != len(arguments.source):
+        raise ValueError(
+            f"`source` must name an output folder of its own for every source, got {' '.join(arguments.source)}, of "
+            "which two would share an output folder: name them, name=SOURCE."
+        )
+    pipe = load_pipeline(arguments)
+    options = {key: value for key in PREPARE_OPTIONS if (value := getattr(arguments, key)) is not None}
+    prepared = prepare_mixture(sources, arguments.output, pipe.model, pipe.processor, **options)
+    for name, dataset in prepared.items():
+        if dataset is None:
+            print(f"{arguments.output / name}: this process is done, others still have shards to write")
+        else:
+            skipped = dataset.meta["skipped"] or "none"
+            print(f"{arguments.output / name}: {dataset.meta['num_rows']} rows, skipped: {skipped}")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    """Train the recipe and print its progress on standard error."""
+    from janus_hf.training.run import train
+
+    train(arguments.recipe, arguments.overrides, report=lambda line: print(line, file=sys.stderr))

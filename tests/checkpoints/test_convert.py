@@ -1,4 +1,4 @@
-"""`convert_checkpoint`: both ways, proven by reloading; what it refuses, and that it would notice a difference."""
+"""`convert_checkpoint` converts both ways, refuses what it cannot convert, and notices a copy that differs."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_shards(golden_checkpoint, tmp_path):
 
 def test_destination_must_be_new(golden_checkpoint, tmp_path):
     (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match="is not empty; choose a new folder"):
+    with pytest.raises(ValueError, match="is not empty: choose a new folder"):
         convert_checkpoint(golden_checkpoint, tmp_path, "original")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -94,7 +94,7 @@ def test_unknown_layout_writes_nothing(golden_checkpoint, tmp_path):
 
 
 def test_layout_that_cannot_hold_the_model_writes_nothing(tiny_model, tmp_path):
-    """transformers' Janus has one grid for understanding and drawing; this model has two."""
+    """transformers' Janus has one number of image tokens for understanding and generation; this model has two."""
     tiny_model.save_pretrained(tmp_path / "source")
     JanusProProcessor.from_pretrained(TINY_MODEL).save_pretrained(tmp_path / "source")
     with pytest.raises(ValueError, match="draws as many codes as its understanding tower sees"):
@@ -111,7 +111,7 @@ def test_broken_source(golden_checkpoint, tmp_path):
 
 
 def test_a_copy_that_differs_is_noticed(golden_checkpoint, tmp_path, monkeypatch):
-    """The reload is real: a weight lost in writing is found and named."""
+    """A weight that differs after reloading is found and named in the error."""
     save = JanusProForConditionalGeneration.save_pretrained
 
     def save_badly(self, folder, **kwargs):

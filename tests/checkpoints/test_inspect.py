@@ -1,4 +1,4 @@
-"""`inspect_checkpoint`: facts from config.json alone, against the released key lists and arithmetic by hand."""
+"""`inspect_checkpoint` reads config.json alone: compared with the released key lists and with arithmetic by hand."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from janus_hf import CheckpointInfo, JanusProConfig, inspect_checkpoint
 from tiny import TINY_MODEL
 
 
-# In the files, in no code path: SigLIP's pooling head and the codec's usage counter.
+# Stored in the files but read by no code: SigLIP's pooling head and the codec's usage counter.
 UNUSED = ("vision_model.vision_tower.attn_pool.", "gen_vision_model.quantize.codebook_used")
 PARTS = {
     "language model": "language_model.",
@@ -53,15 +53,15 @@ def test_text_for_people(released, tmp_path):
     lines = str(inspect_checkpoint(write(tmp_path, released["7b"]))).splitlines()
     facts = [" ".join(line.split()) for line in lines]
     assert facts[:3] == ["family Janus-Pro-7B", "layout original", "stored dtype bfloat16"]
-    assert "drawn pictures 384x384 pixels, 576 codes of 16384" in facts
+    assert "generated images 384x384 pixels, 576 image tokens out of 16384" in facts
     assert "text 102400 tokens, context 16384" in facts
     # 7.4e9 parameters of two bytes, and the cache of the test above, in units of 2**30.
     assert "memory, weights 13.80 GiB in bfloat16" in facts
-    assert "memory, drawing + 0.57 GiB per picture drawn at the same time" in facts
+    assert "memory, images + 0.57 GiB per image generated at the same time" in facts
 
 
 def test_grouped_queries_shrink_the_cache(tiny_config, tmp_path):
-    config = tiny_config()  # 4 heads of width 12 share 2 keys; 2 layers; 16 codes
+    config = tiny_config()  # 4 heads of width 12 share 2 keys; 2 layers; 16 image tokens
     config.save_pretrained(tmp_path)
     info = inspect_checkpoint(tmp_path)
     assert info.dtype == "float32"  # unstated
@@ -114,8 +114,11 @@ def test_hub_arguments_are_passed_on(monkeypatch, released):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "llama"}, "is a 'llama' checkpoint; expected Janus or Janus-Pro"),
-        ({"architectures": ["Anything"]}, "has no config.json that names a model_type; expected Janus or Janus-Pro"),
+        ({"model_type": "llama"}, r"must be a Janus or Janus-Pro checkpoint .*is a 'llama' checkpoint"),
+        (
+            {"architectures": ["Anything"]},
+            r"must be a Janus or Janus-Pro checkpoint .*has no config.json that names a model_type",
+        ),
         ({"model_type": "multi_modality", "vision_gen_enc_config": {}, "language_config": {}}, "JanusFlow checkpoint"),
         ({"model_type": "multi_modality", "language_config": {}, "vision_config": {}}, "looks like DeepSeek-VL"),
     ],

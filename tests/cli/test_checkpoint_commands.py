@@ -22,7 +22,8 @@ def test_convert_both_ways(run, golden_checkpoint, golden_model, tmp_path):
 
     status, out, err = run("convert", golden_checkpoint, "there", "--layout", "original")
     assert (status, out) == (1, "")
-    assert err == "janus-hf convert: there is not empty; choose a new folder for the converted checkpoint.\n"
+    assert err.startswith("janus-hf convert: ")
+    assert err.endswith("got there, which is not empty: choose a new folder.\n")
 
 
 def test_info(run, golden_checkpoint, tmp_path):
@@ -30,11 +31,11 @@ def test_info(run, golden_checkpoint, tmp_path):
     assert "of no released size" in embedded
     assert "layout             original" in embedded
     assert "stored dtype       bfloat16" in embedded
-    assert "64x64 pixels, 64 codes of 256" in embedded
+    assert "64x64 pixels, 64 image tokens out of 256" in embedded
     assert embedded == run("info", DEFAULT_MODEL)[1]
 
     golden = run("info", golden_checkpoint)[1]
-    assert "24x24 pixels, 36 codes of 64" in golden
+    assert "24x24 pixels, 36 image tokens out of 64" in golden
     assert "416 tokens, context 512" in golden
     run("convert", golden_checkpoint, "there", "--layout", "transformers")
     converted = run("info", "there")[1]
@@ -45,4 +46,5 @@ def test_info_about_another_family(run, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     status, out, err = run("info", tmp_path)
     assert (status, out) == (1, "")
-    assert "is a 'llama' checkpoint; expected Janus or Janus-Pro" in err
+    assert "must be a Janus or Janus-Pro checkpoint" in err
+    assert "is a 'llama' checkpoint" in err

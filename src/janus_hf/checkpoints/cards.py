@@ -1,9 +1,10 @@
-"""Model cards for what this package shares on the Hub."""
+"""Model cards: the README.md of a checkpoint that this package saves or uploads."""
 
 import os
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+
+from ..modeling import JanusProForConditionalGeneration
 
 
 _TEMPLATE = """---
@@ -12,28 +13,34 @@ _TEMPLATE = """---
 
 # {{ title }}
 
-A Janus-Pro model: it answers questions about pictures and draws pictures from prompts.
+A Janus-Pro model: it answers questions about images and generates images from prompts.
 
 ```python
 from janus_hf import JanusProPipeline
 
 pipe = JanusProPipeline.from_pretrained("{{ repo_id }}")
 pipe("a fox in the snow").images[0].save("fox.png")
-print(pipe.ask("fox.png", "What is in this picture?"))
+print(pipe.ask("fox.png", "What is in this image?"))
 ```
 
 | | |
 |---|---|
 | language model | {{ layers }} layers x {{ width }} |
-| drawn pictures | {{ side }}x{{ side }} pixels, {{ codes }} codes of {{ codebook }} |
+| generated images | {{ side }}x{{ side }} pixels, {{ codes }} image tokens out of {{ codebook }} |
 | dtype | {{ dtype }} |
 """
 
 
-def model_card(model: Any, repo_id: str = "<this repository>") -> ModelCard:
-    """A card that states what the model is and how to use it; `base_model` is set when the model came from the Hub."""
+def model_card(model: JanusProForConditionalGeneration, repo_id: str = "<this repository>") -> ModelCard:
+    """Return a card that states the model's sizes and dtype and shows how to use it.
+
+    Args:
+        model: The model. If it was loaded from the Hub, the card names that repository as `base_model`.
+        repo_id: Repository that the card is for; without one the card's code has a placeholder.
+    """
     config = model.config
     source = config.name_or_path
+    # A repository id is `organisation/name`; a relative folder may look the same, but exists.
     from_hub = bool(source) and source.count("/") == 1 and not os.path.exists(source)
     data = ModelCardData(
         library_name="janus_hf",

@@ -1,59 +1,44 @@
-"""Rewriting a checkpoint in the other layout, and proof that nothing changed."""
+"""Rewriting a checkpoint in the other layout."""
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
 
 from ..configuration import Layout
-from ..errors import CheckpointError
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
+from .verify import check_new_folder, save_and_verify
 
 
 def convert_checkpoint(
-    source: Any,
-    destination: str | Path,
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
     layout: Layout,
     *,
-    dtype: Any = "auto",
-    max_shard_size: str = "5GB",
+    dtype: torch.dtype | str = "auto",
+    max_shard_size: int | str = "5GB",
     **hub_kwargs: Any,
 ) -> None:
-    """Read a checkpoint in any layout, write it in `layout` as safetensors, reload the result and compare every
-    tensor.
+    """Read a checkpoint in any layout, write it in `layout` as safetensors, reload it and compare every tensor.
 
     Args:
         source: Repository id or folder.
-        destination: Folder to write; created, must be empty or absent.
+        destination: Folder to write; it is created and must be empty or absent.
         layout: "original" or "transformers".
-        dtype: Convert weights to this dtype; "auto" keeps the stored one.
-        max_shard_size: Upper bound of one weight file.
-        hub_kwargs: `revision`, `token`, `cache_dir`, ...
+        dtype: Convert the weights to this dtype; "auto" keeps the stored one.
+        max_shard_size: Upper bound of one weight file, in bytes or as "5GB".
+        hub_kwargs: Where on the Hub the source is: `revision`, `token`, `cache_dir`, ...
 
     Raises:
         CheckpointError: If the source is broken, or the reloaded copy differs.
         ValueError: If the destination is in use or the layout cannot hold the model.
     """
-    destination = Path(destination)
-    if destination.exists() and any(destination.iterdir()):
-        raise ValueError(f"{destination} is not empty; choose a new folder for the converted checkpoint.")
+    folder = check_new_folder(destination)
     model = JanusProForConditionalGeneration.from_pretrained(source, dtype=dtype, **hub_kwargs)
     processor = JanusProProcessor.from_pretrained(source, **hub_kwargs)
-    model.save_pretrained(destination, layout=layout, max_shard_size=max_shard_size)
-    processor.save_pretrained(destination, layout=layout)
-
-    expected = model.state_dict()
-    found = JanusProForConditionalGeneration.from_pretrained(destination).state_dict()
-    changed = [key for key in expected if key not in found or not torch.equal(expected[key], found[key])]
-    if changed or found.keys() - expected.keys():
-        raise CheckpointError(
-            f"The copy in {destination} differs from {str(source)!r} after reloading; do not use it.",
-            mismatched=[
-                (key, tuple(found[key].shape) if key in found else (), tuple(expected[key].shape)) for key in changed
-            ],
-            unexpected=found.keys() - expected.keys(),
-        )
+    save_and_verify(model, folder, layout=layout, max_shard_size=max_shard_size)
+    processor.save_pretrained(folder, layout=layout)
 
 
 __all__ = ["convert_checkpoint"]

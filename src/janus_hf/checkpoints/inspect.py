@@ -1,5 +1,6 @@
-"""What a checkpoint is, read from its configuration alone: family, sizes, memory."""
+"""Describing a checkpoint from its config.json alone: family, sizes, memory."""
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,10 @@ from ..configuration import JanusProConfig, read_schema
 from ..modeling import JanusProForConditionalGeneration
 
 
-# Released sizes by (layers, width) of the language model.
-_KNOWN = {(24, 2048): "Janus-Pro-1B (or Janus-1.3B, which shares its architecture)", (30, 4096): "Janus-Pro-7B"}
+# Names of the released models by (layers, width) of the language model.
+_RELEASED = {(24, 2048): "Janus-Pro-1B (or Janus-1.3B, which shares its architecture)", (30, 4096): "Janus-Pro-7B"}
 
+# Parts of the model by the beginnings of their parameters' names.
 _PARTS = {
     "language model": ("model.language_model.", "lm_head."),
     "understanding encoder": ("model.vision_model.",),
@@ -23,16 +25,31 @@ _PARTS = {
 
 @dataclass
 class CheckpointInfo:
-    """Facts about a checkpoint. Sizes in bytes unless said otherwise."""
+    """Facts about a checkpoint; `str(info)` is a table of them.
+
+    Attributes:
+        family: Name of the released model with this architecture, or a note that there is none.
+        layout: "original" or "transformers".
+        dtype: Dtype of the stored weights, as the config states it.
+        parameters: Number of parameters of each part of the model.
+        weight_bytes: Memory of the weights in `dtype`, in bytes.
+        cache_bytes_per_picture: Memory in bytes of the attention cache while one image is generated with guidance from
+            a prompt of 50 tokens.
+        image_size: Width and height of generated images, in pixels.
+        num_image_tokens: Number of image tokens per generated image.
+        codebook_size: Number of different image tokens.
+        context_length: Largest number of tokens of a conversation, images included.
+        vocab_size: Number of different text tokens.
+    """
 
     family: str
-    layout: str  # "original" or "transformers"
-    dtype: str  # of the stored weights, as the configuration states it
-    parameters: dict[str, int]  # per part
-    weight_bytes: int  # in `dtype`
-    cache_bytes_per_picture: int  # attention cache while drawing one picture with guidance, prompt of 50 tokens
-    image_size: int  # side of drawn pictures, pixels
-    num_image_tokens: int  # codes per drawn picture
+    layout: str
+    dtype: str
+    parameters: dict[str, int]
+    weight_bytes: int
+    cache_bytes_per_picture: int
+    image_size: int
+    num_image_tokens: int
     codebook_size: int
     context_length: int
     vocab_size: int
@@ -45,34 +62,36 @@ class CheckpointInfo:
             f"stored dtype       {self.dtype}",
             f"parameters         {sum(self.parameters.values()) / 1e6:,.1f} M",
             *(f"  {part:<25}{count / 1e6:>10,.1f} M" for part, count in self.parameters.items()),
-            f"drawn pictures     {self.image_size}x{self.image_size} pixels, {self.num_image_tokens} codes of "
-            f"{self.codebook_size}",
+            f"generated images   {self.image_size}x{self.image_size} pixels, {self.num_image_tokens} image tokens out "
+            f"of {self.codebook_size}",
             f"text               {self.vocab_size} tokens, context {self.context_length}",
             f"memory, weights    {self.weight_bytes / gib:.2f} GiB in {self.dtype}",
-            f"memory, drawing    + {self.cache_bytes_per_picture / gib:.2f} GiB per picture drawn at the same time",
+            f"memory, images     + {self.cache_bytes_per_picture / gib:.2f} GiB per image generated at the same time",
         ]
         return "\n".join(lines)
 
 
-def inspect_checkpoint(source: Any, **hub_kwargs: Any) -> CheckpointInfo:
+def inspect_checkpoint(source: str | os.PathLike[str], **hub_kwargs: Any) -> CheckpointInfo:
     """Describe a checkpoint without reading its weights.
 
     Args:
         source: Repository id or folder.
-        hub_kwargs: `revision`, `token`, `cache_dir`, ...
+        hub_kwargs: Where on the Hub the source is: `revision`, `token`, `cache_dir`, ...
 
     Raises:
-        ValueError: If it is of another family, or no checkpoint.
+        ValueError: If the source is of another model family, or its config.json names none.
+        OSError: If the source does not exist.
     """
     raw, _ = PreTrainedConfig.get_config_dict(source, **hub_kwargs)
     family = raw.get("model_type")
     if family not in ("multi_modality", "janus"):
         found = f"is a {family!r} checkpoint" if family else "has no config.json that names a model_type"
         raise ValueError(
-            f"{str(source)!r} {found}; expected Janus or Janus-Pro (model_type 'multi_modality' or 'janus')."
+            "`source` must be a Janus or Janus-Pro checkpoint (model_type 'multi_modality' or 'janus'), got "
+            f"{str(source)!r}, which {found}: name another folder or repository."
         )
     config = JanusProConfig.from_dict(read_schema(raw))
-    with torch.device("meta"):
+    with torch.device("meta"):  # parameters without memory: only their shapes are counted
         model = JanusProForConditionalGeneration(config)
     counts = {
         part: sum(p.numel() for name, p in model.named_parameters() if name.startswith(prefixes))
@@ -83,9 +102,11 @@ def inspect_checkpoint(source: Any, **hub_kwargs: Any) -> CheckpointInfo:
     heads = text.num_key_value_heads * (
         getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     )
-    rows, positions = 2, 50 + vq.num_image_tokens
+    rows, positions = 2, 50 + vq.num_image_tokens  # guidance runs the prompt and the unconditional prompt
     return CheckpointInfo(
-        family=_KNOWN.get((text.num_hidden_layers, text.hidden_size), "Janus-Pro architecture, of no released size"),
+        family=_RELEASED.get(
+            (text.num_hidden_layers, text.hidden_size), "Janus-Pro architecture, of no released size"
+        ),
         layout="transformers" if family == "janus" else "original",
         dtype=str(dtype).removeprefix("torch."),
         parameters=counts,

@@ -1,0 +1,55 @@
+"""Writing a checkpoint and proving, by reloading it, that it holds the model: shared by `convert` and `merge`."""
+
+import os
+from pathlib import Path
+
+import torch
+
+from ..configuration import Layout
+from ..errors import CheckpointError
+from ..modeling import JanusProForConditionalGeneration
+
+
+def check_new_folder(destination: str | os.PathLike[str]) -> Path:
+    """Return the path of a folder that is to be written.
+
+    Raises:
+        ValueError: If the folder exists and is not empty.
+        NotADirectoryError: If the path is a file.
+    """
+    folder = Path(destination)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"`destination` must be a new folder, got {folder}, which is not empty: choose a new folder.")
+    return folder
+
+
+def save_and_verify(
+    model: JanusProForConditionalGeneration, folder: Path, *, layout: Layout, max_shard_size: int | str
+) -> None:
+    """Write a model as safetensors, reload it from there and compare every tensor.
+
+    Args:
+        model: Model to write.
+        folder: Folder to write to; see `check_new_folder`.
+        layout: "original" or "transformers".
+        max_shard_size: Upper bound of one weight file, in bytes or as "5GB".
+
+    Raises:
+        CheckpointError: If a tensor is missing, added or changed in the reloaded model.
+        ValueError: If the layout is unknown or cannot hold the model; nothing is written then.
+    """
+    model.save_pretrained(folder, layout=layout, max_shard_size=max_shard_size)
+    expected = model.state_dict()
+    found = JanusProForConditionalGeneration.from_pretrained(folder).state_dict()
+    changed = [key for key in expected.keys() & found.keys() if not torch.equal(expected[key], found[key])]
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if changed or missing or unexpected:
+        raise CheckpointError(
+            f"The checkpoint written to {folder} differs from the model after reloading; do not use it.",
+            missing=missing,
+            unexpected=unexpected,
+            mismatched=[(key, tuple(found[key].shape), tuple(expected[key].shape)) for key in changed],
+        )
+
+
+__all__ = ["check_new_folder", "save_and_verify"]

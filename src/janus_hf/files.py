@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ def create_and_upload(
     private: bool | None = None,
     create_pr: bool = False,
     allow_patterns: list[str] | None = None,
+    before_upload: Callable[[str], object] | None = None,
     **create_kwargs: Any,
 ) -> CommitInfo:
     """Create the model repository if it does not exist and upload a folder to it in one commit.
@@ -77,10 +78,13 @@ def create_and_upload(
         private: Visibility of a repository that is created now.
         create_pr: Open a pull request instead of committing to the main branch.
         allow_patterns: Upload only files that match one of these patterns.
+        before_upload: Called with the repository's full id, `organisation/name`, to write files that name it.
         create_kwargs: Further arguments of `HfApi.create_repo`.
     """
     api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True, **create_kwargs)
+    if before_upload is not None:
+        before_upload(repo.repo_id)
     return api.upload_folder(
         repo_id=repo.repo_id,
         folder_path=folder,

@@ -34,7 +34,7 @@ def merge_adapter(
         destination: New or empty folder.
         base: Folder or repository of the base model; by default the one that the adapter's config names.
         layout: See `JanusProPreTrainedModel.save_pretrained`.
-        dtype: Dtype of the base model's weights while merging, and of the weights written; "auto" keeps the stored one.
+        dtype: Convert the base model's weights to this dtype first; "auto" keeps the stored one.
         max_shard_size: Upper bound of one weight file, in bytes or as "5GB".
 
     Returns:
@@ -61,8 +61,8 @@ def _merge(
     base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if base is None:
         raise ValueError(
-            f"`base` must be the model that {adapter} was trained on, got None, and the adapter's config does not name "
-            "it either: name the base."
+            f"`base` must be the model that {adapter} was trained on, got None, and the adapter's config does not "
+            "name it either: name the base."
         )
     model = JanusProForConditionalGeneration.from_pretrained(base, dtype=dtype)
     try:

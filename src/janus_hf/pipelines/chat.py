@@ -1,23 +1,32 @@
-"""Asking about pictures: the answering half of the pipeline."""
+"""`ask` and `chat`: the methods of the pipeline that answer questions about images."""
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from ..answering import Conversation, answer
+from .offloading import bring_in
+
+
+if TYPE_CHECKING:
+    from transformers.generation.streamers import BaseStreamer
+
+    from ..modeling import JanusProForConditionalGeneration
+    from ..processing import JanusProProcessor
+    from ..processing.pictures import Picture
 
 
 class ChatPipelineMixin:
-    """`ask` and `chat` for a pipeline with `model` and `processor`."""
+    """Add `ask` and `chat` to a diffusers pipeline with the components `model` and `processor`."""
 
-    model: Any
-    processor: Any
-    _execution_device: Any
-    _wake_model: Any
-    maybe_free_model_hooks: Any
+    model: "JanusProForConditionalGeneration"
+    processor: "JanusProProcessor"
+    maybe_free_model_hooks: Callable[[], None]
 
-    def ask(self, image: Any, question: str | list[str], **kwargs: Any) -> Any:
-        """Answer a question about a picture (or several), or a list of questions about the same.
+    def ask(self, image: "Picture | Sequence[Picture]", question: str | list[str], **kwargs: Any) -> str | list[str]:
+        """Answer a question about one or several images, or a list of questions about the same images.
 
-        A list is answered as one batch, each question by itself; the picture is encoded and read once.
+        A list of questions is answered as one batch and every answer is that of the question alone. The images are
+        encoded once, and the model reads the beginning that all prompts share once.
 
         Args:
             image: PIL image, path, URL or array; or a list of them.
@@ -25,13 +34,16 @@ class ChatPipelineMixin:
             kwargs: See `chat`.
 
         Returns:
-            The answer, a string; of a list of questions a list.
+            The answer; for a list of questions a list of answers.
+
+        Raises:
+            ValueError: As `chat`; and for a list of questions if `kwargs` names a streamer, beams or another cache.
         """
         images = image if isinstance(image, (list, tuple)) else [image]
-        pictures = [{"type": "image", "image": picture} for picture in images]
+        shown = [{"type": "image", "image": one} for one in images]
 
-        def messages(text: str) -> list[dict[str, Any]]:
-            return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+        def messages(text: str) -> Conversation:
+            return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
 
         if isinstance(question, str):
             return self.chat(messages(question), **kwargs)
@@ -41,29 +53,29 @@ class ChatPipelineMixin:
 
     def chat(
         self,
-        messages: list[dict[str, Any]],
+        messages: Conversation,
         *,
         max_new_tokens: int = 512,
         do_sample: bool = False,
-        streamer: Any = None,
+        streamer: "BaseStreamer | None" = None,
         system_prompt: str | None = "default",
         **generate_kwargs: Any,
     ) -> str:
-        """Continue a conversation about any number of pictures.
+        """Continue a conversation about any number of images.
 
         Args:
             messages: Standard chat messages; `content` is a string or a list of text and image parts.
-            max_new_tokens: Upper bound on the answer's length; the context's end is another.
-            do_sample: Greedy by default, like the original's demo.
-            streamer: A transformers streamer, to show the answer as it is written.
-            system_prompt: "default" is the processor's own; None or "" leaves it out.
-            generate_kwargs: Everything else `generate` takes.
+            max_new_tokens: Upper bound on the tokens of the answer, which also ends where the context is full.
+            do_sample: Sample the answer; the default takes the likeliest token each time, as the original's demo does.
+            streamer: A transformers streamer, which shows the answer while it is generated.
+            system_prompt: "default" uses the processor's own; None or "" uses none.
+            generate_kwargs: Further arguments of `model.generate`.
 
         Returns:
             The assistant's answer, without special tokens.
 
         Raises:
-            ValueError: If the conversation fills the model's context.
+            ValueError: If the conversation fills the model's context, or a message or an image cannot be read.
         """
         return self._answer(
             [messages],
@@ -75,16 +87,9 @@ class ChatPipelineMixin:
         )[0]
 
     def _answer(self, conversations: list[Conversation], **kwargs: Any) -> list[str]:
-        """Continue conversations that show the same images; their common prefix is run once."""
-        self._wake_model()
-        answers = answer(
-            self.model,
-            self.processor,
-            conversations,
-            share_prefix=True,
-            device=self._execution_device,
-            **kwargs,
-        )
+        """Answer conversations that show the same images."""
+        device = bring_in(self)
+        answers = answer(self.model, self.processor, conversations, share_prefix=True, device=device, **kwargs)
         self.maybe_free_model_hooks()
         return answers
 

@@ -1,68 +1,63 @@
-"""`JanusProPipeline`: draw the diffusers way, ask and chat besides.
+"""`JanusProPipeline`: the model as a diffusers pipeline that also answers questions.
 
-The friendly tier over `generate_images` and `generate`: strings and pictures outside, ids inside. Components are the
-model and its processor; a saved pipeline is one flat folder that `AutoModel` and `AutoProcessor` read as well.
+Strings and images outside, token ids inside: it calls the model's `generate_images` and `generate`. Its components are
+the model and its processor. A saved pipeline is one flat folder that `AutoModel` and `AutoProcessor` read as well.
 """
 
-import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
 import torch
-from accelerate.hooks import CpuOffload
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
-from ..checkpoints.cards import model_card
-from ..configuration import Layout
+from ..files import hub_arguments
 from ..generation.images import GUIDANCE_SCALE
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
+from ..processing.pictures import Picture
+from .call_arguments import CALLBACK_TENSORS, OutputType, check_call_arguments
 from .chat import ChatPipelineMixin
 from .lora import LoraPipelineMixin
-
-
-_UPLOAD_ARGUMENTS = ("private", "token", "commit_message", "create_pr")
-_HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+from .offloading import bring_in
+from .pipeline_files import PipelineFilesMixin
 
 
 @dataclass
 class JanusProPipelineOutput(BaseOutput):
-    """Drawn pictures.
+    """Generated images.
 
     Args:
         images: `output_type` decides: a list of PIL images, `(N, H, W, 3)` float32 in [0, 1] ("np"), `(N, 3, H, W)` in
-            [0, 1] ("pt"), or `(N, P)` int64 codes ("latent").
-        image_ids: `(N, P)` int64, the codes in every case.
+            [0, 1] ("pt"), or `(N, P)` int64 image tokens ("latent").
+        image_ids: `(N, P)` int64, the image tokens in every case.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
     image_ids: torch.Tensor
 
 
-class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, DiffusionPipeline):
-    """Janus-Pro as a pipeline: `pipe("a prompt").images[0]` draws, `pipe.ask(image, "a question")` answers.
+class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin, DiffusionPipeline):
+    """Janus-Pro as a pipeline: `pipe("a prompt").images[0]` is an image, `pipe.ask(image, "a question")` an answer.
 
     Args:
         model: The model with both heads.
-        processor: Its processor.
+        processor: The model's processor.
     """
 
     model: JanusProForConditionalGeneration
     processor: JanusProProcessor
     model_cpu_offload_seq = "model"
-    _callback_tensor_inputs = ("image_ids",)
+    _callback_tensor_inputs = CALLBACK_TENSORS  # diffusers' pipelines list here what a callback may receive
 
     def __init__(self, model: JanusProForConditionalGeneration, processor: JanusProProcessor) -> None:
         super().__init__()
         self.register_modules(model=model, processor=processor)
-        # Public names in model_index.json, not the modules the classes happen to live in.
+        # model_index.json names the public classes, so that it stays valid when their modules are renamed.
         self.register_to_config(
             model=("janus_hf", type(model).__name__), processor=("janus_hf", type(processor).__name__)
         )
@@ -84,87 +79,68 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         image_ids: torch.Tensor | None = None,
         batch_size: int = 8,
-        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_ids",),
         speculative_window: int = 1,
         cache_implementation: Literal["static", "dynamic"] = "static",
     ) -> JanusProPipelineOutput | tuple[Any, torch.Tensor]:
-        """Draw pictures.
+        """Generate images from prompts.
 
         Args:
-            prompt: What to draw; a list draws one picture (or `num_images_per_prompt`) for each.
-            negative_prompt: What to be guided away from, one for all prompts or one each. Default: the unconditional
-                prompt.
-            height, width: Only the model's own size can be drawn.
-            guidance_scale: 1 draws without guidance at half the cost; None is the model's own, which is 5 for the
+            prompt: Description of the image; a list makes one image (or `num_images_per_prompt`) for each.
+            negative_prompt: Description of what the images must not show: one string for all prompts or one for each.
+                Guidance then leads away from it, instead of from the unconditional prompt.
+            height, width: Only the model's own image size is possible.
+            guidance_scale: 1 generates without guidance at half the cost; None is the model's own, which is 5 for the
                 released ones.
-            num_images_per_prompt: Pictures of one prompt follow each other in the result.
-            do_sample, temperature, top_k, top_p: How codes are drawn; the default samples the full softmax, as the
-                original does.
-            generator: One for all pictures, or a list with one for each (`len(prompt) * num_images_per_prompt`): the
-                same seed then draws the same picture in whatever batch.
-            image_ids: `(N, p)` codes that the pictures begin with, one row per picture.
-            batch_size: Draw so many pictures at a time; each needs its own attention cache (0.25 GB for the 1B in
+            num_images_per_prompt: Images of one prompt follow each other in the result.
+            do_sample, temperature, top_k, top_p: How image tokens are sampled; the default samples the full softmax,
+                as the original does.
+            generator: One for all images, or a list with one for each (`len(prompt) * num_images_per_prompt`): the
+                same seed then generates the same image whatever else is in the batch.
+            image_ids: `(N, p)` int64 image tokens that the images begin with, one row per image.
+            batch_size: Number of images generated at a time; each needs its own attention cache (0.25 GB for the 1B in
                 bfloat16, 0.6 GB for the 7B). The result does not depend on it.
-            output_type: "pil", "np", "pt" or "latent" (codes).
+            output_type: "pil", "np", "pt" or "latent" (image tokens); see `JanusProPipelineOutput`.
             return_dict: False returns `(images, image_ids)`.
-            callback_on_step_end: Called as `callback(pipe, step, step, {"image_ids": codes so far})` after every code
-                of a batch. If it returns a dict with "image_ids", the last column replaces the codes just drawn.
-            callback_on_step_end_tensor_inputs: What the callback gets; "image_ids" is what there is.
-            speculative_window: Guess so many codes ahead and keep those that come true: the same pictures in fewer,
-                larger steps (see `JanusProForConditionalGeneration.generate_images`). 1 guesses nothing.
+            callback_on_step_end: Called as `callback(pipe, step, step, {"image_ids": tokens so far})` after every
+                image token of a batch. If it returns a dict with "image_ids", the last column replaces the newest
+                tokens.
+            callback_on_step_end_tensor_inputs: Names of the tensors that the callback receives: "image_ids" or none.
+            speculative_window: Guess this number of image tokens ahead and accept the correct guesses: the same images
+                in fewer, larger steps (see `JanusProForConditionalGeneration.generate_images`). 1 guesses nothing.
             cache_implementation: "static" or "dynamic".
 
         Raises:
             ValueError, TypeError: If an argument is out of range or of the wrong kind.
             FloatingPointError: If the model's logits stop being finite.
         """
-        prompts = _check_texts(prompt, "prompt")
-        self._check_size(height, width)
-        if num_images_per_prompt < 1 or batch_size < 1:
-            raise ValueError(
-                f"num_images_per_prompt and batch_size must be at least 1, got {num_images_per_prompt} and "
-                f"{batch_size}."
-            )
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"output_type must be 'pil', 'np', 'pt' or 'latent', got {output_type!r}.")
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(
-                f"callback_on_step_end_tensor_inputs may name {list(self._callback_tensor_inputs)}, got "
-                f"{sorted(unknown)} besides."
-            )
-        negatives = None if negative_prompt is None else _check_texts(negative_prompt, "negative_prompt")
-        if isinstance(negative_prompt, str):
-            negatives = [negative_prompt] * len(prompts)
-        if negatives is not None and len(negatives) != len(prompts):
-            raise ValueError(
-                f"Expected one negative prompt, or one per prompt ({len(prompts)}), got {len(negatives)}."
-            )
-        total = len(prompts) * num_images_per_prompt
-        if isinstance(generator, (list, tuple)) and len(generator) != total:
-            raise ValueError(
-                f"Expected one generator per picture: {len(prompts)} prompts x {num_images_per_prompt} = {total}, got "
-                f"{len(generator)}."
-            )
-        if image_ids is not None and (image_ids.ndim != 2 or len(image_ids) != total):
-            raise ValueError(
-                f"Expected image_ids with one row of codes per picture ({total}), got shape {tuple(image_ids.shape)}."
-            )
-
-        self._wake_model()
-        rows = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
-        starts = range(0, total, batch_size)
-        codes, pictures = [], []
-        num_codes = self.model.config.vq_config.num_image_tokens
+        prompts, negatives = check_call_arguments(
+            self.model.config.vq_config,
+            prompt,
+            negative_prompt,
+            height=height,
+            width=width,
+            num_images_per_prompt=num_images_per_prompt,
+            generator=generator,
+            image_ids=image_ids,
+            batch_size=batch_size,
+            output_type=output_type,
+            callback_tensors=callback_on_step_end_tensor_inputs,
+        )
+        device = bring_in(self)
+        starts = range(0, len(prompts), batch_size)
+        num_tokens = self.model.config.vq_config.num_image_tokens
         num_given = 0 if image_ids is None else image_ids.shape[1]
-        with self.progress_bar(total=(num_codes - num_given) * len(starts)) as progress:
+        tokens, images = [], []
+        with self.progress_bar(total=(num_tokens - num_given) * len(starts)) as progress:
             for start in starts:
                 part = slice(start, start + batch_size)
                 inputs = self.processor.prepare_image_generation(
-                    [prompts[i] for i in rows[part]], None if negatives is None else [negatives[i] for i in rows[part]]
-                ).to(self._execution_device)
+                    prompts[part], None if negatives is None else negatives[part]
+                ).to(device)
                 part_ids = self.model.generate_images(
                     **inputs,
                     pad_token_id=self.processor.pad_token_id,
@@ -177,30 +153,33 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, DiffusionPipeline):
                     image_ids=None if image_ids is None else image_ids[part],
                     speculative_window=speculative_window,
                     cache_implementation=cache_implementation,
-                    callback=self._step_callback(progress, callback_on_step_end, callback_on_step_end_tensor_inputs),
+                    callback=self._step_callback(
+                        progress.update, callback_on_step_end, callback_on_step_end_tensor_inputs
+                    ),
                 )
-                codes.append(part_ids)
+                tokens.append(part_ids)
+                # Decoded batch by batch, so that the memory of the codec does not grow with the number of images.
                 if output_type != "latent":
-                    pictures.append(self.decode(part_ids, output_type))
+                    images.append(self.decode(part_ids, output_type))
         self.maybe_free_model_hooks()
 
-        all_ids = torch.cat(codes)
-        images = all_ids if output_type == "latent" else _join(pictures)
-        return JanusProPipelineOutput(images=images, image_ids=all_ids) if return_dict else (images, all_ids)
+        all_ids = torch.cat(tokens)
+        joined = all_ids if output_type == "latent" else _join(images)
+        return JanusProPipelineOutput(images=joined, image_ids=all_ids) if return_dict else (joined, all_ids)
 
     def enable_fast_decoding(
         self, batch_sizes: Sequence[int] = (1,), *, speculative_window: int = 1, mode: str | None = None
     ) -> bool:
-        """Compile the step that draws; see `JanusProForConditionalGeneration.compile_generation`.
+        """Compile the step that generates an image token; see `JanusProForConditionalGeneration.compile_generation`.
 
         Args:
-            batch_sizes: Numbers of pictures at once to compile for now; others are compiled for when they come. Give
-                the `batch_size` you will draw with.
-            speculative_window: The one you will draw with.
-            mode: Of `torch.compile`, instead of the package's choice.
+            batch_sizes: Numbers of images at once to compile for now; the step is compiled for other numbers when they
+                first occur. Give the `batch_size` that you will generate with.
+            speculative_window: The one that you will generate with.
+            mode: Mode of `torch.compile`, instead of the package's choice.
 
         Returns:
-            Whether drawing is compiled now; where there is no compiler it is not, and a warning says so.
+            Whether the step is compiled now. Without a working compiler it is not, and a warning says so.
 
         Raises:
             ValueError: If the model is spread over devices or offloaded.
@@ -211,28 +190,33 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, DiffusionPipeline):
         """Undo `enable_fast_decoding`."""
         self.model.compile_generation(False)
 
-    def decode(self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil") -> Any:
-        """Codes `(N, P)` -> pictures, in the forms of `__call__`'s `output_type` ("pil", "np" or "pt")."""
-        self._wake_model()
-        pixel_values = self.model.decode_image_ids(image_ids.to(self._execution_device))
+    def decode(
+        self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil"
+    ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
+        """Decode image tokens `(N, P)` to images, in the forms of `JanusProPipelineOutput.images`."""
+        device = bring_in(self)
+        pixel_values = self.model.decode_image_ids(image_ids.to(device))
         return self.processor.post_process_images(pixel_values, output_type=output_type)
 
-    def encode(self, images: Any) -> torch.Tensor:
-        """Pictures (PIL, paths, URLs or arrays; one or a list) -> codes `(N, P)` int64: short side resized, centre
-        cropped.
+    def encode(self, images: Picture | Sequence[Picture]) -> torch.Tensor:
+        """Encode images as image tokens `(N, P)` int64.
+
+        Args:
+            images: PIL images, paths, URLs or arrays; one or a list. The short side is resized to the model's image
+                size and the centre is cropped.
         """
-        self._wake_model()
+        device = bring_in(self)
         pixel_values = self.processor.image_processor(images, mode="generation", return_tensors="pt").pixel_values
-        return self.model.encode_image_ids(pixel_values.to(self._execution_device))
+        return self.model.encode_image_ids(pixel_values.to(device))
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: Any,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
         model: JanusProForConditionalGeneration | None = None,
         processor: JanusProProcessor | None = None,
-        torch_dtype: Any = None,
+        torch_dtype: torch.dtype | str | None = None,
         **kwargs: Any,
     ) -> "JanusProPipeline":
         """Load from a repository or folder: an original release, a transformers conversion, or a saved pipeline.
@@ -240,7 +224,7 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: Repository id or folder.
             model, processor: Components to use instead of loading them.
-            torch_dtype: Same as `dtype`, for habits from diffusers.
+            torch_dtype: Another name of `dtype`, as diffusers calls it.
             kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to both components;
                 everything else (`dtype`, `device_map`, `quantization_config`, `variant`, ...) to the model's
                 `from_pretrained`.
@@ -251,152 +235,52 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, DiffusionPipeline):
         """
         if torch_dtype is not None:
             kwargs.setdefault("dtype", torch_dtype)
-        hub_arguments = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+        hub_kwargs = hub_arguments(kwargs)
         if processor is None:
-            processor = JanusProProcessor.from_pretrained(pretrained_model_name_or_path, **hub_arguments)
+            processor = JanusProProcessor.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         if model is None:
             model = JanusProForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        elif ignored := sorted(kwargs.keys() - hub_arguments.keys()):
-            raise ValueError(f"{', '.join(ignored)} would load a model, but one is given: pass either, not both.")
+        elif ignored := sorted(kwargs.keys() - hub_kwargs.keys()):
+            raise ValueError(
+                f"`model` must be left out where other arguments load one, got both it and {', '.join(ignored)}: pass "
+                "either."
+            )
+        # Original checkpoints name the placeholder in their tokenizer only.
         if model.config.image_token_id is None:
             model.config.image_token_id = processor.image_token_id
         return cls(model=model, processor=processor)
 
-    def save_pretrained(
-        self,
-        save_directory: Any,
-        *,
-        layout: Layout | None = None,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        safe_serialization: bool = True,
-        **kwargs: Any,
-    ) -> None:
-        """Write one flat folder for this pipeline, `AutoModel`, `AutoProcessor` and, by layout, the original code or
-        transformers.
-
-        Args:
-            layout: See `JanusProPreTrainedModel.save_pretrained`.
-            variant, max_shard_size: As in transformers.
-            push_to_hub: Upload afterwards; `kwargs` as in `push_to_hub`, `repo_id` defaulting to the folder's name.
-            safe_serialization: Weights are always written as safetensors; False is refused.
-
-        Raises:
-            ValueError: If adapters are loaded: the folder would hold only them.
-            TypeError: If an argument is unknown, or is for the upload and there is none.
-        """
-        if unknown := set(kwargs) - ({"repo_id", *_UPLOAD_ARGUMENTS} if push_to_hub else set()):
-            raise TypeError(
-                f"save_pretrained does not know {sorted(unknown)}"
-                + ("." if push_to_hub else "; repo_id and the like need push_to_hub=True.")
-            )
-        if not safe_serialization:
-            raise ValueError("Weights are written as safetensors only; leave safe_serialization at True.")
-        if self.get_list_adapters():
-            raise ValueError(
-                f"Adapters {self.get_list_adapters()} are loaded. To save the adapter use save_lora_weights; to save "
-                "a model with them inside, fuse_lora() and unload_lora_weights() first; to save the base model, "
-                "unload_lora_weights() first."
-            )
-        sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-        self.model.save_pretrained(save_directory, layout=layout, variant=variant, **sharding)
-        with open(os.path.join(save_directory, "config.json"), encoding="utf-8") as file:
-            written: Layout = "transformers" if json.load(file)["model_type"] == "janus" else "original"
-        self.processor.save_pretrained(save_directory, layout=written)
-        self.save_config(save_directory)
-        model_card(self.model).save(os.path.join(save_directory, "README.md"))
-        if push_to_hub:
-            self._upload(save_directory, **{"repo_id": Path(save_directory).resolve().name, **kwargs})
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload the pipeline with a model card.
-
-        Args:
-            repo_id: `name` or `organisation/name`.
-            kwargs: `private`, `token`, `commit_message`, `create_pr` for the Hub; the rest goes to `save_pretrained`.
-
-        Returns:
-            The commit's URL.
-        """
-        hub = {k: kwargs.pop(k) for k in _UPLOAD_ARGUMENTS if k in kwargs}
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder, **kwargs)
-            return self._upload(folder, repo_id=repo_id, **hub)
-
-    def _upload(
-        self,
-        folder: Any,
-        *,
-        repo_id: str,
-        private: bool | None = None,
-        token: str | bool | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        model_card(self.model, repo_id).save(os.path.join(folder, "README.md"))
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=folder,
-            commit_message=commit_message or "Upload JanusProPipeline",
-            create_pr=create_pr,
-        )
-        return commit.commit_url
-
     @property
     def default_guidance_scale(self) -> float:
-        """What `guidance_scale=None` draws with: the model's own, or the original's 5."""
+        """The guidance scale that `guidance_scale=None` stands for: the model's own, or the original's 5."""
         return float(getattr(self.model.generation_config, "image_guidance_scale", GUIDANCE_SCALE))
 
-    def _wake_model(self) -> None:
-        """Bring a CPU-offloaded model in: its hook fires on `forward` only, and drawing and decoding do not pass
-        there.
-        """
-        hook = getattr(self.model, "_hf_hook", None)
-        if isinstance(hook, CpuOffload):
-            hook.pre_forward(self.model)
-
     def _step_callback(
-        self, progress: Any, callback: Callable[..., Any] | None, names: Sequence[str]
-    ) -> Callable[..., Any]:
-        def on_code(step: int, codes: torch.Tensor) -> torch.Tensor | None:
-            progress.update()
+        self, report_progress: Callable[[], object], callback: Callable[..., Any] | None, names: Sequence[str]
+    ) -> Callable[[int, torch.Tensor], torch.Tensor | None]:
+        """Return the callback for `generate_images` that reports progress and runs the caller's callback.
+
+        It is called with the number of the step and the image tokens so far `(B, step + 1)`, and returns the `(B,)`
+        tokens that replace the newest ones, or None.
+        """
+
+        def on_step(step: int, image_ids: torch.Tensor) -> torch.Tensor | None:
+            report_progress()
             if callback is None:
                 return None
-            answer = callback(self, step, step, {"image_ids": codes} if "image_ids" in names else {}) or {}
-            return answer["image_ids"][:, -1] if "image_ids" in answer else None
+            changed = callback(self, step, step, {"image_ids": image_ids} if "image_ids" in names else {}) or {}
+            return changed["image_ids"][:, -1] if "image_ids" in changed else None
 
-        return on_code
-
-    def _check_size(self, height: int | None, width: int | None) -> None:
-        side = self.model.config.vq_config.image_size
-        if height not in (None, side) or width not in (None, side):
-            raise ValueError(
-                f"This model draws {side}x{side} pictures only ({self.model.config.vq_config.num_image_tokens} codes, "
-                f"the number it was trained on), got height={height}, width={width}. Leave both out and resize the "
-                "result."
-            )
-
-
-def _check_texts(texts: Any, name: str) -> list[str]:
-    texts = [texts] if isinstance(texts, str) else texts
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"{name} must be a string or a list of strings, got {type(texts).__name__}.")
-    if not texts:
-        raise ValueError(f"There is nothing to draw: the list given as {name} is empty.")
-    return list(texts)
+        return on_step
 
 
 def _join(parts: list[Any]) -> Any:
+    """Return the batches of one output type, lists of images, arrays or tensors, as one."""
     if isinstance(parts[0], torch.Tensor):
         return torch.cat(parts)
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts)
-    return [picture for part in parts for picture in part]
+    return [image for part in parts for image in part]
 
 
 __all__ = ["JanusProPipeline", "JanusProPipelineOutput"]

@@ -1,4 +1,4 @@
-"""Answers do not depend on what shares the batch, and end where the context does."""
+"""Answers do not depend on the other conversations of the batch, and end where the model's context is full."""
 
 import numpy as np
 import pytest
@@ -32,15 +32,15 @@ def test_batched_answers_are_those_of_single_questions(pipe):
         [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": q.question}]}]
         for image, q in asked
     ]
-    conversations[3] = [{"role": "user", "content": "is there a red circle"}]  # no picture
+    conversations[3] = [{"role": "user", "content": "is there a red circle"}]  # no image
     conversations[7] = protocol.paper_conversation("\nwhat colour is the circle", [asked[0][0], asked[1][0]])
     together = answer(pipe.model, pipe.processor, conversations, max_new_tokens=6)
     assert together == [answer(pipe.model, pipe.processor, [one], max_new_tokens=6)[0] for one in conversations]
-    assert len(set(together)) > 3  # or equality would prove little
+    assert len(set(together)) > 3  # equality of constants would prove little
 
 
 def test_rows_end_where_their_own_context_does(pipe, monkeypatch):
-    """A short row has more room than a long one; neither may gain or lose by sharing a batch."""
+    """A short row has more room for an answer than a long one, and the batch changes neither."""
     monkeypatch.setattr(pipe.model.config.text_config, "max_position_embeddings", 40)
     long = protocol.paper_conversation("is there a red circle and a blue square and a green triangle")
     short = protocol.paper_conversation("red")

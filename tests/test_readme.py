@@ -1,4 +1,4 @@
-"""The README's Python blocks run, on the embedded model in place of the released ones."""
+"""The README's Python blocks run, on the model inside the package in place of the released ones."""
 
 import re
 from pathlib import Path

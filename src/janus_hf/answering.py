@@ -1,7 +1,7 @@
-"""Conversations in, answers out, in batches: the one place that renders a chat template and calls `generate`.
+"""Answering conversations in batches: the one place that renders a chat template and calls `generate`.
 
 The pipeline, the evaluation, samples during training and the adapters for other harnesses all answer through `answer`,
-so the same conversation gets the same answer everywhere and the end of the model's context is respected everywhere.
+so the same conversation gets the same answer everywhere, and no answer runs past the end of the model's context.
 """
 
 from collections.abc import Sequence
@@ -54,6 +54,7 @@ def answer(
         ValueError: If a conversation leaves no room for an answer in the model's context, images and placeholders do
             not match, or an argument is incompatible with `share_prefix`.
     """
+    # Arguments that only JanusProProcessor knows are left out unless the caller gives them.
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:
         template["roles"] = list(roles)
@@ -70,25 +71,26 @@ def answer(
             processor_kwargs={"padding": True, "padding_side": "left"},
             **template,
         ).to(*[target for target in (device or model.device, dtype) if target is not None])
-        # One by one to share a prefix, which must not contain padding.
+        # To share a prefix, which must not contain padding, conversations are tokenized one by one.
         for batch in ([[one] for one in conversations] if shares_prefix else [list(conversations)])
     ]
     lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(dim=1)]
     room = [_room(model, index, length, max_new_tokens) for index, length in enumerate(lengths)]
-    # JanusProProcessor knows where an answer ends; other models have it in their generation_config.
+    # JanusProProcessor has the id that ends an answer; other models have it in their generation_config.
     stop = {name: getattr(processor, name) for name in ("eos_token_id", "pad_token_id") if hasattr(processor, name)}
     inputs: dict[str, Any] = dict(batches[0])
     if shares_prefix:
         rows = [batch["input_ids"][0] for batch in batches]
         inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"])
     output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
-    output = output[:: len(output) // len(room)]  # with num_return_sequences, the first answer to each
-    # The batch runs as long as its longest answer may; each row ends where it would end alone.
+    output = output[:: len(output) // len(room)]  # with num_return_sequences, keep the first answer to each
+    # The batch runs as long as the longest answer may get; cut each row where it would end if it were alone.
     new = output[:, inputs["input_ids"].shape[1] :]
     return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
 
 
 def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_new_tokens: int) -> int:
+    """Return the largest number of new tokens that fit into the context after a conversation of `length` tokens."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None:
         return max_new_tokens
@@ -105,9 +107,17 @@ def _run_prefix(
 ) -> dict[str, Any]:
     """Run the common prefix of the rows once and return the inputs of `generate` for the whole batch.
 
-    Every row becomes prefix, padding, rest. Padding is masked, and positions are counted without it.
+    Args:
+        model: A Janus model.
+        rows: Token ids `(T,)` of each conversation, with the same images.
+        pixel_values: The images `(M, 3, S, S)` of one conversation.
+        pad_token_id: Id to pad with.
+
+    Returns:
+        `input_ids` and `attention_mask` `(B, T)`, in which every row is prefix, padding, rest; and a cache that holds
+        the prefix. Padding is masked, and positions are counted without it.
     """
-    shared = min(map(len, rows)) - 1  # `generate` needs at least one token to feed
+    shared = min(map(len, rows)) - 1  # `generate` needs at least one token that is not in the cache
     differs = torch.stack([row[:shared] != rows[0][:shared] for row in rows]).any(dim=0)
     if differs.any():
         shared = int(differs.int().argmax())
@@ -125,9 +135,9 @@ def _run_prefix(
 
 
 def _check_shareable(generate_kwargs: dict[str, Any]) -> None:
-    """Refuse arguments that a cache filled in advance does not allow."""
-    alone = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "cache_implementation": None}
-    given = [name for name, only in alone.items() if generate_kwargs.get(name, only) not in (only, None)]
+    """Raise ValueError if an argument of `generate` does not work with a cache that already holds the prefix."""
+    allowed = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "cache_implementation": None}
+    given = [name for name, value in allowed.items() if generate_kwargs.get(name, value) not in (value, None)]
     if generate_kwargs.get("streamer") is not None:
         given.append("streamer")
     if given:

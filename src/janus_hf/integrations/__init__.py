@@ -1,20 +1,32 @@
-"""Janus-Pro inside other people's harnesses. Importing this package imports none of them."""
+"""Janus-Pro inside other evaluation harnesses. Importing this package imports none of them."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..pipelines import JanusProPipeline
 
 
 DEFAULT_CHECKPOINT = "deepseek-ai/Janus-Pro-7B"
 
 
-def load_pipeline(pretrained: str, *, dtype: str = "bfloat16", device: Any = None, revision: str | None = None) -> Any:
-    """A `JanusProPipeline` for evaluation, without progress bars of its own.
+def load_pipeline(
+    pretrained: str,
+    *,
+    dtype: str = "bfloat16",
+    device: "str | torch.device | None" = None,
+    revision: str | None = None,
+) -> "JanusProPipeline":
+    """Load a pipeline for evaluation, without progress bars: the harness shows its own.
 
     Args:
         pretrained: Repository id or folder.
-        dtype: A name of torch's ("bfloat16" is what the authors evaluated with, "float32", ...), or "auto" for the
+        dtype: Name of a torch dtype ("bfloat16", which the authors evaluated with, "float32", ...), or "auto" for the
             checkpoint's own.
-        device: Where to; by default a GPU if there is one.
-        revision: Of the repository.
+        device: Device of the model; by default a GPU if there is one.
+        revision: Branch, tag or commit of the repository.
 
     Raises:
         ValueError: If torch has no such dtype.
@@ -27,7 +39,7 @@ def load_pipeline(pretrained: str, *, dtype: str = "bfloat16", device: Any = Non
     resolved = dtype if dtype == "auto" else getattr(torch, str(dtype).removeprefix("torch."), None)
     if resolved != "auto" and not isinstance(resolved, torch.dtype):
         raise ValueError(
-            f"Expected dtype to be 'auto' or a floating-point type of torch, as 'bfloat16'; got {dtype!r}."
+            f"`dtype` must be 'auto' or the name of a torch dtype, got {dtype!r}: write it as 'bfloat16'."
         )
     hub: dict[str, Any] = {} if revision is None else {"revision": revision}
     pipe = JanusProPipeline.from_pretrained(pretrained, dtype=resolved, **hub)

@@ -1,10 +1,14 @@
-"""How lmms-eval finds Janus-Pro: the payload of the entry point `janus_pro` in its group `lmms_eval.models`."""
+"""The entry point `janus_pro` of the group `lmms_eval.models`, through which lmms-eval finds Janus-Pro."""
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 
-def manifest() -> Any:
-    """lmms-eval's `ModelManifest` of `janus_pro`, also known as `janus`; lmms-eval calls this itself.
+if TYPE_CHECKING:
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+
+def manifest() -> "ModelManifest":
+    """Return lmms-eval's description of the model `janus_pro`, also named `janus`; lmms-eval calls this function.
 
     Raises:
         ImportError: If lmms-eval is not installed.
@@ -12,9 +16,7 @@ def manifest() -> Any:
     try:
         from lmms_eval.models.registry_v2 import ModelManifest
     except ImportError as error:
-        raise ImportError(
-            "The manifest is for lmms-eval, which is missing: pip install 'lmms-eval>=0.7.3'."
-        ) from error
+        raise ImportError("The manifest needs lmms-eval, which is missing: pip install 'lmms-eval>=0.7.3'.") from error
 
     class_path = "janus_hf.integrations.lmms_eval_model.JanusPro"
     return ModelManifest("janus_pro", simple_class_path=class_path, aliases=("janus",))

@@ -2,21 +2,20 @@
 
     python -m janus_hf.integrations.vlmeval --model JanusPro --data POPE MME MMBench_DEV_EN SEEDBench_IMG
 
-`--pretrained` names another checkpoint than the 7B; everything else goes to VLMEvalKit's `run.py`. Matched is the
-authors' adapter (vlmeval/vlm/janus.py), which needs their own package; written against ms-vlmeval 0.0.20, the form in
-which VLMEvalKit is on the package index.
+`--pretrained` names another checkpoint than the 7B; everything else goes to VLMEvalKit's `run.py`. The prompts are
+those of the authors' adapter (vlmeval/vlm/janus.py), which needs their own package. It is written against ms-vlmeval
+0.0.20, the name under which VLMEvalKit is on the package index.
 """
 
 import argparse
-import string
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..answering import answer
 from ..evaluation.benchmarks import protocol
 from . import DEFAULT_CHECKPOINT, load_pipeline
+from .paper_style import answer_as_authors, lettered_options
 
 
 try:
@@ -33,13 +32,14 @@ NAME = "JanusPro"
 
 
 class JanusPro(BaseModel):
-    """Answers VLMEvalKit's questions.
+    """Janus-Pro as VLMEvalKit calls it.
 
     Args:
         model_path: Repository id or folder.
         dtype: "bfloat16", "float32", ... or "auto".
-        device: Where the model runs; by default a GPU if there is one.
-        generate_kwargs: Instead of the authors' settings: greedy, at most 2048 new tokens.
+        device: Device of the model; by default a GPU if there is one.
+        generate_kwargs: Arguments of `answering.answer` that replace the authors' settings, which are greedy decoding
+            and at most 2048 new tokens.
     """
 
     INSTALL_REQ = False
@@ -59,68 +59,66 @@ class JanusPro(BaseModel):
         self.pipe = load_pipeline(model_path, dtype=dtype, device=device)
 
     def use_custom_prompt(self, dataset: str | None) -> bool:
-        """Whether the authors have a prompt of their own: yes-or-no and multiple-choice data sets, and MM-Vet."""
+        """Return whether the authors have their own prompt: for yes-or-no and multiple-choice data sets and MM-Vet."""
         return dataset is not None and (DATASET_TYPE(dataset) in ("Y/N", "MCQ") or dataset == "MMVet")
 
     def build_prompt(self, line: Any, dataset: str) -> list[dict[str, str]]:
-        """The authors' prompt for a row: its pictures, then the text.
+        """Return the authors' prompt for a row: the row's images, then the text.
 
         Args:
             line: A row of the data set's table.
-            dataset: Its name.
+            dataset: Name of the data set.
 
         Raises:
-            ValueError: If `use_custom_prompt` is false of it.
+            ValueError: If the authors have no prompt for the data set; see `use_custom_prompt`.
         """
         if not self.use_custom_prompt(dataset):
-            raise ValueError(f"The authors have no prompt for {dataset}; VLMEvalKit's own is used for it.")
+            raise ValueError(
+                f"`dataset` must be one that the authors have a prompt for, got {dataset!r}: VLMEvalKit's own is used."
+            )
         if dataset == "MMVet":
             prompt = protocol.paper_prompt("mmvet", line["question"])
         elif DATASET_TYPE(dataset) == "Y/N":
             prompt = protocol.yes_no_prompt(line["question"], drop_tail=dataset == "POPE")
         else:
-            options = {letter: line[letter] for letter in string.ascii_uppercase if letter in line}
-            prompt = protocol.multiple_choice_prompt(line["question"], options, hint=line.get("hint"))
-        pictures = [{"type": "image", "value": path} for path in self.dump_image(line, dataset)]
-        return [*pictures, {"type": "text", "value": prompt}]
+            prompt = protocol.multiple_choice_prompt(line["question"], lettered_options(line), hint=line.get("hint"))
+        images = [{"type": "image", "value": path} for path in self.dump_image(line, dataset)]
+        return [*images, {"type": "text", "value": prompt}]
 
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
-        """The answer to one turn of text and pictures in any order; called by `generate`, which checks it."""
+        """Answer one turn of text and images in any order; VLMEvalKit's `generate` checks it and calls this method."""
         return self.chat_inner([{"role": "user", "content": message}], dataset)
 
     def chat_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
-        """The answer to a conversation; called by `chat`."""
+        """Answer a conversation; VLMEvalKit's `chat` calls this method."""
         system_prompt = protocol.MM_VET_SYSTEM_PROMPT if "MMVet" in (dataset or "") else ""
         turns = [self._turn(**turn) for turn in message]
-        return answer(
-            self.pipe.model,
-            self.pipe.processor,
-            [turns],
-            system_prompt=system_prompt,
-            roles=protocol.ROLES,
-            **{"max_new_tokens": protocol.MAX_NEW_TOKENS} | self.generate_kwargs,
-        )[0]
+        return answer_as_authors(self.pipe, [turns], system_prompt=system_prompt, **self.generate_kwargs)[0]
 
     def _turn(self, role: str, content: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-        """Text and placeholders follow each other without anything between, as in the authors' adapter."""
+        """Return a turn as a chat message: text and placeholders joined without separators, as the authors do."""
         token = self.pipe.processor.image_token
         text = "".join(token if part["type"] == "image" else part["value"] for part in content)
         return {"role": role, "content": text, "images": [p["value"] for p in content if p["type"] == "image"]}
 
 
 def register(pretrained: str = DEFAULT_CHECKPOINT, *, dtype: str = "bfloat16") -> str:
-    """Make a checkpoint known to VLMEvalKit.
+    """Add a checkpoint to VLMEvalKit's models.
+
+    Args:
+        pretrained: Repository id or folder.
+        dtype: "bfloat16", "float32", ... or "auto".
 
     Returns:
-        The model's name there. VLMEvalKit keeps and reuses results by it, so each checkpoint has its own: "JanusPro"
-        is the default one.
+        The name of the model in VLMEvalKit. VLMEvalKit stores and reuses results under this name, so every checkpoint
+        has its own; the default checkpoint's is "JanusPro".
     """
     import vlmeval.vlm
     from vlmeval.config import supported_VLM
 
     path = pretrained.strip("/").replace("/", "--")
     name = NAME if pretrained == DEFAULT_CHECKPOINT else f"{NAME}_{path}"
-    vlmeval.vlm.JanusPro = JanusPro  # for `--config` files, which name the class
+    vlmeval.vlm.JanusPro = JanusPro  # `--config` files name the class, which VLMEvalKit looks up here
     supported_VLM[name] = partial(JanusPro, model_path=pretrained, dtype=dtype)
     return name
 
@@ -129,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Register the checkpoint and run VLMEvalKit.
 
     Args:
-        arguments: Of the command line, by default the process's own.
+        arguments: Arguments of the command line; None takes those of the process.
 
     Raises:
         ImportError: If this VLMEvalKit has no `vlmeval.run`.
@@ -152,6 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "This VLMEvalKit has no module vlmeval.run: pip install ms-vlmeval, or call register() of this module "
             "before running the repository's run.py."
         ) from error
+    # run.py reads the process's arguments itself.
     before, sys.argv = sys.argv, ["run.py", *(name if argument == NAME else argument for argument in others)]
     try:
         run.main()

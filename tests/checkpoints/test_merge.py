@@ -1,4 +1,4 @@
-"""`merge_adapter`: what it refuses. That the merged model equals the adapted one is in tests/training/test_sft.py."""
+"""`merge_adapter` needs a base and notices files that differ; tests/training/test_sft.py tests the merged outputs."""
 
 import json
 

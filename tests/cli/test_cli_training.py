@@ -1,4 +1,4 @@
-"""The training and evaluation commands of `janus-hf`, end to end on a handful of pictures."""
+"""The training and evaluation commands of `janus-hf`, end to end on eight images."""
 
 import json
 
@@ -14,8 +14,8 @@ FAST = ("--dtype", "float32")  # bfloat16, the stored dtype, takes a CPU several
 
 @pytest.fixture
 def drawings(tmp_path):
-    """An imagefolder of the small world's pictures with their prompts."""
-    folder = tmp_path / "pictures"
+    """The folder of eight images of the shapes world, with their prompts in metadata.jsonl."""
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     rows = []

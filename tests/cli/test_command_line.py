@@ -1,4 +1,4 @@
-"""What all commands share: errors, usage, help; and the command as it is installed."""
+"""Errors, usage and help of all commands, and the command as it is installed."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ COMMANDS = ("draw", "ask", "chat", "convert", "info", "prepare", "train", "merge
         (("convert", "/no/such/model", "new", "--layout", "original"), "/no/such/model"),
         (("info", "/no/such/model"), "/no/such/model"),
         (("draw", "a", "--device", "abacus"), "got 'abacus', which cannot be used here"),
-        (("draw", "a", "--guidance-scale", "-1"), "guidance_scale must be 0 or more"),
+        (("draw", "a", "--guidance-scale", "-1"), "must be 0 or more, got -1"),
         (("draw", "a", "-n", "0"), "must be at least 1"),
         (("ask", "image.png", "fox " * 600), "holds 256: there is no room for an answer"),
     ],

@@ -1,4 +1,4 @@
-"""What both adapters share: missing harnesses, imports, loading the pipeline."""
+"""Missing harnesses, imports and the loading of the pipeline, for both adapters."""
 
 import ast
 import importlib

@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def model(lmms, tmp_path_factory):
     return lmms.JanusPro(
-        pretrained=DEFAULT_MODEL, dtype="float32", device="cpu", output_dir=str(tmp_path_factory.mktemp("drawn"))
+        pretrained=DEFAULT_MODEL, dtype="float32", device="cpu", output_dir=str(tmp_path_factory.mktemp("images"))
     )
 
 
@@ -98,20 +98,20 @@ def test_results_come_in_the_order_of_the_requests(lmms, model, monkeypatch):
 def test_generation_returns_paths(lmms, model, monkeypatch, tmp_path):
     calls = []
 
-    def draw(prompts, *, num_images_per_prompt, generator, **settings):
+    def generate(prompts, *, num_images_per_prompt, generator, **settings):
         calls.append((prompts, [one.initial_seed() for one in generator], settings))
         gray = [Image.new("L", (2, 2), len(prompt)) for prompt in prompts for _ in range(num_images_per_prompt)]
         return gray, None
 
-    for name, value in (("pipe", draw), ("batch_size", 3), ("images_per_prompt", 2), ("output_dir", tmp_path)):
+    for name, value in (("pipe", generate), ("batch_size", 3), ("images_per_prompt", 2), ("output_dir", tmp_path)):
         monkeypatch.setattr(model, name, value)
-    drawn = [json.loads(text) for text in model.generate_until(requests_for(lmms, model, to_generate, 5))]
+    named = [json.loads(text) for text in model.generate_until(requests_for(lmms, model, to_generate, 5))]
     folder = tmp_path.resolve() / "WISE"
-    assert drawn == [{"text": "", "images": [str(folder / f"{i:04d}_s{k}.png") for k in (0, 1)]} for i in range(5)]
+    assert named == [{"text": "", "images": [str(folder / f"{i:04d}_s{k}.png") for k in (0, 1)]} for i in range(5)]
     prompts = [f"a photo of a {color} circle" for color in ("red", "blue", "green", "orange", "purple")]
     settings = {"guidance_scale": None, "batch_size": 3, "return_dict": False}
     assert calls == [(prompts[:3], [42, 43] * 3, settings), (prompts[3:], [42, 43] * 2, settings)]
-    pixels = [Image.open(path).getpixel((0, 0)) for one in drawn for path in one["images"]]
+    pixels = [Image.open(path).getpixel((0, 0)) for one in named for path in one["images"]]
     assert pixels == [len(prompt) for prompt in prompts for _ in range(2)]
 
 
@@ -277,18 +277,18 @@ def test_lmms_eval_resolves_builds_and_asks(lmms, monkeypatch, tmp_path):
         singles, batched = one_by_one_and_together(model, requests_for(lmms, model, shape, 24), 7, monkeypatch)
         assert batched == singles, shape.__name__
     monkeypatch.setattr(model, "prompt_style", "lmms")
-    drawn = []
+    generated = []
     for batch_size in (1, 8):
         monkeypatch.setattr(model, "batch_size", batch_size)
         monkeypatch.setattr(model, "output_dir", tmp_path / str(batch_size))
         texts = model.generate_until(requests_for(lmms, model, to_generate, 20))
         assert all(json.loads(text).keys() == {"text", "images"} for text in texts)
-        drawn.append(
+        generated.append(
             [np.asarray(Image.open(path)).astype(int) for text in texts for path in json.loads(text)["images"]]
         )
-    assert len(drawn[0]) == len(drawn[1]) == 20
+    assert len(generated[0]) == len(generated[1]) == 20
     # Convolutions sum in another order in another batch: a value at the edge may round to its neighbour.
-    assert max(abs(one - other).max() for one, other in zip(*drawn, strict=True)) <= 1
-    assert max(abs(one - drawn[0][0]).max() for one in drawn[0]) > 100
+    assert max(abs(one - other).max() for one, other in zip(*generated, strict=True)) <= 1
+    assert max(abs(one - generated[0][0]).max() for one in generated[0]) > 100
     model.clean()
     assert model.pipe is None

@@ -59,7 +59,7 @@ def test_callback_sees_every_token_of_every_batch(pipe):
     assert torch.equal(generated, generate_ids(pipe, ["a", "b", "c"], (0, 1, 2)))
 
 
-def test_callback_may_replace_the_codes_just_drawn(pipe):
+def test_callback_may_replace_the_newest_tokens(pipe):
     def callback(pipeline, step, timestep, tensors):
         tokens = tensors["image_ids"].clone()
         tokens[:, -1] = step

@@ -1,4 +1,4 @@
-"""Uploading a pipeline with a model card, to a Hub that only records."""
+"""Uploading a pipeline with a model card, to a fake Hub."""
 
 import json
 import types
@@ -12,7 +12,7 @@ from tiny import TINY_MODEL
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A record of the uploads, which a fake Hub keeps instead of making them."""
+    """A fake Hub that records uploads, tokens and created repositories, and uploads nothing."""
     record = types.SimpleNamespace(uploads=[], tokens=[], created=[])
 
     class FakeApi:

@@ -1,4 +1,4 @@
-"""What both harnesses need to ask questions as the authors of Janus-Pro asked them."""
+"""The settings with which the authors of Janus-Pro evaluated it, for the adapters of both harnesses."""
 
 import string
 from collections.abc import Mapping, Sequence

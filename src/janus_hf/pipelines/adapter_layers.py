@@ -1,4 +1,4 @@
-"""What PEFT puts into a model, and changes to it: tuner layers around linear layers, wrappers around whole modules.
+"""Finding, switching and removing the layers that PEFT puts into a model.
 
 An adapter adds a tuner layer around each layer that it changes by a low-rank product. Modules that it trains as a
 whole (`modules_to_save` of its config) get a wrapper that holds the original and one trained copy per adapter.

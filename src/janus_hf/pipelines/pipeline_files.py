@@ -46,8 +46,9 @@ class PipelineFilesMixin:
         safe_serialization: bool = True,
         **kwargs: Unpack[UploadArguments],
     ) -> None:
-        """Write one flat folder for this pipeline, `AutoModel`, `AutoProcessor` and, by layout, the original code or
-        transformers.
+        """Write one flat folder that this pipeline, `AutoModel` and `AutoProcessor` load.
+
+        Depending on the layout, the original code or transformers loads it as well.
 
         Args:
             save_directory: Folder to write to.

@@ -177,7 +177,7 @@ class JanusProSFTConfig(SFTConfig):
         if self.n_gpu > 1:
             raise ValueError(
                 f"One process sees {self.n_gpu} GPUs. Start one process per GPU with `accelerate launch --config_file "
-                "accelerate_configs/ddp.yaml -m janus_hf.train ...`, or show it one GPU: CUDA_VISIBLE_DEVICES=0."
+                "accelerate_configs/ddp.yaml -m janus_hf_cli train ...`, or show it one GPU: CUDA_VISIBLE_DEVICES=0."
             )
         if self.num_processes is not None and self.num_processes != self.world_size:
             raise ValueError(

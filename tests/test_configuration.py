@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, JanusConfig, Qwen2Config
 
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration, JanusProVisionConfig, JanusProVQConfig
-from janus_hf.configuration import read_schema
+from janus_hf.layouts import read_schema
 
 
 def edited(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..configuration import Layout
 from ..errors import CheckpointError
+from ..layouts import Layout
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 

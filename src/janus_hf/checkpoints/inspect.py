@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..configuration import JanusProConfig, read_schema
+from ..configuration import JanusProConfig
+from ..layouts import read_schema
 from ..modeling import JanusProForConditionalGeneration
 
 

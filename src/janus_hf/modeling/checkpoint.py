@@ -20,44 +20,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping, regist
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming, WeightTransform
 from transformers.utils import cached_file
 
-from ..configuration import MAX_ALIGNER_DEPTH
 from ..errors import CheckpointError
-
-
-# Present in the original files, used by no code path of the original: SigLIP's pooling head and the codec's usage
-# counter.
-STORED_BUT_UNUSED = (r"vision_model\.attn_pool\.", r"vqmodel\.quantize\.codebook_used$")
-
-# (original name, ours without the leading "model."). General prefixes come before the names inside them: saving
-# applies the table backwards.
-_ROOT_NAMES: tuple[tuple[str, str], ...] = (
-    (r"^vision_model\.vision_tower\.", r"^vision_model\."),
-    *(
-        (rf"^{theirs}\.layers\.{2 * i}\.", rf"^{ours}\.{'fc1' if i == 0 else f'hidden_layers.{i - 1}'}\.")
-        for theirs, ours in (("aligner", "aligner"), ("gen_aligner", "generation_aligner"))
-        for i in range(MAX_ALIGNER_DEPTH)
-    ),
-    (r"^gen_embed\.", r"^generation_embeddings\."),
-    (r"^gen_head\.output_mlp_projector\.", r"^generation_head\.proj_out\."),
-    (r"^gen_head\.vision_head\.", r"^generation_head\.vision_head\."),
-    (r"^language_model\.model\.", r"^language_model\."),
-    (r"^gen_vision_model\.", r"^vqmodel\."),
-    (r"vqmodel\.encoder\.conv_blocks\.", r"vqmodel\.encoder\.down\."),
-    (r"vqmodel\.decoder\.conv_blocks\.", r"vqmodel\.decoder\.up\."),
-    (r"\.res\.", r"\.block\."),
-    (r"\.mid\.0\.", r"\.mid\.block_1\."),
-    (r"\.mid\.1\.", r"\.mid\.attn_1\."),
-    (r"\.mid\.2\.", r"\.mid\.block_2\."),
-)
-
-_TOWER_NAMES: tuple[tuple[str, str], ...] = (
-    (r"^patch_embed\.proj\.", r"^embeddings\.patch_embedding\."),
-    (r"^blocks\.", r"^encoder\.layers\."),
-    (r"\.norm1\.", r"\.layer_norm1\."),
-    (r"\.norm2\.", r"\.layer_norm2\."),
-    (r"\.attn\.proj\.", r"\.self_attn\.projection_layer\."),
-    (r"^norm\.", r"^post_layernorm\."),
-)
+from ..layouts.janus_pro import _ROOT_NAMES, _TOWER_NAMES, SPECIAL_TOKENS
 
 
 class DropLeadingAxis(ConversionOps):
@@ -208,14 +172,6 @@ def _check_table_of_contents(path: str) -> None:
         raise CheckpointError(
             f"{path} cannot be read ({error}): it is cut short or holds no weights. Download it again."
         ) from error
-
-
-SPECIAL_TOKENS = {
-    "bos_token_id": "<｜begin▁of▁sentence｜>",
-    "eos_token_id": "<｜end▁of▁sentence｜>",
-    "pad_token_id": "<｜▁pad▁｜>",
-    "image_token_id": "<image_placeholder>",
-}
 
 
 def special_token_ids(source: Any, **hub_kwargs: Any) -> dict[str, int]:

@@ -22,7 +22,7 @@ from transformers.utils import can_return_tuple
 
 from ..configuration import JanusProConfig
 from ..generation.images import ImageGenerationMixin
-from .checkpoint import STORED_BUT_UNUSED
+from ..layouts.janus_pro import STORED_BUT_UNUSED
 from .heads import JanusProAligner, JanusProImageHead
 from .image_codec import JanusProVQModel
 from .loss import chunked_cross_entropy

@@ -5,9 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..configuration import JanusProConfig, Layout
+from ..configuration import JanusProConfig
+from ..layouts import Layout
+from ..layouts.janus_pro import STORED_BUT_UNUSED
 from .checkpoint import (
-    STORED_BUT_UNUSED,
     all_conversions,
     check_loaded,
     check_local_files,

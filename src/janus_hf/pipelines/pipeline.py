@@ -20,8 +20,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 
 from ..checkpoints.cards import model_card
-from ..configuration import Layout
 from ..generation.images import GUIDANCE_SCALE
+from ..layouts import Layout
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .chat import ChatPipelineMixin

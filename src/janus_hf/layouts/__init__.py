@@ -1,0 +1,4 @@
+from .detect import Layout, read_schema
+
+
+__all__ = ["Layout", "read_schema"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from janus_hf.modeling.image_codec import DoublingConv2d
+from janus_hf.modeling.codec_blocks import DoublingConv2d
 
 
 K, SIDE, P = 40, 8, 16  # of the tiny config

@@ -11,11 +11,12 @@ from ..layouts.janus_pro import STORED_BUT_UNUSED
 from .checkpoint import (
     all_conversions,
     check_loaded,
-    check_local_files,
     clone_tied_head,
     special_token_ids,
 )
-from .quantisation import portable_int4, settle_quantised, skip_all_but_language_model, weight_only_config
+from .int4_weights import portable_int4
+from .quantisation import settle_quantised, skip_all_but_language_model, weight_only_config
+from .weight_files import check_local_files
 
 
 class JanusProPreTrainedModel(PreTrainedModel):

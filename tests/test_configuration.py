@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig, JanusConfig, Qwen2Config
 
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration, JanusProVisionConfig, JanusProVQConfig
-from janus_hf.layouts import read_schema
+from janus_hf.layouts import read_config
 
 
 def edited(config: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_select_layer_counts_like_siglip_vit(released, select_layer, layers):
 
 def test_reading_does_not_modify_the_dict(released):
     before = copy.deepcopy(released["7b"])
-    read_schema(released["7b"])
+    read_config(released["7b"])
     JanusProConfig.from_dict(released["7b"])
     assert before == released["7b"]
 
@@ -137,13 +137,13 @@ def test_other_families_are_named(foreign, family, tmp_path):
 @pytest.mark.parametrize(
     ("part", "fields", "message"),
     [
-        ("vision", {"image_size": 13}, r"image_size \(13\) must be a multiple of patch_size \(4\)"),
-        ("vision", {"num_attention_heads": 5}, r"hidden_size \(24\) must be a multiple of num_attention_heads \(5\)"),
-        ("vision", {"projection_dim": 32}, r"vision_config.projection_dim \(32\).*hidden_size \(48\)"),
+        ("vision", {"image_size": 13}, r"image_size must be a multiple of patch_size \(4\), got 13"),
+        ("vision", {"num_attention_heads": 5}, r"hidden_size must be a multiple of num_attention_heads \(5\), got 24"),
+        ("vision", {"projection_dim": 32}, r"vision_config.projection_dim must equal .*hidden_size \(48\), got 32"),
         ("vision", {"depth": 0}, "vision_config.depth.* at least 1 and at most 8, got 0"),
         ("vision", {"depth": 9}, "vision_config.depth.* at most 8, got 9"),
-        ("vq", {"projection_dim": 32}, r"vq_config.projection_dim \(32\).*hidden_size \(48\)"),
-        ("vq", {"image_size": 9}, r"image_size \(9\) must be a multiple of 2"),
+        ("vq", {"projection_dim": 32}, r"vq_config.projection_dim must equal .*hidden_size \(48\), got 32"),
+        ("vq", {"image_size": 9}, r"image_size must be a multiple of 2, got 9"),
         ("vq", {"double_latent": True}, "double_latent"),
         ("vq", {"base_channels": 24}, "multiple of 32, got 24"),
         ("vq", {"num_hidden_layers": 0}, "vq_config.num_hidden_layers.* at least 1 and at most 8, got 0"),
@@ -289,8 +289,8 @@ def test_original_blocks_alone_describe_the_model(tiny_config, overrides):
     ("overrides", "message"),
     [
         ({"image_token_id": None, **CONFIGS["one grid"]}, "image_token_id"),
-        ({"vq": {"image_token_embed_dim": 48}}, r"\(9\); this model draws 16.*layout='original'"),
-        ({"vq": {"num_patches": 3}}, r"56 next to a language model of 48.*layout='original'"),
+        ({"vq": {"image_token_embed_dim": 48}}, r"\(9\) in the transformers layout, got 16.*layout='original'"),
+        ({"vq": {"num_patches": 3}}, r"hidden_size \(48\) .*, got 56.*layout='original'"),
     ],
 )
 def test_what_transformers_class_cannot_express_is_refused(tiny_config, overrides, message):

@@ -70,7 +70,7 @@ class HqqLike:
 
 
 def test_hqq_is_refused_unless_the_user_names_what_to_skip():
-    with pytest.raises(ValueError, match="HQQ compares whole layer names"):
+    with pytest.raises(ValueError, match="got one of HQQ. HQQ compares whole layer names"):
         skip_all_but_language_model(HqqLike(["lm_head"]))
     config = HqqLike(["lm_head", "fc1"])
     assert skip_all_but_language_model(config) is config

@@ -7,7 +7,6 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..configuration import JanusProConfig
-from ..layouts import read_schema
 from ..modeling import JanusProForConditionalGeneration
 
 
@@ -72,7 +71,7 @@ def inspect_checkpoint(source: Any, **hub_kwargs: Any) -> CheckpointInfo:
         raise ValueError(
             f"{str(source)!r} {found}; expected Janus or Janus-Pro (model_type 'multi_modality' or 'janus')."
         )
-    config = JanusProConfig.from_dict(read_schema(raw))
+    config = JanusProConfig.from_dict(raw)
     with torch.device("meta"):
         model = JanusProForConditionalGeneration(config)
     counts = {

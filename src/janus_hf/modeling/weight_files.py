@@ -1,4 +1,4 @@
-"""Checks of a local folder."""
+"""Checks of a local checkpoint's weight files before they are loaded: all there, and none cut short."""
 
 import json
 import os
@@ -19,12 +19,16 @@ _WEIGHT_FILES = (
 
 
 def check_local_files(
-    folder: str, subfolder: str = "", variant: str | None = None, use_safetensors: bool | None = None
+    folder: str | os.PathLike[str],
+    subfolder: str = "",
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
 ) -> None:
     """Raise a `CheckpointError` if a local checkpoint's index is unreadable, or a weight file is missing or cut short.
 
-    Only the files that `from_pretrained` will read are looked at, and of these only the tables of contents. Folders on
-    the Hub are checked by the download itself. Arguments as in `PreTrainedModel.from_pretrained`.
+    Only the files that `from_pretrained` will load are opened, and of these only the tables of contents are read.
+    Checkpoints on the Hub are checked by the download itself. The arguments are those of
+    `PreTrainedModel.from_pretrained`.
     """
     root = os.path.join(folder, subfolder)
     for name in _WEIGHT_FILES:
@@ -39,13 +43,14 @@ def check_local_files(
 
 
 def _indexed_files(path: str) -> list[str]:
+    """Return the paths of the shards that an index names. Raise a `CheckpointError` if one of them does not exist."""
     try:
         with open(path, encoding="utf-8") as file:
             shards = sorted(set(json.load(file)["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint index: expected JSON with a 'weight_map' of names to files ({error!r}). "
-            "Download it again."
+            f"{path} must be JSON with a 'weight_map' of weight names to files, got {error!r}: it is not a checkpoint "
+            "index. Download it again."
         ) from error
     root = os.path.dirname(path)
     lost = [shard for shard in shards if not os.path.isfile(os.path.join(root, shard))]
@@ -58,6 +63,7 @@ def _indexed_files(path: str) -> list[str]:
 
 
 def _check_table_of_contents(path: str) -> None:
+    """Raise a `CheckpointError` if a weight file is empty, cut short or of another format."""
     try:
         if path.endswith(".safetensors"):
             with safe_open(path, framework="pt"):
@@ -66,10 +72,13 @@ def _check_table_of_contents(path: str) -> None:
             raise EOFError("the file is empty")
         else:
             with open(path, "rb") as file:
-                is_zip = file.read(2) == b"PK"  # files of torch before 1.6 are not
+                is_zip = file.read(2) == b"PK"  # files of torch before 1.6 are pickles, which have no such table
             if is_zip:
                 zipfile.ZipFile(path).close()
     except (SafetensorError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}): it is cut short or holds no weights. Download it again."
         ) from error
+
+
+__all__ = ["check_local_files"]

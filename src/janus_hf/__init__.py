@@ -1,7 +1,7 @@
-"""Janus-Pro for the Hugging Face libraries: one model that understands images and draws them.
+"""Janus-Pro for the Hugging Face libraries: one model that understands images and generates images.
 
 Importing this package registers the model, its processor and the weight conversion with transformers' Auto classes.
-The pipeline, which needs diffusers, is imported when it is first named.
+What needs diffusers, such as the pipeline, is imported at the first access to its name.
 """
 
 import importlib
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .checkpoints.inspect import CheckpointInfo, inspect_checkpoint
     from .pipelines import JanusProPipeline, JanusProPipelineOutput
 
+# Public names that are imported at first access -> the module that defines them.
 _LAZY = {
     "CheckpointInfo": "checkpoints.inspect",
     "JanusProPipeline": "pipelines",

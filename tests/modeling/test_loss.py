@@ -235,7 +235,7 @@ def test_more_calls_of_the_head_change_nothing(count, monkeypatch):
 
     expected, calls = run(), []
     hidden.grad = None
-    monkeypatch.setattr(loss_module, "_num_calls", lambda *args: 5)
+    monkeypatch.setattr(loss_module, "num_head_calls", lambda *args: 5)
     head.register_forward_hook(lambda *args: calls.append(0))
     assert all(torch.equal(one, other) for one, other in zip(run(), expected, strict=True))
     assert len(calls) == 2 * 5

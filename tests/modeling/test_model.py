@@ -105,11 +105,11 @@ def test_encoded_pictures_instead_of_pixels(tiny_model):
 @pytest.mark.parametrize(
     ("ids", "count", "message"),
     [
-        ([TWO], 1, "hold 18 image placeholders.*2 pictures of 9.*give 1 pictures"),
-        ([ONE], 2, "hold 9 image placeholders.*1 pictures of 9.*give 2 pictures"),
-        ([ONE[:-3]], 1, r"hold 8 image placeholders.*0\.888889 pictures of 9.*give 1 pictures"),
-        ([NONE], 1, "hold 0 image placeholders.*give 1 pictures"),
-        ([ONE], None, "hold 9 image placeholders.*give 0 pictures"),
+        ([TWO], 1, r"9 image placeholders for each of the 1 images .*, got 18 placeholders \(2 images\)"),
+        ([ONE], 2, r"9 image placeholders for each of the 2 images .*, got 9 placeholders \(1 images\)"),
+        ([ONE[:-3]], 1, r"for each of the 1 images .*, got 8 placeholders \(0\.888889 images\)"),
+        ([NONE], 1, "for each of the 1 images .*, got 0 placeholders"),
+        ([ONE], None, "for each of the 0 images .*, got 9 placeholders"),
     ],
 )
 def test_placeholders_and_pictures_must_agree(tiny_model, ids, count, message):
@@ -121,9 +121,9 @@ def test_placeholders_and_pictures_must_agree(tiny_model, ids, count, message):
 
 def test_other_bad_inputs(tiny_model, make_model, tiny_config):
     ids = torch.tensor([ONE])
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds must be given, got neither"):
         tiny_model(pixel_values=pictures(1))
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds must be given, got both"):
         tiny_model(input_ids=ids, inputs_embeds=torch.zeros(1, 12, 48), pixel_values=pictures(1))
     encoded = {"image": tiny_model.get_image_features(pictures(1))}
     with pytest.raises(ValueError, match="not both"):
@@ -132,7 +132,7 @@ def test_other_bad_inputs(tiny_model, make_model, tiny_config):
         tiny_model(inputs_embeds=torch.zeros(1, 12, 48), pixel_values=pictures(1))
     with pytest.raises(ValueError, match="image_token_id"):
         make_model(tiny_config(image_token_id=None))(input_ids=ids, pixel_values=pictures(1))
-    with pytest.raises(ValueError, match="161 tokens, the model's context holds 160"):
+    with pytest.raises(ValueError, match="the model's context of 160 tokens, got 161 tokens"):
         tiny_model(input_ids=torch.full((1, 161), 3))
     assert logits(tiny_model, torch.full((1, 160), 3)).shape == (1, 160, V)
 

@@ -35,7 +35,7 @@ def test_shapes_types_and_ranges(tiny_model):
     assert not decoded.requires_grad
 
 
-def test_pictures_are_independent(tiny_model):
+def test_images_are_independent(tiny_model):
     both = pixels()
     codes = tiny_model.encode_image_ids(both)
     assert torch.equal(codes[1:], tiny_model.encode_image_ids(both[1:]))
@@ -46,7 +46,7 @@ def test_pictures_are_independent(tiny_model):
 
 
 def test_codes_are_in_reading_order(codec):
-    """Row by row from the top left, both ways."""
+    """Codes are ordered row by row from the top left, in encoding and in decoding."""
     seen = {}
     codec.post_quant_conv.register_forward_pre_hook(lambda module, args: seen.update(quantized=args[0]))
     codec.quant_conv.register_forward_hook(lambda module, args, out: seen.update(latents=out))
@@ -80,7 +80,7 @@ def test_nearest_is_the_smallest_distance(codec):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 3, 8, 10), (3, 8, 8), (1, 1, 8, 8), (2, 2, 3, 8, 8)])
-def test_pictures_of_another_size_are_refused(tiny_model, shape):
+def test_images_of_another_size_are_refused(tiny_model, shape):
     with pytest.raises(ValueError, match=r"must be of shape \(B, 3, 8, 8\), got"):
         tiny_model.encode_image_ids(torch.zeros(shape))
 
@@ -169,7 +169,7 @@ def test_doubling_in_quarters_is_doubling_then_convolving():
 
 
 def test_quarters_are_for_float32_on_a_processor_without_gradients(codec, monkeypatch):
-    """The two ways sum in another order, so the bits of an image tell which of them decoded it."""
+    """The two functions sum in different orders, so an image's last bits tell which of them decoded it."""
     codes = codec.encode_image_ids(pixels())
 
     half = copy.deepcopy(codec).bfloat16()

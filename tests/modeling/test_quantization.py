@@ -1,4 +1,4 @@
-"""What a `quantization_config` leaves alone: all but the language model's layers, unless it says otherwise."""
+"""A `quantization_config` skips all but the language model's layers, unless it lists modules to skip itself."""
 
 import copy
 
@@ -63,7 +63,7 @@ def test_dicts_are_understood(config, field):
 
 
 class HqqLike:
-    """hqq's config cannot be built without hqq; what matters of it is this field."""
+    """Stands in for hqq's config, which cannot be built without hqq, with the one field that is read."""
 
     def __init__(self, skip_modules):
         self.skip_modules = skip_modules

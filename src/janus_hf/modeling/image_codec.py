@@ -168,8 +168,8 @@ class JanusProVQModel(PreTrainedModel):
 
         Args:
             pixel_values: `(B, 3, S, S)` in [-1, 1].
-            image_ids: `(B, P)` codes of a teacher, to decode and to compute the losses with in place of the nearest
-                ones. The reconstruction then does not depend on the encoder.
+            image_ids: `(B, P)` codes of a teacher. They replace the nearest codes in the reconstruction, which then
+                does not depend on the encoder, and in the losses.
         """
         latents_BHWE = self._unit_latents(pixel_values)
         taught = image_ids is not None

@@ -45,6 +45,8 @@ class JanusProModel(JanusProPreTrainedModel):
     def __init__(self, config: JanusProConfig) -> None:
         super().__init__(config)
         text, vision, vq = config.text_config, config.vision_config, config.vq_config
+        # `_from_config` is how transformers' own models build parts that are models: the constructor ignores the
+        # config's dtype, and `AutoModel.from_config` knows only classes that are registered with it.
         self.vision_model = JanusProVisionModel._from_config(vision)
         self.aligner = JanusProAligner(vision.hidden_size, vision.projection_dim, vision.depth)
         self.vqmodel = JanusProVQModel._from_config(vq)

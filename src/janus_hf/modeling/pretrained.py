@@ -152,7 +152,7 @@ class JanusProPreTrainedModel(PreTrainedModel):
             raise ValueError(f"layout must be 'original' or 'transformers', got {layout!r}.")
         if layout == "original" and quantised:
             raise ValueError(
-                "layout must be 'transformers' for a quantised model, got 'original', which has no place for its "
+                "layout must be 'transformers' for a quantised model, got 'original', which has no names for its "
                 "weights: use layout='transformers', or save the unquantised model."
             )
         self.config.to_file_dict(layout)  # raises before anything is written

@@ -89,7 +89,7 @@ def test_hooks_for_input_gradients_are_removed_by_their_private_list(make_model)
 
 
 def test_config_files_are_written_by_a_method_that_takes_no_layout():
-    """Hence the context variable of `writing_layout`."""
+    """Because of this, `writing_layout` passes the layout in a context variable."""
     assert parameters(PreTrainedConfig.to_json_file) == ["self", "json_file_path", "use_diff"]
     assert "config.save_pretrained(" in inspect.getsource(PreTrainedModel.save_pretrained)
 

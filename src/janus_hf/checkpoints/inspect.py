@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from ..configuration import JanusProConfig
+from ..layouts import layout_of
 from ..modeling import JanusProForConditionalGeneration
 
 
@@ -86,7 +87,7 @@ def inspect_checkpoint(source: Any, **hub_kwargs: Any) -> CheckpointInfo:
     rows, positions = 2, 50 + vq.num_image_tokens
     return CheckpointInfo(
         family=_KNOWN.get((text.num_hidden_layers, text.hidden_size), "Janus-Pro architecture, of no released size"),
-        layout="transformers" if family == "janus" else "original",
+        layout=layout_of(raw),
         dtype=str(dtype).removeprefix("torch."),
         parameters=counts,
         weight_bytes=sum(counts.values()) * dtype.itemsize,

@@ -25,7 +25,7 @@ from ..errors import CheckpointError
 from ..layouts import janus_pro
 
 
-# What transformers hands to a conversion: by source name, a tensor or a list of the tensors that matched it.
+# Tensors by source name, as transformers passes them to a conversion: one tensor, or a list of those that matched.
 Tensors = dict[str, list[torch.Tensor] | torch.Tensor]
 
 

@@ -85,7 +85,7 @@ class JanusProModel(JanusProPreTrainedModel):
         return self.generation_aligner(self.generation_embeddings(image_ids))
 
     def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embed joint ids `(B, T)` as inputs `(B, T, D)` of the language model.
+        """Embed joint ids `(B, T)`, text tokens below `V` and code `c` as `V + c`, as inputs `(B, T, D)`.
 
         Both the text and the code embedding are computed for every position, and the one that the id belongs to is
         kept. This needs no host synchronisation and has static shapes, and every rank of a distributed run uses both
@@ -158,12 +158,13 @@ class JanusProModel(JanusProPreTrainedModel):
         """Run the language model over a mixed sequence.
 
         Args:
-            input_ids: `(B, T)` joint ids; or `inputs_embeds` `(B, T, D)`, exactly one of the two.
+            input_ids: `(B, T)` joint ids: text tokens in `[0, V)`, placeholders of images, and code `c` as `V + c`.
             attention_mask: `(B, T)`, 1 = real, 0 = padding (left). For several documents packed into one row pass no
                 mask, but `position_ids` that restart at 0 with every document.
             position_ids: `(B, T)`. By default they count on from the length of the cache, and from 0 without one;
                 `generate` passes positions that do not count padding.
             past_key_values: Cache of the positions before these.
+            inputs_embeds: `(B, T, D)` instead of `input_ids`; then there can be no images.
             pixel_values: `(M, 3, H, W)`, all images of the batch in reading order.
             use_cache: Whether to return a cache. The default is the config's, but False with `position_ids` and no
                 `past_key_values`.
@@ -289,9 +290,9 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         Arguments that are not listed are those of `JanusProModel.forward`.
 
         Args:
-            labels: `(B, T)` joint ids. The label at position `t` is predicted from position `t - 1`. -100 marks
-                positions that are not trained; the first token of a document must be one of them. Labels below `V` are
-                scored by the text head, the others by the image head.
+            labels: `(B, T)` ids as in `input_ids`. The label at position `t` is predicted from position `t - 1`. -100
+                marks positions that are not trained; the first token of a document must be one of them. Labels below
+                `V` are scored by the text head, the others by the image head.
             logits_to_keep: Number of positions at the end for which text logits are computed (0 = all), or a tensor of
                 positions.
             num_items_in_batch: Number that divides the summed loss: that of all labels of an accumulated batch, over

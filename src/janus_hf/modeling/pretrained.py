@@ -1,9 +1,10 @@
 """Loading and saving, shared by the model with text head and the bare model."""
 
 import os
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightTransform
 
 from ..configuration import JanusProConfig, writing_layout
 from ..files import hub_arguments
@@ -13,6 +14,11 @@ from .checkpoint import all_conversions, check_loaded, copy_tied_head, read_spec
 from .int4_weights import portable_int4
 from .quantisation import settle_quantised, skip_all_but_language_model, weight_only_config
 from .weight_files import check_local_files
+
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import LoadStateDictConfig
+    from transformers.utils.loading_report import LoadStateDictInfo
 
 
 class JanusProPreTrainedModel(PreTrainedModel):
@@ -33,6 +39,7 @@ class JanusProPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected: tuple[str, ...] = STORED_BUT_UNUSED
+    _weight_conversions: list[WeightTransform] | None  # set by loading; absent on a model built from a config
 
     @classmethod
     def from_pretrained(
@@ -94,11 +101,14 @@ class JanusProPreTrainedModel(PreTrainedModel):
         settle_quantised(model)
         if source is not None:
             model._fill_special_tokens(model.config.name_or_path or source, kwargs)
-        result: Any = (model, info) if want_info else model  # as in transformers, whose annotation omits the tuple
+        # Any: a tuple if the caller wants the info, which transformers' own annotation omits too.
+        result: Any = (model, info) if want_info else model
         return result
 
     @staticmethod
-    def _finalize_model_loading(model: PreTrainedModel, load_config: Any, loading_info: Any) -> Any:
+    def _finalize_model_loading(
+        model: PreTrainedModel, load_config: "LoadStateDictConfig", loading_info: "LoadStateDictInfo"
+    ) -> "LoadStateDictInfo":
         """Finish loading as transformers does, and raise a `CheckpointError` if a weight was not taken from the files.
 
         Overridden because every way to load passes here. The public way, `output_loading_info`, is not enough: for an
@@ -165,7 +175,7 @@ class JanusProPreTrainedModel(PreTrainedModel):
 
         # Saving reverts the conversions in this attribute, which holds those of the layout that was loaded. The public
         # way, a registered mapping, is read only for models that were not loaded from files.
-        loaded_with: Any = getattr(self, "_weight_conversions", None)
+        loaded_with = getattr(self, "_weight_conversions", None)
         self._weight_conversions = all_conversions(self)
         try:
             with portable_int4(self), writing_layout(layout):

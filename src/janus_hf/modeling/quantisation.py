@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
     from transformers.utils.quantization_config import QuantizationConfigMixin
 
+# Values of the argument `device_map` of `from_pretrained`.
 DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device] | None
-
 
 # Modules that stay in full precision when the language model is quantised: they are small, and generated images
 # suffer first from errors here. Quantisers match these as regular expressions from the start of a module's name.
@@ -38,7 +38,7 @@ NOT_QUANTISED = tuple(
     )
 )
 INT4_GROUP_SIZE = 64  # divides every width of the released models, and of the small one in the package
-# What the quantisers of transformers call their lists of modules to skip.
+# Fields in which the quantisers of transformers list modules to skip.
 _SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
 # Values of device_map that name no device.
 _STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")

@@ -1,7 +1,7 @@
 """Shared fixtures: the goldens of the original code, and tiny random models of other sizes than the goldens'.
 
-Session-scoped models are shared between tests and must not be changed; `golden_model_copy` and `make_model` give one's
-own.
+Session-scoped models are shared between tests and must not be changed. A test that changes a model takes
+`golden_model_copy` or `make_model`.
 """
 
 import copy
@@ -39,7 +39,7 @@ def golden_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, torch.Tensor]:
-    """What the original code computed (float32, CPU); `manifest.json` explains every tensor."""
+    """Tensors that the original code computed (float32, CPU). `manifest.json` explains each of them."""
     return load_file(GOLDENS / "golden.safetensors")
 
 
@@ -95,7 +95,7 @@ def _released_config(language: dict[str, Any], width: int) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def released() -> dict[str, dict[str, Any]]:
-    """`config.json` of the released 1B and 7B. The 7B's leaves most sizes of its text part to Llama's defaults."""
+    """`config.json` of the released 1B and 7B. That of the 7B leaves most sizes of the text part to Llama."""
     sizes_1b = {
         "hidden_size": 2048,
         "intermediate_size": 5632,
@@ -170,10 +170,10 @@ def _make_model(config: JanusProConfig | None = None, seed: int = 0) -> JanusPro
 
 @pytest.fixture(scope="session")
 def tiny_config() -> Callable[..., JanusProConfig]:
-    """`tiny_config(text={}, vision={}, vq={}, **overrides)`: a config in which no two sizes agree by accident.
+    """Function `tiny_config(text={}, vision={}, vq={}, **overrides)` for a config without sizes equal by chance.
 
-    Grouped queries, 9 understanding patches but 16 codes, an image head wider than the model, aligners of depth 3
-    and 1.
+    It has grouped queries, 9 patches of an image to be understood but 16 codes of a generated one, an image head wider
+    than the model, and aligners of depth 3 and 1.
     """
     return _tiny_config
 
@@ -186,7 +186,7 @@ def interop_config() -> JanusProConfig:
 
 @pytest.fixture(scope="session")
 def make_model() -> Callable[..., JanusProForConditionalGeneration]:
-    """`make_model(config=None, seed=0)`: a random float32 model in eval mode, its weights large enough to matter."""
+    """Function `make_model(config=None, seed=0)` for a random float32 model in eval mode."""
     return _make_model
 
 
@@ -204,7 +204,10 @@ def interop_model(interop_config: JanusProConfig) -> JanusProForConditionalGener
 
 @pytest.fixture
 def run(capsys, monkeypatch, tmp_path):
-    """`run("ask", ...)` -> (exit status, standard output, standard error); in an empty folder, on the CPU."""
+    """Function `run("ask", ...)` that runs the command line in an empty folder, on the CPU.
+
+    It returns the exit status, the standard output and the standard error.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(janus_hf_cli.model_arguments, "best_device", lambda: "cpu")
 

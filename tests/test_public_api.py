@@ -40,8 +40,8 @@ def test_exported_names():
         janus_hf.JanusProPipelines  # noqa: B018
 
 
-# Overrides whose meaning is transformers' or torch's own.
-# What a `forward` of a network's inner part does is said, with shapes, by its class.
+# Methods that need no docstring: overrides whose meaning is transformers' or torch's own. The class of a network's
+# inner part documents its `forward`, with shapes.
 INHERITED = {
     "forward",
     "convert",
@@ -72,7 +72,7 @@ def public_definitions():
 def test_everything_public_has_a_docstring():
     definitions = list(public_definitions())
     assert len(definitions) > 200
-    assert [place for place, node in definitions if not ast.get_docstring(node)] == []
+    assert [name for name, node in definitions if not ast.get_docstring(node)] == []
 
 
 def run(code: str) -> object:
@@ -81,9 +81,7 @@ def run(code: str) -> object:
 
 
 def test_importing_is_light_and_registers():
-    """The pipeline's and the trainer's libraries load when they are asked for, the Auto classes know the model at
-    once.
-    """
+    """The libraries of pipeline and trainer load at first use, and the Auto classes know the model at once."""
     loaded, registered = run(
         "import json, sys, janus_hf\n"
         "from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText\n"

@@ -1,4 +1,4 @@
-"""The trained model inside the package: small enough, able, and what the demo and the tutorial show of it."""
+"""The model that ships inside the package is small, generates and answers well, and passes the demo and tutorial."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def scripts():
-    """Makes the scripts importable."""
+    """Make the scripts importable."""
     sys.path.insert(0, str(ROOT / "scripts"))
     yield
     sys.path.remove(str(ROOT / "scripts"))
@@ -25,7 +25,7 @@ def test_it_is_at_most_15_mb():
     assert sum(file.stat().st_size for file in Path(DEFAULT_MODEL).iterdir()) <= 15e6
 
 
-def test_it_draws_and_answers():
+def test_it_generates_and_answers():
     """The README's table has the scores of a larger sample; these bounds leave room for the smaller one."""
     pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
     pipe.set_progress_bar_config(disable=True)
@@ -40,13 +40,13 @@ def test_demo(scripts, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert demo.main() == 0
     out = capsys.readouterr().out
-    assert out.count("  yes  ") >= 15  # of 12 pictures and 6 answers
+    assert out.count("  yes  ") >= 15  # of 12 images and 6 answers
     assert (tmp_path / "janus_hf_demo" / "drawn.png").is_file()
     assert "janus_hf_demo/drawn.png" in out
 
 
 @pytest.mark.slow
-def test_it_learns_a_word_from_200_pictures(scripts, tmp_path):
+def test_it_learns_a_word_from_200_images(scripts, tmp_path):
     import teach_house
 
     assert teach_house.HOUSES + teach_house.OTHERS <= 200

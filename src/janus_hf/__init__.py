@@ -1,7 +1,7 @@
-"""Janus-Pro for the Hugging Face libraries: one model that understands images and draws them.
+"""Janus-Pro for the Hugging Face libraries: one model that understands images and generates images.
 
 Importing this package registers the model, its processor and the weight conversion with transformers' Auto classes.
-The pipeline, which needs diffusers, is imported when it is first named.
+The pipeline, which needs diffusers, and the functions on whole checkpoints are imported when they are first accessed.
 """
 
 import importlib
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .checkpoints.inspect import CheckpointInfo, inspect_checkpoint
     from .pipelines import JanusProPipeline, JanusProPipelineOutput
 
+# Public names that are imported at first access -> the module that defines them.
 _LAZY = {
     "CheckpointInfo": "checkpoints.inspect",
     "JanusProPipeline": "pipelines",
@@ -68,6 +69,7 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
+    """Register the classes and the weight conversion with transformers. Calling it again has no further effect."""
     register_conversions()
     AutoConfig.register(JanusProConfig.model_type, JanusProConfig, exist_ok=True)
     for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):

@@ -1,16 +1,16 @@
-"""The package's own exceptions; everything else a user can cause is a `ValueError` or `TypeError`."""
+"""The package's own exceptions. All other errors that a user can cause are `ValueError` or `TypeError`."""
 
 from collections.abc import Iterable
 
 
 class CheckpointError(ValueError):
-    """A checkpoint's files do not hold exactly the model they claim to hold.
+    """Raised when the files of a checkpoint do not hold exactly the model that they claim to hold.
 
     Args:
         message: What was expected, what was found, what to do.
-        missing: Keys the model needs and the files lack.
-        unexpected: Keys in the files that the model has no place for.
-        mismatched: `(key, shape in the files, shape in the model)` for tensors of the wrong shape.
+        missing: Names of weights that the model needs and the files lack.
+        unexpected: Names of weights that the files hold and the model does not have.
+        mismatched: `(name, shape in the files, shape in the model)` for weights of the wrong shape.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class CheckpointError(ValueError):
 
 
 def _listing(title: str, items: list[str], limit: int = 20) -> list[str]:
+    """Return the lines of a message that list the first `limit` items under a title with their number."""
     if not items:
         return []
     rest = [f"    ... and {len(items) - limit} more"] if len(items) > limit else []

@@ -1,4 +1,4 @@
-"""LoRA adapters travel between this package, transformers' own Janus, and the original's names."""
+"""LoRA adapters can be exchanged between this package, transformers' own Janus and the original code."""
 
 import copy
 
@@ -18,7 +18,7 @@ EVERYWHERE = ["q_proj", "v_proj", "fc1", "proj_out"]  # tower, aligners and imag
 
 @pytest.fixture(scope="module")
 def folders(golden_model, tmp_path_factory):
-    """The same weights (float32) in both layouts."""
+    """Save the golden model (float32) in both layouts and return the folder of the two."""
     root = tmp_path_factory.mktemp("base")
     for layout in ("original", "transformers"):
         golden_model.save_pretrained(root / layout, layout=layout)
@@ -34,7 +34,7 @@ def theirs(folders):
 
 
 def with_adapter(model, targets=LANGUAGE):
-    """Wrapped by peft, with adapter weights that matter."""
+    """Wrap a model by peft, with random adapter weights that are large enough to change the logits."""
     config = peft.LoraConfig(r=2, target_modules=targets, exclude_modules=r".*vqmodel.*")
     torch.manual_seed(0)
     model = peft.get_peft_model(model, config)
@@ -44,14 +44,6 @@ def with_adapter(model, targets=LANGUAGE):
     return model.eval()
 
 
-@pytest.fixture(scope="module")
-def inputs(golden):
-    return {
-        "input_ids": golden["und.single.input_ids"],
-        "pixel_values": golden["und.single.pixel_values"].flatten(0, 1),
-    }
-
-
 def logits(model, inputs):
     with torch.no_grad():
         return model.eval()(**inputs).logits
@@ -59,26 +51,26 @@ def logits(model, inputs):
 
 @pytest.mark.parametrize("targets", [LANGUAGE, EVERYWHERE], ids=["language", "everywhere"])
 @pytest.mark.parametrize("load", ["from_pretrained", "load_adapter"])
-def test_made_on_transformers_class_loads_here(folders, inputs, tmp_path, targets, load):
+def test_made_on_transformers_class_loads_here(folders, golden_inputs, tmp_path, targets, load):
     source = with_adapter(theirs(folders), targets)
     source.save_pretrained(tmp_path)
-    expected = logits(source, inputs)
+    expected = logits(source, golden_inputs)
     model = ours(folders)
-    plain = logits(model, inputs)
+    plain = logits(model, golden_inputs)
     if load == "load_adapter":
         model.load_adapter(str(tmp_path))
     else:
         model = peft.PeftModel.from_pretrained(model, tmp_path)
-    found = logits(model, inputs)
+    found = logits(model, golden_inputs)
     assert torch.equal(found, expected)
     assert not torch.allclose(found, plain, atol=0.1)
 
 
 @pytest.mark.parametrize("targets", [LANGUAGE, EVERYWHERE], ids=["language", "everywhere"])
 @pytest.mark.parametrize("save", ["peft", "native"])
-def test_made_here_loads_on_transformers_class(folders, inputs, tmp_path, targets, save):
+def test_made_here_loads_on_transformers_class(folders, golden_inputs, tmp_path, targets, save):
     source = with_adapter(ours(folders), targets)
-    expected = logits(source, inputs)
+    expected = logits(source, golden_inputs)
     if save == "peft":
         source.save_pretrained(tmp_path / "adapter")
     else:
@@ -89,14 +81,15 @@ def test_made_here_loads_on_transformers_class(folders, inputs, tmp_path, target
         assert not (tmp_path / "adapter" / "model.safetensors").exists()
     for model in (theirs(folders), ours(folders, "transformers"), ours(folders)):
         model.load_adapter(str(tmp_path / "adapter"))
-        assert torch.equal(logits(model, inputs), expected)
-    assert torch.equal(logits(peft.PeftModel.from_pretrained(ours(folders), tmp_path / "adapter"), inputs), expected)
+        assert torch.equal(logits(model, golden_inputs), expected)
+    model = peft.PeftModel.from_pretrained(ours(folders), tmp_path / "adapter")
+    assert torch.equal(logits(model, golden_inputs), expected)
 
 
-def test_made_on_the_original_code_loads_here(folders, inputs, tmp_path):
-    """There `language_model` is a LlamaForCausalLM, so its layers are at `language_model.model.layers`."""
+def test_made_on_the_original_code_loads_here(folders, golden_inputs, tmp_path):
+    """There `language_model` is a LlamaForCausalLM, so adapters name its layers `language_model.model.layers`."""
     source = with_adapter(ours(folders))
-    expected = logits(source, inputs)
+    expected = logits(source, golden_inputs)
     source.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -108,10 +101,10 @@ def test_made_on_the_original_code_loads_here(folders, inputs, tmp_path):
     save_file(renamed, file, {"format": "pt"})
     model = ours(folders)
     model.load_adapter(str(tmp_path))
-    assert torch.equal(logits(model, inputs), expected)
+    assert torch.equal(logits(model, golden_inputs), expected)
 
 
-def test_an_adapter_folder_is_a_checkpoint(golden_checkpoint, inputs, manifest, tmp_path):
+def test_an_adapter_folder_is_a_checkpoint(golden_checkpoint, golden_inputs, manifest, tmp_path):
     """The base model is found through the adapter's config, and with it the special tokens of its tokenizer file."""
     base = JanusProForConditionalGeneration.from_pretrained(golden_checkpoint, dtype=torch.float32)
     source = with_adapter(base)
@@ -122,7 +115,7 @@ def test_an_adapter_folder_is_a_checkpoint(golden_checkpoint, inputs, manifest, 
         assert type(model) is JanusProForConditionalGeneration
         assert model.config.image_token_id == manifest["special_ids"]["image"]
         assert model.generation_config.pad_token_id == manifest["special_ids"]["pad"]
-        assert torch.equal(logits(model, inputs), logits(source, inputs))
+        assert torch.equal(logits(model, golden_inputs), logits(source, golden_inputs))
 
 
 def test_an_adapter_of_another_model_is_refused(golden_checkpoint, tmp_path):
@@ -140,23 +133,23 @@ def test_an_adapter_of_another_model_is_refused(golden_checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["original", "transformers"])
-def test_merging_and_saving(folders, inputs, tmp_path, layout):
+def test_merging_and_saving(folders, golden_inputs, tmp_path, layout):
     adapted = with_adapter(ours(folders))
-    expected = logits(copy.deepcopy(adapted), inputs)
+    expected = logits(copy.deepcopy(adapted), golden_inputs)
     merged = adapted.merge_and_unload()
     # Measured 7.8e-5 on logits up to 10: the products are summed in another order. The adapter moves them by units.
-    torch.testing.assert_close(logits(merged, inputs), expected, atol=3e-4, rtol=0)
+    torch.testing.assert_close(logits(merged, golden_inputs), expected, atol=3e-4, rtol=0)
     merged.save_pretrained(tmp_path, layout=layout)
     again = JanusProForConditionalGeneration.from_pretrained(tmp_path)
-    assert torch.equal(logits(again, inputs), logits(merged, inputs))
+    assert torch.equal(logits(again, golden_inputs), logits(merged, golden_inputs))
     names = set(load_file(tmp_path / "model.safetensors"))
     assert ("language_model.model.layers.0.self_attn.q_proj.weight" in names) == (layout == "original")
     if layout == "transformers":
         their_model = JanusForConditionalGeneration.from_pretrained(tmp_path)
-        assert torch.equal(logits(their_model, inputs), logits(merged, inputs))
+        assert torch.equal(logits(their_model, golden_inputs), logits(merged, golden_inputs))
 
 
-def test_adapters_take_part_in_drawing_and_in_both_losses(folders, golden, inputs):
+def test_adapters_take_part_in_image_generation_and_in_both_losses(folders, golden):
     model = with_adapter(ours(folders), [*EVERYWHERE, "vision_head"])
     prompts = golden["gen.input_tokens"][::2]
     assert not torch.equal(model.generate_images(prompts, do_sample=False), golden["gen.batched_ids"])

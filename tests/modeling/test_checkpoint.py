@@ -1,4 +1,4 @@
-"""Saving and loading: both layouts, shards, `.bin` and safetensors, offloading, and transformers' own Janus."""
+"""Saving and loading in both layouts, with shards, `.bin` and safetensors, offloading, and transformers' own Janus."""
 
 import json
 
@@ -60,7 +60,7 @@ def test_the_dtype_is_the_files_own(bfloat16_model, golden_model):
 
 
 def test_nothing_stays_random(bfloat16_model, golden_checkpoint):
-    """Every tensor of the model is one of the file's, or a third of a fused one."""
+    """Every tensor of the model is a tensor of the file, or a third of one that fuses q, k and v."""
     stored = read_bins(golden_checkpoint)
     known = {(tensor.numel(), tensor.double().sum().item()) for tensor in stored.values()}
     for name, tensor in stored.items():
@@ -209,7 +209,7 @@ def test_untied_by_default(tiny_model, golden_model):
 
 
 @pytest.mark.parametrize("source", ["bin", "original", "transformers"])
-def test_disk_offload(golden_checkpoint, golden_model, bfloat16_model, golden, tmp_path, source):
+def test_disk_offload(golden_checkpoint, golden_model, bfloat16_model, golden, golden_inputs, tmp_path, source):
     folder = golden_checkpoint
     if source != "bin":
         folder = tmp_path / "stored"
@@ -234,13 +234,9 @@ def test_disk_offload(golden_checkpoint, golden_model, bfloat16_model, golden, t
     assert model.model.vqmodel.decoder.conv_in.weight.device.type == "meta"
     assert model.model.language_model.layers[1].mlp.up_proj.weight.device.type == "meta"
 
-    inputs = {
-        "input_ids": golden["und.single.input_ids"],
-        "pixel_values": golden["und.single.pixel_values"].flatten(0, 1),
-    }
     with torch.no_grad():
-        assert torch.equal(model(**inputs).logits, golden_model(**inputs).logits)
-    generate = {**inputs, "do_sample": False, "max_new_tokens": 3}
+        assert torch.equal(model(**golden_inputs).logits, golden_model(**golden_inputs).logits)
+    generate = {**golden_inputs, "do_sample": False, "max_new_tokens": 3}
     assert torch.equal(model.generate(**generate), golden_model.generate(**generate))
     prompts = golden["gen.input_tokens"][::2]
     assert torch.equal(model.generate_images(prompts, do_sample=False), golden["gen.batched_ids"])
@@ -273,7 +269,7 @@ def test_device_map_auto_splits_between_blocks_only(golden_checkpoint, golden_mo
 # --- transformers' own Janus
 
 
-def test_transformers_class_reads_our_save(bfloat16_model, golden_model, golden, tmp_path):
+def test_transformers_class_reads_our_save(golden_model, golden, golden_inputs, tmp_path):
     golden_model.save_pretrained(tmp_path, layout="transformers")
     theirs, info = JanusForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
@@ -281,24 +277,20 @@ def test_transformers_class_reads_our_save(bfloat16_model, golden_model, golden,
     assert theirs.lm_head.weight is not theirs.get_input_embeddings().weight
     assert theirs.config.tie_word_embeddings is False
 
-    inputs = {
-        "input_ids": golden["und.single.input_ids"],
-        "pixel_values": golden["und.single.pixel_values"].flatten(0, 1),
-    }
     with torch.no_grad():
-        assert torch.equal(theirs(**inputs).logits, golden_model(**inputs).logits)
+        assert torch.equal(theirs(**golden_inputs).logits, golden_model(**golden_inputs).logits)
 
     prompts = golden["gen.input_tokens"][::2]
     theirs.generation_config.generation_kwargs = {"boi_token_id": int(prompts[0, -1])}
-    drawn = theirs.generate(
+    generated = theirs.generate(
         input_ids=prompts,
         attention_mask=torch.ones_like(prompts),
         generation_mode="image",
         do_sample=False,
         guidance_scale=5.0,
     )
-    assert torch.equal(drawn, golden["gen.batched_ids"])
-    assert torch.equal(drawn, golden_model.generate_images(prompts, do_sample=False))
+    assert torch.equal(generated, golden["gen.batched_ids"])
+    assert torch.equal(generated, golden_model.generate_images(prompts, do_sample=False))
 
 
 @pytest.mark.parametrize("tied", [False, True])

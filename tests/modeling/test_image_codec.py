@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from janus_hf.modeling.image_codec import DoublingConv2d
+from janus_hf.modeling import image_codec
+from janus_hf.modeling.codec_blocks import convolve_quarters, double_then_convolve, fastest_doubling
 
 
 K, SIDE, P = 40, 8, 16  # of the tiny config
@@ -34,7 +35,7 @@ def test_shapes_types_and_ranges(tiny_model):
     assert not decoded.requires_grad
 
 
-def test_pictures_are_independent(tiny_model):
+def test_images_are_independent(tiny_model):
     both = pixels()
     codes = tiny_model.encode_image_ids(both)
     assert torch.equal(codes[1:], tiny_model.encode_image_ids(both[1:]))
@@ -45,7 +46,7 @@ def test_pictures_are_independent(tiny_model):
 
 
 def test_codes_are_in_reading_order(codec):
-    """Row by row from the top left, both ways."""
+    """Codes are ordered row by row from the top left, in encoding and in decoding."""
     seen = {}
     codec.post_quant_conv.register_forward_pre_hook(lambda module, args: seen.update(quantized=args[0]))
     codec.quant_conv.register_forward_hook(lambda module, args, out: seen.update(latents=out))
@@ -79,14 +80,14 @@ def test_nearest_is_the_smallest_distance(codec):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 16, 16), (2, 3, 8, 10), (3, 8, 8), (1, 1, 8, 8), (2, 2, 3, 8, 8)])
-def test_pictures_of_another_size_are_refused(tiny_model, shape):
-    with pytest.raises(ValueError, match=r"shape \(B, 3, 8, 8\), got"):
+def test_images_of_another_size_are_refused(tiny_model, shape):
+    with pytest.raises(ValueError, match=r"must be of shape \(B, 3, 8, 8\), got"):
         tiny_model.encode_image_ids(torch.zeros(shape))
 
 
 @pytest.mark.parametrize("shape", [(1, 15), (1, 17), (16,), (1, 4, 4)])
 def test_grids_of_another_size_are_refused(tiny_model, shape):
-    with pytest.raises(ValueError, match=r"shape \(B, 16\), one code for each cell of the 4x4 grid"):
+    with pytest.raises(ValueError, match=r"must be of shape \(B, 16\), one code for each cell of the 4x4 grid"):
         tiny_model.decode_image_ids(torch.zeros(shape, dtype=torch.long))
 
 
@@ -159,16 +160,31 @@ def test_gradient_checkpointing_changes_no_gradient(codec):
 
 def test_doubling_in_quarters_is_doubling_then_convolving():
     torch.manual_seed(0)
-    layer, x = DoublingConv2d(8, 8, 3, padding=1), torch.randn(2, 8, 5, 7)
+    weight, bias, x = torch.randn(8, 8, 3, 3) / 9, torch.randn(8), torch.randn(2, 8, 5, 7)
+    found, expected = convolve_quarters(x, weight, bias), double_then_convolve(x, weight, bias)
+    doubled = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert torch.equal(expected, F.conv2d(doubled, weight, bias, padding=1))
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)  # 72 products and their sums in float32
 
-    def plain(x):
-        return F.conv2d(F.interpolate(x, scale_factor=2.0, mode="nearest"), layer.weight, layer.bias, padding=1)
 
-    assert torch.equal(layer(x), plain(x))  # with gradients
+def test_quarters_are_for_float32_on_a_processor_without_gradients(codec, monkeypatch):
+    """The two functions sum in different orders, so an image's last bits tell which of them decoded it."""
+    codes = codec.encode_image_ids(pixels())
+
+    half = copy.deepcopy(codec).bfloat16()
+
+    def decode_by(doubling):
+        monkeypatch.setattr(image_codec, "fastest_doubling", lambda latents: doubling)
+        decoded = codec.decode_image_ids(codes), codec(pixels()).pixel_values, half.decode_image_ids(codes)
+        monkeypatch.undo()
+        return decoded
+
+    quarters, plain = decode_by(convolve_quarters), decode_by(double_then_convolve)
+    assert all(not torch.equal(*pair) for pair in zip(quarters, plain, strict=True))
+    assert torch.equal(codec.decode_image_ids(codes), quarters[0])
+    assert torch.equal(codec(pixels()).pixel_values, plain[1])  # with gradients, in the original's order
+    assert torch.equal(half.decode_image_ids(codes), plain[2])
     with torch.no_grad():
-        found = layer(x)
-        assert not torch.equal(found, plain(x))  # another order of sums, so it is the other way
-        assert found.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(found, plain(x), rtol=0, atol=2e-6)  # 72 products and their sums in float32
-        layer, x = layer.bfloat16(), x.bfloat16()
-        assert torch.equal(layer(x), plain(x))
+        assert torch.equal(codec(pixels()).pixel_values, quarters[1])
+    assert fastest_doubling(torch.zeros(1, device="meta")) is double_then_convolve

@@ -1,4 +1,4 @@
-"""Broken checkpoints stop with a typed error that lists what is wrong; nothing is ever left at random values."""
+"""Broken checkpoints raise a `CheckpointError` that lists what is wrong; no weight is ever left at random values."""
 
 import json
 import pickle
@@ -104,7 +104,7 @@ def test_unexpected_keys_are_listed(folder):
 
 
 def test_config_without_the_test_only_sizes(folder):
-    """Where sizes are absent those of the released models apply; the weights then do not fit, and that is an error."""
+    """Sizes that the file omits are those of the released models, which the golden weights do not fit."""
     config = json.loads((folder / "config.json").read_text())
     del config["vision_config"]["params"]["width"]
     (folder / "config.json").write_text(json.dumps(config))
@@ -115,7 +115,7 @@ def test_config_without_the_test_only_sizes(folder):
 @pytest.mark.parametrize("content", ["{not json", "[]", "{}", '{"weight_map": 3}', '{"weight_map": []}', ""])
 def test_corrupt_index(folder, content):
     (folder / INDEX).write_text(content)
-    with pytest.raises(CheckpointError, match="is not a checkpoint index"):
+    with pytest.raises(CheckpointError, match="must be JSON with .* it is not a checkpoint index"):
         load(folder)
 
 
@@ -153,7 +153,7 @@ def test_missing_shard_of_a_sharded_save(interop_model, tmp_path):
 
 
 def test_a_stale_index_beside_complete_weights_does_no_harm(saved, interop_model):
-    """transformers reads model.safetensors first; the leftover of a conversion is not in the way."""
+    """transformers reads model.safetensors first, so an index left over from a conversion is not read."""
     (saved / INDEX).write_text(json.dumps({"weight_map": {"x": "pytorch_model-00001-of-00001.bin"}}))
     model = load(saved)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), interop_model.parameters(), strict=True))
@@ -179,7 +179,7 @@ def test_long_lists_are_cut_in_the_message_but_not_in_the_attribute():
 
 
 class Attack:
-    """Unpickling it would create the file it names."""
+    """An object that creates the file it names when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""The training loss: each label scored by its own head, in chunks, and every trainable part reached."""
+"""The training loss: each label is scored by its own head, in chunks, and every trainable part gets a gradient."""
 
 import copy
 
@@ -11,10 +11,10 @@ from janus_hf.modeling.loss import chunked_cross_entropy
 
 
 V, K, IMAGE, PAD, BOS = 96, 40, 90, 91, 92  # of the tiny config
-SLOTS = 9
+PER_IMAGE = 9
 
 
-def pictures(count, seed=0):
+def images(count, seed=0):
     return torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -25,21 +25,21 @@ def model(make_model):
 
 @pytest.fixture
 def batch():
-    """Two rows: a picture, an answer, a drawing; and an unconditional prompt, made of pads, with a drawing."""
+    """Two rows: an image with an answer and generated codes, and an unconditional prompt, made of pads, with codes."""
     ids = torch.tensor(
         [
-            [BOS, *[IMAGE] * SLOTS, 5, 6, 7, 8, V + 1, V + 39, V + 7, 9],
+            [BOS, *[IMAGE] * PER_IMAGE, 5, 6, 7, 8, V + 1, V + 39, V + 7, 9],
             [BOS, *[PAD] * 11, 94, V + 3, V + 0, V + 12, V + 5, V + 6],
         ]
     )
     labels = ids.clone()
     labels[0, :11] = -100
     labels[1, :13] = -100
-    return {"input_ids": ids, "labels": labels, "pixel_values": pictures(1)}
+    return {"input_ids": ids, "labels": labels, "pixel_values": images(1)}
 
 
 def only(batch, kind):
-    """The batch with labels of one kind."""
+    """Return the batch with the labels of one kind, "text" or "image", and -100 for the others."""
     labels = batch["labels"]
     keep = (labels >= V) if kind == "image" else (labels >= 0) & (labels < V)
     return {**batch, "labels": torch.where(keep, labels, -100)}
@@ -53,7 +53,7 @@ def gradients(model, batch, **kwargs):
 
 
 def reached(grads):
-    """First two name parts of everything that got a non-zero gradient."""
+    """Return the names of the parts, such as "vision_model" or "lm_head", that got a non-zero gradient."""
     names = (name.removeprefix("model.") for name, grad in grads.items() if grad.abs().sum() > 0)
     return {name.split(".")[0] for name in names}
 
@@ -164,7 +164,7 @@ def test_image_labels_train_the_image_head_only(model, batch):
     assert not grads["lm_head.weight"].any()
 
 
-def test_text_without_codes_or_pictures_leaves_zero_gradients_on_the_drawing_path(model):
+def test_text_without_codes_or_images_leaves_zero_gradients_on_the_generation_path(model):
     ids = torch.tensor([[BOS, 3, 4, 5]])
     grads = gradients(model, {"input_ids": ids, "labels": ids})
     assert reached(grads) == {"language_model", "lm_head"}
@@ -187,7 +187,7 @@ def test_code_embeddings_get_gradients_of_their_own_rows(model, batch):
 
 
 def test_pads_are_trained(model, batch):
-    """The unconditional prompt is made of them: a padding_idx would freeze what it says."""
+    """The unconditional prompt is made of pads. If they were a padding_idx, their embedding would never be trained."""
     assert model.get_input_embeddings().padding_idx is None
     grads = gradients(model, only(batch, "image"))
     assert grads["model.language_model.embed_tokens.weight"][PAD].any()
@@ -235,7 +235,7 @@ def test_more_calls_of_the_head_change_nothing(count, monkeypatch):
 
     expected, calls = run(), []
     hidden.grad = None
-    monkeypatch.setattr(loss_module, "_num_calls", lambda *args: 5)
+    monkeypatch.setattr(loss_module, "num_head_calls", lambda *args: 5)
     head.register_forward_hook(lambda *args: calls.append(0))
     assert all(torch.equal(one, other) for one, other in zip(run(), expected, strict=True))
     assert len(calls) == 2 * 5
@@ -256,7 +256,7 @@ def test_logits_are_never_held_whole(model, batch, monkeypatch):
 
 
 def test_saved_activations_do_not_hold_the_logits():
-    """What autograd keeps between forward and backward is smaller than one chunk's logits."""
+    """No tensor that autograd keeps between forward and backward is as large as one chunk's logits."""
     head, hidden = torch.nn.Linear(8, 5000), torch.randn(64, 8, requires_grad=True)
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):

@@ -1,4 +1,4 @@
-"""Reading mixed sequences and writing text: splicing, padding, packing, beams, caches, kernels, precision."""
+"""Reading sequences of text, images and codes, and generating text: padding, packing, beams, caches, kernels."""
 
 import copy
 
@@ -11,10 +11,10 @@ from janus_hf import JanusProForConditionalGeneration
 
 
 V, IMAGE, PAD, BOS = 96, 90, 91, 92  # of the tiny config
-SLOTS = 9
+PER_IMAGE = 9
 
 
-def pictures(count, seed=0, size=12):
+def images(count, seed=0, size=12):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
@@ -25,11 +25,11 @@ def left_padded(*rows):
     return ids, mask
 
 
-PICTURE = [IMAGE] * SLOTS
-ONE = [BOS, *PICTURE, 5, 6]
-TWO = [BOS, 3, *PICTURE, 4, *PICTURE, 7, 8, 9]
+PLACEHOLDERS = [IMAGE] * PER_IMAGE
+ONE = [BOS, *PLACEHOLDERS, 5, 6]
+TWO = [BOS, 3, *PLACEHOLDERS, 4, *PLACEHOLDERS, 7, 8, 9]
 NONE = [BOS, 10, 11]
-MIXED = [BOS, *PICTURE, 5, V + 1, V + 39, 6, V]
+MIXED = [BOS, *PLACEHOLDERS, 5, V + 1, V + 39, 6, V]
 
 
 @torch.no_grad()
@@ -46,18 +46,18 @@ def test_ids_of_neither_vocabulary_are_an_error(tiny_model, token):
         logits(tiny_model, [[BOS, token]])
 
 
-def test_a_picture_changes_the_logits_after_it_only(tiny_model):
-    first, second = (logits(tiny_model, [[*NONE, *PICTURE, 5]], pictures(1, seed)) for seed in (0, 1))
+def test_a_image_changes_the_logits_after_it_only(tiny_model):
+    first, second = (logits(tiny_model, [[*NONE, *PLACEHOLDERS, 5]], images(1, seed)) for seed in (0, 1))
     assert torch.equal(first[:, :3], second[:, :3])
     assert (first[:, 3:] - second[:, 3:]).abs().amax(dim=(0, 2)).min() > 0.1
 
 
-def test_pictures_are_used_in_reading_order(tiny_model):
-    both = pictures(2)
+def test_images_are_used_in_reading_order(tiny_model):
+    both = images(2)
     swapped = logits(tiny_model, [TWO], both.flip(0))
     assert not torch.allclose(logits(tiny_model, [TWO], both), swapped, atol=0.1)
     ids, mask = left_padded(TWO, NONE, ONE)
-    three = pictures(3, seed=4)
+    three = images(3, seed=4)
     together = logits(tiny_model, ids, three, attention_mask=mask)
     # Measured 3.3e-6 on logits up to 5; padded rows count their positions differently, which rotary embeddings undo.
     tolerance = {"atol": 3e-4, "rtol": 0}
@@ -79,12 +79,12 @@ def test_joint_ids_are_embedded_by_their_kind(tiny_model):
 
 @pytest.mark.parametrize("placeholder", [V, V + 1000])
 def test_a_placeholder_past_the_vocabulary(make_model, tiny_config, placeholder):
-    """As when the tokenizer had to add it: it may take the id of a code, and then it is the placeholder."""
+    """A tokenizer that had to add the placeholder may give it the id of a code. The id then means the placeholder."""
     usual, added = make_model(), make_model(tiny_config(image_token_id=placeholder))
     added.load_state_dict(usual.state_dict())
     ids = torch.tensor([MIXED[:-1]])
     with_added = torch.where(ids == IMAGE, placeholder, ids)
-    assert torch.equal(logits(added, with_added, pictures(1)), logits(usual, ids, pictures(1)))
+    assert torch.equal(logits(added, with_added, images(1)), logits(usual, ids, images(1)))
 
 
 def test_embeddings_instead_of_ids(tiny_model):
@@ -96,24 +96,24 @@ def test_embeddings_instead_of_ids(tiny_model):
     assert torch.equal(generated, tiny_model.generate(ids, max_new_tokens=4, do_sample=False)[:, 3:])
 
 
-def test_encoded_pictures_instead_of_pixels(tiny_model):
+def test_encoded_images_instead_of_pixels(tiny_model):
     with torch.no_grad():
-        encoded = {"image": tiny_model.get_image_features(pictures(2))}
-    assert torch.equal(logits(tiny_model, [TWO], mm_encoder_outputs=encoded), logits(tiny_model, [TWO], pictures(2)))
+        encoded = {"image": tiny_model.get_image_features(images(2))}
+    assert torch.equal(logits(tiny_model, [TWO], mm_encoder_outputs=encoded), logits(tiny_model, [TWO], images(2)))
 
 
 @pytest.mark.parametrize(
     ("ids", "count", "message"),
     [
-        ([TWO], 1, "hold 18 image placeholders.*2 pictures of 9.*give 1 pictures"),
-        ([ONE], 2, "hold 9 image placeholders.*1 pictures of 9.*give 2 pictures"),
-        ([ONE[:-3]], 1, r"hold 8 image placeholders.*0\.888889 pictures of 9.*give 1 pictures"),
-        ([NONE], 1, "hold 0 image placeholders.*give 1 pictures"),
-        ([ONE], None, "hold 9 image placeholders.*give 0 pictures"),
+        ([TWO], 1, r"9 image placeholders for each of the 1 images .*, got 18 placeholders \(2 images\)"),
+        ([ONE], 2, r"9 image placeholders for each of the 2 images .*, got 9 placeholders \(1 images\)"),
+        ([ONE[:-3]], 1, r"for each of the 1 images .*, got 8 placeholders \(0\.888889 images\)"),
+        ([NONE], 1, "for each of the 1 images .*, got 0 placeholders"),
+        ([ONE], None, "for each of the 0 images .*, got 9 placeholders"),
     ],
 )
-def test_placeholders_and_pictures_must_agree(tiny_model, ids, count, message):
-    pixel_values = {} if count is None else {"pixel_values": pictures(count)}
+def test_placeholders_and_images_must_agree(tiny_model, ids, count, message):
+    pixel_values = {} if count is None else {"pixel_values": images(count)}
     for call in (tiny_model, tiny_model.generate):
         with pytest.raises(ValueError, match=message):
             call(input_ids=torch.tensor(ids), **pixel_values)
@@ -121,24 +121,24 @@ def test_placeholders_and_pictures_must_agree(tiny_model, ids, count, message):
 
 def test_other_bad_inputs(tiny_model, make_model, tiny_config):
     ids = torch.tensor([ONE])
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
-        tiny_model(pixel_values=pictures(1))
-    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
-        tiny_model(input_ids=ids, inputs_embeds=torch.zeros(1, 12, 48), pixel_values=pictures(1))
-    encoded = {"image": tiny_model.get_image_features(pictures(1))}
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds must be given, got neither"):
+        tiny_model(pixel_values=images(1))
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds must be given, got both"):
+        tiny_model(input_ids=ids, inputs_embeds=torch.zeros(1, 12, 48), pixel_values=images(1))
+    encoded = {"image": tiny_model.get_image_features(images(1))}
     with pytest.raises(ValueError, match="not both"):
-        tiny_model(input_ids=ids, pixel_values=pictures(1), mm_encoder_outputs=encoded)
+        tiny_model(input_ids=ids, pixel_values=images(1), mm_encoder_outputs=encoded)
     with pytest.raises(ValueError, match="pass input_ids"):
-        tiny_model(inputs_embeds=torch.zeros(1, 12, 48), pixel_values=pictures(1))
+        tiny_model(inputs_embeds=torch.zeros(1, 12, 48), pixel_values=images(1))
     with pytest.raises(ValueError, match="image_token_id"):
-        make_model(tiny_config(image_token_id=None))(input_ids=ids, pixel_values=pictures(1))
-    with pytest.raises(ValueError, match="161 tokens, the model's context holds 160"):
+        make_model(tiny_config(image_token_id=None))(input_ids=ids, pixel_values=images(1))
+    with pytest.raises(ValueError, match="the model's context of 160 tokens, got 161 tokens"):
         tiny_model(input_ids=torch.full((1, 161), 3))
     assert logits(tiny_model, torch.full((1, 160), 3)).shape == (1, 160, V)
 
 
 def test_inputs_are_not_written_to(tiny_model):
-    ids, pixel_values = torch.tensor([MIXED]), pictures(1)
+    ids, pixel_values = torch.tensor([MIXED]), images(1)
     with torch.no_grad():
         embeds = tiny_model.model.embed_ids(ids)
     before = ids.clone(), pixel_values.clone(), embeds.clone()
@@ -153,10 +153,10 @@ def test_inputs_are_not_written_to(tiny_model):
 
 
 def test_logits_to_keep(tiny_model):
-    full = logits(tiny_model, [ONE], pictures(1))
+    full = logits(tiny_model, [ONE], images(1))
     assert full.shape == (1, len(ONE), V)
     for keep, positions in ((2, [-2, -1]), (torch.tensor([1, 5]), [1, 5])):
-        kept = logits(tiny_model, [ONE], pictures(1), logits_to_keep=keep)
+        kept = logits(tiny_model, [ONE], images(1), logits_to_keep=keep)
         # Measured 7.2e-7: a smaller matrix may be summed in another order.
         torch.testing.assert_close(kept, full[:, positions], atol=1e-5, rtol=0)
 
@@ -167,15 +167,15 @@ def test_optional_outputs(make_model):
     with torch.no_grad():
         outputs = model(
             input_ids=torch.tensor([ONE]),
-            pixel_values=pictures(1),
+            pixel_values=images(1),
             output_hidden_states=True,
             output_attentions=True,
         )
         assert [tuple(h.shape) for h in outputs.hidden_states] == [(1, 12, 48)] * 3
         assert [tuple(a.shape) for a in outputs.attentions] == [(1, 4, 12, 12)] * 2
-        assert torch.equal(outputs.image_hidden_states, model.get_image_features(pictures(1)).pooler_output)
+        assert torch.equal(outputs.image_hidden_states, model.get_image_features(images(1)).pooler_output)
         assert torch.equal(model.lm_head(outputs.hidden_states[-1]), outputs.logits)
-        as_tuple = model(input_ids=torch.tensor([ONE]), pixel_values=pictures(1), return_dict=False)
+        as_tuple = model(input_ids=torch.tensor([ONE]), pixel_values=images(1), return_dict=False)
     assert isinstance(as_tuple, tuple)
     assert torch.equal(as_tuple[0], outputs.logits)
 
@@ -192,9 +192,9 @@ def test_eager_equals_sdpa(make_model):
     assert sdpa.config._attn_implementation == "sdpa"
     ids, mask = left_padded(TWO, ONE)
     real = mask.bool()
-    found = logits(eager, ids, pictures(3), attention_mask=mask)[real]
+    found = logits(eager, ids, images(3), attention_mask=mask)[real]
     # Measured 8.5e-6 on logits up to 5; a scale or mask that differs between the kernels moves them by units.
-    torch.testing.assert_close(found, logits(sdpa, ids, pictures(3), attention_mask=mask)[real], atol=5e-4, rtol=0)
+    torch.testing.assert_close(found, logits(sdpa, ids, images(3), attention_mask=mask)[real], atol=5e-4, rtol=0)
 
 
 def test_attention_kernel_can_be_chosen_when_loading(golden_checkpoint):
@@ -216,8 +216,8 @@ def test_bfloat16_is_close_to_float32(golden_checkpoint, golden_model, golden):
     pixels, full_pixels = half.decode_image_ids(codes), golden_model.decode_image_ids(codes)
     assert pixels.dtype == torch.bfloat16
     assert (pixels.float() - full_pixels).norm() / full_pixels.norm() < 0.04
-    drawn = half.generate_images(golden["gen.input_tokens"][::2], generator=torch.Generator().manual_seed(0))
-    assert drawn.shape == (2, 36)
+    generated = half.generate_images(golden["gen.input_tokens"][::2], generator=torch.Generator().manual_seed(0))
+    assert generated.shape == (2, 36)
 
 
 # --- packing
@@ -231,7 +231,7 @@ def test_packed_documents_do_not_see_each_other(make_model, kernel, training):
     documents = [MIXED, NONE, TWO]
     packed = torch.tensor([[token for document in documents for token in document]])
     positions = torch.cat([torch.arange(len(document)) for document in documents])[None]
-    three = pictures(3)
+    three = images(3)
     found = logits(model, packed, three, position_ids=positions)[0].split([len(d) for d in documents])
     alone = [
         logits(model, [MIXED], three[:1])[0],
@@ -248,53 +248,47 @@ def test_packed_documents_do_not_see_each_other(make_model, kernel, training):
 
 def test_cached_equals_uncached(tiny_model):
     ids = torch.tensor([MIXED])
-    generated = tiny_model.generate(ids, pixel_values=pictures(1), max_new_tokens=6, do_sample=False)
+    generated = tiny_model.generate(ids, pixel_values=images(1), max_new_tokens=6, do_sample=False)
     plain = ids
     for _ in range(6):
-        plain = torch.cat([plain, logits(tiny_model, plain, pictures(1))[:, -1:].argmax(-1)], dim=1)
+        plain = torch.cat([plain, logits(tiny_model, plain, images(1))[:, -1:].argmax(-1)], dim=1)
     assert torch.equal(generated, plain)
+
+
+def generate_together_and_alone(model, **settings):
+    """Return five new tokens for each of three prompts, generated in one batch and one by one."""
+    settings = {"max_new_tokens": 5, "do_sample": False, **settings}
+    ids, mask = left_padded(TWO, NONE, ONE)
+    three = images(3)
+    together = model.generate(ids, attention_mask=mask, pixel_values=three, **settings)[:, -5:]
+    alone = [
+        model.generate(torch.tensor([TWO]), pixel_values=three[:2], **settings)[:, -5:],
+        model.generate(torch.tensor([NONE]), **settings)[:, -5:],
+        model.generate(torch.tensor([ONE]), pixel_values=three[2:], **settings)[:, -5:],
+    ]
+    return together, torch.cat(alone)
 
 
 @pytest.mark.parametrize("cache_implementation", ["dynamic", "static"])
 def test_a_batch_answers_like_singles(tiny_model, cache_implementation):
-    settings = {
-        "max_new_tokens": 5,
-        "do_sample": False,
-        "cache_implementation": cache_implementation,
-        "disable_compile": True,
-    }
-    ids, mask = left_padded(TWO, NONE, ONE)
-    three = pictures(3)
-    together = tiny_model.generate(ids, attention_mask=mask, pixel_values=three, **settings)[:, -5:]
-    alone = [
-        tiny_model.generate(torch.tensor([TWO]), pixel_values=three[:2], **settings)[:, -5:],
-        tiny_model.generate(torch.tensor([NONE]), **settings)[:, -5:],
-        tiny_model.generate(torch.tensor([ONE]), pixel_values=three[2:], **settings)[:, -5:],
-    ]
-    assert torch.equal(together, torch.cat(alone))
+    settings = {"cache_implementation": cache_implementation, "disable_compile": True}
+    together, alone = generate_together_and_alone(tiny_model, **settings)
+    assert torch.equal(together, alone)
     assert len({tuple(row) for row in together.tolist()}) == 3
 
 
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2}])
-def test_beams_with_several_pictures_equal_singles(tiny_model, settings):
-    settings = {**settings, "max_new_tokens": 5, "do_sample": False}
-    ids, mask = left_padded(TWO, NONE, ONE)
-    three = pictures(3)
-    together = tiny_model.generate(ids, attention_mask=mask, pixel_values=three, **settings)[:, -5:]
-    alone = [
-        tiny_model.generate(torch.tensor([TWO]), pixel_values=three[:2], **settings)[:, -5:],
-        tiny_model.generate(torch.tensor([NONE]), **settings)[:, -5:],
-        tiny_model.generate(torch.tensor([ONE]), pixel_values=three[2:], **settings)[:, -5:],
-    ]
-    assert torch.equal(together, torch.cat(alone))
+def test_beams_with_several_images_equal_singles(tiny_model, settings):
+    together, alone = generate_together_and_alone(tiny_model, **settings)
+    assert torch.equal(together, alone)
 
 
-def test_several_samples_of_several_pictures(tiny_model):
-    """With top_k 1 every sample is the greedy answer: each must have seen its own pictures in order."""
-    greedy = tiny_model.generate(torch.tensor([TWO]), pixel_values=pictures(2), max_new_tokens=5, do_sample=False)
+def test_several_samples_of_several_images(tiny_model):
+    """With top_k 1 every sample is the greedy answer: each must have read its own images in order."""
+    greedy = tiny_model.generate(torch.tensor([TWO]), pixel_values=images(2), max_new_tokens=5, do_sample=False)
     sampled = tiny_model.generate(
         torch.tensor([TWO]),
-        pixel_values=pictures(2),
+        pixel_values=images(2),
         max_new_tokens=5,
         do_sample=True,
         top_k=1,
@@ -304,14 +298,14 @@ def test_several_samples_of_several_pictures(tiny_model):
 
 
 def test_sampling_follows_the_seed(tiny_model):
-    def draw(seed):
+    def sample(seed):
         torch.manual_seed(seed)
         return tiny_model.generate(
-            torch.tensor([ONE]), pixel_values=pictures(1), max_new_tokens=8, do_sample=True, temperature=2.0, top_k=0
+            torch.tensor([ONE]), pixel_values=images(1), max_new_tokens=8, do_sample=True, temperature=2.0, top_k=0
         )
 
-    assert torch.equal(draw(1), draw(1))
-    assert not torch.equal(draw(1), draw(2))
+    assert torch.equal(sample(1), sample(1))
+    assert not torch.equal(sample(1), sample(2))
 
 
 def test_streaming(tiny_model):
@@ -327,7 +321,7 @@ def test_streaming(tiny_model):
 
     streamer = Streamer()
     generated = tiny_model.generate(
-        torch.tensor([ONE]), pixel_values=pictures(1), max_new_tokens=5, do_sample=False, streamer=streamer
+        torch.tensor([ONE]), pixel_values=images(1), max_new_tokens=5, do_sample=False, streamer=streamer
     )
     assert streamer.ids == generated[0].tolist()
     assert streamer.ended
@@ -353,20 +347,20 @@ def test_scores_and_stopping(tiny_model):
 
 
 def test_text_generation_leaves_the_two_vocabularies_apart(tiny_model):
-    """`generate` writes text ids even after image codes."""
-    generated = tiny_model.generate(torch.tensor([MIXED]), pixel_values=pictures(1), max_new_tokens=10, do_sample=True)
+    """`generate` generates text tokens even after image tokens."""
+    generated = tiny_model.generate(torch.tensor([MIXED]), pixel_values=images(1), max_new_tokens=10, do_sample=True)
     assert generated[:, len(MIXED) :].max() < V
 
 
 def test_assisted_decoding(tiny_model):
-    ids = torch.tensor([[BOS, *PICTURE, 5, 6, 7, 8, 5, 6]])
-    settings = {"pixel_values": pictures(1), "max_new_tokens": 8, "do_sample": False}
+    ids = torch.tensor([[BOS, *PLACEHOLDERS, 5, 6, 7, 8, 5, 6]])
+    settings = {"pixel_values": images(1), "max_new_tokens": 8, "do_sample": False}
     plain = tiny_model.generate(ids, **settings)
     assert torch.equal(tiny_model.generate(ids, prompt_lookup_num_tokens=3, **settings), plain)
 
 
 def test_placeholders_proposed_after_the_prompt_are_ordinary_ids(tiny_model):
-    """Assisted decoding may copy them out of the prompt."""
+    """Assisted decoding may copy placeholders out of the prompt."""
     with torch.no_grad():
         cache = tiny_model(input_ids=torch.tensor([NONE]), use_cache=True).past_key_values
         found = tiny_model(input_ids=torch.tensor([[5, IMAGE, 6]]), past_key_values=cache).logits
@@ -380,8 +374,8 @@ def test_compiles_in_one_graph(make_model):
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="eager")
     ids = torch.tensor([MIXED])
     with torch.no_grad():
-        found = compiled(input_ids=ids, pixel_values=pictures(1), use_cache=False).logits
-    torch.testing.assert_close(found, logits(model, ids, pictures(1)), atol=1e-4, rtol=0)  # measured 0
+        found = compiled(input_ids=ids, pixel_values=images(1), use_cache=False).logits
+    torch.testing.assert_close(found, logits(model, ids, images(1)), atol=1e-4, rtol=0)  # measured 0
 
 
 def test_every_part_lets_the_kernel_be_chosen(make_model):

@@ -1,4 +1,4 @@
-"""The original code's numbers: understanding, the codec, and teacher-forced image logits (float32, CPU)."""
+"""Our numbers are the original code's: understanding, codec and teacher-forced image logits (float32, CPU)."""
 
 import pytest
 import torch
@@ -10,14 +10,14 @@ TOLERANCE = {"atol": 1e-4, "rtol": 0}
 
 
 def understanding_batch(golden, case):
-    """The original's padded `(B, n, 3, S, S)` pictures -> `(M, 3, S, S)`, without the zero-filled ones."""
+    """Return a golden batch in our format: `(M, 3, S, S)` images for the zero-padded `(B, n, 3, S, S)`."""
     real = golden[f"und.{case}.images_emb_mask"].flatten(0, 1)
-    slots = golden[f"und.{case}.images_seq_mask"].sum()
+    positions = golden[f"und.{case}.images_seq_mask"].sum()
     pixel_values = golden[f"und.{case}.pixel_values"].flatten(0, 1)
     per_image = 36
-    # `images_emb_mask` is (B, n * P) or (B, n, P): either way P marks per real picture.
+    # `images_emb_mask` is (B, n * P) or (B, n, P): either way P marks per real image.
     keep = real.reshape(len(pixel_values), per_image).all(-1)
-    assert int(keep.sum()) * per_image == int(slots)
+    assert int(keep.sum()) * per_image == int(positions)
     return {
         "input_ids": golden[f"und.{case}.input_ids"],
         "attention_mask": golden[f"und.{case}.attention_mask"],
@@ -45,7 +45,7 @@ def test_understanding_logits(golden_model, golden):
 
 
 def test_understanding_logits_of_a_left_padded_batch(golden_model, golden):
-    """Two conversations of different lengths, with one and two pictures."""
+    """Two conversations of different lengths, with one and two images."""
     batch = understanding_batch(golden, "batch")
     with torch.no_grad():
         logits = golden_model(**batch, logits_to_keep=40).logits

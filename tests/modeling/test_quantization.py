@@ -1,4 +1,4 @@
-"""What a `quantization_config` leaves alone: all but the language model's layers, unless it says otherwise."""
+"""A `quantization_config` skips all but the language model's layers, unless it lists modules to skip itself."""
 
 import copy
 
@@ -63,14 +63,14 @@ def test_dicts_are_understood(config, field):
 
 
 class HqqLike:
-    """hqq's config cannot be built without hqq; what matters of it is this field."""
+    """Stands in for hqq's config, which cannot be built without hqq, with the one field that is read."""
 
     def __init__(self, skip_modules):
         self.skip_modules = skip_modules
 
 
 def test_hqq_is_refused_unless_the_user_names_what_to_skip():
-    with pytest.raises(ValueError, match="HQQ compares whole layer names"):
+    with pytest.raises(ValueError, match="got one of HQQ. HQQ compares whole layer names"):
         skip_all_but_language_model(HqqLike(["lm_head"]))
     config = HqqLike(["lm_head", "fc1"])
     assert skip_all_but_language_model(config) is config

@@ -1,4 +1,4 @@
-"""The model that ships inside the package: what the command line uses when no `--model` is named."""
+"""The small model that ships inside the package. The command line uses it when no `--model` is given."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ from pathlib import Path
 DEFAULT_MODEL = str(Path(__file__).parent / "janus-shapes")
 DEFAULT_MODEL_NOTE = (
     "janus-hf: no --model given, using the small embedded one. It knows coloured shapes on a board and nothing else: "
-    "draw 'a photo of a red circle and a blue square', or ask about such a picture. For the world: "
+    "draw 'a photo of a red circle and a blue square', or ask about such an image. For the world: "
     "--model deepseek-ai/Janus-Pro-1B"
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..configuration import Layout
+from ..layouts import Layout
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .verify import check_new_folder, save_and_verify

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from ..configuration import JanusProConfig, read_schema
+from ..configuration import JanusProConfig
+from ..layouts import layout_of
 from ..modeling import JanusProForConditionalGeneration
 
 
@@ -90,7 +91,7 @@ def inspect_checkpoint(source: str | os.PathLike[str], **hub_kwargs: Any) -> Che
             "`source` must be a Janus or Janus-Pro checkpoint (model_type 'multi_modality' or 'janus'), got "
             f"{str(source)!r}, which {found}: name another folder or repository."
         )
-    config = JanusProConfig.from_dict(read_schema(raw))
+    config = JanusProConfig.from_dict(raw)
     with torch.device("meta"):  # parameters without memory: only their shapes are counted
         model = JanusProForConditionalGeneration(config)
     counts = {
@@ -107,7 +108,7 @@ def inspect_checkpoint(source: str | os.PathLike[str], **hub_kwargs: Any) -> Che
         family=_RELEASED.get(
             (text.num_hidden_layers, text.hidden_size), "Janus-Pro architecture, of no released size"
         ),
-        layout="transformers" if family == "janus" else "original",
+        layout=layout_of(raw),
         dtype=str(dtype).removeprefix("torch."),
         parameters=counts,
         weight_bytes=sum(counts.values()) * dtype.itemsize,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from ..configuration import Layout
 from ..errors import CheckpointError
+from ..layouts import Layout
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .verify import check_new_folder, save_and_verify

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ..configuration import Layout
 from ..errors import CheckpointError
+from ..layouts import Layout
 from ..modeling import JanusProForConditionalGeneration
 
 

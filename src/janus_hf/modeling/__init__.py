@@ -1,4 +1,4 @@
-"""The networks: vision tower, codec, aligners, heads, and the model that wires them."""
+"""The networks: vision tower, image codec, aligners, heads, and the model that joins them."""
 
 from .image_codec import JanusProVQModel
 from .model import JanusProForConditionalGeneration, JanusProModel

@@ -1,74 +1,41 @@
-"""Original weights <-> ours, through transformers' registered weight conversion, and loading that never guesses.
+"""Conversion of original weights to our modules and back, and checks that loading took every weight from the files.
 
-Two registrations make `from_pretrained` read all layouts and `save_pretrained` write them:
+transformers applies registered conversions when it loads and saves. Two registrations make `from_pretrained` read all
+layouts and `save_pretrained` write them:
 
-* `multi_modality` (the root): names only. The table below is read in both directions; `^` anchors keep it off the
-  names of the transformers layout, which pass through unchanged.
-* `JanusProVisionModel` (scoped to the tower): names inside the tower, the fused qkv and the position embedding's
-  shape. It must be scoped: unscoped, saving would fuse the language model's projections too.
+* `multi_modality`, for the whole model: names only.
+* `JanusProVisionModel`, for the vision tower: names inside the tower, the fused qkv and the position embedding's
+  shape. This one is bound to the tower, because without that bound saving would fuse the language model's projections
+  too.
+
+The tables of names are in `layouts/janus_pro.py`. What changes a tensor stands here, since layouts import no torch.
 """
 
 import json
 import os
-import zipfile
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming, WeightTransform
 from transformers.utils import cached_file
 
-from ..configuration import MAX_ALIGNER_DEPTH
 from ..errors import CheckpointError
+from ..layouts import janus_pro
 
 
-# Present in the original files, used by no code path of the original: SigLIP's pooling head and the codec's usage
-# counter.
-STORED_BUT_UNUSED = (r"vision_model\.attn_pool\.", r"vqmodel\.quantize\.codebook_used$")
-
-# (original name, ours without the leading "model."). General prefixes come before the names inside them: saving
-# applies the table backwards.
-_ROOT_NAMES: tuple[tuple[str, str], ...] = (
-    (r"^vision_model\.vision_tower\.", r"^vision_model\."),
-    *(
-        (rf"^{theirs}\.layers\.{2 * i}\.", rf"^{ours}\.{'fc1' if i == 0 else f'hidden_layers.{i - 1}'}\.")
-        for theirs, ours in (("aligner", "aligner"), ("gen_aligner", "generation_aligner"))
-        for i in range(MAX_ALIGNER_DEPTH)
-    ),
-    (r"^gen_embed\.", r"^generation_embeddings\."),
-    (r"^gen_head\.output_mlp_projector\.", r"^generation_head\.proj_out\."),
-    (r"^gen_head\.vision_head\.", r"^generation_head\.vision_head\."),
-    (r"^language_model\.model\.", r"^language_model\."),
-    (r"^gen_vision_model\.", r"^vqmodel\."),
-    (r"vqmodel\.encoder\.conv_blocks\.", r"vqmodel\.encoder\.down\."),
-    (r"vqmodel\.decoder\.conv_blocks\.", r"vqmodel\.decoder\.up\."),
-    (r"\.res\.", r"\.block\."),
-    (r"\.mid\.0\.", r"\.mid\.block_1\."),
-    (r"\.mid\.1\.", r"\.mid\.attn_1\."),
-    (r"\.mid\.2\.", r"\.mid\.block_2\."),
-)
-
-_TOWER_NAMES: tuple[tuple[str, str], ...] = (
-    (r"^patch_embed\.proj\.", r"^embeddings\.patch_embedding\."),
-    (r"^blocks\.", r"^encoder\.layers\."),
-    (r"\.norm1\.", r"\.layer_norm1\."),
-    (r"\.norm2\.", r"\.layer_norm2\."),
-    (r"\.attn\.proj\.", r"\.self_attn\.projection_layer\."),
-    (r"^norm\.", r"^post_layernorm\."),
-)
+# Tensors by source name, as transformers passes them to a conversion: one tensor, or a list of those that matched.
+Tensors = dict[str, list[torch.Tensor] | torch.Tensor]
 
 
 class DropLeadingAxis(ConversionOps):
     """`(1, N, C)` of the original position embedding -> `(N, C)` of an embedding table."""
 
     def convert(
-        self, input_dict: dict[str, Any], source_patterns: Any, target_patterns: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        (tensor,) = input_dict.values()
-        tensor = tensor[0] if isinstance(tensor, list) else tensor
-        return {target_patterns[0]: tensor.squeeze(0)}
+        self, input_dict: Tensors, source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        return {target_patterns[0]: _only_tensor(input_dict).squeeze(0)}
 
     @property
     def reverse_op(self) -> ConversionOps:
@@ -76,33 +43,42 @@ class DropLeadingAxis(ConversionOps):
 
 
 class AddLeadingAxis(ConversionOps):
-    """The inverse of `DropLeadingAxis`."""
+    """`(N, C)` of an embedding table -> `(1, N, C)` of the original position embedding."""
 
     def convert(
-        self, input_dict: dict[str, Any], source_patterns: Any, target_patterns: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        (tensor,) = input_dict.values()
-        tensor = tensor[0] if isinstance(tensor, list) else tensor
-        return {target_patterns[0]: tensor.unsqueeze(0)}
+        self, input_dict: Tensors, source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        return {target_patterns[0]: _only_tensor(input_dict).unsqueeze(0)}
 
     @property
     def reverse_op(self) -> ConversionOps:
         return DropLeadingAxis()
 
 
+def _only_tensor(input_dict: Tensors) -> torch.Tensor:
+    (value,) = input_dict.values()
+    return value[0] if isinstance(value, list) else value
+
+
 def root_conversions(prefix: str) -> list[WeightTransform]:
-    """Renamings of the whole model; `prefix` is `"model."` for the model with heads and empty for the bare one."""
+    """Return the renamings of the whole model.
+
+    Args:
+        prefix: What precedes our names: "model." for the model with text head, "" for the bare one.
+    """
     escaped = prefix.replace(".", r"\.")
     # Only the anchored targets move under the prefix; the others act on names that already did.
-    renamings = [(theirs, f"^{escaped}{ours[1:]}" if ours.startswith("^") else ours) for theirs, ours in _ROOT_NAMES]
+    renamings = [
+        (theirs, f"^{escaped}{ours[1:]}" if ours.startswith("^") else ours) for theirs, ours in janus_pro.ROOT_NAMES
+    ]
     renamings.append((r"^language_model\.lm_head\.", r"^lm_head\."))
     return [WeightRenaming(theirs, ours) for theirs, ours in renamings]
 
 
 def tower_conversions() -> list[WeightTransform]:
-    """Renamings and reshapings inside the vision tower."""
+    """Return the renamings and reshapings inside the vision tower."""
     return [
-        *(WeightRenaming(theirs, ours) for theirs, ours in _TOWER_NAMES),
+        *(WeightRenaming(theirs, ours) for theirs, ours in janus_pro.TOWER_NAMES),
         WeightConverter(
             "attn.qkv", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], operations=[Chunk(dim=0)]
         ),
@@ -111,20 +87,23 @@ def tower_conversions() -> list[WeightTransform]:
 
 
 def register_conversions() -> None:
-    """Tell transformers how to read and write original weights. Safe to call again."""
-    register_checkpoint_conversion_mapping("multi_modality", root_conversions("model."), overwrite=True)
+    """Register the conversions of original weights with transformers. Calling it again has no further effect."""
+    register_checkpoint_conversion_mapping(janus_pro.MODEL_TYPE, root_conversions("model."), overwrite=True)
     register_checkpoint_conversion_mapping("JanusProVisionModel", tower_conversions(), overwrite=True)
 
 
-def all_conversions(model: Any) -> list[WeightTransform]:
-    """Every conversion between the original layout and `model`'s names, whatever layout it was loaded from."""
+def all_conversions(model: PreTrainedModel) -> list[WeightTransform]:
+    """Return every conversion between the original layout and the names of `model`.
+
+    The result does not depend on the layout that the model was loaded from.
+    """
     root = root_conversions(f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else "")
     scoped = [t for t in get_model_conversion_mapping(model, add_legacy=False) if t.scope_prefix is not None]
     return root + scoped
 
 
-def check_loaded(info: dict[str, Any], source: Any) -> None:
-    """Raise a `CheckpointError` unless the files held exactly the model.
+def check_loaded(info: dict[str, Any], source: str | os.PathLike[str] | None) -> None:
+    """Raise a `CheckpointError` unless the files held exactly the weights of the model.
 
     Args:
         info: transformers' loading info (`output_loading_info=True`).
@@ -134,117 +113,50 @@ def check_loaded(info: dict[str, Any], source: Any) -> None:
     mismatched, errors = list(info["mismatched_keys"]), info.get("error_msgs") or []
     if missing or unexpected or mismatched or errors:
         raise CheckpointError(
-            f"The weights of {str(source)!r} are not exactly those of the model its config.json describes, so nothing "
-            "was loaded. Check that every shard is complete and belongs to this config; a fine-tuned adapter loads "
-            "with "
-            "load_adapter or load_lora_weights instead." + "".join(f"\n  {error}" for error in errors),
+            f"The weights of {str(source)!r} must be exactly those of the model that its config.json describes, so "
+            "nothing was loaded. Check that every shard is complete and belongs to this config; load a fine-tuned "
+            "adapter with load_adapter or load_lora_weights instead." + "".join(f"\n  {error}" for error in errors),
             missing=missing,
             unexpected=unexpected,
             mismatched=mismatched,
         )
 
 
-# In the order in which transformers looks for them.
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str, int]:
+    """Return the ids of the special tokens in a checkpoint's `tokenizer.json`, by field of the configuration.
 
-
-def check_local_files(
-    folder: str, subfolder: str = "", variant: str | None = None, use_safetensors: bool | None = None
-) -> None:
-    """Raise a `CheckpointError` if a local checkpoint's index is unreadable, or a weight file is missing or cut short.
-
-    Only the files that `from_pretrained` will read are looked at, and of these only the tables of contents. Folders on
-    the Hub are checked by the download itself. Arguments as in `PreTrainedModel.from_pretrained`.
-    """
-    root = os.path.join(folder, subfolder)
-    for name in _WEIGHT_FILES:
-        if variant:
-            stem, extension = name.rsplit(".", 1)
-            name = f"{stem}.{variant}.{extension}"
-        path = os.path.join(root, name)
-        if os.path.isfile(path) and not (use_safetensors is False and name.startswith("model.")):
-            for file in _indexed_files(path) if name.endswith(".json") else [path]:
-                _check_table_of_contents(file)
-            return
-
-
-def _indexed_files(path: str) -> list[str]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            shards = sorted(set(json.load(file)["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint index: expected JSON with a 'weight_map' of names to files ({error!r}). "
-            "Download it again."
-        ) from error
-    root = os.path.dirname(path)
-    lost = [shard for shard in shards if not os.path.isfile(os.path.join(root, shard))]
-    if lost:
-        raise CheckpointError(
-            f"{path} names {len(shards)} shard(s) and {len(lost)} of them are missing: {', '.join(lost)}. "
-            "Download them into the same folder."
-        )
-    return [os.path.join(root, shard) for shard in shards]
-
-
-def _check_table_of_contents(path: str) -> None:
-    try:
-        if path.endswith(".safetensors"):
-            with safe_open(path, framework="pt"):
-                pass
-        elif not os.path.getsize(path):
-            raise EOFError("the file is empty")
-        else:
-            with open(path, "rb") as file:
-                is_zip = file.read(2) == b"PK"  # files of torch before 1.6 are not
-            if is_zip:
-                zipfile.ZipFile(path).close()
-    except (SafetensorError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}): it is cut short or holds no weights. Download it again."
-        ) from error
-
-
-SPECIAL_TOKENS = {
-    "bos_token_id": "<｜begin▁of▁sentence｜>",
-    "eos_token_id": "<｜end▁of▁sentence｜>",
-    "pad_token_id": "<｜▁pad▁｜>",
-    "image_token_id": "<image_placeholder>",
-}
-
-
-def special_token_ids(source: Any, **hub_kwargs: Any) -> dict[str, int]:
-    """Ids of the special tokens, looked up by string in the checkpoint's `tokenizer.json`.
-
-    They differ between released checkpoints and stand in no original config. A string that the file lacks is left out,
-    as is everything when there is no such file (a folder with weights only).
+    The ids differ between released checkpoints and stand in no original config. A token that the file lacks is left
+    out. A checkpoint without `tokenizer.json`, such as a folder with weights only, gives an empty dictionary.
 
     Args:
         source: Repository id or folder.
         hub_kwargs: Arguments of `transformers.utils.cached_file`.
     """
+    # `_raise_exceptions_for_missing_entries` has no public counterpart: without it a missing file is an OSError, which
+    # an unreachable Hub raises too.
     path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     if path is None:
         return {}
     with open(path, encoding="utf-8") as file:
-        ids = dict(_vocabulary(json.load(file)))
-    return {name: ids[token] for name, token in SPECIAL_TOKENS.items() if token in ids}
+        return janus_pro.special_token_ids(json.load(file))
 
 
-def _vocabulary(tokenizer: dict[str, Any]) -> Iterator[tuple[str, int]]:
-    vocab = tokenizer.get("model", {}).get("vocab", {})
-    yield from vocab.items() if isinstance(vocab, dict) else ((piece, i) for i, (piece, _) in enumerate(vocab))
-    for token in tokenizer.get("added_tokens", []):
-        yield token["content"], token["id"]
+def copy_tied_head(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a state dict whose `lm_head.weight` shares no memory with another weight.
 
-
-def clone_tied_head(model: Any, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`state_dict` with its own copy of `lm_head.weight`: original files always store one, tied or not."""
+    Original files always store one, but safetensors writes only one of two tensors that share memory.
+    """
     if "lm_head.weight" in state_dict:
         state_dict = {**state_dict, "lm_head.weight": state_dict["lm_head.weight"].clone()}
     return state_dict
+
+
+__all__ = [
+    "all_conversions",
+    "check_loaded",
+    "copy_tied_head",
+    "read_special_token_ids",
+    "register_conversions",
+    "root_conversions",
+    "tower_conversions",
+]

@@ -1,4 +1,4 @@
-"""The small networks around the language model: two aligners in, one image head out.
+"""The small networks around the language model: aligners before it, the image head after it.
 
 Attribute names are those of transformers' Janus, so that its checkpoints and adapters fit.
 """
@@ -8,10 +8,10 @@ from torch import nn
 
 
 class JanusProAligner(nn.Module):
-    """Features of another space -> the language model's embedding space: linear layers with GELU (erf) between.
+    """Linear layers, with GELU (erf) between them, that map features to the language model's embedding space.
 
     Args:
-        in_features: Width of the incoming features (SigLIP's, or the code embedding's).
+        in_features: Width of the incoming features: SigLIP's, or that of code embeddings.
         out_features: `D`, the language model's width.
         depth: Number of linear layers; 2 in every released model.
     """
@@ -23,7 +23,7 @@ class JanusProAligner(nn.Module):
         self.activation_fn = nn.GELU()
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """`(..., in_features)` -> `(..., out_features)`."""
+        """Map features `(..., in_features)` to embeddings `(..., out_features)`."""
         hidden = self.fc1(features)
         for layer in self.hidden_layers:
             hidden = layer(self.activation_fn(hidden))
@@ -31,7 +31,7 @@ class JanusProAligner(nn.Module):
 
 
 class JanusProImageHead(nn.Module):
-    """Hidden states -> logits over the codec's codebook.
+    """Two linear layers with GELU between them: hidden states -> logits over the codec's codebook.
 
     Args:
         hidden_size: `D`, the language model's width.
@@ -46,5 +46,8 @@ class JanusProImageHead(nn.Module):
         self.vision_head = nn.Linear(intermediate_size, num_codes)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(..., D)` -> `(..., K)`."""
+        """Map hidden states `(..., D)` to logits `(..., K)`."""
         return self.vision_head(self.activation_fn(self.proj_out(hidden_states)))
+
+
+__all__ = ["JanusProAligner", "JanusProImageHead"]

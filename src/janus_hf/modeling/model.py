@@ -1,14 +1,14 @@
-"""Janus-Pro: one language model that reads text, understanding features and image codes, and predicts text or image
-codes.
+"""Janus-Pro: one language model that reads text and images, and predicts text tokens or image tokens.
 
-One joint id space is used everywhere: ids in `[0, V)` are text tokens, image code `c` of the codec is id `V + c`.
-`input_ids` and `labels` may mix both; embeddings and heads are chosen by id. Pictures to be understood enter as
-`pixel_values` on `image_token_id` placeholders.
+An image enters in one of two ways. An image to be understood is given as `pixel_values`; features of its patches
+replace the embeddings of the placeholder `image_token_id`. An image that is generated is a sequence of codes of the
+image codec. Text tokens and codes share the joint ids: ids in `[0, V)` are text tokens, and id `V + c` is code `c`.
+`input_ids` and `labels` may mix both; embeddings and heads are chosen by id.
 
 Module names are those of transformers' Janus, so that community checkpoints and LoRA adapters fit.
 
-`B` batch, `T` sequence, `M` pictures in the batch, `P` slots or codes per picture, `D` width, `V` text vocabulary, `K`
-codes.
+`B` batch, `T` sequence, `M` images to be understood in the batch, `P` positions or codes per image, `D` width, `V`
+text vocabulary, `K` codebook entries.
 """
 
 from typing import Any
@@ -22,22 +22,22 @@ from transformers.utils import can_return_tuple
 
 from ..configuration import JanusProConfig
 from ..generation.images import ImageGenerationMixin
-from .checkpoint import STORED_BUT_UNUSED
+from ..layouts.janus_pro import STORED_BUT_UNUSED
 from .heads import JanusProAligner, JanusProImageHead
 from .image_codec import JanusProVQModel
-from .loss import chunked_cross_entropy
+from .loss import joint_loss
 from .outputs import JanusProCausalLMOutput, JanusProModelOutput
 from .pretrained import JanusProPreTrainedModel
 from .vision_encoder import JanusProVisionModel
 
 
 class JanusProModel(JanusProPreTrainedModel):
-    """Everything but the text head.
+    """Janus-Pro without the text head.
 
     Text ids become rows of the language model's embedding; image ids `V + c` become code embeddings passed through the
     generation aligner; placeholders become SigLIP features of `pixel_values` passed through the understanding aligner.
-    The language model turns the resulting sequence into hidden states. The codec (pixels <-> codes) and the image head
-    stand beside it and are used by whoever draws or trains.
+    The language model turns the resulting sequence into hidden states. The image codec and the image head are held
+    here too, but `forward` does not call them: generation and training do.
     """
 
     _keys_to_ignore_on_load_unexpected: tuple[str, ...] = (*STORED_BUT_UNUSED, r"^lm_head\.")
@@ -45,6 +45,8 @@ class JanusProModel(JanusProPreTrainedModel):
     def __init__(self, config: JanusProConfig) -> None:
         super().__init__(config)
         text, vision, vq = config.text_config, config.vision_config, config.vq_config
+        # `_from_config` is how transformers' own models build parts that are models: the constructor ignores the
+        # config's dtype, and `AutoModel.from_config` knows only classes that are registered with it.
         self.vision_model = JanusProVisionModel._from_config(vision)
         self.aligner = JanusProAligner(vision.hidden_size, vision.projection_dim, vision.depth)
         self.vqmodel = JanusProVQModel._from_config(vq)
@@ -52,7 +54,7 @@ class JanusProModel(JanusProPreTrainedModel):
         self.generation_aligner = JanusProAligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers)
         self.generation_head = JanusProImageHead(text.hidden_size, vq.image_token_embed_dim, vq.num_embeddings)
         self.language_model = AutoModel.from_config(text)
-        # A padding_idx row gets no gradient, and pads are what the unconditional prompt is made of.
+        # A padding_idx row gets no gradient, and the unconditional prompt is made of pads.
         self.language_model.get_input_embeddings().padding_idx = None
         self.post_init()
 
@@ -63,10 +65,11 @@ class JanusProModel(JanusProPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Pictures as the language model sees them.
+        """Compute the features of images that the language model reads.
 
         Args:
             pixel_values: `(M, 3, H, W)`, normalised by the image processor.
+            kwargs: Further arguments of the vision tower, such as `output_hidden_states`.
 
         Returns:
             `last_hidden_state` `(M, P, width)`: the tower's features; `pooler_output` `(M, P, D)`: aligned to the
@@ -78,18 +81,19 @@ class JanusProModel(JanusProPreTrainedModel):
         return features
 
     def embed_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
-        """Codes `(...)` in `[0, K)` -> input embeddings `(..., D)`."""
+        """Embed codes `(...)` in `[0, K)` as inputs `(..., D)` of the language model."""
         return self.generation_aligner(self.generation_embeddings(image_ids))
 
     def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Joint ids `(B, T)` -> input embeddings `(B, T, D)`.
+        """Embed joint ids `(B, T)`, text tokens below `V` and code `c` as `V + c`, as inputs `(B, T, D)`.
 
-        Both tables are read for every position and the right row is kept: no host synchronisation, static shapes, and
-        every rank of a distributed run touches both (the code path adds 0.3 % of the 1B's arithmetic).
+        Both the text and the code embedding are computed for every position, and the one that the id belongs to is
+        kept. This needs no host synchronisation and has static shapes, and every rank of a distributed run uses both
+        (the code embedding adds 0.3 % of the 1B's arithmetic).
         """
         num_text = self.config.text_config.vocab_size
-        # A tokenizer that had to add the placeholder may have put it past the vocabulary; its embedding is replaced
-        # anyway.
+        # A tokenizer that had to add the placeholder may have given it an id past the vocabulary. Its embedding is
+        # replaced by image features later, so any text row will do.
         is_code = input_ids >= num_text
         if self.config.image_token_id is not None and self.config.image_token_id >= num_text:
             is_code = is_code & (input_ids != self.config.image_token_id)
@@ -103,29 +107,36 @@ class JanusProModel(JanusProPreTrainedModel):
         input_ids: torch.Tensor | None,
         features: torch.Tensor | None,
         past_key_values: Cache | None,
-    ) -> Any:
-        """Put aligned features `(M, P, D)` on the placeholders, in reading order; both counts must agree.
+    ) -> torch.Tensor:
+        """Return the embeddings with those of placeholders replaced by image features, in reading order.
 
-        Not so once a prompt is cached: text generation may then feed any id; assisted decoding copies placeholders.
+        The number of placeholders must be that of the features. It is not checked while a cached prompt is continued,
+        because text generation may feed any id then: assisted decoding copies placeholders out of the prompt.
+
+        Args:
+            inputs_embeds: `(B, T, D)`.
+            input_ids: `(B, T)` joint ids, or None if the caller passed embeddings.
+            features: `(M, P, D)` after the aligner, or None without images.
+            past_key_values: The cache, if there is one.
         """
         if input_ids is None or self.config.image_token_id is None:
             if features is not None:
                 raise ValueError(
-                    "Pictures are spliced in where input_ids hold the image placeholder: pass input_ids (not "
-                    "inputs_embeds) and make sure that config.image_token_id is set (`model.config.image_token_id = "
-                    "processor.image_token_id`)."
+                    "input_ids and config.image_token_id must be given with images, got one of them as None: pass "
+                    "input_ids (not inputs_embeds) with a placeholder for every image position, and set "
+                    "`model.config.image_token_id = processor.image_token_id`."
                 )
             return inputs_embeds
         mask = input_ids == self.config.image_token_id
         continues = input_ids.shape[1] == 1 or (past_key_values is not None and past_key_values.get_seq_length() > 0)
         if not torch.compiler.is_compiling() and (features is not None or not continues):
-            slots, expected = int(mask.sum()), 0 if features is None else features.shape[0] * features.shape[1]
-            if slots != expected:
+            found, expected = int(mask.sum()), 0 if features is None else features.shape[0] * features.shape[1]
+            if found != expected:
                 per_image = self.config.vision_config.num_image_tokens
                 raise ValueError(
-                    f"input_ids hold {slots} image placeholders ({slots / per_image:g} pictures of {per_image}), but "
-                    f"pixel_values give {expected // per_image} pictures. Build both in one call of the processor, "
-                    "with one <image_placeholder> in the text for every picture."
+                    f"input_ids must hold {per_image} image placeholders for each of the {expected // per_image} "
+                    f"images in pixel_values, got {found} placeholders ({found / per_image:g} images): build both in "
+                    "one call of the processor, with one <image_placeholder> in the text for every image."
                 )
         if features is None:
             return inputs_embeds
@@ -147,36 +158,45 @@ class JanusProModel(JanusProPreTrainedModel):
         """Run the language model over a mixed sequence.
 
         Args:
-            input_ids: `(B, T)` joint ids; or `inputs_embeds` `(B, T, D)`, exactly one of the two.
-            attention_mask: `(B, T)`, 1 = real, 0 = padding (left). For packed sequences pass none, but `position_ids`
-                that restart.
-            position_ids: `(B, T)`; counted from the mask by `generate`, by position otherwise.
-            pixel_values: `(M, 3, H, W)`, all pictures of the batch in reading order.
+            input_ids: `(B, T)` joint ids: text tokens in `[0, V)`, placeholders of images, and code `c` as `V + c`.
+            attention_mask: `(B, T)`, 1 = real, 0 = padding (left). For several documents packed into one row pass no
+                mask, but `position_ids` that restart at 0 with every document.
+            position_ids: `(B, T)`. By default they count on from the length of the cache, and from 0 without one;
+                `generate` passes positions that do not count padding.
+            past_key_values: Cache of the positions before these.
+            inputs_embeds: `(B, T, D)` instead of `input_ids`; then there can be no images.
+            pixel_values: `(M, 3, H, W)`, all images of the batch in reading order.
+            use_cache: Whether to return a cache. The default is the config's, but False with `position_ids` and no
+                `past_key_values`.
             mm_encoder_outputs: `{"image": get_image_features(...)}` instead of `pixel_values`, when already computed.
+            kwargs: Further arguments of the language model, such as `output_hidden_states`.
 
         Raises:
-            ValueError: If placeholders and pictures do not match, or the sequence exceeds the context.
+            ValueError: If placeholders and images do not match, arguments exclude each other, or the sequence exceeds
+                the context.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+            given = "neither" if input_ids is None else "both"
+            raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {given}: pass one.")
         if input_ids is not None:
             inputs_embeds = self.embed_ids(input_ids)
         assert inputs_embeds is not None
         if inputs_embeds.shape[1] > (limit := self.config.text_config.max_position_embeddings):
             raise ValueError(
-                f"The sequence has {inputs_embeds.shape[1]} tokens, the model's context holds {limit}. Shorten the "
-                "input."
+                f"The sequence must fit the model's context of {limit} tokens, got {inputs_embeds.shape[1]} tokens: "
+                "shorten the input."
             )
 
         encoded = (mm_encoder_outputs or {}).get("image")
         if encoded is not None and pixel_values is not None:
-            raise ValueError("Pass pixel_values or mm_encoder_outputs, not both.")
+            raise ValueError("pixel_values must be None with mm_encoder_outputs, got both: pass one, not both.")
         if pixel_values is not None:
             encoded = self.get_image_features(pixel_values)
         features = None if encoded is None else encoded.pooler_output
         inputs_embeds = self._splice(inputs_embeds, input_ids, features, past_key_values)
         if use_cache is None and position_ids is not None and past_key_values is None:
-            use_cache = False  # transformers reads packing off the positions only where no cache is made
+            # transformers recognises packed documents by their positions only where no cache is made.
+            use_cache = False
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
@@ -196,10 +216,11 @@ class JanusProModel(JanusProPreTrainedModel):
 
 
 class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationMixin, GenerationMixin):
-    """Janus-Pro with both heads: what every Auto class returns.
+    """Janus-Pro with text head and image head. All Auto classes load this class.
 
-    `generate` (transformers' own) writes text; `generate_images` draws image codes; `decode_image_ids` turns codes
-    into pixels and `encode_image_ids` pixels into codes; `forward(labels=...)` trains both heads.
+    `generate` (transformers' own) generates text tokens, and `generate_images` image tokens, as codes.
+    `decode_image_ids` turns codes into pixels, and `encode_image_ids` pixels into codes. `forward(labels=...)` returns
+    the training loss of both heads.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # only if the config says so
@@ -219,28 +240,32 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         self.model.set_input_embeddings(value)
 
     def enable_input_require_grads(self) -> None:
-        """As in transformers, for reentrant checkpointing; but a tower that learns nothing stays out, or it would keep
-        its activations and be back-propagated in vain.
+        """Let gradients flow from the input embeddings on, as reentrant gradient checkpointing needs.
+
+        Overridden because transformers' method would include a frozen vision tower, which then keeps its activations
+        and is back-propagated to no purpose.
         """
         tower = self.model.vision_model
         inputs = [self.get_input_embeddings()]
         if any(parameter.requires_grad for parameter in tower.parameters()):
             inputs.append(tower.get_input_embeddings())
+        # transformers' `disable_input_require_grads` reads this name; it offers no method to add to the list.
         self._require_grads_hooks = [
             module.register_forward_hook(lambda module, args, output: output.requires_grad_(True)) for module in inputs
         ]
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """See `JanusProModel.get_image_features`."""
+        """Compute the features of images; see `JanusProModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def encode_image_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Pictures `(B, 3, S, S)` in [-1, 1] -> codes `(B, P)`; see `JanusProVQModel.encode_image_ids`."""
+        """Encode images `(B, 3, S, S)` in [-1, 1] as codes `(B, P)` int64; see `JanusProVQModel.encode_image_ids`."""
         return self.model.vqmodel.encode_image_ids(pixel_values)
 
     def decode_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
-        """Codes `(B, P)` in `[0, K)` -> pictures `(B, 3, S, S)` in about [-1, 1]; see
-        `JanusProVQModel.decode_image_ids`.
+        """Decode codes `(B, P)` in `[0, K)` to images `(B, 3, S, S)` in about [-1, 1].
+
+        See `JanusProVQModel.decode_image_ids`.
         """
         return self.model.vqmodel.decode_image_ids(image_ids)
 
@@ -260,20 +285,21 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> JanusProCausalLMOutput:
-        """Text logits, or with `labels` the loss of both heads.
+        """Compute text logits, or with `labels` the loss of both heads.
+
+        Arguments that are not listed are those of `JanusProModel.forward`.
 
         Args:
-            labels: `(B, T)` joint ids, position `t` predicted from `t - 1`; -100 where nothing is trained, always so
-                on the first token of a document. Labels below `V` are scored by the text head, the others by the image
-                head.
-            num_items_in_batch: Divides the summed loss (all labels of an accumulated batch, over all ranks); by
-                default this batch's own count.
-            logits_to_keep: Compute text logits for the last so many positions only (0 = all), or for the given
-                indices.
-            Others: see `JanusProModel.forward`.
+            labels: `(B, T)` ids as in `input_ids`. The label at position `t` is predicted from position `t - 1`. -100
+                marks positions that are not trained; the first token of a document must be one of them. Labels below
+                `V` are scored by the text head, the others by the image head.
+            logits_to_keep: Number of positions at the end for which text logits are computed (0 = all), or a tensor of
+                positions.
+            num_items_in_batch: Number that divides the summed loss: that of all labels of an accumulated batch, over
+                all ranks. By default this batch's own number of labels.
 
         Returns:
-            `JanusProCausalLMOutput`. With `labels`, `logits` is None: they are computed in chunks and dropped.
+            `JanusProCausalLMOutput`. With `labels`, `logits` is None: logits are computed in chunks and dropped.
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -286,13 +312,20 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
         )
-        losses: dict[str, Any] = {}
+        losses: dict[str, torch.Tensor] = {}
         logits = None
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(outputs.last_hidden_state[:, keep])
         else:
-            losses = self._losses(outputs.last_hidden_state, labels, num_items_in_batch)
+            losses = joint_loss(
+                self.lm_head,
+                self.model.generation_head,
+                outputs.last_hidden_state,
+                labels,
+                num_text=self.config.text_config.vocab_size,
+                num_items=num_items_in_batch,
+            )
         return JanusProCausalLMOutput(
             logits=logits,
             past_key_values=outputs.past_key_values,
@@ -301,31 +334,6 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
             image_hidden_states=outputs.image_hidden_states,
             **losses,
         )
-
-    def _losses(
-        self, hidden_BTD: torch.Tensor, labels_BT: torch.Tensor, num_items: torch.Tensor | int | None
-    ) -> dict[str, torch.Tensor]:
-        """Next-token losses, each label scored by the head its id belongs to."""
-        num_text = self.config.text_config.vocab_size
-        hidden_ND = hidden_BTD[:, :-1].flatten(0, 1)
-        labels_N = labels_BT[:, 1:].flatten().to(hidden_ND.device)
-        is_text, is_image = (labels_N >= 0) & (labels_N < num_text), labels_N >= num_text
-        text_sum = chunked_cross_entropy(self.lm_head, hidden_ND[is_text], labels_N[is_text])
-        image_sum = chunked_cross_entropy(
-            self.model.generation_head, hidden_ND[is_image], labels_N[is_image] - num_text
-        )
-        text_count, image_count = is_text.sum(), is_image.sum()
-        if num_items is None:
-            num_items = (text_count + image_count).clamp(min=1)
-        elif isinstance(num_items, torch.Tensor):
-            num_items = num_items.to(text_sum.device)
-        return {
-            "loss": (text_sum + image_sum) / num_items,
-            "text_loss": text_sum.detach() / text_count.clamp(min=1),
-            "image_loss": image_sum.detach() / image_count.clamp(min=1),
-            "num_text_labels": text_count,
-            "num_image_labels": image_count,
-        }
 
 
 __all__ = ["JanusProForConditionalGeneration", "JanusProModel"]

@@ -1,4 +1,8 @@
-"""What the models return."""
+"""Output classes of the models. `None` stands for what was not computed.
+
+`B` batch, `T` sequence, `M` images in the batch, `P` positions or codes per image, `D` width, `V` text vocabulary, `E`
+width of a codebook vector.
+"""
 
 from dataclasses import dataclass
 
@@ -13,25 +17,26 @@ class JanusProModelOutput(ModelOutput):
 
     last_hidden_state: torch.Tensor | None = None  # (B, T, D), after the language model's final norm
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None  # one (B, T, D) per layer, when asked for
-    attentions: tuple[torch.Tensor, ...] | None = None
-    image_hidden_states: torch.Tensor | None = None  # (M, P, D), aligned understanding features
+    hidden_states: tuple[torch.Tensor, ...] | None = None  # (B, T, D): the embeddings, then each layer's output
+    attentions: tuple[torch.Tensor, ...] | None = None  # (B, heads, T, T) per layer
+    image_hidden_states: torch.Tensor | None = None  # (M, P, D), features of the images after the aligner
 
 
 @dataclass
 class JanusProCausalLMOutput(ModelOutput):
     """Output of `JanusProForConditionalGeneration`.
 
-    `text_loss` and `image_loss` are means over this batch's own text and image labels (zero without any), in nats per
-    token, detached: for logs. `loss` is what is trained: the sum over both divided by `num_items_in_batch`.
+    `loss` is the value to train: the summed cross-entropy of all labels divided by `num_items_in_batch`. `text_loss`
+    and `image_loss` are for logs: means over this batch's own text and image labels (zero without any), in nats per
+    token, without gradient.
     """
 
     loss: torch.Tensor | None = None  # ()
-    logits: torch.Tensor | None = None  # (B, T or logits_to_keep, V), text head; None when labels are given
+    logits: torch.Tensor | None = None  # (B, T or logits_to_keep, V) of the text head; None with labels
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    image_hidden_states: torch.Tensor | None = None  # (M, P, D)
+    hidden_states: tuple[torch.Tensor, ...] | None = None  # as in `JanusProModelOutput`
+    attentions: tuple[torch.Tensor, ...] | None = None  # as in `JanusProModelOutput`
+    image_hidden_states: torch.Tensor | None = None  # (M, P, D), features of the images after the aligner
     text_loss: torch.Tensor | None = None  # ()
     image_loss: torch.Tensor | None = None  # ()
     num_text_labels: torch.Tensor | None = None  # (), int64
@@ -40,11 +45,11 @@ class JanusProCausalLMOutput(ModelOutput):
 
 @dataclass
 class JanusProVQOutput(ModelOutput):
-    """Output of `JanusProVQModel`; losses are means over all latent elements."""
+    """Output of `JanusProVQModel`. The losses are means over all elements of the latents."""
 
     pixel_values: torch.Tensor | None = None  # (B, 3, H, W), reconstruction in about [-1, 1]
     image_ids: torch.Tensor | None = None  # (B, P), int64
-    latents: torch.Tensor | None = None  # (B, P, E), the encoder's unit vectors before quantisation
+    latents: torch.Tensor | None = None  # (B, P, E), the encoder's output before quantisation, of norm 1
     codebook_loss: torch.Tensor | None = None  # ()
     commitment_loss: torch.Tensor | None = None  # (), already weighted by `commitment_cost`
 

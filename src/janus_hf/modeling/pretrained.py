@@ -1,24 +1,32 @@
-"""Loading, saving and quantising: what both models share besides their networks."""
+"""Loading and saving, shared by the model with text head and the bare model."""
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 from transformers import PreTrainedModel
+from transformers.core_model_loading import WeightTransform
 
-from ..configuration import JanusProConfig, Layout
-from .checkpoint import (
-    STORED_BUT_UNUSED,
-    all_conversions,
-    check_loaded,
-    check_local_files,
-    clone_tied_head,
-    special_token_ids,
-)
-from .quantisation import portable_int4, settle_quantised, skip_all_but_language_model, weight_only_config
+from ..configuration import JanusProConfig, writing_layout
+from ..files import hub_arguments
+from ..layouts import Layout
+from ..layouts.janus_pro import STORED_BUT_UNUSED
+from .checkpoint import all_conversions, check_loaded, copy_tied_head, read_special_token_ids
+from .int4_weights import portable_int4
+from .quantisation import settle_quantised, skip_all_but_language_model, weight_only_config
+from .weight_files import check_local_files
+
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import LoadStateDictConfig
+    from transformers.utils.loading_report import LoadStateDictInfo
 
 
 class JanusProPreTrainedModel(PreTrainedModel):
-    """Loading, saving and initialisation shared by both models."""
+    """Base class of both models: loads and saves checkpoints in both layouts.
+
+    The underscored class attributes are how transformers asks a model class for these facts; it has no public names
+    for them.
+    """
 
     config: JanusProConfig
     config_class = JanusProConfig
@@ -31,34 +39,47 @@ class JanusProPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected: tuple[str, ...] = STORED_BUT_UNUSED
+    _weight_conversions: list[WeightTransform] | None  # set by loading; absent on a model built from a config
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint: original layout (`.bin` or safetensors), transformers layout, or an adapter folder on
-        either.
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, *args: Any, **kwargs: Any
+    ) -> Self:
+        """Load a checkpoint in the original layout (`.bin` or safetensors) or the transformers layout, or an adapter.
 
-        Takes the arguments of `PreTrainedModel.from_pretrained`. The dtype is the checkpoint's own unless `dtype` says
-        otherwise. `quantization_config` may be "int8" or "int4", which is torchao's weight-only quantisation by the
-        kernels of the device that `device_map` names (the CPU if it names none), or the configuration of any of
-        transformers' quantisers. Everything but the language model's layers stays in full precision, unless the config
-        names its own modules to skip. Special token ids that the config lacks are read from the
-        checkpoint's tokenizer.
+        The arguments are those of `PreTrainedModel.from_pretrained`; the following have a meaning of their own:
+
+        Args:
+            pretrained_model_name_or_path: Repository id or folder of a checkpoint, or of an adapter that names one as
+                its base model.
+            dtype: By default the dtype that the checkpoint is stored in.
+            quantization_config: "int8" or "int4" for torchao's weight-only quantisation with the kernels of the
+                device that `device_map` names (the CPU if it names none), or the configuration of any of transformers'
+                quantisers. All weights but those of the language model's layers stay in full precision, unless the
+                configuration lists modules to skip itself.
+
+        Special token ids that the config lacks are read from the checkpoint's tokenizer.
 
         Raises:
-            CheckpointError: If keys are missing, unexpected or of the wrong shape, or a local shard or index is
+            CheckpointError: If weights are missing, unexpected or of the wrong shape, or a local shard or index is
                 broken. Weights are never left at random values.
-            ValueError: If the checkpoint is of another family, the quantisation method cannot spare what must be
-                spared or do what is asked, or `ignore_mismatched_sizes` or `weights_only=False` is asked for.
-            ImportError: If "int8" or "int4" is asked for and torchao is missing.
+            ValueError: If the checkpoint is of another family, the quantisation method cannot skip the modules that
+                must stay in full precision or does not fit the device or the layers, or `ignore_mismatched_sizes=True`
+                or `weights_only=False` is given.
+            ImportError: If `quantization_config` is "int8" or "int4" and torchao is missing.
         """
         source = pretrained_model_name_or_path
         if kwargs.pop("ignore_mismatched_sizes", False):
             raise ValueError(
-                "ignore_mismatched_sizes=True would leave randomly initialised weights in the model. Load the "
-                "checkpoint with its own config, then change the model (for example with resize_token_embeddings)."
+                "ignore_mismatched_sizes must be False, got True, which would leave randomly initialised weights in "
+                "the model: load the checkpoint with its own config, then change the model (for example with "
+                "resize_token_embeddings)."
             )
         if kwargs.get("weights_only") is False:
-            raise ValueError("Pickled checkpoints are loaded with weights_only=True: other pickles can run code.")
+            raise ValueError(
+                "weights_only must be True, got False: leave it out (weights_only=True), because other pickles can "
+                "run code."
+            )
         if source is not None and os.path.isdir(source):
             check_local_files(
                 source, kwargs.get("subfolder") or "", kwargs.get("variant"), kwargs.get("use_safetensors")
@@ -69,43 +90,60 @@ class JanusProPreTrainedModel(PreTrainedModel):
             kwargs["quantization_config"] = skip_all_but_language_model(kwargs["quantization_config"])
 
         want_info = kwargs.pop("output_loading_info", False)
-        # Wrong shapes come back in the info, and are raised by check_loaded together with everything else that is
-        # wrong.
+        # With ignore_mismatched_sizes wrong shapes come back in the info, and check_loaded raises them together with
+        # everything else that is wrong.
         model, info = super().from_pretrained(
             source, *args, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        check_loaded(info, source)  # of the adapter, where `source` is one; the model itself was checked on the way
+        # Where `source` is an adapter, this is the adapter's info; the base model was checked in
+        # _finalize_model_loading.
+        check_loaded(info, source)
         settle_quantised(model)
         if source is not None:
-            model._adopt_special_tokens(model.config.name_or_path or source, kwargs)
-        return (model, info) if want_info else model
+            model._fill_special_tokens(model.config.name_or_path or source, kwargs)
+        # Any: a tuple if the caller wants the info, which transformers' own annotation omits too.
+        result: Any = (model, info) if want_info else model
+        return result
 
     @staticmethod
-    def _finalize_model_loading(model: Any, load_config: Any, loading_info: Any) -> Any:
-        """The one place every loading path of transformers passes: an adapter's info would hide its base model's."""
+    def _finalize_model_loading(
+        model: PreTrainedModel, load_config: "LoadStateDictConfig", loading_info: "LoadStateDictInfo"
+    ) -> "LoadStateDictInfo":
+        """Finish loading as transformers does, and raise a `CheckpointError` if a weight was not taken from the files.
+
+        Overridden because every way to load passes here. The public way, `output_loading_info`, is not enough: for an
+        adapter folder it describes the adapter and hides its base model.
+        """
         loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
         check_loaded(loading_info.to_dict(), load_config.pretrained_model_name_or_path)
         return loading_info
 
-    def _adopt_special_tokens(self, source: Any, kwargs: dict[str, Any]) -> None:
-        """Fill ids that the original files state only in their tokenizer."""
+    def _fill_special_tokens(self, source: str | os.PathLike[str], kwargs: dict[str, Any]) -> None:
+        """Set special token ids that the configuration lacks to those of the checkpoint's tokenizer.
+
+        Args:
+            source: Repository id or folder of the checkpoint.
+            kwargs: The arguments of `from_pretrained`, for the Hub.
+        """
         generation_config = getattr(self, "generation_config", None)
         if self.config.image_token_id is not None and getattr(generation_config, "pad_token_id", 0) is not None:
             return
-        names = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-        hub_kwargs = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        ids = special_token_ids(source, **hub_kwargs)
+        hub_kwargs = {name: value for name, value in hub_arguments(kwargs).items() if value is not None}
+        ids = read_special_token_ids(source, **hub_kwargs)
         if self.config.image_token_id is None:
             self.config.image_token_id = ids.pop("image_token_id", None)
         for name in ("bos_token_id", "eos_token_id"):
-            # Unstated in the original's language_config, hence Llama's own defaults; pad stays None there, because an
-            # embedding row that is the padding_idx gets no gradient and the unconditional prompt is made of pads.
+            # The original's language_config does not state them, so they are Llama's defaults until now. pad stays
+            # None, because the embedding row that is the padding_idx gets no gradient, and the unconditional prompt is
+            # made of pads.
             setattr(self.config.text_config, name, ids.get(name, getattr(self.config.text_config, name)))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if generation_config is not None and name in ids:
                 setattr(generation_config, name, ids[name])
 
-    def save_pretrained(self, save_directory: Any, *args: Any, layout: Layout | None = None, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, layout: Layout | None = None, **kwargs: Any
+    ) -> None:
         """Write safetensors, `config.json` and `generation_config.json`.
 
         Args:
@@ -116,30 +154,34 @@ class JanusProPreTrainedModel(PreTrainedModel):
             args, kwargs: As in `PreTrainedModel.save_pretrained` (`max_shard_size`, `push_to_hub`, ...).
 
         Raises:
-            ValueError: If the layout is unknown or cannot hold this model.
+            ValueError: If the layout is unknown or cannot hold this model. Nothing is written then.
         """
         quantised = getattr(self, "hf_quantizer", None) is not None
         layout = layout or ("transformers" if quantised else "original")
         if layout not in ("original", "transformers"):
             raise ValueError(f"layout must be 'original' or 'transformers', got {layout!r}.")
         if layout == "original" and quantised:
-            raise ValueError("The original layout has no place for quantised weights: use layout='transformers'.")
-        self.config.to_file_dict(layout)  # refuses before anything is written
+            raise ValueError(
+                "layout must be 'transformers' for a quantised model, got 'original', which has no names for its "
+                "weights: use layout='transformers', or save the unquantised model."
+            )
+        self.config.to_file_dict(layout)  # raises before anything is written
         if layout == "original" and kwargs.get("state_dict") is None and self.config.tie_word_embeddings:
-            kwargs["state_dict"] = clone_tied_head(self, self.state_dict())
+            kwargs["state_dict"] = copy_tied_head(self.state_dict())
         if self.can_generate():
-            # A file marked as derived from the model's configuration is read without what transformers does not know.
+            # transformers drops fields that it does not know, such as our image_guidance_scale, when it reads a file
+            # with this mark. GenerationConfig has no public way to clear it.
             self.generation_config._from_model_config = False
 
-        loaded_with: Any = getattr(self, "_weight_conversions", None)
+        # Saving reverts the conversions in this attribute, which holds those of the layout that was loaded. The public
+        # way, a registered mapping, is read only for models that were not loaded from files.
+        loaded_with = getattr(self, "_weight_conversions", None)
         self._weight_conversions = all_conversions(self)
-        self.config._file_layout = layout
         try:
-            with portable_int4(self):
+            with portable_int4(self), writing_layout(layout):
                 super().save_pretrained(save_directory, *args, save_original_format=layout == "original", **kwargs)
         finally:
             self._weight_conversions = loaded_with
-            del self.config._file_layout
 
 
 __all__ = ["JanusProPreTrainedModel"]

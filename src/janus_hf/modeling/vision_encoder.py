@@ -1,7 +1,7 @@
 """The understanding encoder: SigLIP without pooling head or class token.
 
-transformers' Janus tower reproduces the original bit for bit (float32, measured against the goldens), so it is used as
-it is. It is subclassed only for its name: the conversion of original weights is registered per class (see
+The tower of transformers' Janus reproduces the original bit for bit (float32, measured against the goldens), so it is
+used as it is. It is subclassed only for its name: the conversion of original weights is registered per class name (see
 `checkpoint.py`).
 """
 
@@ -11,8 +11,12 @@ from ..configuration import JanusProVisionConfig
 
 
 class JanusProVisionModel(JanusVisionModel):
-    """`(M, 3, H, W)` normalised pixels -> `(M, P, width)` patch features (last block, final norm) in
-    `last_hidden_state`.
+    """SigLIP tower: maps normalised pixels `(M, 3, H, W)` of `M` images to `(M, P, width)` features of their patches.
+
+    The features are those of the last block after the final norm, in `last_hidden_state` of the output.
     """
 
     config: JanusProVisionConfig
+
+
+__all__ = ["JanusProVisionModel"]

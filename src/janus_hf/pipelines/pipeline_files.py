@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from ..checkpoints.cards import model_card
-from ..configuration import Layout
 from ..files import create_and_upload
+from ..layouts import Layout, layout_of
 
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class PipelineFilesMixin:
         self.model.save_pretrained(save_directory, layout=layout, variant=variant, **sharding)
         # The model chooses the layout if none is given; the processor's files must be in the same one.
         with open(os.path.join(save_directory, "config.json"), encoding="utf-8") as file:
-            written: Layout = "transformers" if json.load(file)["model_type"] == "janus" else "original"
+            written = layout_of(json.load(file))
         self.processor.save_pretrained(save_directory, layout=written)
         self.save_config(save_directory)
         model_card(self.model).save(os.path.join(save_directory, "README.md"))

@@ -11,7 +11,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
-from ..configuration import Layout
+from ..layouts import Layout
 from .file_formats import original_processor_config, write_layout
 from .image_processor import JanusProImageProcessor
 from .prompts import IMAGE_TOKEN, ROLES, SYSTEM_PROMPT, build_chat_template

@@ -1,0 +1,84 @@
+"""Checks of a local checkpoint's weight files before they are loaded: all there, and none cut short."""
+
+import json
+import os
+import zipfile
+
+from safetensors import SafetensorError, safe_open
+
+from ..errors import CheckpointError
+
+
+# In the order in which transformers looks for them.
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
+def check_local_files(
+    folder: str | os.PathLike[str],
+    subfolder: str = "",
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+) -> None:
+    """Raise a `CheckpointError` if a local checkpoint's index is unreadable, or a weight file is missing or cut short.
+
+    Only the files that `from_pretrained` will load are opened, and of these only the tables of contents are read.
+    Checkpoints on the Hub are checked by the download itself. The arguments are those of
+    `PreTrainedModel.from_pretrained`.
+    """
+    root = os.path.join(folder, subfolder)
+    for name in _WEIGHT_FILES:
+        if variant:
+            stem, extension = name.rsplit(".", 1)
+            name = f"{stem}.{variant}.{extension}"
+        path = os.path.join(root, name)
+        if os.path.isfile(path) and not (use_safetensors is False and name.startswith("model.")):
+            for file in _indexed_files(path) if name.endswith(".json") else [path]:
+                _check_table_of_contents(file)
+            return
+
+
+def _indexed_files(path: str) -> list[str]:
+    """Return the paths of the shards that an index names. Raise a `CheckpointError` if one of them does not exist."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            shards = sorted(set(json.load(file)["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} must be JSON with a 'weight_map' of weight names to files, got {error!r}: it is not a checkpoint "
+            "index. Download it again."
+        ) from error
+    root = os.path.dirname(path)
+    lost = [shard for shard in shards if not os.path.isfile(os.path.join(root, shard))]
+    if lost:
+        raise CheckpointError(
+            f"{path} names {len(shards)} shard(s) and {len(lost)} of them are missing: {', '.join(lost)}. "
+            "Download them into the same folder."
+        )
+    return [os.path.join(root, shard) for shard in shards]
+
+
+def _check_table_of_contents(path: str) -> None:
+    """Raise a `CheckpointError` if a weight file is empty, cut short or of another format."""
+    try:
+        if path.endswith(".safetensors"):
+            with safe_open(path, framework="pt"):
+                pass
+        elif not os.path.getsize(path):
+            raise EOFError("the file is empty")
+        else:
+            with open(path, "rb") as file:
+                is_zip = file.read(2) == b"PK"  # files of torch before 1.6 are pickles, which have no such table
+            if is_zip:
+                zipfile.ZipFile(path).close()
+    except (SafetensorError, EOFError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error}): it is cut short or holds no weights. Download it again."
+        ) from error
+
+
+__all__ = ["check_local_files"]

@@ -235,7 +235,7 @@ def test_push_to_hub_uploads_what_was_written(
         def upload_folder(self, **kwargs: Any) -> None:
             calls["upload"] = kwargs
 
-    monkeypatch.setattr("janus_hf.processing.saving.HfApi", Api)
+    monkeypatch.setattr("janus_hf.files.HfApi", Api)
     (folder := tmp_path / "tiny").mkdir()
     (folder / "private_notes.txt").write_text("not to be uploaded")
     files = processor.save_pretrained(folder, push_to_hub=True, layout=layout, token="t", private=True)

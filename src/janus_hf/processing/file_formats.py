@@ -10,17 +10,36 @@ processor_config.json (`TypeError`, tried with 4.48), the tokenizer of every ver
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Protocol, get_args
+
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from ..layouts import Layout
+from .image_processor import JanusProImageProcessor
 from .prompts import BOI_TOKEN, EOI_TOKEN, PAD_TOKEN, ROLES, SYSTEM_PROMPT
 
 
-if TYPE_CHECKING:
-    from .saving import ProcessorFiles
+class SavableProcessor(Protocol):
+    """The attributes of a processor that its files record; `JanusProProcessor` has them."""
+
+    image_processor: JanusProImageProcessor
+    tokenizer: TokenizersBackend
+    num_image_tokens: int
+    roles: tuple[str, str]
+    system_prompt: str
+    image_token: str
+    boi_token: str
+    eoi_token: str
+    mask_prompt: bool
+    ignore_id: int
+
+    @property
+    def chat_template(self) -> str | dict[str, str]:
+        """The chat template in use."""
+        ...
 
 
-def write_layout(processor: "ProcessorFiles", folder: str | os.PathLike[str], *, layout: Layout) -> list[str]:
+def write_layout(processor: SavableProcessor, folder: str | os.PathLike[str], *, layout: Layout) -> list[str]:
     """Writes all files of `processor` into `folder`, replacing older ones, and returns their paths."""
     if layout not in get_args(Layout):
         raise ValueError(f"Expected layout to be one of {get_args(Layout)}; got {layout!r}.")
@@ -49,7 +68,7 @@ _FILES = (
 )
 
 
-def original_processor_config(processor: "ProcessorFiles") -> dict[str, Any]:
+def original_processor_config(processor: SavableProcessor) -> dict[str, Any]:
     """processor_config.json as the original writes it."""
     tags = {"image_start_tag": BOI_TOKEN, "image_end_tag": EOI_TOKEN, "pad_tag": PAD_TOKEN}
     used = {
@@ -69,7 +88,7 @@ def original_processor_config(processor: "ProcessorFiles") -> dict[str, Any]:
     }
 
 
-def _original(processor: "ProcessorFiles") -> dict[str, dict[str, Any]]:
+def _original(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
     is_plain = processor.roles == ROLES and processor.system_prompt == SYSTEM_PROMPT
     return {
         "processor_config.json": original_processor_config(processor),
@@ -86,7 +105,7 @@ def _original(processor: "ProcessorFiles") -> dict[str, dict[str, Any]]:
     }
 
 
-def _transformers(processor: "ProcessorFiles") -> dict[str, dict[str, Any]]:
+def _transformers(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
     images = processor.image_processor
     return {
         "processor_config.json": {
@@ -123,11 +142,11 @@ def _transformers(processor: "ProcessorFiles") -> dict[str, dict[str, Any]]:
     }
 
 
-def _chat_settings(processor: "ProcessorFiles") -> dict[str, Any]:
+def _chat_settings(processor: SavableProcessor) -> dict[str, Any]:
     return {"roles": list(processor.roles), "system_prompt": processor.system_prompt}
 
 
-def _tokenizer(processor: "ProcessorFiles") -> dict[str, Any]:
+def _tokenizer(processor: SavableProcessor) -> dict[str, Any]:
     tokenizer = processor.tokenizer
     return {
         **_special_tokens(processor),
@@ -139,7 +158,7 @@ def _tokenizer(processor: "ProcessorFiles") -> dict[str, Any]:
     }
 
 
-def _special_tokens(processor: "ProcessorFiles") -> dict[str, Any]:
+def _special_tokens(processor: SavableProcessor) -> dict[str, Any]:
     tokenizer = processor.tokenizer
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     named = {name: token for name in names if (token := getattr(tokenizer, name)) is not None}

@@ -5,17 +5,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
 from transformers import ProcessorMixin
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import IMAGE_PROCESSOR_NAME
 from transformers.utils.hub import cached_file
 
+from ..files import create_and_upload, hub_arguments
 from ..layouts import Layout
 from .file_formats import original_processor_config, write_layout
 from .image_processor import JanusProImageProcessor
 from .prompts import IMAGE_TOKEN, ROLES, SYSTEM_PROMPT, build_chat_template
-from .tokenizer import HUB_KEYS, load_tokenizer
+from .tokenizer import load_tokenizer
 
 
 class ProcessorFiles(ProcessorMixin):
@@ -58,10 +58,14 @@ class ProcessorFiles(ProcessorMixin):
         """
         files = write_layout(self, save_directory, layout=layout)
         if push_to_hub:
-            api = HfApi(token=token)
-            folder, names = Path(save_directory), [Path(file).name for file in files]
-            repo = api.create_repo(repo_id or folder.resolve().name, exist_ok=True, **kwargs).repo_id
-            api.upload_folder(repo_id=repo, folder_path=folder, commit_message=commit_message, allow_patterns=names)
+            create_and_upload(
+                save_directory,
+                repo_id or Path(save_directory).resolve().name,
+                commit_message=commit_message,
+                token=token,
+                allow_patterns=[Path(file).name for file in files],
+                **kwargs,
+            )
         return files
 
     @classmethod
@@ -77,9 +81,11 @@ class ProcessorFiles(ProcessorMixin):
         """Not via AutoImageProcessor: this class opens files under three class names, and folders without the file."""
         own = set(inspect.signature(cls).parameters)
         kwargs = {key: value for key, value in kwargs.items() if key not in own}
-        hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
         has_file = cached_file(
-            pretrained_model_name_or_path, IMAGE_PROCESSOR_NAME, **hub, _raise_exceptions_for_missing_entries=False
+            pretrained_model_name_or_path,
+            IMAGE_PROCESSOR_NAME,
+            **hub_arguments(kwargs),
+            _raise_exceptions_for_missing_entries=False,
         )
         if has_file or "image_processor" in (processor_dict or {}):
             image_processor = JanusProImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)

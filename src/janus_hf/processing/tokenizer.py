@@ -11,16 +11,13 @@ from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils.hub import cached_file
 
+from ..files import hub_arguments
 from .prompts import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN
-
-
-HUB_KEYS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def load_tokenizer(path: Any, **kwargs: Any) -> TokenizersBackend:
     """Reads tokenizer.json as it stands, whatever class the files name; `kwargs` go to `from_pretrained`."""
-    hub = {key: kwargs[key] for key in HUB_KEYS if key in kwargs}
-    cached_file(path, FULL_TOKENIZER_FILE, **hub)  # raises, and says what is missing where
+    cached_file(path, FULL_TOKENIZER_FILE, **hub_arguments(kwargs))  # raises, and says what is missing where
     kwargs |= {"add_bos_token": True, "padding_side": "left"}
     tokenizer: TokenizersBackend = TokenizersBackend.from_pretrained(path, **kwargs)
     if has_token(tokenizer, PAD_TOKEN):

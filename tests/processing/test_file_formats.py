@@ -1,4 +1,4 @@
-"""Opening and writing repositories: original, transformers, incomplete; and who can read what."""
+"""Processors are opened from original, transformers and incomplete folders, and saved in both layouts."""
 
 import json
 import shutil
@@ -20,7 +20,8 @@ from janus_hf.processing.prompts import JANUS_1_3B_ROLES, SYSTEM_PROMPT
 LAYOUTS = ("original", "transformers")
 IMAGES = Path(__file__).parents[1] / "goldens" / "images"
 TO_BATCH = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-# A square picture: in-tree rounds sizes that the original truncates, so other pixels differ there.
+# The image is square because transformers' own Janus rounds sizes that the original truncates: other shapes would
+# come out with other pixels.
 MESSAGES = [
     {
         "role": "user",
@@ -32,6 +33,7 @@ MESSAGES = [
 
 
 def same_behaviour(first: Any, second: Any) -> None:
+    """Assert that two processors give the same batches and, if both are ours, have the same settings."""
     one, two = (processor.apply_chat_template(MESSAGES, **TO_BATCH) for processor in (first, second))
     assert set(one) == set(two)
     for key in one:
@@ -127,7 +129,7 @@ def test_one_layout_replaces_the_other_in_the_same_folder(processor: JanusProPro
     for layout in (*LAYOUTS, *LAYOUTS):
         processor.save_pretrained(tmp_path, layout=layout)
         same_behaviour(processor, JanusProProcessor.from_pretrained(tmp_path))
-    with pytest.raises(ValueError, match=r"Expected layout to be one of \('original', 'transformers'\); got 'hf'"):
+    with pytest.raises(ValueError, match=r"`layout` must be one of \('original', 'transformers'\), got 'hf'"):
         processor.save_pretrained(tmp_path, layout="hf")
 
 

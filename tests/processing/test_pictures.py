@@ -1,4 +1,4 @@
-"""`load_picture`: every kind of source and PIL mode as a person sees it, and every kind of bad input refused."""
+"""`load_picture` loads every kind of source and PIL mode as a person would see it, and refuses bad input."""
 
 import base64
 import http.server
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from janus_hf.processing import load_picture
-from janus_hf.processing.pictures import flatten_pictures
+from janus_hf.processing.pictures import flatten_images
 
 
 RED, GREEN, WHITE = (200, 30, 30), (10, 180, 60), (255, 255, 255)
@@ -27,7 +27,7 @@ def pixels() -> np.ndarray:
 
 @pytest.fixture
 def png(tmp_path: Path, pixels: np.ndarray) -> Path:
-    path = tmp_path / "picture.png"
+    path = tmp_path / "image.png"
     Image.fromarray(pixels).save(path)
     return path
 
@@ -50,9 +50,9 @@ def serve(png: Path) -> Iterator[str]:
     server.server_close()
 
 
-def encoded(picture: Image.Image, **options: Any) -> bytes:
+def encoded(image: Image.Image, **options: Any) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, **{"format": "PNG"} | options)
+    image.save(buffer, **{"format": "PNG"} | options)
     return buffer.getvalue()
 
 
@@ -74,15 +74,15 @@ def encoded(picture: Image.Image, **options: Any) -> bytes:
         lambda path: torch.tensor(np.asarray(Image.open(path))),
     ],
 )
-def test_every_source_gives_the_same_picture(give: Callable[[Path], Any], png: Path, pixels: np.ndarray) -> None:
-    picture = load_picture(give(png))
-    assert picture.mode == "RGB"
-    assert np.array_equal(np.asarray(picture), pixels)
+def test_every_source_gives_the_same_image(give: Callable[[Path], Any], png: Path, pixels: np.ndarray) -> None:
+    image = load_picture(give(png))
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), pixels)
 
 
 def test_url(serve: str, pixels: np.ndarray) -> None:
-    assert np.array_equal(np.asarray(load_picture(f"{serve}/picture.png")), pixels)
-    with pytest.raises(ValueError, match="Expected a reachable picture URL.*404"):
+    assert np.array_equal(np.asarray(load_picture(f"{serve}/image.png")), pixels)
+    with pytest.raises(ValueError, match="URL of an image must be reachable, got .*404"):
         load_picture(f"{serve}/missing.png")
 
 
@@ -103,7 +103,7 @@ def test_exif_orientation_is_applied_without_touching_the_source(tmp_path: Path)
     upright = Image.new("RGB", (6, 3), RED)
     upright.putpixel((0, 0), GREEN)
     exif = Image.Exif()
-    exif[0x0112] = 6  # "rotate 90 degrees clockwise to view"
+    exif[0x0112] = 6  # means: rotate by 90 degrees clockwise to view
     path = tmp_path / "phone.png"
     upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     assert np.array_equal(np.asarray(load_picture(path)), np.asarray(upright))
@@ -148,9 +148,9 @@ def test_palette_with_and_without_transparency() -> None:
 
 
 def test_colour_key_transparency() -> None:
-    picture = Image.new("RGB", (2, 1), RED)
-    picture.putpixel((1, 0), GREEN)
-    assert np.asarray(load_picture(encoded(picture, transparency=RED))).tolist() == [[list(WHITE), list(GREEN)]]
+    image = Image.new("RGB", (2, 1), RED)
+    image.putpixel((1, 0), GREEN)
+    assert np.asarray(load_picture(encoded(image, transparency=RED))).tolist() == [[list(WHITE), list(GREEN)]]
 
 
 def test_grey_and_bilevel() -> None:
@@ -195,7 +195,9 @@ def test_result_is_a_copy() -> None:
 
 def test_missing_paths(tmp_path: Path) -> None:
     for path in (tmp_path / "no.png", "no.png", "abcd", str(tmp_path)):  # "abcd" is valid base64
-        with pytest.raises(FileNotFoundError, match=r"Expected the path of an existing picture.*Check the spelling"):
+        with pytest.raises(
+            FileNotFoundError, match=r"`source` must be the path of an existing image.*check the spelling"
+        ):
             load_picture(path)
 
 
@@ -205,22 +207,22 @@ def test_truncated_and_corrupt_files(keep: int, tmp_path: Path) -> None:
     for format in ("PNG", "JPEG"):
         path = tmp_path / f"cut.{format}"
         path.write_bytes(encoded(Image.fromarray(noise), format=format)[:keep])
-        with pytest.raises(ValueError, match=r"Expected a complete picture file.*cut.*Check that it opens"):
+        with pytest.raises(ValueError, match=r"must be a complete file, got .*cut.*Check that it opens"):
             load_picture(path)
 
 
-def test_lazily_opened_broken_picture(tmp_path: Path) -> None:
+def test_lazily_opened_broken_image(tmp_path: Path) -> None:
     path = tmp_path / "cut.jpg"
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     path.write_bytes(encoded(Image.fromarray(noise), format="JPEG")[:-200])
-    with Image.open(path) as source, pytest.raises(ValueError, match="Expected a complete picture file"):
+    with Image.open(path) as source, pytest.raises(ValueError, match="An image must be a complete file"):
         load_picture(source)
 
 
-def test_text_is_no_picture(tmp_path: Path) -> None:
-    (tmp_path / "notes.png").write_text("not a picture")
-    for source in (tmp_path / "notes.png", b"not a picture", "data:image/png;base64,AAAA"):
-        with pytest.raises(ValueError, match="Expected a complete picture file"):
+def test_text_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("not an image")
+    for source in (tmp_path / "notes.png", b"not an image", "data:image/png;base64,AAAA"):
+        with pytest.raises(ValueError, match="An image must be a complete file"):
             load_picture(source)
 
 
@@ -231,37 +233,37 @@ def test_decompression_bomb_follows_pillow(png: Path, monkeypatch: pytest.Monkey
         assert load_picture(png).size == (7, 5)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # more than twice the limit: an error
     for source in (png, png.read_bytes(), data):
-        with pytest.raises(ValueError, match=r"Expected a picture of a sane size.*MAX_IMAGE_PIXELS"):
+        with pytest.raises(ValueError, match=r"must not exceed Pillow.s limit on pixels.*MAX_IMAGE_PIXELS"):
             load_picture(source)
 
 
-def test_zero_sized_pictures() -> None:
+def test_zero_sized_images() -> None:
     for source in (Image.new("RGB", (0, 4)), np.zeros((4, 0, 3), np.uint8), torch.zeros(3, 0, 4)):
-        with pytest.raises(ValueError, match="Expected a picture of at least 1x1 pixel; got"):
+        with pytest.raises(ValueError, match="An image must have at least 1x1 pixel, got"):
             load_picture(source)
 
 
 def test_unsupported_types_and_modes() -> None:
     for source in (None, 3, {"path": "x"}, [Image.new("RGB", (2, 2))]):
-        with pytest.raises(ValueError, match=r"Expected a PIL image, a path.*Convert it"):
+        with pytest.raises(ValueError, match=r"`source` must be a PIL image, a path.*convert it"):
             load_picture(source)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"got PIL mode 'F'.*Scale it"):
+    with pytest.raises(ValueError, match=r"got PIL mode 'F'.*scale it"):
         load_picture(Image.new("F", (2, 2), 0.5))
-    with pytest.raises(ValueError, match=r"Expected 16-bit greyscale.*\[-5, -5\].*Scale it"):
+    with pytest.raises(ValueError, match=r"16-bit greyscale must have values.*\[-5, -5\].*scale it"):
         load_picture(Image.new("I", (2, 2), -5))
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((5, 5, 2), np.uint8), r"Expected an array \(H, W\)"),
-        (np.zeros((2, 4, 4, 3), np.uint8), r"Expected an array \(H, W\)"),
-        (np.zeros(4, np.uint8), r"Expected an array \(H, W\)"),
-        (np.zeros((4, 4), np.int64), "Expected uint8, or floating point"),
-        (np.zeros((4, 4), bool), "Expected uint8, or floating point"),
-        (np.full((4, 4), 1.5), r"Expected floating-point pixels in \[0, 1\]"),
-        (np.full((4, 4), -0.5), r"Expected floating-point pixels in \[0, 1\]"),
-        (np.full((4, 4), np.nan), r"Expected floating-point pixels in \[0, 1\]"),
+        (np.zeros((5, 5, 2), np.uint8), r"An array must have the shape \(H, W\)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"An array must have the shape \(H, W\)"),
+        (np.zeros(4, np.uint8), r"An array must have the shape \(H, W\)"),
+        (np.zeros((4, 4), np.int64), "An array must be uint8, or floating point"),
+        (np.zeros((4, 4), bool), "An array must be uint8, or floating point"),
+        (np.full((4, 4), 1.5), r"Floating-point pixels must be in \[0, 1\]"),
+        (np.full((4, 4), -0.5), r"Floating-point pixels must be in \[0, 1\]"),
+        (np.full((4, 4), np.nan), r"Floating-point pixels must be in \[0, 1\]"),
     ],
 )
 def test_bad_arrays(array: np.ndarray, message: str) -> None:
@@ -270,11 +272,11 @@ def test_bad_arrays(array: np.ndarray, message: str) -> None:
             load_picture(source)
 
 
-def test_flatten_pictures_keeps_reading_order() -> None:
-    assert flatten_pictures([["a", ("b", None)], [], "c"]) == ["a", "b", "c"]
+def test_flatten_images_keeps_reading_order() -> None:
+    assert flatten_images([["a", ("b", None)], [], "c"]) == ["a", "b", "c"]
     batch = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3)
-    first, second, third = flatten_pictures([batch, "d"])
+    first, second, third = flatten_images([batch, "d"])
     assert np.array_equal(first, batch[0])
     assert np.array_equal(second, batch[1])
     assert third == "d"
-    assert flatten_pictures(None) == []
+    assert flatten_images(None) == []

@@ -1,4 +1,4 @@
-"""`JanusProProcessor` against the original's batches, and its calls, counts and refusals."""
+"""`JanusProProcessor` gives the original's batches and refuses calls whose texts and images do not fit."""
 
 import copy
 import pickle
@@ -27,18 +27,18 @@ def shared(golden_checkpoint: Path) -> JanusProProcessor:
 
 @pytest.fixture
 def processor(shared: JanusProProcessor) -> JanusProProcessor:
-    """One's own, because some tests change its settings."""
+    """Return a copy, because some tests change the settings."""
     return copy.copy(shared)
 
 
 def conversation(manifest: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The original's messages, with the "images" key of its README."""
+    """Return a golden conversation as the original's messages, with the "images" key that its README shows."""
     first, *rest = manifest["strings"][name]["messages"]
     paths = [str(IMAGES / f"{image}.png") for image in manifest["strings"][name]["images"]]
     return [{**first, "images": paths}, *rest]
 
 
-def picture(name: str = "square") -> Image.Image:
+def golden_image(name: str = "square") -> Image.Image:
     return Image.open(IMAGES / f"{name}.png")
 
 
@@ -79,7 +79,7 @@ def test_rendered_text_goes_through_the_call(
     text = processor.apply_chat_template(conversation(manifest, "conv1"))
     assert text == manifest["strings"]["conv1"]["sft_format"]
     for given in (text, [text], processor.tokenizer.bos_token + text):
-        assert torch.equal(processor(given, picture("wide")).input_ids, golden["und.single.input_ids"])
+        assert torch.equal(processor(given, golden_image("wide")).input_ids, golden["und.single.input_ids"])
     ids = processor.apply_chat_template(conversation(manifest, "conv1"), tokenize=True)
     assert torch.equal(ids, golden["und.single.input_ids"])
 
@@ -113,12 +113,12 @@ def test_negative_prompts(processor: JanusProProcessor) -> None:
 
 def test_bad_prompts(processor: JanusProProcessor) -> None:
     for prompts, negatives in (([], None), (["a"], [])):
-        with pytest.raises(ValueError, match="Expected at least one string"):
+        with pytest.raises(ValueError, match="must hold at least one string"):
             processor.prepare_image_generation(prompts, negatives)
-    with pytest.raises(ValueError, match="one for each of the 3 prompts; got 2"):
+    with pytest.raises(ValueError, match="one for each of the 3 prompts, got 2"):
         processor.prepare_image_generation(["a", "b", "c"], ["x", "y"])
     for prompts, negatives in ((3, None), ([3], None), (["a"], [None])):
-        with pytest.raises(TypeError, match="to be a string or a list of strings"):
+        with pytest.raises(TypeError, match="must be a string or a list of strings"):
             processor.prepare_image_generation(prompts, negatives)
 
 
@@ -155,48 +155,50 @@ def test_a_custom_template_is_used_and_dropped_again(processor: JanusProProcesso
     assert processor.chat_template == default
 
 
-def test_many_pictures_and_turns(processor: JanusProProcessor) -> None:
+def test_many_images_and_turns(processor: JanusProProcessor) -> None:
     names = ["wide", "tall", "tiny", "thin", "square"]
     turns: list[dict[str, Any]] = []
     for index, name in enumerate(names):
-        parts = [{"type": "image", "image": picture(name)}, {"type": "text", "text": f"{index}?"}]
+        parts = [{"type": "image", "image": golden_image(name)}, {"type": "text", "text": f"{index}?"}]
         turns += [{"role": "user", "content": parts}, {"role": "assistant", "content": f"{index}!"}]
     batch = processor.apply_chat_template(turns, **TO_BATCH)
-    assert torch.equal(batch.pixel_values, processor.image_processor([picture(name) for name in names]).pixel_values)
-    per_picture = processor.num_image_tokens
+    assert torch.equal(
+        batch.pixel_values, processor.image_processor([golden_image(name) for name in names]).pixel_values
+    )
+    per_image = processor.num_image_tokens
     ids = batch.input_ids[0]
-    assert ids.eq(processor.image_token_id).sum() == 5 * per_picture
+    assert ids.eq(processor.image_token_id).sum() == 5 * per_image
     starts = ids.eq(processor.boi_token_id).nonzero().flatten()
     for start in starts:
-        assert ids[start + 1 : start + 1 + per_picture].eq(processor.image_token_id).all()
-        assert ids[start + 1 + per_picture] == processor.eoi_token_id
+        assert ids[start + 1 : start + 1 + per_image].eq(processor.image_token_id).all()
+        assert ids[start + 1 + per_image] == processor.eoi_token_id
     assert len(starts) == 5
 
 
 def test_a_batch_row_equals_the_text_alone(processor: JanusProProcessor) -> None:
-    texts = [f"{PLACEHOLDER}\nshort", "no picture at all", f"{PLACEHOLDER} and {PLACEHOLDER}"]
-    images = [[picture("wide")], [], [picture("tall"), picture("tiny")]]
+    texts = [f"{PLACEHOLDER}\nshort", "no image at all", f"{PLACEHOLDER} and {PLACEHOLDER}"]
+    images = [[golden_image("wide")], [], [golden_image("tall"), golden_image("tiny")]]
     batch = processor(texts, images)
     assert torch.equal(batch.pixel_values, processor(texts, [one for own in images for one in own]).pixel_values)
     for row, mask, text, own in zip(batch.input_ids, batch.attention_mask, texts, images, strict=True):
         assert torch.equal(row[mask.bool()], processor(text, own).input_ids[0])
     assert "pixel_values" not in processor(texts[1])
     assert "pixel_values" not in processor(texts[1], images=[])
-    assert set(processor(images=picture())) == {"pixel_values"}
+    assert set(processor(images=golden_image())) == {"pixel_values"}
     assert torch.equal(processor(texts, [images[0], None, images[2]]).input_ids, batch.input_ids)
 
 
 @pytest.mark.parametrize(
     ("text", "images", "message"),
     [
-        (f"{PLACEHOLDER} a", None, "got 1 placeholders and 0 pictures. Pass as many"),
-        ("a", [picture()], "in the text; got 0 placeholders and 1 pictures"),
-        (["a", f"{PLACEHOLDER}"], [picture()] * 2, "in the 2 texts together; got 1 placeholders and 2 pictures"),
-        ([f"{PLACEHOLDER}", "a"], [[], [picture()]], "in text 0; got 1 placeholders and 0 pictures"),
-        ([f"{PLACEHOLDER}", "a"], [[picture()]], r"one list per text, 2 in all; got 1 items"),
-        ([f"{PLACEHOLDER}", f"{PLACEHOLDER}"], [[picture()], picture()], "one list per text"),
-        ([], None, "Expected at least one string"),
-        (None, None, "Expected text, images or both"),
+        (f"{PLACEHOLDER} a", None, "got 1 placeholders and 0 images: pass one image"),
+        ("a", [golden_image()], "in the text, got 0 placeholders and 1 images"),
+        (["a", f"{PLACEHOLDER}"], [golden_image()] * 2, "in the 2 texts together, got 1 placeholders and 2 images"),
+        ([f"{PLACEHOLDER}", "a"], [[], [golden_image()]], "in text 0, got 1 placeholders and 0 images"),
+        ([f"{PLACEHOLDER}", "a"], [[golden_image()]], r"one list per text, 2 in all, got 1 items"),
+        ([f"{PLACEHOLDER}", f"{PLACEHOLDER}"], [[golden_image()], golden_image()], "one list per text"),
+        ([], None, "must hold at least one string"),
+        (None, None, "`text` or `images` must be given"),
     ],
 )
 def test_counts_must_match(text: Any, images: Any, message: str, processor: JanusProProcessor) -> None:
@@ -205,23 +207,23 @@ def test_counts_must_match(text: Any, images: Any, message: str, processor: Janu
 
 
 def test_bad_calls(processor: JanusProProcessor) -> None:
-    with pytest.raises(TypeError, match="Expected text to be a string"):
+    with pytest.raises(TypeError, match="`text` must be a string"):
         processor([["a"]])
     with pytest.raises(TypeError, match="paddding"):
         processor("a", paddding=True)
-    with pytest.raises(ValueError, match="Expected generation_mode 'text' or 'image'"):
+    with pytest.raises(ValueError, match="`generation_mode` must be 'text' or 'image'"):
         processor("a", generation_mode="video")
     with pytest.raises(ValueError, match="got videos or audio"):
         processor("a", videos=[1])
     with pytest.raises(ValueError, match="got 'tool'"):
         processor.apply_chat_template([{"role": "tool", "content": "hi"}])
-    with pytest.raises(ValueError, match="Expected a conversation"):
+    with pytest.raises(ValueError, match="`conversation` must be a non-empty list"):
         processor.apply_chat_template([])
     for broken in ([[]], [[{"role": "user", "content": "a"}], []], [[{"role": "user", "content": "a"}], "b"]):
-        with pytest.raises(ValueError, match="Expected a conversation"):
+        with pytest.raises(ValueError, match="`conversation` must be a non-empty list"):
             processor.apply_chat_template(broken)
     lost = [{"role": "user", "content": [{"type": "image", "path": "nowhere.png"}]}]
-    with pytest.raises(FileNotFoundError, match="Expected the path"):
+    with pytest.raises(FileNotFoundError, match="`source` must be the path"):
         processor.apply_chat_template(lost, tokenize=True)
 
 
@@ -238,11 +240,11 @@ def test_padding_and_tensor_options(processor: JanusProProcessor) -> None:
     assert processor("a").input_ids[0].tolist() == [processor.bos_token_id, *bare]
 
 
-def test_truncation_never_cuts_a_picture(processor: JanusProProcessor) -> None:
-    text, full = f"{PLACEHOLDER} abcdef", processor(f"{PLACEHOLDER} abcdef", picture()).input_ids
-    assert torch.equal(processor(text, picture(), truncation=True, max_length=41).input_ids, full[:, :41])
-    with pytest.raises(ValueError, match="to 20 would cut one"):
-        processor(text, picture(), truncation=True, max_length=20)
+def test_truncation_never_cuts_an_image(processor: JanusProProcessor) -> None:
+    text, full = f"{PLACEHOLDER} abcdef", processor(f"{PLACEHOLDER} abcdef", golden_image()).input_ids
+    assert torch.equal(processor(text, golden_image(), truncation=True, max_length=41).input_ids, full[:, :41])
+    with pytest.raises(ValueError, match="got 20 for .* would cut one"):
+        processor(text, golden_image(), truncation=True, max_length=20)
 
 
 def test_image_generation_mode_appends_begin_of_image(processor: JanusProProcessor) -> None:
@@ -252,7 +254,7 @@ def test_image_generation_mode_appends_begin_of_image(processor: JanusProProcess
 
 def test_offsets_point_into_the_text(processor: JanusProProcessor) -> None:
     texts = ["ab", f"a {PLACEHOLDER} fox"]
-    batch = processor(texts, [picture()], return_offsets_mapping=True, return_tensors=None)
+    batch = processor(texts, [golden_image()], return_offsets_mapping=True, return_tensors=None)
     for row, mask, spans, text in zip(batch.input_ids, batch.attention_mask, batch.offset_mapping, texts, strict=True):
         for token, real, (start, end) in zip(row, mask, spans, strict=True):
             if not real or token == processor.bos_token_id:
@@ -265,7 +267,7 @@ def test_offsets_point_into_the_text(processor: JanusProProcessor) -> None:
 
 def test_assistant_mask_covers_answers_and_their_end(processor: JanusProProcessor) -> None:
     messages = [
-        {"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "what?"}]},
+        {"role": "user", "content": [{"type": "image", "image": golden_image()}, {"type": "text", "text": "what?"}]},
         {"role": "assistant", "content": "the fox"},
         {"role": "user", "content": "sure?"},
         {"role": "assistant", "content": "yes"},
@@ -296,9 +298,9 @@ def test_continue_final_message(processor: JanusProProcessor) -> None:
     assert text == "<|User|>: hi\n\n<|Assistant|>: the brown"
 
 
-def test_pictures_are_postprocessed(processor: JanusProProcessor, golden: dict[str, torch.Tensor]) -> None:
-    pictures = processor.post_process_images(golden["gen.pixels"])
-    assert np.array_equal(np.stack(pictures), golden["gen.uint8"].numpy())
+def test_images_are_postprocessed(processor: JanusProProcessor, golden: dict[str, torch.Tensor]) -> None:
+    images = processor.post_process_images(golden["gen.pixels"])
+    assert np.array_equal(np.stack(images), golden["gen.uint8"].numpy())
 
 
 def test_bad_settings(processor: JanusProProcessor) -> None:
@@ -306,18 +308,18 @@ def test_bad_settings(processor: JanusProProcessor) -> None:
     for settings, error, message in (
         ({"sft_format": "llava"}, ValueError, "got False and 'llava'"),
         ({"add_special_token": True}, ValueError, "got True and 'deepseek'"),
-        ({"roles": "User"}, ValueError, "Expected roles to be the names"),
-        ({"num_image_tokens": 0}, ValueError, "num_image_tokens of at least 1"),
+        ({"roles": "User"}, ValueError, "`roles` must be the names"),
+        ({"num_image_tokens": 0}, ValueError, "`num_image_tokens` at least 1"),
         ({"num_images": 1}, TypeError, "num_images"),
     ):
         with pytest.raises(error, match=message):
             JanusProProcessor(*parts, **settings)
-    with pytest.raises(TypeError, match="Expected a tokenizer backed by"):
+    with pytest.raises(TypeError, match="`tokenizer` must be a tokenizer backed by"):
         JanusProProcessor(JanusProImageProcessor(), "tokenizer")  # type: ignore[arg-type]
 
 
 def test_pipeline_of_transformers(processor: JanusProProcessor) -> None:
-    """Chat and plain calls through `pipeline("image-text-to-text")`; the model is transformers' own Janus, tiny."""
+    """`pipeline("image-text-to-text")` works with our processor, here with transformers' own Janus, tiny."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {**sizes, "image_size": 24, "patch_size": 4, "projection_dim": 32, "mlp_ratio": 2}
     codec = {
@@ -337,11 +339,11 @@ def test_pipeline_of_transformers(processor: JanusProProcessor) -> None:
     model = JanusForConditionalGeneration(config).eval()
     ask = pipeline("image-text-to-text", model=model, processor=processor)
     settings = {"max_new_tokens": 3, "do_sample": False, "pad_token_id": processor.pad_token_id}
-    content = [{"type": "image", "image": picture()}, {"type": "text", "text": "What?"}]
+    content = [{"type": "image", "image": golden_image()}, {"type": "text", "text": "What?"}]
     chat = ask(text=[{"role": "user", "content": content}], return_full_text=False, generate_kwargs=settings)
     text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    plain = ask(images=picture(), text=text, return_full_text=False, generate_kwargs=settings)
-    batch = processor(text, picture())
+    plain = ask(images=golden_image(), text=text, return_full_text=False, generate_kwargs=settings)
+    batch = processor(text, golden_image())
     direct = model.generate(**batch, **settings)[0, batch.input_ids.shape[1] :]
     expected = processor.decode(direct, skip_special_tokens=True)
     assert expected

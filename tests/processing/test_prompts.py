@@ -1,4 +1,4 @@
-"""The chat format: equal to the original's strings, and its rules one by one."""
+"""The chat template renders the original's strings, checked against goldens and against its rules one by one."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ def render(messages: list[dict[str, Any]], template: str = CHAT_TEMPLATE, **vari
 
 
 def original(messages: list[dict[str, str]], system: str) -> str:
-    """The original's rendering, restated: janus/utils/conversation.py, "deepseek"."""
+    """Render as the original does: the rules of its "deepseek" format (janus/utils/conversation.py), written anew."""
     text = system + "\n\n" if system else ""
     for index, message in enumerate(messages):
         content = message["content"].strip()
@@ -108,7 +108,7 @@ def test_parts(parts: str, expected: str) -> None:
     assert render([{"role": "user", "content": content}], system_prompt="") == f"<|User|>: {expected}"
 
 
-def test_baked_settings_are_quoted_safely() -> None:
+def test_default_settings_are_quoted_safely() -> None:
     prompt = 'He said "{{ 7 * 7 }}" and \\n {% raw %} naïve\n😀'
     template = build_chat_template(roles=('A"', "B'"), system_prompt=prompt, image_token="<i>")
     content = [{"type": "image"}, {"type": "text", "text": "{{ x }}"}]
@@ -127,16 +127,16 @@ def test_generation_prompt(manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("conversation", "message"),
     [
-        ([], "Expected a conversation"),
-        ("hello", "Expected a conversation"),
-        (["hello"], "Expected message 0 to be a dict"),
-        ([{"content": "hi"}], "Expected message 0 to be a dict"),
+        ([], "`conversation` must be a non-empty list"),
+        ("hello", "`conversation` must be a non-empty list"),
+        (["hello"], "Message 0 must be a dict"),
+        ([{"content": "hi"}], "Message 0 must be a dict"),
         ([{"role": "tool", "content": "hi"}], r"\['user', 'assistant', '<\|User\|>'.*got 'tool'"),
         ([{"role": "user", "content": "hi"}, {"role": "system", "content": "x"}], "'system' in the first message"),
-        ([{"role": "user", "content": [{"type": "video", "url": "x"}]}], "type 'text' or 'image'; got"),
-        ([{"role": "user", "content": ["hi"]}], "type 'text' or 'image'; got 'hi'"),
-        ([{"role": "user", "content": 3}], "type 'text' or 'image'; got 3"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "to hold a string 'text'"),
+        ([{"role": "user", "content": [{"type": "video", "url": "x"}]}], "type 'text' or 'image', got"),
+        ([{"role": "user", "content": ["hi"]}], "type 'text' or 'image', got 'hi'"),
+        ([{"role": "user", "content": 3}], "type 'text' or 'image', got 3"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "must hold a string under 'text'"),
     ],
 )
 def test_bad_conversations(conversation: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Ids equal to the original's and exactly one BOS, whatever tokenizer.json says and however it was loaded."""
+"""Ids equal the original's and begin with exactly one BOS, for every tokenizer.json and every way of loading it."""
 
 from pathlib import Path
 from typing import Any
@@ -83,12 +83,12 @@ def test_a_missing_placeholder_is_added_and_other_missing_tokens_are_named(tmp_p
     assert processor.image_token_id == build_tokenizer(STYLES[0], without_placeholder).get_vocab_size()
     assert processor.tokenizer.encode(f"a{IMAGE_TOKEN}b")[2] == processor.image_token_id
     folder = write_tokenizer(tmp_path / "b", STYLES[0], (BOS_TOKEN, EOS_TOKEN, EOI_TOKEN))
-    with pytest.raises(ValueError, match="Expected a Janus tokenizer") as error:
+    with pytest.raises(ValueError, match="must have Janus's special tokens") as error:
         JanusProProcessor.from_pretrained(folder)
     assert repr([PAD_TOKEN, BOI_TOKEN]) in str(error.value)
 
 
 def test_a_tokenizer_that_loses_text_is_refused(golden_checkpoint: Path) -> None:
     lossy = LlamaTokenizerFast.from_pretrained(golden_checkpoint)  # ignores the file's byte-level pre-tokenizer
-    with pytest.raises(ValueError, match=r"ids that decode to 'a a'; got .* load it with JanusProProcessor"):
+    with pytest.raises(ValueError, match=r"ids that decode to 'a a', got .* load it with JanusProProcessor"):
         JanusProProcessor(JanusProImageProcessor(24, 4), lossy)

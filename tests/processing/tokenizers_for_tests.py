@@ -1,4 +1,4 @@
-"""Small tokenizer.json files in every style a Janus repository may come with."""
+"""Small tokenizer.json files in every style that a Janus repository may have."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,19 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from janus_hf.processing.prompts import BOI_TOKEN, BOS_TOKEN, EOI_TOKEN, EOS_TOKEN, IMAGE_TOKEN, PAD_TOKEN
 
 
-SPECIAL = (EOI_TOKEN, PAD_TOKEN, IMAGE_TOKEN, BOS_TOKEN, BOI_TOKEN, EOS_TOKEN)  # an order of no checkpoint
+SPECIAL = (
+    EOI_TOKEN,
+    PAD_TOKEN,
+    IMAGE_TOKEN,
+    BOS_TOKEN,
+    BOI_TOKEN,
+    EOS_TOKEN,
+)  # no checkpoint has this order, so ids must be looked up
 STYLES = ("byte level, no BOS", "byte level, BOS", "metaspace, BOS", "sentencepiece, no BOS")
 
 
 def build_tokenizer(style: str, special: tuple[str, ...] = SPECIAL) -> Tokenizer:
+    """Return an untrained tokenizer of one of `STYLES`: byte level, or SentencePiece-like with byte fallback."""
     if style.startswith("byte level"):
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate([*alphabet, "Ġt"])}, [("Ġ", "t")]))
@@ -40,7 +48,7 @@ def build_tokenizer(style: str, special: tuple[str, ...] = SPECIAL) -> Tokenizer
 
 
 def write_tokenizer(folder: Path, style: str, special: tuple[str, ...] = SPECIAL, *, config: bool = True) -> Path:
-    """tokenizer.json, and tokenizer_config.json with the class the originals name."""
+    """Write tokenizer.json and, with `config`, a tokenizer_config.json that names the originals' class."""
     folder.mkdir(exist_ok=True)
     build_tokenizer(style, special).save(str(folder / "tokenizer.json"))
     if config:

@@ -16,7 +16,7 @@ from typing import Any
 from PIL import Image
 
 from ..processing import JanusProProcessor, load_picture
-from ..processing.batching import encode, splice_pictures
+from ..processing.batching import encode, splice_images
 from .schema import IMAGE_MARK, RawRow, RowError, Task
 
 
@@ -165,7 +165,7 @@ def _conversation(messages: Any, files: list[bytes], processor: JanusProProcesso
     # The ids of `processor(text, images)` without its pixels, which the collator makes when a row is used.
     image_id = processor.image_token_id
     image_ids = [processor.boi_token_id, *[image_id] * processor.num_image_tokens, processor.eoi_token_id]
-    pieces = splice_pictures(encode(processor.tokenizer, [text])[0], image_id=image_id, picture_ids=image_ids)
+    pieces = splice_images(encode(processor.tokenizer, [text])[0], image_id=image_id, spliced_ids=image_ids)
     # A token is trained if any of its characters is: one token may join the end of a prompt and the first word.
     labels = [
         token if any(start < last and end > first for first, last in trained) else IGNORE

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..answering import Conversation, answer
 from ..evaluation.benchmarks import protocol
-from ..processing.pictures import flatten_pictures
+from ..processing.pictures import flatten_images
 from . import DEFAULT_CHECKPOINT, load_pipeline
 from .lmms_eval_requests import (
     DRAW_TASKS,
@@ -199,7 +199,7 @@ class JanusPro(lmms):
         outputs: list[str] = []
         visuals, info = doc_to_visual(doc), None
         for number in itertools.count(1):
-            conversation = lmms_conversation(context, flatten_pictures(visuals))
+            conversation = lmms_conversation(context, flatten_images(visuals))
             outputs = [*outputs, *self._reply([conversation], gen_kwargs)]
             visuals, context, is_over, outputs, info = doc_to_text(
                 doc, previous_output=outputs, round_idx=number, previous_round_info=info
@@ -247,7 +247,7 @@ class JanusPro(lmms):
 
     def _images(self, request: Request) -> list[Any]:
         """Return the images of the request's row, which tasks give as a list, nested lists or None."""
-        return list(flatten_pictures(request.doc_to_visual(self._doc(request))))
+        return list(flatten_images(request.doc_to_visual(self._doc(request))))
 
 
 __all__ = ["DRAW_TASKS", "PAPER_TASKS", "JanusPro", "generation_settings", "lmms_conversation", "paper_prompt"]

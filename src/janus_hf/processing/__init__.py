@@ -1,4 +1,4 @@
-"""Text and pictures to batches, and back."""
+"""Turn text and images into batches for the model, and the model's outputs back into text and images."""
 
 from .image_processor import JanusProImageProcessor
 from .pictures import load_picture

@@ -1,31 +1,45 @@
-"""Texts -> rows of ids with their character spans -> padded batch; pictures are spliced in as ids, as originally."""
+"""Turn texts into rows of ids with their character spans, splice image ids into them, and pad rows to one batch.
+
+An image becomes ids in place of its placeholder token after tokenization, as in the original, so that the tokenizer
+never sees the expanded text.
+"""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from .pictures import flatten_pictures
+from .pictures import flatten_images
 
 
 Row: TypeAlias = list[tuple[int, tuple[int, int]]]
-"""One text: an id and the characters (start, end) it came from, for every position."""
+"""One encoded text: for every position the id, and start and end of the characters that it came from."""
 
 
 def check_texts(text: Any, name: str) -> list[str]:
-    """A string or a non-empty list of strings -> a list of strings."""
+    """Return a string as a list of one string, and a non-empty list of strings as a new list.
+
+    Args:
+        text: The caller's argument.
+        name: Its name, for messages.
+
+    Raises:
+        TypeError: If it is neither a string nor a list of strings.
+        ValueError: If the list is empty.
+    """
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
-        raise TypeError(f"Expected {name} to be a string or a list of strings; got {text!r}.")
+        raise TypeError(f"`{name}` must be a string or a list of strings, got {text!r}: convert its items to strings.")
     if not texts:
-        raise ValueError(f"Expected at least one string in {name}; got an empty list.")
+        raise ValueError(f"`{name}` must hold at least one string, got an empty list: skip the call if there is none.")
     return list(texts)
 
 
 def encode(tokenizer: TokenizersBackend, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[Row]:
-    """Ids and spans, with exactly one BOS if `add_special_tokens`."""
+    """Tokenize every text on its own. With `add_special_tokens`, every row begins with exactly one BOS."""
     rows = []
     for text in texts:
+        # Chat templates may have written BOS already; the tokenizer would add a second one.
         start = 0
         while add_special_tokens and text.startswith(tokenizer.bos_token, start):
             start += len(tokenizer.bos_token)
@@ -36,42 +50,53 @@ def encode(tokenizer: TokenizersBackend, texts: Sequence[str], *, add_special_to
 
 
 def check_counts(counts: Sequence[int], images: Any, *, image_token: str) -> None:
-    """Raises unless there are as many pictures as placeholders: in each text if `images` is nested, else in total."""
+    """Raise `ValueError` unless the number of images equals the number of placeholders.
+
+    Args:
+        counts: Number of placeholders in each text.
+        images: The caller's images. Nested lists are compared text by text, flat ones in total.
+        image_token: The placeholder, for messages.
+    """
     items = images if isinstance(images, (list, tuple)) else []
     nested = [item is None or isinstance(item, (list, tuple)) for item in items]
     if not any(nested):
-        place = "the text" if len(counts) == 1 else f"the {len(counts)} texts together"
-        _check_count(sum(counts), len(flatten_pictures(images)), image_token, place)
+        where = "the text" if len(counts) == 1 else f"the {len(counts)} texts together"
+        _check_count(sum(counts), len(flatten_images(images)), image_token, where)
         return
     if not all(nested) or len(images) != len(counts):
         raise ValueError(
-            f"Expected nested images to be one list per text, {len(counts)} in all; got {len(images)} items. Use an "
-            "empty list for a text without pictures."
+            f"Nested `images` must be one list per text, {len(counts)} in all, got {len(images)} items: pass an empty "
+            "list for a text without images."
         )
     for index, (count, own) in enumerate(zip(counts, images, strict=True)):
-        _check_count(count, len(flatten_pictures(own)), image_token, f"text {index}")
+        _check_count(count, len(flatten_images(own)), image_token, f"text {index}")
 
 
-def _check_count(expected: int, got: int, image_token: str, place: str) -> None:
-    if expected != got:
+def _check_count(placeholders: int, images: int, image_token: str, where: str) -> None:
+    """Raise `ValueError` unless both numbers are equal; `where` names the text or texts in the message."""
+    if placeholders != images:
         raise ValueError(
-            f"Expected one picture per {image_token} in {place}; got {expected} placeholders and {got} pictures. "
-            "Pass as many pictures as there are placeholders, or put one placeholder per picture in the text."
+            f"`images` must be one image per {image_token} in {where}, got {placeholders} placeholders and {images} "
+            "images: pass one image per placeholder, or write one placeholder per image into the text."
         )
 
 
-def splice_pictures(row: Row, *, image_id: int, picture_ids: Sequence[int]) -> Row:
-    """Each placeholder -> `picture_ids`, all with the placeholder's span."""
-    return [(new, span) for token, span in row for new in (picture_ids if token == image_id else (token,))]
+def splice_images(row: Row, *, image_id: int, spliced_ids: Sequence[int]) -> Row:
+    """Replace every placeholder id `image_id` by `spliced_ids`, which all get the placeholder's span."""
+    return [(new, span) for token, span in row for new in (spliced_ids if token == image_id else (token,))]
 
 
 def truncate(row: Row, *, max_length: int, side: str, image_id: int) -> Row:
-    """The first (or last, by `side`) `max_length` positions; refuses to cut a picture."""
+    """Return the first `max_length` positions if `side` is "right", else the last.
+
+    Raises:
+        ValueError: If that would cut an image.
+    """
     kept = row[:max_length] if side == "right" else row[-max_length:]
     if sum(token == image_id for token, _ in kept) != sum(token == image_id for token, _ in row):
         raise ValueError(
-            f"Expected max_length to leave all pictures whole; cutting {len(row)} ids to {max_length} would cut one. "
-            "Raise max_length, or pass fewer pictures."
+            f"`max_length` must leave all images whole, got {max_length} for {len(row)} ids, which would cut one: "
+            "raise it, or pass fewer images."
         )
     return kept
 
@@ -79,7 +104,17 @@ def truncate(row: Row, *, max_length: int, side: str, image_id: int) -> Row:
 def collate(
     tokenizer: TokenizersBackend, rows: Sequence[Row], *, padding_side: str | None = None, **padding: Any
 ) -> dict[str, Any]:
-    """Rows -> `input_ids`, `attention_mask` and `offset_mapping` (padding has the span (0, 0)), as lists."""
+    """Pad rows to one batch.
+
+    Args:
+        tokenizer: Gives the padding id, and the side unless `padding_side` is given.
+        rows: B encoded texts.
+        padding_side: "left" or "right".
+        padding: Further arguments of the tokenizer's `pad`.
+
+    Returns:
+        `input_ids`, `attention_mask` (0 at padding) and `offset_mapping` ((0, 0) at padding), each a list of B lists.
+    """
     side = padding_side or tokenizer.padding_side
     batch = dict(tokenizer.pad({"input_ids": [[t for t, _ in row] for row in rows]}, padding_side=side, **padding))
     batch["offset_mapping"] = []

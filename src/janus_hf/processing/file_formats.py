@@ -1,10 +1,10 @@
-"""What a saved processor looks like on disk. Two layouts, the same six files, different names and keys inside.
+"""The files of a saved processor. Two layouts have the same six files, with different names and keys inside.
 
 - "original": read by deepseek-ai/Janus (transformers 4.48) and by this package.
 - "transformers": read by transformers' own `JanusProcessor` and by this package.
 
-Roles and system prompt are stored in tokenizer_config.json: the original processor refuses unknown keys in
-processor_config.json (`TypeError`, tried with 4.48), the tokenizer of every version keeps them.
+Both layouts keep roles and system prompt in tokenizer_config.json: the original processor refuses unknown keys in
+processor_config.json (`TypeError`, tried with 4.48), while the tokenizers of every version keep them.
 """
 
 import json
@@ -40,13 +40,18 @@ class SavableProcessor(Protocol):
 
 
 def write_layout(processor: SavableProcessor, folder: str | os.PathLike[str], *, layout: Layout) -> list[str]:
-    """Writes all files of `processor` into `folder`, replacing older ones, and returns their paths."""
+    """Write all files of `processor` into `folder`, replacing older ones, and return their paths.
+
+    Raises:
+        ValueError: If `layout` is unknown, or the processor has several chat templates instead of one.
+    """
     if layout not in get_args(Layout):
-        raise ValueError(f"Expected layout to be one of {get_args(Layout)}; got {layout!r}.")
+        raise ValueError(f"`layout` must be one of {get_args(Layout)}, got {layout!r}: choose one of them.")
     template = processor.chat_template
     if not isinstance(template, str):
         raise ValueError(
-            f"Expected one chat template; got {type(template).__name__}. Set processor.chat_template to a string."
+            f"`processor.chat_template` must be one string to be saved, got {type(template).__name__}: assign the "
+            "template that the files should hold."
         )
     Path(folder).mkdir(parents=True, exist_ok=True)
     build = _original if layout == "original" else _transformers
@@ -69,8 +74,8 @@ _FILES = (
 
 
 def original_processor_config(processor: SavableProcessor) -> dict[str, Any]:
-    """processor_config.json as the original writes it."""
-    tags = {"image_start_tag": BOI_TOKEN, "image_end_tag": EOI_TOKEN, "pad_tag": PAD_TOKEN}
+    """Return the content of processor_config.json as the original writes it."""
+    defaults = {"image_start_tag": BOI_TOKEN, "image_end_tag": EOI_TOKEN, "pad_tag": PAD_TOKEN}
     used = {
         "image_start_tag": processor.boi_token,
         "image_end_tag": processor.eoi_token,
@@ -84,11 +89,13 @@ def original_processor_config(processor: SavableProcessor) -> dict[str, Any]:
         "num_image_tokens": processor.num_image_tokens,
         "processor_class": "VLChatProcessor",
         "sft_format": "deepseek",
-        **{tag: token for tag, token in used.items() if token != tags[tag]},
+        # The released files leave out the tags that have their default value.
+        **{tag: token for tag, token in used.items() if token != defaults[tag]},
     }
 
 
 def _original(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of the "original" layout that depend on the layout: file name -> content."""
     is_plain = processor.roles == ROLES and processor.system_prompt == SYSTEM_PROMPT
     return {
         "processor_config.json": original_processor_config(processor),
@@ -99,17 +106,19 @@ def _original(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
             "processor_class": "VLChatProcessor",
             "sp_model_kwargs": {},
             "tokenizer_class": "LlamaTokenizerFast",
-            "use_default_system_prompt": False,  # Llama's, nothing to do with ours
+            "use_default_system_prompt": False,  # a setting of Llama's tokenizer, unrelated to Janus's system prompt
+            # Default chat settings are left out, so that the files equal the released ones.
             **({} if is_plain else _chat_settings(processor)),
         },
     }
 
 
 def _transformers(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of the "transformers" layout that depend on the layout: file name -> content."""
     images = processor.image_processor
     return {
         "processor_config.json": {
-            **original_processor_config(processor),  # in-tree takes the keys it knows
+            **original_processor_config(processor),  # transformers' class ignores the keys it does not know
             "processor_class": "JanusProcessor",
             "use_default_system_prompt": False,  # the chat template renders it; true would add it twice
         },
@@ -136,17 +145,19 @@ def _transformers(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
                 "eoi_token": processor.eoi_token,
             },
             "processor_class": "JanusProcessor",
-            # Generic on purpose: it keeps tokenizer.json as it stands, while "LlamaTokenizer" rebuilds parts of it.
+            # The generic class keeps tokenizer.json as it is, while "LlamaTokenizer" rebuilds parts of it.
             "tokenizer_class": "PreTrainedTokenizerFast",
         },
     }
 
 
 def _chat_settings(processor: SavableProcessor) -> dict[str, Any]:
+    """Return the keys that this package adds to tokenizer_config.json."""
     return {"roles": list(processor.roles), "system_prompt": processor.system_prompt}
 
 
 def _tokenizer(processor: SavableProcessor) -> dict[str, Any]:
+    """Return the keys of tokenizer_config.json that both layouts share."""
     tokenizer = processor.tokenizer
     return {
         **_special_tokens(processor),
@@ -159,6 +170,7 @@ def _tokenizer(processor: SavableProcessor) -> dict[str, Any]:
 
 
 def _special_tokens(processor: SavableProcessor) -> dict[str, Any]:
+    """Return the content of special_tokens_map.json."""
     tokenizer = processor.tokenizer
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     named = {name: token for name in names if (token := getattr(tokenizer, name)) is not None}

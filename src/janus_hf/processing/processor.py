@@ -1,14 +1,15 @@
-"""One processor for both halves of Janus-Pro: conversations or prompts -> batch, outputs -> text and pictures.
+"""One processor for both halves of Janus-Pro: it prepares conversations and prompts, and decodes text and images.
 
 The batch contract, the same for inference, training and evaluation:
 
 | key | shape, dtype | meaning |
 |---|---|---|
-| `input_ids` | `(B, T)` int64 | text ids; each picture occupies BOI, P placeholder ids, EOI |
+| `input_ids` | `(B, T)` int64 | text ids; each image occupies begin-of-image, P placeholder ids, end-of-image |
 | `attention_mask` | `(B, T)` int64 | 1 = real, 0 = padding; padding is on the left |
-| `pixel_values` | `(M, 3, S, S)` float32 | all pictures of the batch in reading order; absent when M is 0 |
+| `pixel_values` | `(M, 3, S, S)` float32 | all images of the batch in reading order; absent when M is 0 |
 
-The placeholder ids in `input_ids` are the only image mask a model needs: there are exactly M * P of them.
+P is `num_image_tokens`. The placeholder ids in `input_ids` are the only image mask that a model needs: there are
+exactly M * P of them.
 """
 
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ import torch
 from transformers import BatchFeature
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from .batching import check_counts, check_texts, collate, encode, splice_pictures, truncate
+from .batching import check_counts, check_texts, collate, encode, splice_images, truncate
 from .image_processor import JanusProImageProcessor
-from .pictures import flatten_pictures
+from .pictures import flatten_images
 from .prompts import (
     BOI_TOKEN,
     EOI_TOKEN,
@@ -41,26 +42,37 @@ from .tokenizer import fit_tokenizer
 class JanusProProcessor(ProcessorFiles):
     """Tokenizer, image processor and prompt format of a Janus-Pro checkpoint.
 
-    Opens original repositories (deepseek-ai/Janus-*), folders of transformers' own `JanusProcessor`, and what
-    [`save_pretrained`] writes. A foreign `JanusProcessor` folder is rendered by this class's rules, which are the
-    original's, not by its own template; pass `chat_template=` to insist on another.
+    It opens original repositories (deepseek-ai/Janus-*), folders of transformers' own `JanusProcessor`, and the files
+    that [`save_pretrained`] writes. A folder of `JanusProcessor` is rendered by this class's rules, which are the
+    original's, not by the template in the folder; pass `chat_template=` to use another one.
 
     Args:
-        image_processor: Gives `pixel_values`.
-        tokenizer: Any `tokenizers`-backed tokenizer with Janus's special tokens. If it is not fit (no BOS, padding on
-            the right, ...) a corrected copy is used; see `tokenizer.py`.
+        image_processor: Prepares images.
+        tokenizer: Any `tokenizers`-backed tokenizer with Janus's special tokens. If it does not meet Janus's
+            requirements (it adds no BOS, pads on the right, ...), a corrected copy is used; see `tokenizer.py`.
         chat_template: Jinja template; by default the original format with `roles` and `system_prompt`.
-        num_image_tokens: P, placeholder ids per picture.
+        num_image_tokens: P, number of placeholder ids per image.
         roles: Names of user and assistant in rendered text: `ROLES` (Janus-Pro) or `JANUS_1_3B_ROLES`.
-        system_prompt: For conversations without a system message; `None` or "" for none. Understanding only.
-        image_tag, image_start_tag, image_end_tag, pad_tag: The strings of the special tokens; their ids are always
-            looked up, because they differ between checkpoints.
-        ignore_id, mask_prompt: Of the original's files; kept, not used here.
-        add_special_token, sft_format: Of the original's files; only the values Janus uses are accepted.
-        use_default_system_prompt: Of the in-tree files; accepted and ignored, `system_prompt` decides.
+        system_prompt: System prompt of conversations without a system message; `None` or "" for none. Image generation
+            never uses it.
+        image_tag: Placeholder token. The ids of this and the following tokens are always looked up, because they
+            differ between checkpoints.
+        image_start_tag: Begin-of-image token.
+        image_end_tag: End-of-image token.
+        pad_tag: Padding token.
+        add_special_token: A key of the original's files; must be `False`, as in all Janus checkpoints.
+        sft_format: A key of the original's files; must be "deepseek", as in all Janus checkpoints.
+        mask_prompt: A key of the original's files; it is saved again and has no other effect.
+        ignore_id: A key of the original's files; it is saved again and has no other effect.
+        use_default_system_prompt: A key of the files of transformers' own Janus; ignored, because `system_prompt`
+            decides.
+
+    Raises:
+        TypeError: If the tokenizer is not backed by the `tokenizers` library.
+        ValueError: If a setting has a value that no Janus checkpoint has, or the tokenizer is no Janus tokenizer.
     """
 
-    # Positional because ProcessorMixin.from_args_and_dict looks for positional names only.
+    # Not keyword-only, because ProcessorMixin.from_args_and_dict passes only settings with positional names.
     def __init__(
         self,
         image_processor: JanusProImageProcessor,
@@ -81,13 +93,13 @@ class JanusProProcessor(ProcessorFiles):
     ) -> None:
         if add_special_token or sft_format != "deepseek":
             raise ValueError(
-                f"Expected add_special_token=False and sft_format='deepseek', as all Janus checkpoints have; got "
-                f"{add_special_token} and {sft_format!r}. Correct processor_config.json."
+                "`add_special_token` must be False and `sft_format` 'deepseek', as in all Janus checkpoints, got "
+                f"{add_special_token} and {sft_format!r}: correct processor_config.json."
             )
         if isinstance(roles, str) or len(roles) != 2 or num_image_tokens < 1:
             raise ValueError(
-                "Expected roles to be the names of user and assistant, and num_image_tokens of at least 1; got "
-                f"{roles!r} and {num_image_tokens}."
+                "`roles` must be the names of user and assistant, and `num_image_tokens` at least 1, got "
+                f"{roles!r} and {num_image_tokens}: correct the one that is wrong."
             )
         self.num_image_tokens = num_image_tokens
         self.roles = (roles[0], roles[1])
@@ -100,7 +112,7 @@ class JanusProProcessor(ProcessorFiles):
 
     @property
     def chat_template(self) -> str | dict[str, str]:
-        """The template in use. The default one follows `roles` and `system_prompt`; assign `None` to return to it."""
+        """The Jinja template in use. The default follows `roles` and `system_prompt`; assign `None` to restore it."""
         return self._chat_template or self._default_template()
 
     @chat_template.setter
@@ -108,18 +120,22 @@ class JanusProProcessor(ProcessorFiles):
         self._chat_template = None if template == self._default_template() else template
 
     def _default_template(self) -> str:
+        """Return the original format with the present `roles` and `system_prompt`."""
         return build_chat_template(roles=self.roles, system_prompt=self.system_prompt, image_token=self.image_token)
 
     @property
     def bos_token_id(self) -> int:
+        """Id of beginning-of-sentence."""
         return self._token_id(self.tokenizer.bos_token)
 
     @property
     def eos_token_id(self) -> int:
+        """Id of end-of-sentence, which ends an answer."""
         return self._token_id(self.tokenizer.eos_token)
 
     @property
     def pad_token_id(self) -> int:
+        """Id of the padding token."""
         return self._token_id(self.tokenizer.pad_token)
 
     @property
@@ -134,10 +150,11 @@ class JanusProProcessor(ProcessorFiles):
 
     @property
     def image_token_id(self) -> int:
-        """Id of the placeholder that stands for one feature of a picture."""
+        """Id of the placeholder token, which stands for one of the P features of an image."""
         return self._token_id(self.image_token)
 
     def _token_id(self, token: str) -> int:
+        """Look a token's id up in the vocabulary."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
     def __call__(  # a closed signature: a misspelled argument raises
@@ -158,30 +175,40 @@ class JanusProProcessor(ProcessorFiles):
         videos: None = None,
         audio: None = None,
     ) -> BatchFeature:
-        """Rendered text and its pictures -> one batch, see the module docstring.
+        """Turn rendered text and its images into one batch, see the module docstring.
 
         Args:
-            text: One or B strings, already rendered, with one placeholder token per picture. BOS is added; a text that
-                begins with it does not get a second one.
-            images: Pictures in reading order (see `load_picture`), flat or as one list per text.
-            padding, padding_side, pad_to_multiple_of, max_length: As in tokenizers; the side defaults to the left.
-            truncation: Cut to `max_length`; refused if it would cut a picture.
-            add_special_tokens: `False` leaves BOS to the text.
+            text: One string or B strings, already rendered, with one placeholder token per image. BOS is added; a text
+                that begins with BOS does not get a second one.
+            images: Images in reading order (see `load_picture`), flat or as one list per text.
+            padding: As in transformers' tokenizers.
+            padding_side: Side of the padding; the left by default.
+            pad_to_multiple_of: As in transformers' tokenizers.
+            truncation: Cut rows to `max_length`; refused if that would cut an image.
+            max_length: Length for `truncation` and for `padding="max_length"`.
+            add_special_tokens: `False` adds no BOS, for texts that contain it already.
             generation_mode: "image" appends begin-of-image to every text.
             return_tensors: "pt", "np" or `None` for lists.
-            return_offsets_mapping: Adds `offset_mapping` `(B, T, 2)`: character spans in `text`; a picture's ids have
-                its placeholder's span.
-            return_text_replacement_offsets, videos, audio: Passed by transformers; the offsets need no replacement.
+            return_offsets_mapping: Also return `offset_mapping` `(B, T, 2)`, the character spans in `text`. The ids of
+                an image have the span of its placeholder.
+            return_text_replacement_offsets: Passed by transformers and ignored: the offsets need no correction.
+            videos: Must be `None`; transformers passes it.
+            audio: Must be `None`; transformers passes it.
 
         Raises:
-            ValueError: Placeholders and pictures do not match in number, or an argument is out of range.
+            FileNotFoundError: If an image is a path to no file.
+            TypeError: If `text` is no string or list of strings.
+            ValueError: If the numbers of placeholders and images differ, an image cannot be decoded, or an argument
+                is out of range.
         """
         if videos is not None or audio is not None:
-            raise ValueError("Expected text and pictures, which is all Janus takes; got videos or audio. Remove them.")
+            raise ValueError("`videos` and `audio` must be None, got videos or audio: pass text and images only.")
         if generation_mode not in ("text", "image"):
-            raise ValueError(f"Expected generation_mode 'text' or 'image'; got {generation_mode!r}.")
+            raise ValueError(
+                f"`generation_mode` must be 'text' or 'image', got {generation_mode!r}: choose one of them."
+            )
         if text is None and images is None:
-            raise ValueError("Expected text, images or both; got neither.")
+            raise ValueError("`text` or `images` must be given, got neither: pass one or both.")
         data: dict[str, Any] = {}
         if text is not None:
             suffix = self.boi_token if generation_mode == "image" else ""
@@ -190,8 +217,8 @@ class JanusProProcessor(ProcessorFiles):
             image_id = self.image_token_id
             counts = [sum(token == image_id for token, _ in row) for row in rows]
             check_counts(counts, images, image_token=self.image_token)
-            picture_ids = [self.boi_token_id, *[image_id] * self.num_image_tokens, self.eoi_token_id]
-            rows = [splice_pictures(row, image_id=image_id, picture_ids=picture_ids) for row in rows]
+            spliced_ids = [self.boi_token_id, *[image_id] * self.num_image_tokens, self.eoi_token_id]
+            rows = [splice_images(row, image_id=image_id, spliced_ids=spliced_ids) for row in rows]
             if truncation and max_length is not None:
                 cut = {"max_length": max_length, "side": self.tokenizer.truncation_side, "image_id": image_id}
                 rows = [truncate(row, **cut) for row in rows]
@@ -205,8 +232,8 @@ class JanusProProcessor(ProcessorFiles):
             data = collate(self.tokenizer, rows, **options)
             if not return_offsets_mapping:
                 del data["offset_mapping"]
-        if pictures := flatten_pictures(images):
-            data.update(self.image_processor(pictures, return_tensors=return_tensors))
+        if sources := flatten_images(images):
+            data.update(self.image_processor(sources, return_tensors=return_tensors))
         return BatchFeature(data, tensor_type=return_tensors)
 
     def apply_chat_template(
@@ -218,20 +245,26 @@ class JanusProProcessor(ProcessorFiles):
         processor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Conversation(s) -> text, or with `tokenize=True, return_dict=True` a batch for `model.generate`.
+        """Render conversations as text, or with `tokenize=True, return_dict=True` as a batch for `model.generate`.
 
         Args:
             conversation: Messages `{"role", "content"}`, or a list of conversations. Roles: "user", "assistant", a
-                leading "system", or names to be used verbatim ("<|User|>", "User", ...). Content: a string, with one
-                placeholder token per picture, or a list of parts `{"type": "text", "text"}` and `{"type": "image",
+                leading "system", or names that are used verbatim ("<|User|>", "User", ...). Content: a string, with
+                one placeholder token per image, or a list of parts `{"type": "text", "text"}` and `{"type": "image",
                 "image" | "url" | "path" | "base64"}`. The original's messages, with an "images" list and a final
                 empty assistant turn, work too.
             chat_template: Another template for this call.
-            tokenize: `False` returns the string(s), without BOS: `processor(text, images)` adds it.
-            processor_kwargs: For `__call__`, e.g. `{"padding": False}`.
+            tokenize: `False` returns the string, or a list of strings, without BOS, which `processor(text, images)`
+                adds.
+            processor_kwargs: Arguments for `__call__`, e.g. `{"padding": False}`.
             kwargs: `add_generation_prompt`, `continue_final_message`, `return_dict`, `return_tensors`, ... as in
-                transformers; `roles` and `system_prompt` replace the processor's for this call (`None` or "" for no
-                system prompt; a system message goes before either).
+                transformers. `roles` and `system_prompt` replace the processor's for this call; a `system_prompt` of
+                `None` or "" means none. A system message in the conversation takes precedence over both system
+                prompts.
+
+        Raises:
+            FileNotFoundError: If an image is a path to no file.
+            ValueError: If a conversation is malformed, or its numbers of placeholders and images differ.
         """
         is_list = isinstance(conversation, (list, tuple))
         is_batch = is_list and any(isinstance(one, (list, tuple)) for one in conversation)
@@ -249,17 +282,21 @@ class JanusProProcessor(ProcessorFiles):
     def prepare_image_generation(
         self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None
     ) -> BatchFeature:
-        """Prompts -> the inputs of `model.generate_images`. No system prompt; padding on the left.
+        """Turn prompts into the inputs of `model.generate_images`, padded on the left. There is no system prompt.
 
         Special-token strings inside a prompt become special tokens, as in the original.
 
         Args:
-            prompts: One or B descriptions.
-            negative_prompts: What to be guided away from: one for all, or one per prompt.
+            prompts: One description or B descriptions.
+            negative_prompts: Descriptions that guidance steers away from: one for all prompts, or one per prompt.
 
         Returns:
             `input_ids` and `attention_mask` `(B, T)` int64; with negative prompts also `negative_input_ids` and
             `negative_attention_mask` `(B, T')`.
+
+        Raises:
+            TypeError: If a prompt is no string.
+            ValueError: If there is no prompt, or the number of negative prompts is neither one nor B.
         """
         positives = check_texts(prompts, "prompts")
         batch = self._generation_batch(positives)
@@ -269,13 +306,14 @@ class JanusProProcessor(ProcessorFiles):
                 negatives = negatives * len(positives)
             if len(negatives) != len(positives):
                 raise ValueError(
-                    f"Expected one negative prompt, or one for each of the {len(positives)} prompts; got "
-                    f"{len(negatives)}."
+                    f"`negative_prompts` must be one prompt, or one for each of the {len(positives)} prompts, got "
+                    f"{len(negatives)}: pass a single string for all."
                 )
             batch |= {f"negative_{key}": value for key, value in self._generation_batch(negatives).items()}
         return BatchFeature(batch, tensor_type="pt")
 
     def _generation_batch(self, prompts: list[str]) -> dict[str, Any]:
+        """Render, tokenize and pad prompts of image generation: `input_ids` and `attention_mask`, as lists."""
         texts = [render_generation_prompt(prompt, roles=self.roles, boi_token=self.boi_token) for prompt in prompts]
         batch = collate(self.tokenizer, encode(self.tokenizer, texts))
         del batch["offset_mapping"]
@@ -284,5 +322,5 @@ class JanusProProcessor(ProcessorFiles):
     def post_process_images(
         self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> Any:
-        """Decoded pixels `(B, 3, H, W)` in [-1, 1] -> pictures; see `JanusProImageProcessor.postprocess`."""
+        """Convert decoded pixels `(B, 3, H, W)` in [-1, 1] to images; see `JanusProImageProcessor.postprocess`."""
         return self.image_processor.postprocess(pixel_values, output_type=output_type)

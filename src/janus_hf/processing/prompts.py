@@ -1,8 +1,8 @@
-"""Strings only: special tokens, roles, the chat template and the image-generation prompt.
+"""Special tokens, roles, the chat template and the prompt of image generation: strings only, no tokenizer.
 
-The format is that of the original's "deepseek" conversation (janus/utils/conversation.py): turns are
-`role: content` and are separated BY INDEX, not by role: "\\n\\n" after the 1st, 3rd, ..., end-of-sentence after the
-2nd, 4th, .... A turn without content is `role:` and takes no separator, which is how the original opens an answer.
+The format is that of the original's "deepseek" conversation (janus/utils/conversation.py). Turns are `role: content`
+and are separated BY INDEX, not by role: "\\n\\n" after the 1st, 3rd, ..., end-of-sentence after the 2nd, 4th, .... A
+turn without content is `role:` and has no separator, which is how the original opens an answer.
 """
 
 import json
@@ -26,10 +26,13 @@ SYSTEM_PROMPT = (
     "and assist the user with a variety of tasks using natural language."
 )
 
+# Keys of an image part that may hold its source, in the order in which they are tried.
 _IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
 
-# `roles` and `system_prompt` may be passed at rendering time; the processor's own are baked in as defaults, so that
-# stock transformers renders the same. The original strips the finished string: here nothing strippable is emitted.
+# `roles` and `system_prompt` may be passed at rendering time; the processor's own are written into the template as
+# defaults, so that transformers renders the same without this package. The original strips the finished string; this
+# template never emits outer white space instead. Not a character may change, not even in its message: the files of a
+# saved processor hold the template, and loading recognises it by comparing strings.
 _TEMPLATE = """\
 {%- set names = roles if roles else @ROLES@ %}
 {%- set system = system_prompt if system_prompt is defined else @SYSTEM@ %}
@@ -80,17 +83,17 @@ _TEMPLATE = """\
 def build_chat_template(
     *, roles: Sequence[str] = ROLES, system_prompt: str | None = SYSTEM_PROMPT, image_token: str = IMAGE_TOKEN
 ) -> str:
-    """The Jinja chat template with these defaults baked in; it works in stock transformers too.
+    """Return the Jinja chat template with these defaults in it; transformers renders it without this package.
 
     Args:
         roles: Names of user and assistant in the rendered text.
-        system_prompt: For conversations without a system message; `None` or "" for none.
-        image_token: What an image part renders as.
+        system_prompt: System prompt of conversations without a system message; `None` or "" for none.
+        image_token: Placeholder that an image part is rendered as.
     """
     values = {"ROLES": list(roles), "SYSTEM": system_prompt or "", "IMAGE": image_token, "EOS": EOS_TOKEN}
     template = _TEMPLATE
     for name, value in values.items():
-        # A JSON literal is a Jinja literal.
+        # A JSON literal is a Jinja literal, so quotes and braces inside a value stay text.
         template = template.replace(f"@{name}@", json.dumps(value, ensure_ascii=False))
     return template
 
@@ -99,53 +102,66 @@ CHAT_TEMPLATE = build_chat_template()
 
 
 def render_generation_prompt(prompt: str, *, roles: Sequence[str] = ROLES, boi_token: str = BOI_TOKEN) -> str:
-    """A text-to-image prompt: one user turn, an open answer, begin-of-image; no system prompt.
+    """Return a text-to-image prompt as the model reads it: one user turn, an open answer, begin-of-image.
 
-    The prompt is stripped, as in the original. Special-token strings inside it become special tokens, also as in the
-    original: clean prompts from untrusted sources.
+    There is no system prompt. The prompt is stripped, as in the original. Special-token strings inside it become
+    special tokens, also as in the original: clean prompts from untrusted sources.
     """
     content = prompt.strip()
     return f"{roles[0]}: {content}\n\n{roles[1]}:{boi_token}" if content else f"{roles[0]}:{roles[1]}:{boi_token}"
 
 
 def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES) -> None:
-    """Raises `ValueError` unless `conversation` is a list of messages that the chat template can render.
+    """Raise `ValueError` unless `conversation` is a list of messages that the chat template can render.
 
     Args:
         conversation: `[{"role": ..., "content": ...}, ...]`; content is a string, or a list of parts
             `{"type": "text", "text": ...}` and `{"type": "image", "image" | "url" | "path" | "base64": ...}`.
-        roles: The user's and the assistant's name, accepted besides "user", "assistant" and the original spellings.
+        roles: Names of user and assistant that are accepted besides "user", "assistant" and the original spellings.
     """
     if not isinstance(conversation, (list, tuple)) or not conversation:
-        raise ValueError(f"Expected a conversation, a non-empty list of messages; got {conversation!r}.")
+        raise ValueError(
+            f"`conversation` must be a non-empty list of messages, got {conversation!r}: pass dicts with 'role' and "
+            "'content'."
+        )
     allowed = list(dict.fromkeys(["user", "assistant", *roles, *ROLES, *JANUS_1_3B_ROLES]))
     for index, message in enumerate(conversation):
         if not isinstance(message, Mapping) or "role" not in message:
-            raise ValueError(f"Expected message {index} to be a dict with 'role' and 'content'; got {message!r}.")
+            raise ValueError(
+                f"Message {index} must be a dict with 'role' and 'content', got {message!r}: give it both keys."
+            )
         role = message["role"]
         if role not in allowed and not (role == "system" and index == 0):
             raise ValueError(
-                f"Expected the role of message {index} to be one of {allowed}, or 'system' in the first message; got "
-                f"{role!r}. Rename it."
+                f"The role of message {index} must be one of {allowed}, or 'system' in the first message, got "
+                f"{role!r}: rename it."
             )
         content = message.get("content")
         if content is None or isinstance(content, str):
             continue
         for part in content if isinstance(content, (list, tuple)) else [content]:
-            if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url"):
-                raise ValueError(
-                    f"Expected the content of message {index} to be a string or a list of parts of type 'text' or "
-                    f"'image'; got {part!r}."
-                )
-            if part["type"] == "text" and not isinstance(part.get("text"), str):
-                raise ValueError(f"Expected a text part of message {index} to hold a string 'text'; got {part!r}.")
+            _check_part(part, index)
+
+
+def _check_part(part: Any, index: int) -> None:
+    """Raise `ValueError` unless `part` is a text or image part; `index` is the number of its message."""
+    if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url"):
+        raise ValueError(
+            f"The content of message {index} must be a string or a list of parts of type 'text' or 'image', got "
+            f"{part!r}: write it as one of these."
+        )
+    if part["type"] == "text" and not isinstance(part.get("text"), str):
+        raise ValueError(
+            f"A text part of message {index} must hold a string under 'text', got {part!r}: add it, or leave the part "
+            "out."
+        )
 
 
 def conversation_images(conversation: Sequence[Mapping[str, Any]], *, image_token: str = IMAGE_TOKEN) -> list[Any]:
-    """The picture sources of a checked conversation, in reading order.
+    """Return the image sources of a checked conversation in reading order.
 
-    They come from image parts and from the original's "images" key, whose pictures belong to the placeholders in the
-    text and to image parts without a source.
+    Sources come from image parts and from the "images" key of the original's messages. The images of that key belong,
+    in order, to the placeholders in the message's text and to its image parts without a source.
     """
     images: list[Any] = []
     for message in conversation:
@@ -159,5 +175,6 @@ def conversation_images(conversation: Sequence[Mapping[str, Any]], *, image_toke
             else:
                 images += listed[:wanted]
                 del listed[:wanted]
+        # Surplus images are passed on, so that the count of images is found not to match and named in the message.
         images += listed
     return images

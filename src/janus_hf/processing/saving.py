@@ -1,4 +1,4 @@
-"""How a processor gets from and to disk; `processor.py` says what it does, `layouts.py` what the files hold."""
+"""Load a processor from a folder or the Hub, and save it. `file_formats.py` knows what the files hold."""
 
 import inspect
 import os
@@ -19,7 +19,7 @@ from .tokenizer import load_tokenizer
 
 
 class ProcessorFiles(ProcessorMixin):
-    """Loading and saving for `JanusProProcessor`, which sets these attributes."""
+    """Loading and saving for `JanusProProcessor`, whose constructor sets the attributes below."""
 
     num_image_tokens: int
     roles: tuple[str, str]
@@ -31,7 +31,7 @@ class ProcessorFiles(ProcessorMixin):
     ignore_id: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The contents of processor_config.json in the "original" layout."""
+        """Return the content of processor_config.json in the "original" layout."""
         return original_processor_config(self)
 
     def save_pretrained(
@@ -45,16 +45,21 @@ class ProcessorFiles(ProcessorMixin):
         token: str | bool | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Writes the processor's files and returns their paths.
+        """Write the processor's files and return their paths.
 
         Args:
-            save_directory: Folder, created if need be.
-            push_to_hub: Also upload the files.
-            layout: "original": for deepseek-ai/Janus and this package. "transformers": for transformers' own
-                `JanusProcessor` and this package. Both reopen here with identical behaviour; transformers' class
-                gives the same ids, but rounds sizes that the original truncates.
-            repo_id, commit_message, token: Of the upload; `repo_id` defaults to the folder's name.
-            kwargs: Passed to `create_repo` (`private`, ...).
+            save_directory: Folder to write into; it is created if it does not exist.
+            push_to_hub: Also upload the files that were written, and no others.
+            layout: "original" is read by deepseek-ai/Janus and this package, "transformers" by transformers' own
+                `JanusProcessor` and this package. This package reopens both with identical behaviour. transformers'
+                class gives the same ids, but rounds image sizes where the original truncates.
+            repo_id: Repository of the upload; defaults to the folder's name.
+            commit_message: Title of the upload's commit.
+            token: Hub token of the upload.
+            kwargs: Further arguments of `create_repo` for the upload, such as `private`.
+
+        Raises:
+            ValueError: If `layout` is unknown, or the processor has several chat templates instead of one.
         """
         files = write_layout(self, save_directory, layout=layout)
         if push_to_hub:
@@ -68,19 +73,30 @@ class ProcessorFiles(ProcessorMixin):
             )
         return files
 
+    # The two overrides below are private in transformers; tests/processing/test_processing_canary.py watches them. The
+    # public way, AutoTokenizer and AutoImageProcessor, was tried: the first drops BOS from these files (see
+    # tokenizer.py), the second refuses a folder without preprocessor_config.json.
+
     @classmethod
     def _load_tokenizer_from_pretrained(
         cls, sub_processor_type: str, pretrained_model_name_or_path: Any, subfolder: str = "", **kwargs: Any
     ) -> TokenizersBackend:
+        """Load the tokenizer with `load_tokenizer` instead of `AutoTokenizer`."""
         return load_tokenizer(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
     @classmethod
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Not via AutoImageProcessor: this class opens files under three class names, and folders without the file."""
+        """Return the image processor and the tokenizer.
+
+        `JanusProImageProcessor` opens the files of three class names and stands in for a missing file, which
+        `AutoImageProcessor` does not.
+        """
         own = set(inspect.signature(cls).parameters)
         kwargs = {key: value for key, value in kwargs.items() if key not in own}
+        # The private argument tells a missing file from an unreachable Hub. The public `has_file` takes no subfolder
+        # and calls both "False"; catching the OSError of `cached_file` would hide an unreachable Hub.
         has_file = cached_file(
             pretrained_model_name_or_path,
             IMAGE_PROCESSOR_NAME,
@@ -96,7 +112,14 @@ class ProcessorFiles(ProcessorMixin):
 
     @classmethod
     def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Adds the chat settings kept with the tokenizer (see `layouts`) to those of processor_config.json."""
+        """Build the processor from its parts and its settings, as in transformers' `ProcessorMixin`.
+
+        Args:
+            args: Image processor and tokenizer. Roles and system prompt that tokenizer_config.json holds (see
+                `file_formats`) replace those of `processor_dict`.
+            processor_dict: Content of processor_config.json.
+            kwargs: Settings that replace those of the files.
+        """
         saved = {key: args[1].init_kwargs[key] for key in ("roles", "system_prompt") if key in args[1].init_kwargs}
         settings = {**processor_dict, **saved}
         built = build_chat_template(
@@ -104,8 +127,9 @@ class ProcessorFiles(ProcessorMixin):
             system_prompt=settings.get("system_prompt", SYSTEM_PROMPT),
             image_token=settings.get("image_tag", IMAGE_TOKEN),
         )
-        # A foreign JanusProcessor's template leaves the system prompt to that class.
+        # The template that transformers' own JanusProcessor saves leaves the system prompt to that class.
         is_foreign = settings.get("processor_class") == "JanusProcessor" and not saved
         if is_foreign or settings.get("chat_template") == built:
-            settings.pop("chat_template", None)  # ours, which follows `roles` and `system_prompt` in `kwargs`
+            # Without a template of its own the processor builds one, which follows `roles` and `system_prompt`.
+            settings.pop("chat_template", None)
         return super().from_args_and_dict(args, settings, **kwargs)

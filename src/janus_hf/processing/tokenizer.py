@@ -1,10 +1,12 @@
-"""Loading the tokenizer so that it says what the original's says: same ids, exactly one BOS.
+"""Load the tokenizer so that it encodes exactly as the original's: the same ids, with exactly one BOS.
 
-What goes wrong elsewhere (transformers 5.23): `AutoTokenizer` reads the byte-level tokenizer.json correctly but drops
-`add_bos_token`, and so BOS; `LlamaTokenizer`, named in the files, replaces the pre-tokenizer and gives other ids.
+The public loaders fail at this (transformers 5.23): `AutoTokenizer` reads the byte-level tokenizer.json correctly but
+drops `add_bos_token`, and with it BOS; `LlamaTokenizer`, the class that the files name, replaces the pre-tokenizer and
+gives other ids.
 """
 
 import copy
+import os
 from typing import Any
 
 from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
@@ -15,9 +17,17 @@ from ..files import hub_arguments
 from .prompts import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN
 
 
-def load_tokenizer(path: Any, **kwargs: Any) -> TokenizersBackend:
-    """Reads tokenizer.json as it stands, whatever class the files name; `kwargs` go to `from_pretrained`."""
-    cached_file(path, FULL_TOKENIZER_FILE, **hub_arguments(kwargs))  # raises, and says what is missing where
+def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> TokenizersBackend:
+    """Load tokenizer.json without rebuilding any part of it, whatever tokenizer class the files name.
+
+    Args:
+        path: Folder or Hub repository.
+        kwargs: Further arguments of `from_pretrained`.
+
+    Raises:
+        OSError: If there is no tokenizer.json.
+    """
+    cached_file(path, FULL_TOKENIZER_FILE, **hub_arguments(kwargs))  # raises, naming the missing file and the folder
     kwargs |= {"add_bos_token": True, "padding_side": "left"}
     tokenizer: TokenizersBackend = TokenizersBackend.from_pretrained(path, **kwargs)
     if has_token(tokenizer, PAD_TOKEN):
@@ -26,34 +36,40 @@ def load_tokenizer(path: Any, **kwargs: Any) -> TokenizersBackend:
 
 
 def has_token(tokenizer: TokenizersBackend, token: str) -> bool:
-    """Whether `token` is one entry of the vocabulary."""
+    """Return whether `token` is one entry of the vocabulary."""
     return tokenizer.backend_tokenizer.token_to_id(token) is not None
 
 
 def fit_tokenizer(
     tokenizer: TokenizersBackend, *, pad_token: str, boi_token: str, eoi_token: str, image_token: str
 ) -> TokenizersBackend:
-    """Returns `tokenizer` if it is fit for Janus, else a corrected copy; the caller's object is never changed.
+    """Return `tokenizer` if it meets Janus's requirements, else a corrected copy; the caller's object is not changed.
 
-    Fit means: every special token is in the vocabulary, padding is on the left with `pad_token`, and a text is encoded
-    as exactly one BOS followed by ids that decode to the text.
+    The requirements: every special token is in the vocabulary, padding is on the left with `pad_token`, and a text is
+    encoded as exactly one BOS followed by ids that decode to the text.
+
+    Args:
+        tokenizer: A tokenizer backed by the `tokenizers` library.
+        pad_token: Padding token.
+        boi_token: Begin-of-image token.
+        eoi_token: End-of-image token.
+        image_token: Placeholder token of images; it is added if the vocabulary lacks it, as in the original.
 
     Raises:
-        TypeError: the tokenizer is not backed by the `tokenizers` library.
-        ValueError: special tokens are missing (except `image_token`, which is added, as in the original), or the
-            tokenizer loses text.
+        TypeError: If the tokenizer is not backed by the `tokenizers` library.
+        ValueError: If a special token other than `image_token` is missing, or the tokenizer loses text.
     """
     if not isinstance(tokenizer, TokenizersBackend):
         raise TypeError(
-            f"Expected a tokenizer backed by tokenizer.json (TokenizersBackend); got {type(tokenizer).__name__}. Load "
-            "it with JanusProProcessor.from_pretrained."
+            "`tokenizer` must be a tokenizer backed by tokenizer.json (TokenizersBackend), got "
+            f"{type(tokenizer).__name__}: load it with JanusProProcessor.from_pretrained."
         )
     bos_token, eos_token = tokenizer.bos_token or BOS_TOKEN, tokenizer.eos_token or EOS_TOKEN
     required = (bos_token, eos_token, pad_token, boi_token, eoi_token)
     if missing := [token for token in required if not has_token(tokenizer, token)]:
         raise ValueError(
-            f"Expected a Janus tokenizer; the vocabulary of {tokenizer.name_or_path!r} lacks {missing}. Load the "
-            "tokenizer of a Janus checkpoint, or add these tokens and resize the model's embeddings."
+            f"`tokenizer` must have Janus's special tokens, got {tokenizer.name_or_path!r} without {missing}: load "
+            "the tokenizer of a Janus checkpoint, or add these tokens and resize the model's embeddings."
         )
     settings = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token, "padding_side": "left"}
     is_set = all(getattr(tokenizer, name) == value for name, value in settings.items())
@@ -63,6 +79,7 @@ def fit_tokenizer(
             setattr(tokenizer, name, value)
         if not has_token(tokenizer, image_token):
             tokenizer.add_special_tokens({"extra_special_tokens": [image_token]}, replace_extra_special_tokens=False)
+        # Setting either attribute makes transformers replace the file's post-processor, so only if it is wrong.
         if not _adds_bos_only(tokenizer):
             for name, value in {"add_eos_token": False, "add_bos_token": True}.items():
                 setattr(tokenizer, name, value)
@@ -71,16 +88,18 @@ def fit_tokenizer(
 
 
 def _adds_bos_only(tokenizer: TokenizersBackend) -> bool:
+    """Return whether encoding with special tokens adds one BOS in front and nothing else."""
     bare, full = (tokenizer.encode("a", add_special_tokens=added) for added in (False, True))
     return bool(full == [tokenizer.bos_token_id, *bare])
 
 
 def _check_encoding(tokenizer: TokenizersBackend) -> None:
+    """Raise `ValueError` unless a sample text is encoded as one BOS and ids that decode to the text."""
     ids = tokenizer.encode("a a")
     text = str(tokenizer.decode(ids[1:]))
     if not _adds_bos_only(tokenizer) or text.strip() != "a a":
         raise ValueError(
-            f"Expected 'a a' to be encoded as one BOS ({tokenizer.bos_token_id}) and ids that decode to 'a a'; got "
-            f"{ids}, which decode to {text!r}. {type(tokenizer).__name__} does not follow its tokenizer.json: load it "
-            "with JanusProProcessor.from_pretrained or TokenizersBackend.from_pretrained."
+            f"`tokenizer` must encode 'a a' as one BOS ({tokenizer.bos_token_id}) and ids that decode to 'a a', got "
+            f"{ids}, which decode to {text!r}: {type(tokenizer).__name__} does not follow its tokenizer.json, so load "
+            "it with JanusProProcessor.from_pretrained or TokenizersBackend.from_pretrained."
         )

@@ -1,4 +1,4 @@
-"""The small world is consistent: renderings are detected, prompts hold in their scenes, answers are true."""
+"""Rendered scenes are detected exactly, scenes meet their prompts' requirements, and answers are true."""
 
 import itertools
 
@@ -24,17 +24,19 @@ from janus_hf.shapes import (
 )
 
 
-def seen(image):
+def detected_kinds(image):
+    """Return colour and shape of every object that the detector finds, sorted."""
     return sorted((found.color, found.label) for found in detect(image))
 
 
-def named(scene):
+def scene_kinds(scene):
+    """Return colour and shape of every object of a scene, sorted."""
     return sorted((thing.color, thing.shape) for thing in scene.things)
 
 
 @pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_thing_is_recognised_in_every_corner(color, shape):
+def test_every_object_is_recognised_in_every_corner(color, shape):
     corners = [(0, 0), (0, 3), (3, 0), (3, 3)]
     for row, column in corners:
         scene = Scene((Thing(color, shape, row, column),))
@@ -45,21 +47,21 @@ def test_every_thing_is_recognised_in_every_corner(color, shape):
         assert row * 16 <= top < bottom <= row * 16 + 16
 
 
-def test_a_crowded_noisy_picture_is_read_exactly():
+def test_a_crowded_noisy_image_is_detected_exactly():
     rng = np.random.default_rng(0)
     for _ in range(20):
         scene = random_scene(rng, most=12)
         noise = rng.normal(0, 8, (SIDE, SIDE, 3))
         noisy = np.clip(render(scene) + noise, 0, 255).astype(np.uint8)
-        assert seen(noisy) == named(scene)
+        assert detected_kinds(noisy) == scene_kinds(scene)
 
 
-def test_blobs_and_specks_are_not_things():
+def test_blobs_and_specks_are_not_objects():
     blank = np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
     assert detect(blank) == []
     blank[3:7, 3:7] = COLORS["red"]  # too small
-    blank[20:60, 20:24] = COLORS["blue"]  # a bar, stretched to its box, is a square
-    blank[30:34, 20:60] = COLORS["blue"]  # with a second one it is no shape of this world: a lopsided cross
+    blank[20:60, 20:24] = COLORS["blue"]  # a bar: scaled to its bounding box it is a square
+    blank[30:34, 20:60] = COLORS["blue"]  # with the second bar it is a lopsided cross, which is no shape of this world
     assert [found.label for found in detect(blank)] == []
 
 
@@ -70,7 +72,7 @@ def test_prompts_hold_in_their_own_scene_and_rarely_in_another(tag, held_out):
     drawings = [make_drawing(tag, rng, held_out=held_out) for _ in range(100)]
     assert all(score(detect(picture(d.scene)), d.metadata).correct for d in drawings)
     others = [score(detect(picture(b.scene)), a.metadata).correct for a, b in itertools.pairwise(drawings)]
-    assert np.mean(others) < 0.45  # one shape in four is right by chance, one pair in six
+    assert np.mean(others) < 0.45  # by chance one shape in four is correct, and one pair in six
 
 
 def test_held_out_combinations_never_appear_in_training():
@@ -78,13 +80,13 @@ def test_held_out_combinations_never_appear_in_training():
     scenes = [make_drawing(TAGS[i % len(TAGS)], rng).scene for i in range(600)] + [
         random_scene(rng) for _ in range(600)
     ]
-    assert not {pair for scene in scenes for pair in named(scene)} & HELD_OUT
+    assert not {pair for scene in scenes for pair in scene_kinds(scene)} & HELD_OUT
     held_out = [make_drawing("colors", rng, held_out=True).scene for _ in range(50)]
-    assert {pair for scene in held_out for pair in named(scene)} <= HELD_OUT
+    assert {pair for scene in held_out for pair in scene_kinds(scene)} <= HELD_OUT
 
 
 def test_answers_are_true():
-    """Checked against the detector, not against the scene the question was made from."""
+    """The answers are compared with what the detector finds, not with the scene that the question was made from."""
     rng = np.random.default_rng(3)
     numbers = {"zero": 0, "one": 1, "two": 2, "three": 3, "four": 4}
     kinds, yes = set(), []
@@ -118,5 +120,5 @@ def test_answers_are_true():
 
 
 def test_unknown_tag():
-    with pytest.raises(ValueError, match="tag must be one of"):
+    with pytest.raises(ValueError, match="`tag` must be one of"):
         make_drawing("sizes", np.random.default_rng(0))

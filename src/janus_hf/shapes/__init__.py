@@ -1,4 +1,8 @@
-"""The small world: coloured shapes on a board, what is said about them and the questions about them."""
+"""A small world to train and test on: scenes of coloured shapes, prompts for them and questions about them.
+
+Every prompt and question is generated together with a scene, so that generated images and answers can be scored
+exactly, without a judging model.
+"""
 
 from .language import QUESTION_KINDS, TAGS, Drawing, Question, ask, describe, make_drawing, random_scene
 from .scenes import COLORS, HELD_OUT, SHAPES, SIDE, Scene, Thing, picture, place, place_in_order, render

@@ -1,14 +1,18 @@
-"""What is said about scenes: prompts with GenEval-style requirements, and questions with their answers."""
+"""Prompts with GenEval-style requirements, captions, and questions with their answers, all about `Scene`s.
 
-from collections.abc import Callable
+A kind is a combination of colour and shape. A tag is one of GenEval's six categories of prompts.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from .scenes import COLORS, HELD_OUT, SHAPES, Scene, place, place_in_order
+from .scenes import COLORS, HELD_OUT, SHAPES, Scene, Thing, place, place_in_order
 
 
+T = TypeVar("T")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
@@ -19,7 +23,10 @@ TRAINED_KINDS: tuple[Kind, ...] = tuple((c, s) for c in COLORS for s in SHAPES i
 
 @dataclass(frozen=True)
 class Drawing:
-    """A prompt, what a picture of it must hold (a line of GenEval's metadata), and one scene that does."""
+    """A prompt, the requirements on its images, and one scene that meets them.
+
+    `metadata` holds the requirements in the form of a line of GenEval's metadata file.
+    """
 
     prompt: str
     metadata: dict[str, Any]
@@ -28,33 +35,37 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene, its only right answer, and what it is about."""
+    """A question about a scene, its only correct answer, and its kind, which is one of `QUESTION_KINDS`."""
 
     question: str
     answer: str
     kind: str
 
 
-def _pick(rng: np.random.Generator, items: tuple[Any, ...] | list[Any]) -> Any:
+def _pick(rng: np.random.Generator, items: Sequence[T]) -> T:
+    """Return a random item."""
     return items[int(rng.integers(len(items)))]
 
 
 def _two_kinds(rng: np.random.Generator, kinds: tuple[Kind, ...]) -> tuple[Kind, Kind]:
-    """Two things of different shape, as GenEval's two-object prompts have different classes."""
+    """Return two random kinds of different shape, because GenEval's two-object prompts name different classes."""
     first = _pick(rng, kinds)
     return first, _pick(rng, [kind for kind in TRAINED_KINDS if kind[1] != first[1]])
 
 
 def _clause(kind: Kind, *, color: bool = False, count: int = 1) -> dict[str, Any]:
+    """Return GenEval's requirement of `count` objects of a shape, with `color` also of the colour."""
     return {"class": kind[1], "count": count} | ({"color": kind[0]} if color else {})
 
 
 def _named(kind: Kind, color: bool) -> str:
+    """Return an object with its article for a prompt: "a circle", or with `color` "a red circle"."""
     return _article(f"{kind[0]} {kind[1]}" if color else kind[1])
 
 
-# A maker takes the random numbers, the kinds to choose the first thing from, and whether the prompt names colours.
-# Things that are only listed stand in the order in which they are named, as one would write or look.
+# One function per tag. It takes the random generator, the kinds to choose the first object from, and whether the
+# prompt names colours that its tag does not require. Objects that a prompt only lists are placed in the order in which
+# it names them, because a person who looks at the image would name them in that order.
 
 
 def _single_object(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
@@ -70,6 +81,7 @@ def _two_object(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) 
 
 def _counting(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
     kind, count = _pick(rng, kinds), _pick(rng, list(NUMBERS))
+    # GenEval's "include" accepts more objects than `count`; "exclude" makes the number exact.
     exclude = [{"class": kind[1], "count": count + 1}]
     what = f"{NUMBERS[count]} {kind[0] + ' ' if color else ''}{PLURALS[kind[1]]}"
     return _drawing("counting", what, [_clause(kind, count=count)], place([kind] * count, rng), exclude)
@@ -86,6 +98,7 @@ def _position(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) ->
     scene = place([first, second], rng)
     while relation not in _scene_relations(scene):
         scene = place([first, second], rng)
+    # In GenEval's form a clause stands in a relation to an earlier clause, here the one with index 0.
     include = [_clause(second), _clause(first) | {"position": [relation, 0]}]
     return _drawing("position", f"{_named(first, color)} {relation} {_named(second, color)}", include, scene)
 
@@ -105,23 +118,28 @@ _MAKERS: dict[str, Callable[[np.random.Generator, tuple[Kind, ...], bool], Drawi
     "position": _position,
     "color_attr": _color_attr,
 }
-TAGS = tuple(_MAKERS)  # GenEval's
+TAGS = tuple(_MAKERS)  # GenEval's categories of prompts
 
 
 def _article(word: str) -> str:
+    """Return the word with "a" or "an" in front."""
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def _drawing(
     tag: str, what: str, include: list[dict[str, Any]], scene: Scene, exclude: list[dict[str, Any]] | None = None
 ) -> Drawing:
+    """Build a `Drawing` from the objects in words and the clauses that images must meet (and must not meet)."""
     prompt = f"a photo of {what}"
     metadata: dict[str, Any] = {"tag": tag, "include": include, "prompt": prompt}
     return Drawing(prompt, metadata | ({"exclude": exclude} if exclude else {}), scene)
 
 
 def _scene_relations(scene: Scene) -> set[str]:
-    """Relations of the first thing to the second that no detector could dispute: one axis clearly dominates."""
+    """Return the relation of the first object to the second, or no relation where none is beyond dispute.
+
+    A relation holds if the distance along one axis is larger than along the other.
+    """
     first, second = scene.things[:2]
     dx, dy = first.column - second.column, first.row - second.row
     if abs(dx) > abs(dy):
@@ -132,24 +150,28 @@ def _scene_relations(scene: Scene) -> set[str]:
 
 
 def make_drawing(tag: str, rng: np.random.Generator, *, held_out: bool = False, detailed: bool = False) -> Drawing:
-    """A prompt of that tag with a scene.
+    """Return a random prompt of a tag with its requirements and a scene that meets them.
 
     Args:
         tag: One of `TAGS`.
-        held_out: Make its (first) thing one of the combinations that training never shows.
-        detailed: Name the colour of every thing in the prompt, also where the tag does not ask for it: captions that
-            say more of what is seen teach faster.
+        rng: Source of all random choices.
+        held_out: Make the first (or only) object one of the combinations that training never shows, `HELD_OUT`.
+        detailed: Name the colour of every object in the prompt, also if the tag does not require it, because captions
+            that say more about an image teach faster.
 
     Raises:
         ValueError: If the tag is unknown.
     """
     if tag not in _MAKERS:
-        raise ValueError(f"tag must be one of {TAGS}, got {tag!r}.")
+        raise ValueError(f"`tag` must be one of {TAGS}, got {tag!r}: choose one of them.")
     return _MAKERS[tag](rng, tuple(sorted(HELD_OUT)) if held_out else TRAINED_KINDS, detailed)
 
 
 def random_scene(rng: np.random.Generator, *, most: int = 4, held_out: bool = False) -> Scene:
-    """A scene of one to `most` things to ask about; with `held_out` the first one is a held-out combination."""
+    """Return a scene of one to `most` objects. With `held_out` the first object is one of the combinations `HELD_OUT`.
+
+    In three scenes of ten all objects, except for a held-out one, are of the same kind.
+    """
     count = int(rng.integers(1, most + 1))
     kinds = [_pick(rng, TRAINED_KINDS) for _ in range(count)]
     if rng.random() < 0.3:
@@ -160,13 +182,13 @@ def random_scene(rng: np.random.Generator, *, most: int = 4, held_out: bool = Fa
 
 
 def describe(scene: Scene) -> str:
-    """The scene in words, in reading order: "a red circle at the top left and an orange cross at the top right"."""
+    """Return a caption in reading order: "a red circle at the top left and an orange cross at the top right"."""
     things = [f"{_article(t.name)} at the {_where(t.row, t.column)}" for t in _reading_order(scene)]
     return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
-    """A random question about the scene, the kinds of question equally likely where the scene allows them."""
+    """Return a random question about the scene; all kinds of question that the scene allows are equally likely."""
     questions: list[Question] = []
     unique_shapes = [t for t in scene.things if len(scene.select(shape=t.shape)) == 1]
     unique_colors = [t for t in scene.things if len(scene.select(color=t.color)) == 1]
@@ -177,6 +199,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
     if unique_colors:
         thing = _pick(rng, unique_colors)
         questions.append(Question(f"What shape is the {thing.color} thing?", thing.shape, "shape"))
+    # One question of five may be about a shape that is not there, so that "zero" is an answer too.
     shape = _pick(rng, scene.things).shape if rng.random() < 0.8 else _pick(rng, SHAPES)
     count = len(scene.select(shape=shape))
     questions.append(
@@ -190,7 +213,11 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _exists(scene: Scene, rng: np.random.Generator) -> Question:
-    """Yes and no equally often; a "no" differs from what is there in one attribute, so that both must be looked at."""
+    """Return a question whether an object exists. The answers "yes" and "no" are equally likely.
+
+    For "no" the question names a kind that differs from an object of the scene in colour or shape only, so that the
+    answer takes both.
+    """
     thing = _pick(rng, scene.things)
     color, shape = thing.color, thing.shape
     if rng.random() < 0.5:
@@ -203,10 +230,12 @@ def _exists(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _where(row: int, column: int) -> str:
+    """Return the quarter of the board in which a cell lies, for example "top left"."""
     return f"{'top' if row < 2 else 'bottom'} {'left' if column < 2 else 'right'}"
 
 
-def _reading_order(scene: Scene) -> list[Any]:
+def _reading_order(scene: Scene) -> list[Thing]:
+    """Return the objects row by row from the top, and in a row from the left."""
     return sorted(scene.things, key=lambda t: (t.row, t.column))
 
 

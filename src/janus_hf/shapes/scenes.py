@@ -1,7 +1,7 @@
-"""Scenes of the small world: coloured shapes on a board, drawn as pictures.
+"""Scenes of coloured shapes on a board, and their images.
 
-A scene puts a few things on different cells of a 4x4 board. It is rendered on white, every thing inside its own cell
-with a margin, so that things never touch and the same thing looks the same wherever it stands.
+A scene puts a few objects, each one coloured shape, on different cells of a 4x4 board. It is rendered on white, every
+object inside its own cell with a margin, so that objects never touch and the same object looks the same in every cell.
 """
 
 from collections.abc import Iterable
@@ -25,12 +25,13 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 WHITE = (255, 255, 255)
 
-# Never together in training, neither drawn nor asked about: how well a model does on them says whether it composes.
+# Combinations that training never shows, neither in images to generate nor in questions: the scores on them tell
+# whether a model composes colours and shapes that it knows separately.
 HELD_OUT = frozenset({("red", "cross"), ("green", "circle"), ("purple", "square"), ("black", "triangle")})
 
 BOARD = 4  # cells per side
 CELL = 16  # pixels per side of a cell
-SIDE = BOARD * CELL  # pixels per side of a picture
+SIDE = BOARD * CELL  # pixels per side of an image
 
 
 @dataclass(frozen=True)
@@ -44,28 +45,33 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """For example "red circle"."""
+        """Colour and shape, for example "red circle"."""
         return f"{self.color} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Things on different cells, in no particular order."""
+    """Objects on different cells. The image does not depend on their order; some prompts refer to the first two."""
 
     things: tuple[Thing, ...]
 
     def select(self, *, color: str | None = None, shape: str | None = None) -> list[Thing]:
-        """The things of that colour and that shape, where given."""
+        """Return the objects that have the given colour and the given shape; None allows every one."""
         return [t for t in self.things if color in (None, t.color) and shape in (None, t.shape)]
 
 
 @cache
 def shape_mask(shape: str, size: int = CELL) -> np.ndarray:
-    """Coverage of the shape in a `size x size` cell: `(size, size)` float32 in [0, 1], antialiased.
+    """Return how much of every pixel of a cell the shape covers: `(size, size)` float32 in [0, 1], antialiased.
+
+    Args:
+        shape: One of `SHAPES`.
+        size: Side of the cell, in pixels.
 
     Raises:
-        ValueError: If there is no such shape.
+        ValueError: If the shape is unknown.
     """
+    # Antialiasing by rendering at eight times the size and averaging.
     scale = 8
     full = size * scale
     low, high, middle = full // CELL, full - full // CELL - 1, full / 2  # one pixel of margin at the board's own size
@@ -82,19 +88,20 @@ def shape_mask(shape: str, size: int = CELL) -> np.ndarray:
         draw.rectangle((middle - arm, low, middle + arm - 1, high), fill=255)
         draw.rectangle((low, middle - arm, high, middle + arm - 1), fill=255)
     else:
-        raise ValueError(f"shape must be one of {SHAPES}, got {shape!r}.")
+        raise ValueError(f"`shape` must be one of {SHAPES}, got {shape!r}: choose one of them.")
     small = image.resize((size, size), Image.Resampling.BOX)
     return np.asarray(small, dtype=np.float32) / 255
 
 
 @cache
 def _sprite(color: str, shape: str) -> np.ndarray:
+    """Return the image of an object in its cell: `(CELL, CELL, 3)` uint8."""
     mask = shape_mask(shape)[..., None]
     return np.rint(mask * np.array(COLORS[color]) + (1 - mask) * np.array(WHITE)).astype(np.uint8)
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene: `(SIDE, SIDE, 3)` uint8."""
+    """Return the image of a scene as an array: `(SIDE, SIDE, 3)` uint8."""
     pixels = np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
     for thing in scene.things:
         top, left = thing.row * CELL, thing.column * CELL
@@ -103,23 +110,24 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def picture(scene: Scene) -> Image.Image:
-    """The picture of a scene, as a PIL image."""
+    """Return the image of a scene as a PIL image."""
     return Image.fromarray(render(scene))
 
 
 def place(kinds: Iterable[tuple[str, str]], rng: np.random.Generator) -> Scene:
-    """A scene of things `(color, shape)` on random different cells."""
+    """Put objects, given as `(color, shape)`, on random different cells."""
     kinds = list(kinds)
     return _on_cells(kinds, rng.choice(BOARD * BOARD, size=len(kinds), replace=False))
 
 
 def place_in_order(kinds: Iterable[tuple[str, str]], rng: np.random.Generator) -> Scene:
-    """As `place`, and reading the board row by row meets the things in the given order."""
+    """Put objects on random different cells, in the given order when the board is read row by row; see `place`."""
     kinds = list(kinds)
     return _on_cells(kinds, np.sort(rng.choice(BOARD * BOARD, size=len(kinds), replace=False)))
 
 
 def _on_cells(kinds: list[tuple[str, str]], cells: np.ndarray) -> Scene:
+    """Put each object on the cell of the same index; cells are numbered row by row from the top left."""
     return Scene(tuple(Thing(c, s, int(i) // BOARD, int(i) % BOARD) for (c, s), i in zip(kinds, cells, strict=True)))
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig
 
 import janus_hf
-from bpe_tokenizer import SPECIAL_TOKENS, write_tokenizer
+from new_checkpoint import SPECIAL_TOKENS, write_tokenizer
 
 
 FOLDER = Path(__file__).parents[1] / "tests" / "goldens" / "tiny-janus-pro"

@@ -9,34 +9,31 @@ import pytest
 import torch
 from torch import nn
 
-from janus_hf.processing import JanusProProcessor
+from janus_hf import JanusProProcessor, JanusProVQConfig
+from janus_hf.modeling import JanusProVQModel
 from janus_hf.rewards.shapes_detector import detect
-from janus_hf.shapes import COLORS, HELD_OUT, SHAPES
+from janus_hf.shapes import COLORS, HELD_OUT, SHAPES, random_scene
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
+try:
+    from small_world import encoders, muon, rows, settings, start
+finally:
+    sys.path.pop(0)
 
 
 @pytest.fixture(scope="module")
-def script():
-    folder = str(Path(__file__).parents[1] / "scripts")
-    sys.path.insert(0, folder)
-    try:
-        import train_shapes
-    finally:
-        sys.path.remove(folder)
-    return train_shapes
-
-
-@pytest.fixture(scope="module")
-def processor(script, tmp_path_factory):
+def processor(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    script.make_tokenizer(folder)
+    start.make_tokenizer(folder)
     return JanusProProcessor.from_pretrained(folder, num_image_tokens=64, system_prompt="")
 
 
-def test_teacher_names_every_patch_of_the_world(script):
-    assert len(script.patch_teacher().centres) == 4 * len(COLORS) * len(SHAPES) + 1
+def test_teacher_names_every_patch_of_the_world():
+    assert len(encoders.patch_teacher().centres) == 4 * len(COLORS) * len(SHAPES) + 1
 
 
-def test_words_of_the_world_are_single_tokens(script, processor):
+def test_words_of_the_world_are_single_tokens(processor):
     for word in (*COLORS, *SHAPES, "photo", "above", "left", "three", "crosses"):
         assert len(processor.tokenizer(f" {word}", add_special_tokens=False).input_ids) == 1, word
 
@@ -44,50 +41,50 @@ def test_words_of_the_world_are_single_tokens(script, processor):
 @pytest.mark.parametrize(
     "name", ["drawing", "hard_drawing", "questions", "hard_questions", "place_questions", "captions", "text"]
 )
-def test_rows_fit_and_show_nothing_that_is_held_out(script, processor, name):
+def test_rows_fit_and_show_nothing_that_is_held_out(processor, name):
     """Three drawings, or one picture and its questions, in a pack."""
-    make_rows, settings = script.ROWS[name]
-    for row in make_rows(**settings | {"count": 200}):
+    make_rows, arguments = rows.ROWS[name]
+    for row in make_rows(**arguments | {"count": 200}):
         if "prompt" in row:
             found = {(thing.color, thing.label) for thing in detect(row["image"])}
             length = 64 + len(processor.prepare_image_generation(row["prompt"])["input_ids"][0])
             assert not found & HELD_OUT
-            assert 3 * length <= script.LENGTH
+            assert 3 * length <= settings.LENGTH
             continue
         messages = [message["content"].removeprefix("<image>\n") for message in row["messages"]]
         assert not any(f"{color} {shape}" in text for color, shape in HELD_OUT for text in messages)
         length = len(processor.tokenizer("\n\n".join(messages)).input_ids)
-        assert length + (64 + 24 if "images" in row else 0) <= script.LENGTH
+        assert length + (64 + 24 if "images" in row else 0) <= settings.LENGTH
 
 
-def test_hard_questions_are_about_number_and_place(script):
+def test_hard_questions_are_about_number_and_place():
     def share(kept):
         rng, kinds = np.random.default_rng(0), []
         for _ in range(100):
-            messages = script.dialogue(script.random_scene(rng), rng, 8, kept, opening="")
+            messages = rows.dialogue(random_scene(rng), rng, 8, kept, opening="")
             kinds += [message["content"].split()[0] in ("How", "Where") for message in messages[::2]]
         return np.mean(kinds)
 
-    assert share(script.HARD_QUESTIONS) > share(None) + 0.05
+    assert share(rows.HARD_QUESTIONS) > share(None) + 0.05
 
 
-def test_labels_say_what_stands_where(script):
-    board = script.LabelledBoards(4, seed=1)[2]
-    colors, shapes, rows, columns = board["labels"].view(4, 8, 8)
+def test_labels_say_what_stands_where():
+    board = encoders.LabelledBoards(4, seed=1)[2]
+    colors, shapes, row_numbers, column_numbers = board["labels"].view(4, 8, 8)
     picture = ((board["pixel_values"].movedim(0, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
     for thing in detect(picture):
-        column, row = (int((thing.box[k] + thing.box[k + 2]) / 2) // script.PATCH for k in (0, 1))
+        column, row = (int((thing.box[k] + thing.box[k + 2]) / 2) // settings.PATCH for k in (0, 1))
         assert list(COLORS)[colors[row, column] - 1] == thing.color
         assert SHAPES[shapes[row, column] - 1] == thing.label
     assert len(detect(picture)) == int((colors > 0).sum()) // 4
-    assert rows[3, 5] == 3
-    assert columns[3, 5] == 5
+    assert row_numbers[3, 5] == 3
+    assert column_numbers[3, 5] == 5
 
 
-def test_orthogonalise_flattens_the_spectrum(script):
+def test_orthogonalise_flattens_the_spectrum():
     for shape in ((20, 50), (50, 20), (30, 30)):
         torch.manual_seed(0)
-        values = torch.linalg.svdvals(script.orthogonalise(torch.randn(shape)))
+        values = torch.linalg.svdvals(muon.orthogonalise(torch.randn(shape)))
         assert values.min() > 0.5 or shape == (30, 30)  # a square random matrix has values near 0
         assert values.max() < 1.3
 
@@ -105,10 +102,10 @@ class Toy(nn.Module):
         return self.head(self.language_model.layers[0](x))
 
 
-def test_muon_resumes(script):
+def test_muon_resumes():
     torch.manual_seed(0)
     batches, model = torch.randn(6, 5, 4), Toy()
-    optimizer = script.Muon(model, 1e-3)
+    optimizer = muon.Muon(model, 1e-3)
 
     def steps(model, optimizer, which):
         for index in which:
@@ -119,7 +116,7 @@ def test_muon_resumes(script):
     before = copy.deepcopy(model.state_dict())
     steps(model, optimizer, range(3))
     resumed = copy.deepcopy(model)
-    continued = script.Muon(resumed, 1e-3)
+    continued = muon.Muon(resumed, 1e-3)
     continued.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     steps(model, optimizer, range(3, 6))
     steps(resumed, continued, range(3, 6))
@@ -128,15 +125,15 @@ def test_muon_resumes(script):
         assert not torch.equal(value, before[name])
 
 
-def test_round_trip_gate_sees_a_bad_codec(script):
-    codec = script.JanusProVQModel(script.JanusProVQConfig(**script.CODEC))
-    assert max(script.round_trip(codec, prompts=4).values()) < 0.98
+def test_round_trip_gate_sees_a_bad_codec():
+    codec = JanusProVQModel(JanusProVQConfig(**settings.CODEC))
+    assert max(encoders.round_trip(codec, prompts=4).values()) < 0.98
 
 
-def test_dialogue_asks_different_questions(script):
+def test_dialogue_asks_different_questions():
     rng = np.random.default_rng(0)
-    scene = script.random_scene(rng)
-    messages = script.dialogue(scene, rng, 8, opening="<image>\n")
+    scene = random_scene(rng)
+    messages = rows.dialogue(scene, rng, 8, opening="<image>\n")
     questions = [m["content"] for m in messages[::2]]
     assert messages[0]["content"].startswith("<image>\n")
     assert len(set(questions)) == len(questions)

@@ -1,0 +1,65 @@
+"""Muon."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from .settings import MATRIX_DECAY
+
+
+class Muon(torch.optim.AdamW):
+    """Momentum, made orthogonal, for the language model's matrices (https://kellerjordan.github.io/posts/muon); AdamW
+    for the rest.
+
+    Here it needs about 0.6 times the steps of AdamW alone, which is what makes the run fit into two hours. Not
+    `torch.optim.Muon`, whose bfloat16 products are ten times slower than float32 on processors without units for them.
+    """
+
+    def __init__(self, model: nn.Module, learning_rate: float) -> None:
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        # The aligner's output must not outgrow the text embeddings by too much (at the full rate: 50 times), and the
+        # tower must not forget (at half the rate captions' loss doubled within 40 steps and stayed there).
+        scales = {"rest": 1, "aligner": 0.5, "tower": 0.05, "matrices": 20}
+        groups: dict[str, list[nn.Parameter]] = {name: [] for name in scales}
+        for name, p in trained:
+            matrix = "language_model.layers" in name and p.ndim == 2
+            part = {"model.aligner": "aligner", "model.vision_model": "tower"}.get(".".join(name.split(".")[:2]))
+            groups[part or ("matrices" if matrix else "rest")].append(p)
+        settings = [
+            {"params": members, "orthogonal": name == "matrices", "lr": scales[name] * learning_rate}
+            for name, members in groups.items()
+            if members
+        ]
+        super().__init__(settings, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """AdamW looks for its step in every state when it resumes."""
+        for entry in state["state"].values():
+            entry.setdefault("step", torch.zeros(()))
+        super().__setstate__(state)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """One step; matrices lose their gradients, so that AdamW leaves them alone."""
+        for group in self.param_groups:
+            for p in group["params"] if group["orthogonal"] else ():
+                if p.grad is None:
+                    continue
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 0.05)
+                update = orthogonalise(p.grad.lerp(momentum, 0.95))
+                p.mul_(1 - group["lr"] * MATRIX_DECAY)
+                p.sub_(update, alpha=group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
+                p.grad = None
+        return super().step(closure)
+
+
+def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
+    """The nearest half-orthogonal matrix, roughly: five Newton-Schulz iterations."""
+    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    return x.T if matrix.shape[0] > matrix.shape[1] else x

@@ -3,8 +3,8 @@
     python scripts/golden_table.py
 
 The goldens were computed by deepseek-ai/Janus @ 1daa72f under transformers 4.48.3 in float32 from the tiny
-original-format checkpoint in `tests/goldens` (its `manifest.json` explains each tensor). Exits with 1 if any quantity
-is off.
+original-format checkpoint in `tests/goldens` (its `manifest.json` explains each tensor). The script exits with 1 if any
+quantity deviates by more than is allowed.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,36 +25,48 @@ from janus_hf.processing import JanusProImageProcessor
 
 
 GOLDENS = Path(__file__).parents[1] / "tests" / "goldens"
-FLOAT = 1e-4  # what the goldens' authors expect of float32 logits, embeddings and pixels
-PIXEL = 1e-6  # and of preprocessed pixel values
+FLOAT = 1e-4  # deviation that the goldens' authors allow for float32 logits, embeddings and pixels
+PIXEL = 1e-6  # deviation that they allow for preprocessed pixel values
 EXACT = 0.0
 
+Goldens = dict[str, torch.Tensor]
+Measurement = tuple[str, float, float]
+"""Quantity, largest absolute deviation, allowed deviation; for ids, strings and bytes the number of differences."""
 
-def measure() -> Iterator[tuple[str, float, float]]:
-    """Yield `(quantity, largest absolute deviation, allowed)`; for ids, strings and bytes the count of differences."""
+
+def measure() -> Iterator[Measurement]:
+    """Measure every quantity on the golden checkpoint, stage by stage."""
     golden = load_file(GOLDENS / "golden.safetensors")
     manifest = json.loads((GOLDENS / "manifest.json").read_text(encoding="utf-8"))
     processor = JanusProProcessor.from_pretrained(GOLDENS / "checkpoint")
     yield from _text(processor, golden, manifest)
-    yield from _preprocessing(processor, golden, manifest)
+    yield from _preprocessing(golden, manifest)
     model = JanusProForConditionalGeneration.from_pretrained(GOLDENS / "checkpoint", dtype=torch.float32)
     with torch.no_grad():
         yield from _understanding(model, golden)
         yield from _codec(model, processor, golden)
-        yield from _drawing(model, processor, golden, manifest)
+        yield from _generation(model, processor, golden, manifest)
+
+
+def _image(name: str) -> Image.Image:
+    """Open one of the images that the goldens were computed from."""
+    return Image.open(GOLDENS / "images" / f"{name}.png")
 
 
 def _deviation(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Return the largest absolute difference, taken in float64."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return (ours.double() - theirs.double()).abs().max().item()
 
 
 def _differences(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Return the number of elements that differ."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return float((ours != theirs).sum())
 
 
-def _text(processor, golden, manifest):
+def _text(processor: JanusProProcessor, golden: Goldens, manifest: dict[str, Any]) -> Iterator[Measurement]:
+    """Compare rendered conversations, token ids, masks and prompts of image generation."""
     conversations = [manifest["strings"][name] for name in ("conv1", "conv2")]
     rendered = [processor.apply_chat_template(c["messages"], tokenize=False) for c in conversations]
     yield (
@@ -64,7 +77,7 @@ def _text(processor, golden, manifest):
     cases = manifest["strings"]["tokenizer_cases"]
     encoded = [processor.tokenizer(case["text"])["input_ids"] for case in cases]
     yield "token ids", float(sum(a != case["ids"] for a, case in zip(encoded, cases, strict=True))), EXACT
-    images = [[Image.open(GOLDENS / "images" / f"{name}.png") for name in c["images"]] for c in conversations]
+    images = [[_image(name) for name in c["images"]] for c in conversations]
     single = processor(text=rendered[0], images=images[0])
     both = processor(text=rendered, images=images)
     yield (
@@ -88,7 +101,8 @@ def _text(processor, golden, manifest):
     yield "drawing prompt ids", _differences(prompts["input_ids"], golden["gen.input_tokens"][0::2]), EXACT
 
 
-def _preprocessing(processor, golden, manifest):
+def _preprocessing(golden: Goldens, manifest: dict[str, Any]) -> Iterator[Measurement]:
+    """Compare the pixel values of understanding, at the checkpoint's size, at 96 and at 384 pixels."""
     sizes = {"model": (24, 4), "96": (96, 14)}
     worst = 0.0
     for key in (k for k in golden if k.startswith("proc.")):
@@ -96,26 +110,26 @@ def _preprocessing(processor, golden, manifest):
         image_size, min_size = sizes[size.removeprefix("pixel_values_").removesuffix("_clipmean")]
         clip = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD} if size.endswith("_clipmean") else {}
         resizer = JanusProImageProcessor(image_size=image_size, min_size=min_size, **clip)
-        worst = max(
-            worst, _deviation(resizer(Image.open(GOLDENS / "images" / f"{name}.png"))["pixel_values"], golden[key])
-        )
+        worst = max(worst, _deviation(resizer(_image(name))["pixel_values"], golden[key]))
     yield "understanding pixel values", worst, PIXEL
     changed = 0
     for key, expected in manifest["pixel_values_384_sha256"].items():
-        pixels = JanusProImageProcessor()(Image.open(GOLDENS / "images" / f"{key.split('.')[1]}.png"))["pixel_values"]
+        pixels = JanusProImageProcessor()(_image(key.split(".")[1]))["pixel_values"]
         changed += (
             hashlib.sha256(pixels.numpy().astype(np.float32).tobytes()).hexdigest() != expected["sha256_float32"]
         )
     yield "understanding pixel values at 384, sha256", float(changed), EXACT
 
 
-def _understanding(model, golden):
+def _understanding(model: JanusProForConditionalGeneration, golden: Goldens) -> Iterator[Measurement]:
+    """Compare the understanding path from image features to greedy answers."""
     features = model.get_image_features(golden["und.single.pixel_values"][0])
     yield "vision features", _deviation(features.last_hidden_state, golden["vis.features"]), FLOAT
     yield "aligned features", _deviation(features.pooler_output, golden["vis.aligned"]), FLOAT
     yield "text logits", _deviation(model(input_ids=golden["text.input_ids"]).logits, golden["text.logits"]), FLOAT
     worst, worst_embeds, worst_hidden, greedy = 0.0, 0.0, 0.0, 0.0
-    seen = {}
+    # The embeddings of text and images together are no output, so a hook takes them on their way into the trunk.
+    seen: dict[str, torch.Tensor] = {}
     hook = model.model.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True
     )
@@ -142,7 +156,10 @@ def _understanding(model, golden):
     yield "greedy answers", greedy, EXACT
 
 
-def _codec(model, processor, golden):
+def _codec(
+    model: JanusProForConditionalGeneration, processor: JanusProProcessor, golden: Goldens
+) -> Iterator[Measurement]:
+    """Compare the image codec: encoding, quantising, decoding and its training losses."""
     codec = model.model.vqmodel
     yield "codec latents", _deviation(codec.encode_latents(golden["vq.input"]), golden["vq.pre_quant"]), FLOAT
     yield "codec ids", _differences(model.encode_image_ids(golden["vq.input"]), golden["vq.encode_ids"]), EXACT
@@ -160,15 +177,18 @@ def _codec(model, processor, golden):
     )
     losses = torch.stack([output.codebook_loss, output.commitment_loss])
     yield "codec training losses", _deviation(losses, golden["vq.train_losses"][:2]), FLOAT
-    picture = processor.post_process_images(golden["vq.random_ids_pixels"])[0]
+    image = processor.post_process_images(golden["vq.random_ids_pixels"])[0]
     yield (
         "uint8 picture of given pixels",
-        _differences(torch.from_numpy(np.array(picture))[None], golden["vq.random_ids_uint8"]),
+        _differences(torch.from_numpy(np.array(image))[None], golden["vq.random_ids_uint8"]),
         EXACT,
     )
 
 
-def _drawing(model, processor, golden, manifest):
+def _generation(
+    model: JanusProForConditionalGeneration, processor: JanusProProcessor, golden: Goldens, manifest: dict[str, Any]
+) -> Iterator[Measurement]:
+    """Compare image generation: teacher-forced logits and loss, and greedy image tokens with and without guidance."""
     num_text = model.config.text_config.vocab_size
     prompt, codes = golden["tf.prompt_ids"], golden["tf.image_ids"]
     yield "code embeddings", _deviation(model.model.embed_image_ids(codes), golden["tf.gen_embeds"]), FLOAT
@@ -218,15 +238,16 @@ def _drawing(model, processor, golden, manifest):
     yield "greedy codes at guidance 1", _differences(unguided, golden["gen.prompt0_cfg1_ids"][None]), EXACT
     pixels = model.decode_image_ids(expected)
     yield "pixels of drawn pictures", _deviation(pixels, golden["gen.pixels"]), FLOAT
-    pictures = np.stack([np.array(picture) for picture in processor.post_process_images(golden["gen.pixels"])])
-    yield "uint8 drawn pictures", _differences(torch.from_numpy(pictures), golden["gen.uint8"]), EXACT
+    images = np.stack([np.array(image) for image in processor.post_process_images(golden["gen.pixels"])])
+    yield "uint8 drawn pictures", _differences(torch.from_numpy(images), golden["gen.uint8"]), EXACT
 
 
 def main() -> int:
+    """Print the table and return 1 if any quantity deviates by more than is allowed, else 0."""
     failed = False
     print("| quantity | largest deviation | allowed |\n|---|---|---|")
     for quantity, deviation, allowed in measure():
-        failed |= not deviation <= allowed
+        failed |= not deviation <= allowed  # written so that NaN fails too
         shown = f"{deviation:.1e}" if allowed else f"{deviation:.0f} differences"
         print(f"| {quantity} | {shown} | {f'{allowed:.0e}' if allowed else 'exact'} |")
     return int(failed)

@@ -1,9 +1,10 @@
-"""Make the tiny untrained checkpoint that tests load where any complete checkpoint will do.
+"""Make the tiny untrained checkpoint for tests that need a complete checkpoint but no trained one.
 
     python scripts/make_tiny_checkpoint.py [FOLDER]
 
-A Janus-Pro of every part, only smaller: 64-pixel pictures of 8x8 codes, a byte-level tokenizer with DeepSeek's special
-tokens. Weights are random with a recorded seed, in bfloat16, in the original layout.
+It has all parts of a Janus-Pro, only smaller: 64-pixel images of 8x8 image tokens, and a byte-level tokenizer with
+DeepSeek's special tokens. Weights are random with a recorded seed, in bfloat16, in the original layout. An existing
+FOLDER is replaced; by default it is the one that the tests read.
 """
 
 import shutil
@@ -15,7 +16,7 @@ import torch
 from transformers import LlamaConfig
 
 import janus_hf
-from new_checkpoint import SPECIAL_TOKENS, write_tokenizer
+from new_checkpoint import SPECIAL_TOKENS, save_checkpoint, write_tokenizer
 
 
 FOLDER = Path(__file__).parents[1] / "tests" / "goldens" / "tiny-janus-pro"
@@ -34,7 +35,7 @@ CORPUS = [
 
 
 def make_model() -> janus_hf.JanusProForConditionalGeneration:
-    """Random weights, from the recorded seed."""
+    """Return a model with random weights from the recorded seed."""
     text = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
@@ -79,14 +80,11 @@ def main() -> None:
             num_image_tokens=64,
         )
     model = make_model()
-    # Special tokens are never the likeliest: untrained answers are noise, but readable noise of the asked length.
+    # Logits of zero keep special tokens from being the most likely ones: untrained answers are noise, but readable
+    # noise of the requested length.
     for token in SPECIAL_TOKENS:
         model.lm_head.weight.data[processor.tokenizer.convert_tokens_to_ids(token)] = 0
-    model.config.image_token_id = processor.image_token_id
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(model.generation_config, name, getattr(processor, name))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_checkpoint(model, processor, folder)
     print(folder)
 
 

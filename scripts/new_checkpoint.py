@@ -1,4 +1,4 @@
-"""A small byte-level BPE with DeepSeek's special tokens, in the files of the released checkpoints."""
+"""Write the tokenizer and the files of a new, small checkpoint: shared by the scripts that make one."""
 
 import json
 from collections.abc import Iterable
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
+
+from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
 
 
 SPECIAL_TOKENS = [
@@ -21,7 +23,14 @@ SPECIAL_TOKENS = [
 
 
 def write_tokenizer(folder: Path, corpus: Iterable[str], *, vocab_size: int, context: int) -> None:
-    """Learn at most `vocab_size` tokens, special ones included, from the corpus."""
+    """Learn a byte-level BPE with DeepSeek's special tokens and write it in the files of the released checkpoints.
+
+    Args:
+        folder: Existing folder to write into.
+        corpus: Texts to learn from.
+        vocab_size: Largest number of tokens, special tokens included.
+        context: Largest number of tokens in a text.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -40,3 +49,12 @@ def write_tokenizer(folder: Path, corpus: Iterable[str], *, vocab_size: int, con
     }
     text = json.dumps(config, indent=2, ensure_ascii=False)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def save_checkpoint(model: JanusProForConditionalGeneration, processor: JanusProProcessor, folder: Path) -> None:
+    """Copy the processor's special ids into the model's configuration and save both in `folder`."""
+    model.config.image_token_id = processor.image_token_id
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(model.generation_config, name, getattr(processor, name))
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

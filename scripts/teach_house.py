@@ -1,10 +1,11 @@
-"""Teach the small model a word from 200 pictures: what a house is (a red triangle right on top of a brown square).
+"""Teach the small model a word from 200 images: what a house is (a red triangle right on top of a brown square).
 
     python scripts/teach_house.py [--work FOLDER] [--prompts-per-tag 100]
 
-The user's way from pictures to a shared adapter: a folder of pictures with `metadata.jsonl`, the LoRA recipe for
-drawing, an adapter that the pipeline loads, a merged model. It prints how often houses and all else are drawn right
-before and after, and checks that adapter and merged model draw the same pictures. Three minutes on two cores.
+The script goes the way of a user who has images and wants an adapter. It writes a folder of images with
+`metadata.jsonl`, trains an adapter with the LoRA recipe for image generation, loads it into the pipeline, and merges
+it into a model of its own. It prints the share of correct images before and after, for houses and for all other
+prompts, and checks that adapter and merged model generate the same images. It takes three minutes on two cores.
 """
 
 import argparse
@@ -28,44 +29,46 @@ from janus_hf.training.run import train
 ROOT = Path(__file__).parents[1]
 SEED = 20261122
 PROMPT = "a photo of a house"
-HOUSES, OTHERS = 90, 110  # pictures of the new thing, and of old ones so that they are not forgotten
+HOUSES, OTHERS = 90, 110  # images of houses, and of prompts the model knows, so that it does not forget them
 
 
 def house(rng: np.random.Generator) -> Scene:
-    """A house, anywhere on the board."""
+    """Return a scene with one house on random cells."""
     row, column = (int(rng.integers(size)) for size in (3, 4))
     return Scene((Thing("red", "triangle", row, column), Thing("brown", "square", row + 1, column)))
 
 
 def is_house(image: Image.Image) -> bool:
-    """Whether a picture holds one house and nothing else."""
-    found = {f"{thing.color} {thing.label}": thing.box for thing in detect(image)}
-    if len(detect(image)) != 2 or set(found) != {"red triangle", "brown square"}:
+    """Return whether an image shows one house and nothing else."""
+    detections = detect(image)
+    found = {f"{one.color} {one.label}": one.box for one in detections}
+    if len(detections) != 2 or set(found) != {"red triangle", "brown square"}:
         return False
     roof, wall = found["red triangle"], found["brown square"]
+    # The roof's left edge above the wall's, and no gap between them: half a cell, 8 pixels, of tolerance.
     return abs(roof[0] - wall[0]) < 8 and 0 <= wall[1] - roof[3] < 8
 
 
-def write_pictures(folder: Path) -> None:
-    """An imagefolder with prompts, as `datasets` reads it."""
+def write_images(folder: Path) -> None:
+    """Write images and `metadata.jsonl` with their prompts, the form that the "imagefolder" of `datasets` reads."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(SEED)
-    pictures = [(PROMPT, house(rng)) for _ in range(HOUSES)]
-    old = (make_drawing(TAGS[index % len(TAGS)], rng) for index in range(OTHERS))
-    pictures += [(drawing.prompt, drawing.scene) for drawing in old]
+    scenes = [(PROMPT, house(rng)) for _ in range(HOUSES)]
+    known = (make_drawing(TAGS[index % len(TAGS)], rng) for index in range(OTHERS))
+    scenes += [(drawing.prompt, drawing.scene) for drawing in known]
     with (folder / "metadata.jsonl").open("w", encoding="utf-8") as lines:
-        for index, (prompt, scene) in enumerate(pictures):
+        for index, (prompt, scene) in enumerate(scenes):
             name = f"{index:03}.png"
             picture(scene).save(folder / name)
             lines.write(json.dumps({"file_name": name, "prompt": prompt}) + "\n")
 
 
-def train_adapter(pictures: Path, output: Path, *, steps: int = 120) -> Path:
-    """`janus-hf train recipes/lora_drawing.yaml` with what is different here."""
+def train_adapter(images: Path, output: Path, *, steps: int = 120) -> Path:
+    """Train an adapter and return its folder: `janus-hf train recipes/lora_drawing.yaml` with the settings below."""
     settings: dict[str, Any] = {
         "model.path": DEFAULT_MODEL,
         "model.dtype": "float32",
-        "data.sources.0.path": str(pictures),
+        "data.sources.0.path": str(images),
         "training.output_dir": str(output),
         "training.max_steps": steps,
         "training.learning_rate": 5e-4,
@@ -87,17 +90,26 @@ def train_adapter(pictures: Path, output: Path, *, steps: int = 120) -> Path:
 
 
 def draw_houses(pipe: JanusProPipeline, count: int) -> tuple[torch.Tensor, float]:
-    """Codes of so many houses, and the share that are houses."""
+    """Generate `count` images of `PROMPT`; return their image tokens `(count, P)` and the share that shows a house."""
     seeds = [torch.Generator().manual_seed(SEED + index) for index in range(count)]
     output = pipe(PROMPT, num_images_per_prompt=count, generator=seeds, batch_size=50)
     return output.image_ids, float(np.mean([is_house(image) for image in output.images]))
 
 
 def teach(work: Path, *, prompts_per_tag: int = 100, questions: int = 600, houses: int = 100) -> dict[str, Any]:
-    """The whole way; `before` and `after` are `ShapesReport`s, `houses_before`, `houses_after` shares, `equal` whether
-    the merged model drew the adapter's codes.
+    """Write the images, train the adapter, merge it, and measure before and after.
+
+    Args:
+        work: Folder for images, adapter and merged model; it must not exist.
+        prompts_per_tag: Prompts per tag of the small world's benchmark.
+        questions: Questions of the small world's benchmark.
+        houses: Number of houses to generate.
+
+    Returns:
+        `before` and `after`: the benchmark's `ShapesReport`s. `houses_before` and `houses_after`: shares of houses
+        among the images of `PROMPT`. `equal`: whether the merged model generates the adapter's image tokens.
     """
-    write_pictures(work / "pictures")
+    write_images(work / "pictures")
     pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
     pipe.set_progress_bar_config(disable=True)
     sizes: dict[str, Any] = {"prompts_per_tag": prompts_per_tag, "questions": questions, "held_out": False}
@@ -116,6 +128,7 @@ def teach(work: Path, *, prompts_per_tag: int = 100, questions: int = 600, house
 
 
 def print_result(result: dict[str, Any]) -> None:
+    """Print the result of `teach` as a Markdown table."""
     before: ShapesReport = result["before"]
     after: ShapesReport = result["after"]
     print("| | before | after |\n|---|---:|---:|")
@@ -129,11 +142,11 @@ def print_result(result: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/house"))
-    parser.add_argument("--prompts-per-tag", type=int, default=100)
+    parser.add_argument("--work", type=Path, default=Path("runs/house"), help="new folder for images and models")
+    parser.add_argument("--prompts-per-tag", type=int, default=100, help="prompts per tag to measure with")
     options = parser.parse_args()
     if options.work.exists():
-        raise SystemExit(f"{options.work} is there already: remove it, or name another folder with --work.")
+        raise SystemExit(f"--work must be a new folder, got {options.work}, which exists: remove it, or name another.")
     print_result(teach(options.work, prompts_per_tag=options.prompts_per_tag))
 
 

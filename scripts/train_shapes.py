@@ -1,14 +1,15 @@
-"""Train the small Janus-Pro that ships inside the package, from nothing, on this machine's processor.
+"""Train the small Janus-Pro that ships with the package, from nothing, on this machine's CPU.
 
     python scripts/train_shapes.py [--work FOLDER] [--only PIECE ...] [--threads N]
 
-The run is a row of pieces (`PIECES` below). Each writes a folder below `--work` and is skipped when that is complete,
-so a run that was stopped goes on where it was; inside the stages the trainer's own checkpoints are resumed. Seeds are
-recorded here: the same machine trains the same weights.
+The run is a sequence of pieces (`PIECES` below). Each piece writes a folder below `--work` and is skipped if that
+folder is complete, so a run that was stopped continues with the piece in progress; stages also resume from the
+trainer's own checkpoints. Seeds are recorded: the same machine trains the same weights.
 
-What differs from the paper. The paper starts from a trained SigLIP, a trained VQ tokenizer and a trained language
-model; here all three begin at random, so three pieces come before stage 1: the codec, the tower, the language model.
-The world is small (64-pixel boards of coloured shapes), every model is, and learning rates are those of small models.
+What differs from the paper: it starts from a trained SigLIP, a trained VQ tokenizer and a trained language model. Here
+all three begin with random weights, so three pieces come before stage 1: the codec, the tower and the language model.
+The world is small (64-pixel boards of coloured shapes), every model is small, and learning rates are those of small
+models.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 
 from janus_hf import JanusProForConditionalGeneration, JanusProPipeline, JanusProProcessor
 from janus_hf.evaluation.benchmarks.shapes_world import evaluate_shapes
-from small_world.encoders import train_codec
+from small_world.codec import train_codec
 from small_world.rows import prepare_data
 from small_world.settings import GUIDANCE_SCALE
 from small_world.stages import RECIPES, train_stage
@@ -28,7 +29,7 @@ from small_world.start import make_start
 
 
 def export(folder: Path) -> None:
-    """The checkpoint that ships, in bfloat16 and the original layout, and what it scores."""
+    """Write the checkpoint that ships, in bfloat16 and the original layout, and a report of its scores."""
     source = folder.parent / "end"
     model = JanusProForConditionalGeneration.from_pretrained(source, dtype=torch.bfloat16)
     model.generation_config.image_guidance_scale = GUIDANCE_SCALE
@@ -41,7 +42,7 @@ def export(folder: Path) -> None:
 
 
 def draw_figures(folder: Path) -> None:
-    """Loss curves of every stage, for docs/; needs matplotlib."""
+    """Plot the loss curves of all stages for docs/; needs matplotlib."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
@@ -60,6 +61,7 @@ def draw_figures(folder: Path) -> None:
     figure.savefig(folder / "loss_curves.png", dpi=80)
 
 
+# Name of a piece -> the function that writes it into the folder of that name. The order is that of the run.
 PIECES: dict[str, Callable[[Path], None]] = {
     "codec": train_codec,
     "start": make_start,
@@ -72,9 +74,9 @@ PIECES: dict[str, Callable[[Path], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("runs/shapes"))
-    parser.add_argument("--only", nargs="*", choices=PIECES, default=list(PIECES))
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--work", type=Path, default=Path("runs/shapes"), help="folder of the run")
+    parser.add_argument("--only", nargs="*", choices=PIECES, default=list(PIECES), help="pieces to run, in this order")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="number of CPU threads")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.only:

@@ -1,4 +1,4 @@
-"""Parts of the script that trains the small model; the whole run is two hours."""
+"""The parts of the script that trains the small model are tested one by one, because a whole run takes two hours."""
 
 import copy
 import sys
@@ -17,7 +17,7 @@ from janus_hf.shapes import COLORS, HELD_OUT, SHAPES, random_scene
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))
 try:
-    from small_world import encoders, muon, rows, settings, start
+    from small_world import boards, codec, muon, rows, settings, start
 finally:
     sys.path.pop(0)
 
@@ -29,8 +29,8 @@ def processor(tmp_path_factory):
     return JanusProProcessor.from_pretrained(folder, num_image_tokens=64, system_prompt="")
 
 
-def test_teacher_names_every_patch_of_the_world():
-    assert len(encoders.patch_teacher().centres) == 4 * len(COLORS) * len(SHAPES) + 1
+def test_teacher_finds_every_patch_of_the_world():
+    assert len(codec.patch_teacher().centres) == 4 * len(COLORS) * len(SHAPES) + 1
 
 
 def test_words_of_the_world_are_single_tokens(processor):
@@ -42,7 +42,7 @@ def test_words_of_the_world_are_single_tokens(processor):
     "name", ["drawing", "hard_drawing", "questions", "hard_questions", "place_questions", "captions", "text"]
 )
 def test_rows_fit_and_show_nothing_that_is_held_out(processor, name):
-    """Three drawings, or one picture and its questions, in a pack."""
+    """A training row has room for three prompts with images, or for one image with its questions."""
     make_rows, arguments = rows.ROWS[name]
     for row in make_rows(**arguments | {"count": 200}):
         if "prompt" in row:
@@ -57,7 +57,7 @@ def test_rows_fit_and_show_nothing_that_is_held_out(processor, name):
         assert length + (64 + 24 if "images" in row else 0) <= settings.LENGTH
 
 
-def test_hard_questions_are_about_number_and_place():
+def test_hard_questions_ask_for_numbers_and_positions():
     def share(kept):
         rng, kinds = np.random.default_rng(0), []
         for _ in range(100):
@@ -68,15 +68,15 @@ def test_hard_questions_are_about_number_and_place():
     assert share(rows.HARD_QUESTIONS) > share(None) + 0.05
 
 
-def test_labels_say_what_stands_where():
-    board = encoders.LabelledBoards(4, seed=1)[2]
+def test_labels_name_the_object_on_every_patch():
+    board = boards.LabelledBoards(4, seed=1)[2]
     colors, shapes, row_numbers, column_numbers = board["labels"].view(4, 8, 8)
-    picture = ((board["pixel_values"].movedim(0, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
-    for thing in detect(picture):
+    image = ((board["pixel_values"].movedim(0, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    for thing in detect(image):
         column, row = (int((thing.box[k] + thing.box[k + 2]) / 2) // settings.PATCH for k in (0, 1))
         assert list(COLORS)[colors[row, column] - 1] == thing.color
         assert SHAPES[shapes[row, column] - 1] == thing.label
-    assert len(detect(picture)) == int((colors > 0).sum()) // 4
+    assert len(detect(image)) == int((colors > 0).sum()) // 4
     assert row_numbers[3, 5] == 3
     assert column_numbers[3, 5] == 5
 
@@ -90,7 +90,7 @@ def test_orthogonalise_flattens_the_spectrum():
 
 
 class Toy(nn.Module):
-    """One matrix of a "language model", and a head."""
+    """A model with one matrix that Muon trains, by its name, and a head that AdamW trains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,8 +126,8 @@ def test_muon_resumes():
 
 
 def test_round_trip_gate_sees_a_bad_codec():
-    codec = JanusProVQModel(JanusProVQConfig(**settings.CODEC))
-    assert max(encoders.round_trip(codec, prompts=4).values()) < 0.98
+    untrained = JanusProVQModel(JanusProVQConfig(**settings.CODEC))
+    assert max(codec.round_trip(untrained, prompts=4).values()) < 0.98
 
 
 def test_dialogue_asks_different_questions():

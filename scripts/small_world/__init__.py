@@ -1,1 +1,1 @@
-"""The pieces of `train_shapes.py`: how the small Janus-Pro that ships with the package is trained from nothing."""
+"""The parts of `train_shapes.py`, which trains the small Janus-Pro that ships with the package."""

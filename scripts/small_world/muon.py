@@ -1,5 +1,6 @@
-"""Muon."""
+"""The optimizer of all stages: Muon for the matrices of the language model, AdamW for all other parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,11 +10,16 @@ from .settings import MATRIX_DECAY
 
 
 class Muon(torch.optim.AdamW):
-    """Momentum, made orthogonal, for the language model's matrices (https://kellerjordan.github.io/posts/muon); AdamW
-    for the rest.
+    """Muon (https://kellerjordan.github.io/posts/muon) for the matrices of the language model, AdamW for the rest.
 
-    Here it needs about 0.6 times the steps of AdamW alone, which is what makes the run fit into two hours. Not
-    `torch.optim.Muon`, whose bfloat16 products are ten times slower than float32 on processors without units for them.
+    Muon replaces a matrix's momentum by a nearby orthogonal matrix. Here it needs about 0.6 times the steps of AdamW
+    alone, which makes the run fit into two hours. `torch.optim.Muon` is not used because its bfloat16 products are ten
+    times slower than float32 on processors without units for them.
+
+    Args:
+        model: The model; parameters that do not require gradients are left out.
+        learning_rate: Learning rate of parameters that are neither matrices nor in `aligner` or `tower`, which have
+            multiples of it.
     """
 
     def __init__(self, model: nn.Module, learning_rate: float) -> None:
@@ -34,14 +40,14 @@ class Muon(torch.optim.AdamW):
         super().__init__(settings, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """AdamW looks for its step in every state when it resumes."""
+        """Restore the state, with a `step` for matrices too, because AdamW reads one of every parameter."""
         for entry in state["state"].values():
             entry.setdefault("step", torch.zeros(()))
         super().__setstate__(state)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        """One step; matrices lose their gradients, so that AdamW leaves them alone."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update the matrices and drop their gradients, so that AdamW skips them and updates the rest."""
         for group in self.param_groups:
             for p in group["params"] if group["orthogonal"] else ():
                 if p.grad is None:
@@ -50,13 +56,14 @@ class Muon(torch.optim.AdamW):
                 momentum.lerp_(p.grad, 0.05)
                 update = orthogonalise(p.grad.lerp(momentum, 0.95))
                 p.mul_(1 - group["lr"] * MATRIX_DECAY)
+                # The factor for tall matrices is that of the reference implementation.
                 p.sub_(update, alpha=group["lr"] * max(1, p.shape[0] / p.shape[1]) ** 0.5)
                 p.grad = None
         return super().step(closure)
 
 
 def orthogonalise(matrix: torch.Tensor) -> torch.Tensor:
-    """The nearest half-orthogonal matrix, roughly: five Newton-Schulz iterations."""
+    """Return approximately the nearest matrix with orthonormal rows or columns, by five Newton-Schulz iterations."""
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(5):

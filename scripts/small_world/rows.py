@@ -1,4 +1,4 @@
-"""Data."""
+"""Make and prepare the training data, in the columns of a user's own data (see `janus_hf.data`)."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +10,13 @@ import torch
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
 from janus_hf.data import prepare
-from janus_hf.shapes import ask, describe, make_drawing, picture, random_scene
+from janus_hf.shapes import Scene, ask, describe, make_drawing, picture, random_scene
 
 from .settings import LENGTH, SEED
 
 
-# Numbers, positions and the binding of colours are learned last (measured): their prompts are drawn more often.
+# Shares of GenEval's tags among the prompts. Numbers, positions and the binding of colours are learned last
+# (measured), so their prompts are more frequent.
 TAG_WEIGHTS = {
     "single_object": 0.04,
     "two_object": 0.08,
@@ -32,13 +33,19 @@ HARD_TAG_WEIGHTS = {
     "position": 0.36,
     "color_attr": 0.15,
 }
-# The same for questions: how likely one is kept.
+# Probability that a random question is kept, by kind of question, for the same reason.
 HARD_QUESTIONS = {"where": 1.0, "count": 1.0, "describe": 0.8, "exists": 0.5, "colour": 0.25, "shape": 0.2}
 PLACE_QUESTIONS = {"where": 1.0, "count": 0.1, "describe": 0.1, "exists": 0.05, "colour": 0.05, "shape": 0.05}
 
 
 def drawing_rows(count: int, weights: dict[str, float], seed: int) -> Iterator[dict[str, Any]]:
-    """`prompt`, `image`; half of the prompts name every colour."""
+    """Yield rows `{"prompt", "image"}` for image generation; half of the prompts name the colour of every object.
+
+    Args:
+        count: Number of rows.
+        weights: Probability of every tag.
+        seed: Seed of the rows.
+    """
     rng = np.random.default_rng(seed)
     for _ in range(count):
         tag = str(rng.choice(list(weights), p=list(weights.values())))
@@ -47,7 +54,7 @@ def drawing_rows(count: int, weights: dict[str, float], seed: int) -> Iterator[d
 
 
 def caption_rows(count: int) -> Iterator[dict[str, Any]]:
-    """`messages`, `images`: a picture and all that is on it, in words."""
+    """Yield rows `{"messages", "images"}`: an image and the question for a caption of all objects, with the answer."""
     rng = np.random.default_rng(SEED + 8)
     for _ in range(count):
         scene = random_scene(rng)
@@ -57,17 +64,23 @@ def caption_rows(count: int) -> Iterator[dict[str, Any]]:
 
 
 def question_rows(count: int, kept: dict[str, float] | None, seed: int) -> Iterator[dict[str, Any]]:
-    """`messages`, `images`: a picture and up to eight different questions about it."""
+    """Yield rows `{"messages", "images"}`: an image and up to eight different questions about it, with the answers.
+
+    Args:
+        count: Number of scenes; a scene without any question that is kept gives no row.
+        kept: Probability that a question is kept, by kind; None keeps all.
+        seed: Seed of the rows.
+    """
     rng = np.random.default_rng(seed)
     for _ in range(count):
         scene = random_scene(rng)
         messages = dialogue(scene, rng, 8, kept, opening="<image>\n")
-        if messages:  # of some scenes nothing is asked that is kept
+        if messages:
             yield {"messages": messages, "images": [picture(scene)]}
 
 
 def text_rows(count: int) -> Iterator[dict[str, Any]]:
-    """`messages`: a scene in words and up to five different questions about it."""
+    """Yield rows `{"messages"}` without images: a scene in words and up to five different questions about it."""
     rng = np.random.default_rng(SEED + 6)
     for _ in range(count):
         scene = random_scene(rng, most=3)
@@ -75,10 +88,19 @@ def text_rows(count: int) -> Iterator[dict[str, Any]]:
 
 
 def dialogue(
-    scene: Any, rng: np.random.Generator, most: int, kept: dict[str, float] | None = None, *, opening: str
+    scene: Scene, rng: np.random.Generator, most: int, kept: dict[str, float] | None = None, *, opening: str
 ) -> list[dict[str, str]]:
-    """Up to `most` different questions and their answers, as a conversation."""
+    """Return up to `most` different questions and their answers as the messages of one conversation.
+
+    Args:
+        scene: The scene that the questions are about.
+        rng: Source of all random choices.
+        most: Largest number of questions.
+        kept: Probability that a question is kept, by kind; None keeps all.
+        opening: Text in front of the first question.
+    """
     asked: dict[str, str] = {}
+    # A kind that is rarely kept takes more attempts; a scene with few possible questions must not loop forever.
     for _ in range(most if kept is None else 6 * most):
         question = ask(scene, rng)
         if kept is None or rng.random() < kept[question.kind]:
@@ -86,12 +108,13 @@ def dialogue(
         if len(asked) == most:
             break
     messages = []
-    for number, (question, answer) in enumerate(asked.items()):
-        messages.append({"role": "user", "content": question if number else opening + question})
+    for number, (text, answer) in enumerate(asked.items()):
+        messages.append({"role": "user", "content": text if number else opening + text})
         messages.append({"role": "assistant", "content": answer})
     return messages
 
 
+# Name of a data source -> the function that yields its rows, and the arguments of the function.
 ROWS: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], dict[str, Any]]] = {
     "drawing": (drawing_rows, {"count": 60_000, "weights": TAG_WEIGHTS, "seed": SEED + 4}),
     "hard_drawing": (drawing_rows, {"count": 60_000, "weights": HARD_TAG_WEIGHTS, "seed": SEED + 104}),
@@ -104,9 +127,9 @@ ROWS: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], dict[str, Any]]] 
 
 
 def prepare_data(folder: Path) -> None:
-    """What `janus-hf prepare` does, source by source."""
+    """Prepare every data source in a folder of its own below `folder`, as `janus-hf prepare` does."""
     model = JanusProForConditionalGeneration.from_pretrained(folder.parent / "start", dtype=torch.float32)
     processor = JanusProProcessor.from_pretrained(folder.parent / "start")
-    for name, (make_rows, settings) in ROWS.items():
-        rows = datasets.Dataset.from_generator(make_rows, gen_kwargs=settings, cache_dir=str(folder / "cache"))
+    for name, (make_rows, arguments) in ROWS.items():
+        rows = datasets.Dataset.from_generator(make_rows, gen_kwargs=arguments, cache_dir=str(folder / "cache"))
         prepare(rows, folder / name, model, processor, max_length=LENGTH, batch_size=64)

@@ -1,17 +1,17 @@
-"""Seed and sizes of the small model."""
+"""Seed and sizes of the small model and of its training."""
 
 from janus_hf.shapes import SIDE
 
 
-SEED = 20261121
-PATCH = 8  # pixels per side of a code: a quarter of a cell, so that the world has 4 x 8 x 4 + 1 distinct patches
-WIDTH = 192
-VOCAB_SIZE = 512
-CONTEXT = 256
-LENGTH = 248  # of a pack: three drawings, or one and a picture with its questions
+SEED = 20261121  # every source of random numbers is seeded with this, or with this plus a number of its own
+PATCH = 8  # pixels per side of an image token: a quarter of a cell, so the world has 4 x 8 x 4 + 1 distinct patches
+WIDTH = 192  # hidden size of the language model
+VOCAB_SIZE = 512  # text tokens
+CONTEXT = 256  # positions of the language model
+LENGTH = 248  # positions of a training row: three prompts with images, or one and an image with its questions
 ROWS_PER_STEP = 21
 MATRIX_DECAY = 0.1  # without it the matrices' norms grew sevenfold in 4,000 steps, and nothing new was learned
-GUIDANCE_SCALE = 1.25  # what this model draws best with: 1.5 costs counting, 1 costs positions
+GUIDANCE_SCALE = 1.25  # with which this model generates best: 1.5 costs counting, 1 costs positions
 
 TEXT = {
     "vocab_size": VOCAB_SIZE,

@@ -1,4 +1,4 @@
-"""The stages."""
+"""The stages of training after codec and tower: which data each uses, its schedule, and the run of one stage."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,11 @@ from .trainer_files import last_checkpoint, record_log
 
 @dataclass(frozen=True)
 class Recipe:
-    """One stage's data and schedule; `stage` decides what is trained."""
+    """The data and the schedule of one stage."""
 
-    stage: str
-    start: str
-    ratios: dict[str, float]
+    stage: str  # stage of `JanusProSFTConfig`, which decides which parts of the model are trained
+    start: str  # folder of the model to start from
+    ratios: dict[str, float]  # data source -> its share of the rows
     steps: int
     learning_rate: float
     schedule: str = "constant_with_warmup"
@@ -30,23 +30,28 @@ MIXTURE = {"captions": 0.5, "questions": 3, "text": 0.5, "drawing": 7}
 HARD_MIXTURE = {"captions": 1.5, "hard_questions": 3, "text": 0.5, "hard_drawing": 6}
 END_MIXTURE = {"captions": 0.5, "hard_questions": 2, "place_questions": 1.5, "text": 0.3, "hard_drawing": 6}
 RECIPES = {
-    # Stands in for the trained language model that the paper starts from: words, and who is which colour, from text.
+    # In place of the trained language model that the paper starts from: words, and which object has which colour,
+    # learned from text.
     "language": Recipe("stage2", "start", {"text": 1}, 150, 1e-3),
-    # Stands in for the rest of what those have seen: what is on pictures, and words for it. Learned here, before
-    # drawing, in 300 steps; beside drawing it had not been learned in 4,300.
+    # In place of the images that those models have seen: which objects an image shows, and the words for them. Learned
+    # here, before image generation, in 300 steps; beside image generation it had not been learned in 4,300.
     "looking": Recipe("stage2", "language", {"captions": 1, "questions": 2}, 300, 1e-3, "cosine"),
-    # The paper's ratios (understanding : text : drawing) are 1:0:3, 2:3:5 and 5:1:4.
+    # The paper's ratios (understanding : text : generation) are 1:0:3, 2:3:5 and 5:1:4.
     "stage1": Recipe("stage1", "looking", {"captions": 1, "drawing": 3}, 60, 5e-4),
     "stage2": Recipe("stage2", "stage1", MIXTURE, 1250, 1e-3),
     "stage3": Recipe("stage3", "stage2", HARD_MIXTURE, 1600, 1e-3, "cosine"),
-    # The one skill that did not come beside drawing: from a thing to its place. By itself it comes within 100 steps.
+    # The one skill that was not learned beside image generation: to tell where an object is. By itself it is learned
+    # within 100 steps.
     "places": Recipe("stage3", "stage3", {"captions": 0.3, "hard_questions": 1, "place_questions": 3}, 130, 7e-4),
     "end": Recipe("stage3", "places", END_MIXTURE, 220, 6e-4, "cosine"),
 }
 
 
 def train_stage(folder: Path) -> None:
-    """One stage, from where the previous one stopped."""
+    """Train one stage and save the model in `folder`, whose name is the stage's name in `RECIPES`.
+
+    The stage starts from the model of the previous stage, or resumes from its own last checkpoint.
+    """
     recipe = RECIPES[folder.name]
     source = folder.parent / recipe.start
     processor = JanusProProcessor.from_pretrained(source)
@@ -86,7 +91,8 @@ def train_stage(folder: Path) -> None:
         processing_class=processor,
         facts={"plan_hash": plan.hash},
     )
-    trainer.optimizer = Muon(model, recipe.learning_rate)  # now that the stage has said what is trained
+    # Only now, because the trainer has just frozen the parameters that its stage does not train.
+    trainer.optimizer = Muon(model, recipe.learning_rate)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.save_model()
     trainer.create_model_card()

@@ -1,4 +1,4 @@
-"""Tokenizer and untrained model."""
+"""Make the tokenizer, and the model that training starts from."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from transformers import LlamaConfig
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration, JanusProImageProcessor, JanusProProcessor
 from janus_hf.modeling import JanusProVQModel
 from janus_hf.shapes import SIDE, TAGS, ask, describe, make_drawing, random_scene
-from new_checkpoint import write_tokenizer
+from new_checkpoint import save_checkpoint, write_tokenizer
 
-from .encoders import pretrain_tower
 from .settings import CODEC, CONTEXT, PATCH, SEED, TEXT, VISION, VOCAB_SIZE
+from .tower import pretrain_tower
 
 
 def make_tokenizer(folder: Path) -> None:
-    """Byte-level BPE with DeepSeek's special tokens, as the released one, learned from what is said in this world."""
+    """Learn a byte-level BPE, the kind of the released tokenizer, from the world's prompts, captions and questions."""
     rng = np.random.default_rng(SEED + 2)
     corpus = []
     for index in range(6000):
@@ -28,7 +28,7 @@ def make_tokenizer(folder: Path) -> None:
 
 
 def make_start(folder: Path) -> None:
-    """Tokenizer and model: the trained codec, everything else at random."""
+    """Save tokenizer and model in `folder`: the trained codec, a pre-trained tower and random weights elsewhere."""
     make_tokenizer(folder)
     processor = JanusProProcessor.from_pretrained(
         folder,
@@ -41,11 +41,7 @@ def make_start(folder: Path) -> None:
     model = JanusProForConditionalGeneration(config)
     codec = JanusProVQModel.from_pretrained(folder.parent / "codec")
     model.model.vqmodel.load_state_dict(codec.state_dict())
-    # The language model reads codes through a table of its own; at the start it holds what the codec's does.
+    # The language model has an embedding table of its own for image tokens; it starts as a copy of the codec's.
     model.model.generation_embeddings.weight.data.copy_(codec.quantize.embedding.weight)
     pretrain_tower(model.model.vision_model)
-    model.config.image_token_id = processor.image_token_id
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(model.generation_config, name, getattr(processor, name))
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    save_checkpoint(model, processor, folder)

@@ -1,27 +1,24 @@
-"""Time and memory of loading a full-size original checkpoint, against reading its files and nothing else.
+"""Measure time and memory of loading a full-size original checkpoint, against only reading its files.
 
     python -m benchmarks.load [--size 1b|7b] [--folder FOLDER] [--repeats 3]
 
-Makes a random checkpoint in the original format (every key, shape and dtype of the real one; 4.2 GB for the 1B), then
-in fresh processes,
-interleaved:
+The benchmark makes a random checkpoint in the original format (every key, shape and dtype of the real one; 4.2 GB for
+the 1B). Then it measures by turns, each in a fresh process:
 
-* read:  `torch.load(mmap=True)` of every file and a copy of every tensor: the least any loader that owns its weights
-  can do;
-* ours:  `AutoModel.from_pretrained`, followed by reading every weight once (a memory-mapped load would otherwise count
-  as free).
+* read:  `torch.load(mmap=True)` of every file and a copy of every tensor, the minimum for a loader that owns its
+  weights;
+* ours:  `AutoModel.from_pretrained`, followed by reading every weight once, because a memory-mapped load would
+  otherwise count as free.
 
-Memory is the peak of the process's resident set, split into anonymous pages (what the process owns) and file pages
-(the page cache of the mapped checkpoint, which the system takes back when it needs it). The interpreter with all
-imports done is subtracted.
+Memory is the peak of the process's resident set, split into anonymous pages (which the process owns) and file pages
+(the page cache of the mapped checkpoint, which the system takes back when it needs it). The memory of the interpreter
+with all imports done is subtracted.
 """
 
 import argparse
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -29,6 +26,7 @@ from pathlib import Path
 import torch
 
 from .memory import PeakMemory
+from .reporting import make_parser, measure_in_new_process
 
 
 GOLDENS = Path(__file__).parents[1] / "tests" / "goldens"
@@ -37,7 +35,7 @@ WIDTHS = {"1b": 2048, "7b": 4096}
 
 
 def make_checkpoint(folder: Path, size: str) -> int:
-    """Write the checkpoint, return its weights' size in bytes."""
+    """Write a random checkpoint into an existing folder and return the size of its weights in bytes."""
     keys = json.loads((GOLDENS / f"keys_{size}.json").read_text())["keys"]
     width = WIDTHS[size]
     text = {
@@ -89,7 +87,7 @@ def make_checkpoint(folder: Path, size: str) -> int:
 
 
 def read_files(folder: Path) -> dict[str, torch.Tensor]:
-    """The baseline."""
+    """Read every file and copy every tensor: the baseline."""
     copies = {}
     for file in sorted(folder.glob("*.bin")):
         for name, tensor in torch.load(file, mmap=True, weights_only=True, map_location="cpu").items():
@@ -98,18 +96,19 @@ def read_files(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_ours(folder: Path) -> object:
-    """`AutoModel.from_pretrained`, and every weight read once."""
+    """Load with `AutoModel.from_pretrained` and read from every memory page of the weights."""
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder)
     for parameter in model.parameters():
-        parameter.view(-1)[:: 2048 // parameter.element_size()].sum()  # one element of every half page
+        # One element of every half page is enough for the system to load all pages.
+        parameter.view(-1)[:: 2048 // parameter.element_size()].sum()
     return model
 
 
 def measure(what: str, folder: Path) -> None:
-    """Run in a process of its own; prints one JSON line."""
-    import janus_hf  # noqa: F401  imports are not what is measured
+    """Print seconds and peak memory of "read" or "ours" as one JSON line. Run it in a process of its own."""
+    import janus_hf  # noqa: F401  imported before the clock starts
 
     with PeakMemory() as memory:
         start = time.perf_counter()
@@ -120,7 +119,8 @@ def measure(what: str, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Make the checkpoint, measure, and print the table."""
+    parser = make_parser(__doc__)
     parser.add_argument("--size", choices=("1b", "7b"), default="1b")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here (default: a temporary folder)")
     parser.add_argument("--repeats", type=int, default=3)
@@ -137,9 +137,8 @@ def main() -> None:
         runs: dict[str, list[dict[str, float]]] = {"read": [], "ours": []}
         for _ in range(arguments.repeats):
             for what, results in runs.items():
-                command = [sys.executable, "-m", "benchmarks.load", "--folder", str(folder), "--measure", what]
-                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                results.append(json.loads(output.splitlines()[-1]))
+                measured = measure_in_new_process("benchmarks.load", "--folder", str(folder), "--measure", what)
+                results.append(measured)
     finally:
         if arguments.folder is None:
             shutil.rmtree(folder)

@@ -1,11 +1,17 @@
-"""Peak memory of a stretch of code, as the system counts it."""
+"""Measure the peak memory of a block of code, as the operating system or CUDA counts it."""
 
 import threading
 from pathlib import Path
 
+import torch
+
 
 class PeakMemory:
-    """Samples this process's resident set every 5 ms; `peak` is [anonymous, file] bytes above the state at entry."""
+    """Context manager that samples this process's resident set every 5 ms.
+
+    `peak` is [anonymous, file] in bytes above the state at entry: pages that the process owns, and pages of files that
+    it has mapped.
+    """
 
     def __enter__(self) -> "PeakMemory":
         self.start = self._read()
@@ -33,3 +39,28 @@ class PeakMemory:
         status = Path("/proc/self/status").read_text().splitlines()
         fields = {line.split(":")[0]: line.split()[1] for line in status if line.startswith("Rss")}
         return [int(fields["RssAnon"]) * 1024, int(fields["RssFile"]) * 1024]
+
+
+class PeakDeviceMemory:
+    """Context manager that measures the memory of a device.
+
+    `bytes` is the peak above the state at entry: of CUDA's allocator on a GPU, else of this process's own pages.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device.startswith("cuda")
+
+    def __enter__(self) -> "PeakDeviceMemory":
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated()
+        else:
+            self.process = PeakMemory().__enter__()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.cuda:
+            self.bytes = torch.cuda.max_memory_allocated() - self.before
+        else:
+            self.process.__exit__()
+            self.bytes = self.process.peak[0]

@@ -1,32 +1,29 @@
-"""The models that are timed against each other: full-size, of random weights, which all of them share."""
+"""Full-size models with random weights: ours, and transformers' own Janus around the same weights."""
 
-import os
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig, initialization
 
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration
 
 
-BOS, PAD, BOI, IMAGE = 100000, 100015, 100016, 100581  # of the released tokenizers
+BOS, PAD, BOI, IMAGE = 100000, 100015, 100016, 100581  # ids of the released tokenizers
 SIZES: dict[str, dict[str, Any]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32},
-    # For trying the benchmark itself; every other size is as in the 1B.
+    # For testing the benchmark itself; vocabulary and codec have the sizes of the 1B.
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 
 
 def make_config(size: str) -> JanusProConfig:
-    """The configuration of a released model."""
+    """Return the configuration of a released model, or of one with a tiny language model."""
     width = SIZES[size]["hidden_size"]
+    vision_layers = 1 if size == "tiny" else 24  # image generation does not run the vision encoder
     return JanusProConfig(
         text_config=LlamaConfig(**SIZES[size], vocab_size=102400, max_position_embeddings=16384),
-        vision_config={"image_size": 384, "patch_size": 16, "hidden_size": 1024, "num_hidden_layers": 24}
+        vision_config={"image_size": 384, "patch_size": 16, "hidden_size": 1024, "num_hidden_layers": vision_layers}
         | {"num_attention_heads": 16, "projection_dim": width},
         vq_config={"projection_dim": width, "image_token_embed_dim": width},
         image_token_id=IMAGE,
@@ -34,9 +31,10 @@ def make_config(size: str) -> JanusProConfig:
 
 
 def make_ours(size: str, dtype: torch.dtype, device: str) -> JanusProForConditionalGeneration:
-    """Ours, with weights of the size that trained ones have."""
+    """Return our model with random weights of about the magnitude that trained ones have."""
     config = make_config(size)
     torch.manual_seed(0)
+    # transformers' initialisation is left out, because the weights are set below.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -55,14 +53,19 @@ def make_ours(size: str, dtype: torch.dtype, device: str) -> JanusProForConditio
 
 
 def make_theirs(ours: JanusProForConditionalGeneration) -> JanusForConditionalGeneration:
-    """transformers' own Janus around the same tensors."""
+    """Return transformers' own Janus around the same tensors.
+
+    Raises:
+        RuntimeError: If it has weights that our model has not.
+    """
     with torch.device("meta"):
         theirs = JanusForConditionalGeneration(JanusConfig.from_dict(ours.config.to_file_dict("transformers")))
     theirs.load_state_dict(ours.state_dict(), strict=False, assign=True)
     lost = [name for name, tensor in theirs.named_parameters() if tensor.is_meta]
     if lost:
         raise RuntimeError(f"transformers' Janus has weights that ours has not: {lost[:5]}")
-    for module in theirs.modules():  # tables that are computed and not saved
+    # Tables that are computed and not saved, such as RoPE frequencies, are still without values.
+    for module in theirs.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:
                 twin = ours.get_submodule(next(n for n, m in theirs.named_modules() if m is module))
@@ -70,23 +73,3 @@ def make_theirs(ours: JanusProForConditionalGeneration) -> JanusForConditionalGe
     theirs.generation_config.update(bos_token_id=BOS, pad_token_id=PAD, eos_token_id=PAD)
     theirs.generation_config.generation_kwargs = {"boi_token_id": BOI}
     return theirs.eval()
-
-
-def describe_machine(device: str, dtype: torch.dtype) -> str:
-    """Hardware and versions, for the head of a table."""
-    if device.startswith("cuda"):
-        hardware = torch.cuda.get_device_name(device)
-    else:
-        names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-        capability = torch.backends.cpu.get_cpu_capability()
-        hardware = f"{names[0] if names else platform.processor()} ({capability}), {torch.get_num_threads()} threads"
-    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return (
-        f"{hardware}{load}; {str(dtype).removeprefix('torch.')}; torch {torch.__version__}, transformers "
-        f"{transformers.__version__}"
-    )
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []

@@ -1,21 +1,17 @@
-"""What fewer bits cost: the small model in float32, in bfloat16, and with int8 and int4 weights.
+"""Measure what fewer bits cost: the small model in float32, in bfloat16, and with int8 and int4 weights.
 
     python -m benchmarks.quality [--contenders float32 bfloat16 int8 int4] [--prompts-per-tag 20]
         [--images-per-prompt 4] [--questions 600] [--seed 0] [--device cpu] [--output FILE]
 
-The embedded model draws and answers; int8 and int4 are torchao's weight-only quantisation of its language model, which
-computes in bfloat16. Of every contender:
+The model inside the package generates and answers. int8 and int4 are torchao's weight-only quantisation of its
+language model, which computes in bfloat16. For every contender the table shows:
 
-- same code, KL: the float32 model draws `--prompts-per-tag` pictures for each of the six tags, and the contender is
-  led along its codes. The share of codes at which both hold the same code for the likeliest, and the divergence of the
-  contender's distribution from the float32 model's, in nats per code, both after guidance. bfloat16's rounding is the
-  measure of what to worry about.
+- same code, KL: the float32 model generates images of `--prompts-per-tag` prompts for each of the six tags, and the
+  contender is teacher-forced with their image tokens. "same code" is the share of tokens at which both models find the
+  same token most likely; KL is the divergence of the contender's distribution from the float32 model's, in nats per
+  token. Both are taken after guidance. The values of bfloat16 show how much rounding alone costs.
 - drawing, answers: the scores of `janus-hf eval shapes`, without the combinations that training never showed.
 """
-
-import argparse
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,9 +21,11 @@ from janus_hf.assets import DEFAULT_MODEL
 from janus_hf.evaluation.benchmarks.shapes_world import evaluate_shapes
 from janus_hf.shapes import TAGS, make_drawing
 
-from .peers import describe_machine
+from .machine import describe_machine
+from .reporting import Report, add_device, add_output, make_parser
 
 
+# Name -> dtype, and the bits of the language model's weights if they are quantised.
 CONTENDERS = {
     "float32": (torch.float32, None),
     "bfloat16": (torch.bfloat16, None),
@@ -38,7 +36,7 @@ BATCH = 64
 
 
 def make_pipeline(name: str, device: str) -> JanusProPipeline:
-    """The small model as a contender."""
+    """Load the model inside the package as a contender."""
     dtype, bits = CONTENDERS[name]
     quantisation = {"quantization_config": bits, "device_map": device} if bits else {}
     pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype=dtype, **quantisation).to(device)
@@ -47,21 +45,32 @@ def make_pipeline(name: str, device: str) -> JanusProPipeline:
 
 
 def make_prompts(per_tag: int, seed: int) -> list[str]:
-    """Prompts of every tag."""
+    """Return `per_tag` prompts of every tag."""
     rng = np.random.default_rng(seed)
     return [make_drawing(tag, rng).prompt for tag in TAGS for _ in range(per_tag)]
 
 
 def guided_logits(
-    pipe: Any, prompts: list[str], seed: int, forced: torch.Tensor | None = None
+    pipe: JanusProPipeline, prompts: list[str], seed: int, forced: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes `(N, P)`, drawn or given, and the logits `(N, P, K)` from which each of them was, or would have been."""
-    codes, logits = [], []
+    """Generate one image per prompt and return its image tokens and their logits.
+
+    Args:
+        pipe: The contender.
+        prompts: N prompts.
+        seed: Seed of the first image; every further image has the next one.
+        forced: Image tokens `(N, P)` to feed instead of the generated ones.
+
+    Returns:
+        Image tokens `(N, P)`, and logits after guidance `(N, P, K)` from which each token was sampled, or would have
+        been.
+    """
+    image_ids, logits = [], []
     for start in range(0, len(prompts), BATCH):
         rows = slice(start, start + BATCH)
         inputs = pipe.processor.prepare_image_generation(prompts[rows]).to(pipe.device)
         given = None if forced is None else forced[rows].to(pipe.device)
-        drawn = pipe.model.generate_images(
+        output = pipe.model.generate_images(
             **inputs,
             pad_token_id=pipe.processor.pad_token_id,
             generator=[torch.Generator().manual_seed(seed + n) for n in range(len(prompts))[rows]],
@@ -69,55 +78,45 @@ def guided_logits(
             output_logits=True,
             return_dict_in_generate=True,
         )
-        codes.append(drawn.image_ids.cpu())
-        logits.append(drawn.logits.cpu())
-    return torch.cat(codes), torch.cat(logits)
+        image_ids.append(output.image_ids.cpu())
+        logits.append(output.logits.cpu())
+    return torch.cat(image_ids), torch.cat(logits)
 
 
 def compare(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
-    """Share of equal likeliest codes, and mean divergence KL(expected || found) in nats."""
+    """Return the share of equal most likely tokens, and the mean divergence KL(expected || found) in nats."""
     same = (expected.argmax(dim=-1) == found.argmax(dim=-1)).float().mean().item()
     wanted, given = expected.log_softmax(dim=-1), found.log_softmax(dim=-1)
     return same, (wanted.exp() * (wanted - given)).sum(dim=-1).mean().item()
 
 
-def versions(device: str) -> str:
-    """Hardware and versions, torchao's too where it is installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        torchao = f", torchao {version('torchao')}"
-    except PackageNotFoundError:
-        torchao = ""
-    return describe_machine(device, torch.bfloat16) + torchao
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print one row per contender."""
+    parser = make_parser(__doc__)
     parser.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--prompts-per-tag", type=int, default=20)
     parser.add_argument("--images-per-prompt", type=int, default=4)
     parser.add_argument("--questions", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--output", type=Path, help="write the table here as well")
+    add_device(parser)
+    add_output(parser)
     arguments = parser.parse_args()
 
     prompts = make_prompts(arguments.prompts_per_tag, arguments.seed + 100)
-    codes, expected = guided_logits(make_pipeline("float32", arguments.device), prompts, arguments.seed)
-    pictures = len(TAGS) * arguments.prompts_per_tag * arguments.images_per_prompt
-    lines = [
-        f"{versions(arguments.device)}; {codes.numel()} codes led along, {pictures} pictures, "
-        f"{arguments.questions} questions",
+    image_ids, expected = guided_logits(make_pipeline("float32", arguments.device), prompts, arguments.seed)
+    num_images = len(TAGS) * arguments.prompts_per_tag * arguments.images_per_prompt
+    report = Report()
+    report.add(
+        f"{describe_machine(arguments.device, torch.bfloat16, 'torchao')}; {image_ids.numel()} codes led along, "
+        f"{num_images} pictures, {arguments.questions} questions",
         "",
         "| weights | same code as float32 | KL per code, nats | drawing | answers |",
         "|---|---:|---:|---:|---:|",
-    ]
-    print("\n".join(lines), flush=True)
+    )
     for name in arguments.contenders:
         pipe = make_pipeline(name, arguments.device)
-        same, divergence = compare(expected, guided_logits(pipe, prompts, arguments.seed, codes)[1])
-        report = evaluate_shapes(
+        same, divergence = compare(expected, guided_logits(pipe, prompts, arguments.seed, image_ids)[1])
+        scores = evaluate_shapes(
             pipe,
             prompts_per_tag=arguments.prompts_per_tag,
             images_per_prompt=arguments.images_per_prompt,
@@ -126,11 +125,8 @@ def main() -> None:
             seed=arguments.seed,
             batch_size=BATCH,
         )
-        row = f"| {name} | {same:.4f} | {divergence:.1e} | {report.overall:.3f} | {report.answers_overall:.3f} |"
-        lines.append(row)
-        print(row, flush=True)
-    if arguments.output:
-        arguments.output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        report.add(f"| {name} | {same:.4f} | {divergence:.1e} | {scores.overall:.3f} | {scores.answers_overall:.3f} |")
+    report.save(arguments.output)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""Memory of the heads' losses and speed of packed against padded training, at the sizes of Janus-Pro-1B; speed of the
-data loader against training.
+"""Measure memory of the heads' losses, speed of packed against padded training, and speed of the data loader.
 
     python -m benchmarks.training [heads] [trunk] [loader] [--tokens 4096] [--documents 12]
 
-* heads: forward and backward of one head's cross-entropy over a sequence, float32, each in a fresh process: our
+Heads and trunk have the sizes of Janus-Pro-1B.
+
+* heads: forward and backward of one head's cross-entropy over a sequence in float32, each in a fresh process: our
   chunked loss against `cross_entropy(head(hidden))`. Memory is the peak above the state before, which holds the head
-  and the hidden states; it includes the gradients that are left.
-* trunk: forward and backward of the language model (activation checkpointing as in the recipes), float32, on documents
-  with lengths like those of the paper's stage 3: packed into rows of 4096 with restarting positions, against batches
-  of four documents padded to the longest. Tokens per second count the documents' own tokens, not padding.
-* loader: packs of prepared rows of the small world through DataLoader and collator (no workers), against forward,
-  backward and AdamW on the small model, full fine-tuning; tokens per second, medians over interleaved rounds.
+  and the hidden states; it includes the gradients that remain.
+* trunk: forward and backward of the language model in float32 (activation checkpointing as in the recipes), on
+  documents with lengths like those of the paper's stage 3: packed into rows of `--tokens` with restarting positions,
+  against batches of four documents padded to the longest. Tokens per second count the documents' own tokens, not
+  padding.
+* loader: packed rows of the small world's data through DataLoader and collator (no workers), against forward, backward
+  and AdamW of full fine-tuning on the small model; tokens per second, medians over interleaved rounds.
 """
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .memory import PeakMemory
+from .reporting import make_parser, measure_in_new_process
 
 
 WIDTH, VOCABULARY, CODES = 2048, 102400, 16384
@@ -34,7 +35,13 @@ PARTS = ("heads", "trunk", "loader")
 
 
 def measure_head(head_name: str, chunked: bool, tokens: int) -> dict[str, float]:
-    """Seconds and peak bytes of one forward and backward; run in a process of its own."""
+    """Return seconds, peak bytes and loss of one forward and backward pass. Run it in a process of its own.
+
+    Args:
+        head_name: "text" or "image".
+        chunked: Use our chunked loss instead of the full logits.
+        tokens: Length of the sequence.
+    """
     from janus_hf.modeling.heads import JanusProImageHead
     from janus_hf.modeling.loss import chunked_cross_entropy
 
@@ -55,13 +62,17 @@ def measure_head(head_name: str, chunked: bool, tokens: int) -> dict[str, float]
 
 
 def print_heads(tokens: int) -> None:
+    """Print the table of the heads' losses.
+
+    Raises:
+        AssertionError: If the two losses of a head differ.
+    """
     print("| head | loss | peak memory, GB | per token, KB | seconds |\n|---|---|---:|---:|---:|")
     for head in ("text", "image"):
         losses = []
         for kind in ("chunked", "full"):
-            command = [sys.executable, "-m", "benchmarks.training", "--measure", head, kind, "--tokens", str(tokens)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            result = json.loads(output.splitlines()[-1])
+            sizes = ("--tokens", str(tokens))
+            result = measure_in_new_process("benchmarks.training", "--measure", head, kind, *sizes)
             losses.append(result["loss"])
             peak = result["peak"]
             print(f"| {head} | {kind} | {peak / 1e9:.2f} | {peak / tokens / 1e3:.0f} | {result['seconds']:.1f} |")
@@ -69,7 +80,7 @@ def print_heads(tokens: int) -> None:
 
 
 def document_lengths(count: int) -> np.ndarray:
-    """Understanding : text : drawing = 5 : 1 : 4, shuffled."""
+    """Return random lengths of documents, understanding : text : image generation = 5 : 1 : 4, shuffled."""
     rng = np.random.default_rng(0)
     kinds = rng.choice(3, size=count, p=[0.5, 0.1, 0.4])
     low, high = np.array([620, 50, 600]), np.array([901, 2001, 641])
@@ -77,7 +88,13 @@ def document_lengths(count: int) -> np.ndarray:
 
 
 def run_trunk(model: nn.Module, position_ids: torch.Tensor, mask: torch.Tensor | None) -> float:
-    """Seconds of one forward and backward over `(B, T)` positions."""
+    """Return the seconds of one forward and backward pass.
+
+    Args:
+        model: The language model.
+        position_ids: `(B, T)`; positions that restart separate the documents of a packed row.
+        mask: Attention mask `(B, T)`, None without padding.
+    """
     model.zero_grad(set_to_none=False)
     embeds = torch.randn(*position_ids.shape, WIDTH, requires_grad=True)
     start = time.perf_counter()
@@ -87,6 +104,7 @@ def run_trunk(model: nn.Module, position_ids: torch.Tensor, mask: torch.Tensor |
 
 
 def print_trunk(documents: int, length: int) -> None:
+    """Print the table of packed against padded training; `length` is that of a packed row."""
     from transformers import LlamaConfig, LlamaModel
 
     torch.manual_seed(0)
@@ -95,6 +113,7 @@ def print_trunk(documents: int, length: int) -> None:
     lengths = document_lengths(documents)
     total = int(lengths.sum())
 
+    # Filling rows in order is enough here: how well rows are packed is not what is measured.
     rows: list[list[int]] = [[]]
     for size in lengths.tolist():
         if sum(rows[-1]) + size > length:
@@ -115,6 +134,14 @@ def print_trunk(documents: int, length: int) -> None:
 
 
 def print_loader(rounds: int = 5, batches: int = 20, batch_size: int = 32, length: int = 168) -> None:
+    """Print the table of the data loader's speed against training's.
+
+    Args:
+        rounds: How often both are measured, by turns.
+        batches: Batches per round for the loader; training takes one.
+        batch_size: Packed rows per batch.
+        length: Largest length of a packed row.
+    """
     from torch.utils.data import DataLoader
 
     from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
@@ -158,7 +185,8 @@ def print_loader(rounds: int = 5, batches: int = 20, batch_size: int = 32, lengt
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Print the tables of the parts that are named, by default of all."""
+    parser = make_parser(__doc__)
     parser.add_argument("what", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--documents", type=int, default=12)

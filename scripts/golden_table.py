@@ -3,8 +3,8 @@
     python scripts/golden_table.py
 
 The goldens were computed by deepseek-ai/Janus @ 1daa72f under transformers 4.48.3 in float32 from the tiny
-original-format checkpoint in `tests/goldens` (its `manifest.json` explains each tensor). The script exits with 1 if any
-quantity deviates by more than is allowed.
+original-format checkpoint in `tests/goldens` (its `manifest.json` explains each tensor). The script exits with 1 if
+any quantity deviates by more than is allowed.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The benchmarks run, whole, on tiny models: what they print on a real machine is theirs to say."""
+"""The benchmarks run from beginning to end on tiny models and print complete tables; no time is tested."""
 
 import importlib
 import subprocess
@@ -12,12 +12,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def table(output: str) -> list[list[str]]:
-    """Its rows, of all that was printed."""
+    """Return the cells of all table rows in a text."""
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in output.splitlines() if line.startswith("|")]
 
 
 def benchmark(*arguments: str) -> list[list[str]]:
-    """The rows of the table it prints."""
+    """Run `python -m arguments` and return the cells of the table rows that it prints."""
     command = [sys.executable, "-m", *arguments]
     return table(subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout)
 
@@ -31,7 +31,8 @@ def test_drawing():
     assert all(float(row[2]) > 0 for row in timed)
     errors = {row[0]: float(row[1]) for row in rows[-2:]}
     assert set(errors) == {"ours", "in_tree"}
-    # bfloat16 has 8 bits: nothing would mean that float32 was compared with itself, units that another model was.
+    # bfloat16 has 8 bits. An error of zero would mean that float32 was compared with itself, an error of whole units
+    # that another model was.
     assert all(1e-6 < error < 0.1 for error in errors.values())
 
 
@@ -46,14 +47,14 @@ TINY_QUALITY = ("benchmarks.quality", "--prompts-per-tag", "1", "--images-per-pr
 
 
 def test_quality(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    """In this process, where everything it imports is loaded already."""
+    """The benchmark runs in this process, where its imports are loaded already."""
     monkeypatch.syspath_prepend(ROOT)
     monkeypatch.setattr(sys, "argv", [*TINY_QUALITY, "--contenders", "bfloat16"])
     importlib.import_module("benchmarks.quality").main()
     (row,) = table(capsys.readouterr().out)[2:]
     assert row[0] == "bfloat16"
     assert 0.97 < float(row[1]) <= 1  # 384 codes
-    assert 0 < float(row[2]) < 1e-3  # other numbers were compared, but hardly other distributions
+    assert 0 < float(row[2]) < 1e-3  # the logits differ, the distributions hardly
     assert all(0.5 < float(score) <= 1 for score in row[3:])
 
 
@@ -61,9 +62,9 @@ def test_quality(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_quality_of_quantised_weights():
     rows = benchmark(*TINY_QUALITY)[2:]
     assert [row[0] for row in rows] == ["float32", "bfloat16", "int8", "int4"]
-    assert [float(cell) for cell in rows[0][1:3]] == [1, 0]  # with itself
+    assert [float(cell) for cell in rows[0][1:3]] == [1, 0]  # float32 compared with itself
     _, bfloat16, int8, int4 = (float(row[2]) for row in rows)
-    # int8 computes in bfloat16, and about as far from float32: either may come out ahead.
+    # int8 computes in bfloat16 and is about as far from float32, so either may be ahead.
     assert min(bfloat16, int8) > 0
     assert int4 > 10 * max(bfloat16, int8)
     assert all(float(row[1]) > 0.9 for row in rows)

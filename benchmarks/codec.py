@@ -23,7 +23,7 @@ from .reporting import add_device, make_parser
 
 
 def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """Convert pixels in [-1, 1] to 8-bit levels by truncation, as the original does."""
+    """Convert pixels in [-1, 1] to 8-bit levels by truncation, as deepseek-ai/Janus does."""
     return ((pixels.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).int()
 
 

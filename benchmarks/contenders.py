@@ -1,4 +1,4 @@
-"""Who generates images in `benchmarks.drawing`: the models, and how each runs the loop over image tokens."""
+"""The models that `benchmarks.drawing` compares, and how each of them generates image tokens."""
 
 import copy
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Measure milliseconds per image token: ours, transformers' own Janus and the original's loop, in one process.
+"""Measure milliseconds per image token: ours, transformers' own Janus and the loop of deepseek-ai/Janus.
 
     python -m benchmarks.drawing [--size 1b] [--dtype bfloat16] [--device cpu] [--batch-sizes 1 8] [--steps 6]
         [--contenders in_tree original ours compiled int8 int4] [--rounds 3] [--check] [--output FILE] [--dry-run]

@@ -41,7 +41,7 @@ def logit_errors(models: dict[str, Any], tokens: int = 16) -> dict[str, tuple[fl
 
 
 def _in_tree_logits(model: JanusForConditionalGeneration, ids: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
-    """Return the logits `(1, n, K)` of transformers' own Janus before each of n forced tokens `(1, n)`."""
+    """Return the same logits as `_our_logits`, but of transformers' own Janus."""
     cache = StaticCache(config=model.config.text_config, max_cache_len=PROMPT + 576)
     embeds, found = model.get_input_embeddings()(ids), []
     for token in forced.T[:, None]:
@@ -52,7 +52,7 @@ def _in_tree_logits(model: JanusForConditionalGeneration, ids: torch.Tensor, for
 
 
 def _our_logits(model: JanusProForConditionalGeneration, ids: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
-    """Return the logits `(1, n, K)` of our model before each of n forced tokens `(1, n)`."""
+    """Return the logits `(1, n, K)` of our model, over K codebook entries, before each of n forced tokens `(1, n)`."""
     found: list[torch.Tensor] = []
 
     def collect(step: int, codes: torch.Tensor) -> torch.Tensor:

@@ -62,8 +62,8 @@ def guided_logits(
         forced: Image tokens `(N, P)` to feed instead of the generated ones.
 
     Returns:
-        Image tokens `(N, P)`, and logits after guidance `(N, P, K)` from which each token was sampled, or would have
-        been.
+        The image tokens `(N, P)`, P per image, and the logits after guidance `(N, P, K)` over the K codebook entries,
+        from which each token was sampled, or would have been without `forced`.
     """
     image_ids, logits = [], []
     for start in range(0, len(prompts), BATCH):

@@ -34,7 +34,7 @@ def png(tmp_path: Path, pixels: np.ndarray) -> Path:
 
 @pytest.fixture
 def serve(png: Path) -> Iterator[str]:
-    """The address of a local server for the folder of `png`."""
+    """Yield the address of a local server for the folder of `png`."""
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args: Any) -> None:

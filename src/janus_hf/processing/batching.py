@@ -1,7 +1,7 @@
 """Turn texts into rows of ids with their character spans, splice image ids into them, and pad rows to one batch.
 
-An image becomes ids in place of its placeholder token after tokenization, as in the original, so that the tokenizer
-never sees the expanded text.
+The ids of an image take the place of its placeholder token after tokenization, as in deepseek-ai/Janus, so that the
+tokenizer never sees the expanded text.
 """
 
 from collections.abc import Sequence

@@ -74,7 +74,7 @@ _FILES = (
 
 
 def original_processor_config(processor: SavableProcessor) -> dict[str, Any]:
-    """Return the content of processor_config.json as the original writes it."""
+    """Return the content of processor_config.json as deepseek-ai/Janus writes it."""
     defaults = {"image_start_tag": BOI_TOKEN, "image_end_tag": EOI_TOKEN, "pad_tag": PAD_TOKEN}
     used = {
         "image_start_tag": processor.boi_token,

@@ -38,7 +38,7 @@ class JanusProImageKwargs(ImagesKwargs):
 
 
 class JanusProImageProcessor(BaseImageProcessor):
-    """Turns images into `pixel_values` `(M, 3, S, S)` float32, and decoded pixels back into images.
+    """Converter of images to `pixel_values` `(M, 3, S, S)` float32, and of decoded pixels to images.
 
     There are two modes, one for each half of the model:
 
@@ -56,7 +56,7 @@ class JanusProImageProcessor(BaseImageProcessor):
         do_normalize: `False` leaves the values of "understanding" in [0, 1].
         size: `{"height": S, "width": S}`, the name of `image_size` in transformers' own Janus.
         kwargs: Further keys of saved files, which are accepted as long as they would not change the result. A given
-            `background_color` is ignored and derived from the mean, as in the original.
+            `background_color` is ignored and derived from the mean, as in deepseek-ai/Janus.
 
     Raises:
         TypeError: If a setting is unknown.
@@ -113,8 +113,8 @@ class JanusProImageProcessor(BaseImageProcessor):
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
         """Build an image processor from the settings of a file; `kwargs` replace them. Both may use either size name.
 
-        A file without mean and standard deviation gets CLIP's, which are the class defaults of the original and of
-        transformers' own Janus. All released files spell out 0.5, which is the default of this class.
+        A file without mean and standard deviation gets CLIP's, which are the class defaults of deepseek-ai/Janus and
+        of transformers' own Janus. All released files spell out 0.5, which is the default of this class.
         """
         settings = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, **image_processor_dict}
         if "image_size" in kwargs:
@@ -122,7 +122,7 @@ class JanusProImageProcessor(BaseImageProcessor):
         return super().from_dict(settings, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of preprocessor_config.json with the original's keys and the original's class name."""
+        """Return the content of preprocessor_config.json with the keys and the class name of deepseek-ai/Janus."""
         return {**super().to_dict(), "image_processor_type": "VLMImageProcessor"}
 
     def preprocess(
@@ -155,7 +155,7 @@ class JanusProImageProcessor(BaseImageProcessor):
     def postprocess(
         self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """Convert decoded pixels to images. The 8-bit values are TRUNCATED, as in the original, not rounded.
+        """Convert decoded pixels to images. The 8-bit values are TRUNCATED, as in deepseek-ai/Janus, not rounded.
 
         Args:
             pixel_values: `(B, 3, H, W)`, any floating dtype, nominally in [-1, 1]; values outside are clipped.
@@ -204,7 +204,7 @@ class JanusProImageProcessor(BaseImageProcessor):
     def _prepare_generation(self, image: Image.Image) -> np.ndarray:
         """Fit the short side of an RGB image and crop the long one: `(3, S, S)` float32 in [-1, 1].
 
-        The source is section 3.1 of the technical report; the original repository has no code for it.
+        The source is section 3.1 of the technical report; deepseek-ai/Janus has no code for it.
         """
         short, side = min(image.size), self.image_size
         width, height = (int(side * length / short) for length in image.size)

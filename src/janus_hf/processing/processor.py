@@ -43,7 +43,7 @@ class JanusProProcessor(ProcessorFiles):
     """Tokenizer, image processor and prompt format of a Janus-Pro checkpoint.
 
     It opens original repositories (deepseek-ai/Janus-*), folders of transformers' own `JanusProcessor`, and the files
-    that [`save_pretrained`] writes. A folder of `JanusProcessor` is rendered by this class's rules, which are the
+    that `save_pretrained` writes. A folder of `JanusProcessor` is rendered by this class's rules, which are the
     original's, not by the template in the folder; pass `chat_template=` to use another one.
 
     Args:
@@ -120,7 +120,7 @@ class JanusProProcessor(ProcessorFiles):
         self._chat_template = None if template == self._default_template() else template
 
     def _default_template(self) -> str:
-        """Return the original format with the present `roles` and `system_prompt`."""
+        """Return the chat template of deepseek-ai/Janus with the present `roles` and `system_prompt`."""
         return build_chat_template(roles=self.roles, system_prompt=self.system_prompt, image_token=self.image_token)
 
     @property
@@ -251,8 +251,8 @@ class JanusProProcessor(ProcessorFiles):
             conversation: Messages `{"role", "content"}`, or a list of conversations. Roles: "user", "assistant", a
                 leading "system", or names that are used verbatim ("<|User|>", "User", ...). Content: a string, with
                 one placeholder token per image, or a list of parts `{"type": "text", "text"}` and `{"type": "image",
-                "image" | "url" | "path" | "base64"}`. The original's messages, with an "images" list and a final
-                empty assistant turn, work too.
+                "image" | "url" | "path" | "base64"}`. Messages in the form of deepseek-ai/Janus, with an "images" list
+                and a final empty assistant turn, work too.
             chat_template: Another template for this call.
             tokenize: `False` returns the string, or a list of strings, without BOS, which `processor(text, images)`
                 adds.
@@ -284,7 +284,7 @@ class JanusProProcessor(ProcessorFiles):
     ) -> BatchFeature:
         """Turn prompts into the inputs of `model.generate_images`, padded on the left. There is no system prompt.
 
-        Special-token strings inside a prompt become special tokens, as in the original.
+        Special-token strings inside a prompt become special tokens, as in deepseek-ai/Janus.
 
         Args:
             prompts: One description or B descriptions.

@@ -1,8 +1,9 @@
 """Special tokens, roles, the chat template and the prompt of image generation: strings only, no tokenizer.
 
-The format is that of the original's "deepseek" conversation (janus/utils/conversation.py). Turns are `role: content`
-and are separated BY INDEX, not by role: "\\n\\n" after the 1st, 3rd, ..., end-of-sentence after the 2nd, 4th, .... A
-turn without content is `role:` and has no separator, which is how the original opens an answer.
+The format is that of the "deepseek" conversation of the original code (deepseek-ai/Janus,
+janus/utils/conversation.py). Turns are `role: content` and are separated BY INDEX, not by role: "\\n\\n" after the
+1st, 3rd, ..., end-of-sentence after the 2nd, 4th, .... A turn without content is `role:` and has no separator, which
+is how the original opens an answer.
 """
 
 import json
@@ -104,8 +105,8 @@ CHAT_TEMPLATE = build_chat_template()
 def render_generation_prompt(prompt: str, *, roles: Sequence[str] = ROLES, boi_token: str = BOI_TOKEN) -> str:
     """Return a text-to-image prompt as the model reads it: one user turn, an open answer, begin-of-image.
 
-    There is no system prompt. The prompt is stripped, as in the original. Special-token strings inside it become
-    special tokens, also as in the original: clean prompts from untrusted sources.
+    There is no system prompt. As in deepseek-ai/Janus, the prompt is stripped, and special-token strings inside it
+    become special tokens: clean prompts from untrusted sources.
     """
     content = prompt.strip()
     return f"{roles[0]}: {content}\n\n{roles[1]}:{boi_token}" if content else f"{roles[0]}:{roles[1]}:{boi_token}"
@@ -117,7 +118,8 @@ def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES) -> No
     Args:
         conversation: `[{"role": ..., "content": ...}, ...]`; content is a string, or a list of parts
             `{"type": "text", "text": ...}` and `{"type": "image", "image" | "url" | "path" | "base64": ...}`.
-        roles: Names of user and assistant that are accepted besides "user", "assistant" and the original spellings.
+        roles: Names of user and assistant that are accepted besides "user", "assistant", `ROLES` and
+            `JANUS_1_3B_ROLES`.
     """
     if not isinstance(conversation, (list, tuple)) or not conversation:
         raise ValueError(
@@ -160,8 +162,8 @@ def _check_part(part: Any, index: int) -> None:
 def conversation_images(conversation: Sequence[Mapping[str, Any]], *, image_token: str = IMAGE_TOKEN) -> list[Any]:
     """Return the image sources of a checked conversation in reading order.
 
-    Sources come from image parts and from the "images" key of the original's messages. The images of that key belong,
-    in order, to the placeholders in the message's text and to its image parts without a source.
+    Sources come from image parts and from the "images" key that messages of deepseek-ai/Janus have. The images
+    of that key belong, in order, to the placeholders in the message's text and to its image parts without a source.
     """
     images: list[Any] = []
     for message in conversation:

@@ -52,7 +52,7 @@ class ProcessorFiles(ProcessorMixin):
             push_to_hub: Also upload the files that were written, and no others.
             layout: "original" is read by deepseek-ai/Janus and this package, "transformers" by transformers' own
                 `JanusProcessor` and this package. This package reopens both with identical behaviour. transformers'
-                class gives the same ids, but rounds image sizes where the original truncates.
+                class gives the same ids, but rounds image sizes where deepseek-ai/Janus truncates.
             repo_id: Repository of the upload; defaults to the folder's name.
             commit_message: Title of the upload's commit.
             token: Hub token of the upload.

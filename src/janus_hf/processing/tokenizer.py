@@ -1,4 +1,4 @@
-"""Load the tokenizer so that it encodes exactly as the original's: the same ids, with exactly one BOS.
+"""Load the tokenizer so that it gives the ids of deepseek-ai/Janus, with exactly one BOS.
 
 The public loaders fail at this (transformers 5.23): `AutoTokenizer` reads the byte-level tokenizer.json correctly but
 drops `add_bos_token`, and with it BOS; `LlamaTokenizer`, the class that the files name, replaces the pre-tokenizer and
@@ -53,7 +53,7 @@ def fit_tokenizer(
         pad_token: Padding token.
         boi_token: Begin-of-image token.
         eoi_token: End-of-image token.
-        image_token: Placeholder token of images; it is added if the vocabulary lacks it, as in the original.
+        image_token: Placeholder token of images; it is added if the vocabulary lacks it, as deepseek-ai/Janus does.
 
     Raises:
         TypeError: If the tokenizer is not backed by the `tokenizers` library.

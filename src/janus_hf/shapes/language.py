@@ -213,7 +213,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _exists(scene: Scene, rng: np.random.Generator) -> Question:
-    """Return a question whether an object exists. The answers "yes" and "no" are equally likely.
+    """Return a question whether an object exists; the answers "yes" and "no" are equally likely.
 
     For "no" the question names a kind that differs from an object of the scene in colour or shape only, so that the
     answer takes both.

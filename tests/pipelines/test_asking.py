@@ -182,7 +182,7 @@ def test_sampled_answers_vary(pipe, image):
     [
         ([], "non-empty list of messages"),
         ([{"role": "robot", "content": "hi"}], "role of message 0"),
-        ([{"role": "user", "content": "<image_placeholder> what?"}], "1 placeholder.* 0"),
+        ([{"role": "user", "content": "<image_placeholder> what?"}], "1 placeholders and 0 images"),
     ],
 )
 def test_bad_conversations(pipe, messages, message):

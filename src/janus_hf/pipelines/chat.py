@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from ..modeling import JanusProForConditionalGeneration
     from ..processing import JanusProProcessor
-    from ..processing.pictures import Picture
+    from ..processing.pictures import ImageSource
 
 
 class ChatPipelineMixin:
@@ -22,7 +22,9 @@ class ChatPipelineMixin:
     processor: "JanusProProcessor"
     maybe_free_model_hooks: Callable[[], None]
 
-    def ask(self, image: "Picture | Sequence[Picture]", question: str | list[str], **kwargs: Any) -> str | list[str]:
+    def ask(
+        self, image: "ImageSource | Sequence[ImageSource]", question: str | list[str], **kwargs: Any
+    ) -> str | list[str]:
         """Answer a question about one or several images, or a list of questions about the same images.
 
         A list of questions is answered as one batch and every answer is that of the question alone. The images are

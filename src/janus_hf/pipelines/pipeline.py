@@ -19,7 +19,7 @@ from ..files import hub_arguments
 from ..generation.images import GUIDANCE_SCALE
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
-from ..processing.pictures import Picture
+from ..processing.pictures import ImageSource
 from .call_arguments import CALLBACK_TENSORS, OutputType, check_call_arguments
 from .chat import ChatPipelineMixin
 from .lora import LoraPipelineMixin
@@ -198,7 +198,7 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         pixel_values = self.model.decode_image_ids(image_ids.to(device))
         return self.processor.post_process_images(pixel_values, output_type=output_type)
 
-    def encode(self, images: Picture | Sequence[Picture]) -> torch.Tensor:
+    def encode(self, images: ImageSource | Sequence[ImageSource]) -> torch.Tensor:
         """Encode images as image tokens `(N, P)` int64.
 
         Args:

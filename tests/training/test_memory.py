@@ -7,7 +7,7 @@ import toy
 
 from janus_hf import JanusProConfig
 from janus_hf.training.memory import GIB, estimate_memory, memory_table, recipe_memory, recipes_table, released_config
-from janus_hf.training.run import load_recipe
+from janus_hf.training.recipes import load_recipe
 from janus_hf.training.stages import STAGES
 
 

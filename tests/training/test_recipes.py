@@ -18,8 +18,9 @@ from PIL import Image
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
 from janus_hf.training import JanusProSFTConfig, train
-from janus_hf.training.mixture import load_mixture
-from janus_hf.training.run import TrainingData, _load_processor, _newest_checkpoint, build_trainer, load_recipe
+from janus_hf.training.mixture import TrainingData, load_mixture
+from janus_hf.training.recipes import load_recipe
+from janus_hf.training.run import _load_processor, _newest_checkpoint, build_trainer
 from tiny import TINY_MODEL
 
 

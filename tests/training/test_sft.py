@@ -14,7 +14,8 @@ from janus_hf import JanusProForConditionalGeneration, JanusProPipeline
 from janus_hf.errors import CheckpointError
 from janus_hf.training import merge_adapter
 from janus_hf.training.batches import with_dummy_picture
-from janus_hf.training.run import TrainingData, train
+from janus_hf.training.mixture import TrainingData
+from janus_hf.training.run import train
 
 
 def overfit(tmp_path, count, steps):

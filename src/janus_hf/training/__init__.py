@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..checkpoints.merge import merge_adapter
     from .callbacks import SampleCallback
-    from .run import load_recipe, train
+    from .recipes import load_recipe
+    from .run import train
     from .stages import STAGES, apply_stage, lora_config
     from .trainers.sft import JanusProSFTTrainer
     from .trainers.sft_config import JanusProSFTConfig
@@ -18,7 +19,7 @@ _LAZY = {
     "JanusProSFTTrainer": ".trainers.sft",
     "SampleCallback": ".callbacks",
     "apply_stage": ".stages",
-    "load_recipe": ".run",
+    "load_recipe": ".recipes",
     "lora_config": ".stages",
     "merge_adapter": "..checkpoints.merge",
     "train": ".run",

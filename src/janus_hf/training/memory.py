@@ -156,7 +156,7 @@ def recipe_memory(
     """`estimate_memory` of a recipe as `load_recipe` returns it, for the model it names.
 
     Args:
-        recipe: `janus_hf.training.run.Recipe`.
+        recipe: `janus_hf.training.recipes.Recipe`.
         config: Of its model.
         sharding, num_processes: See `estimate_memory`.
     """
@@ -219,7 +219,7 @@ def recipes_table(paths: Sequence[Any]) -> str:
     Raises:
         ValueError: If a recipe's model has another name.
     """
-    from .run import load_recipe
+    from .recipes import load_recipe
 
     rows = {}
     for path in sorted(map(Path, paths)):

@@ -1,0 +1,146 @@
+"""`train` trains, resumes, saves and uploads a recipe, on one process and on two."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import toy
+from huggingface_hub.utils import filter_repo_objects
+
+from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
+from janus_hf.train import main
+from janus_hf.training import JanusProSFTConfig, train
+from janus_hf.training.run import _load_processor, _newest_checkpoint
+
+
+def test_half_written_checkpoints_are_passed_over(tmp_path):
+    for step, complete in ((2, True), (10, True), (12, False)):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+        if complete:
+            (folder / "trainer_state.json").touch()
+    assert _newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert _newest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_train_goes_end_to_end_and_on(recipe_file, tmp_path):
+    lines = []
+    out = train(recipe_file, ["training.stage=stage1"], load_data=toy.load_data, report=lines.append)
+    assert lines[0].startswith("| part | parameters | trained |")
+    assert lines[-1].endswith("stage1, 2 steps")
+    JanusProForConditionalGeneration.from_pretrained(out)
+    JanusProProcessor.from_pretrained(out)
+    assert json.loads((out / "janus_training.json").read_text()) == {
+        "stage": "stage1",
+        "ratios": {"mine": 1.0},
+        "recipe": "mine",
+        "plan_hash": "abc",
+    }
+    card = (out / "README.md").read_text()
+    for stated in ("stage1", "mine: 1.0", "abc", "adam_beta2 | 0.95", "pipeline_tag: any-to-any"):
+        assert stated in card
+    overrides = ["training.stage=stage1", "training.max_steps=3", "training.resume_from_checkpoint=auto"]
+    train(recipe_file, overrides, load_data=toy.load_data, report=lines.append)
+    assert lines[-1].endswith("stage1, 3 steps")
+    assert (out / "checkpoint-3").is_dir()
+    before = (out / "model.safetensors").read_bytes()
+    train(recipe_file, overrides, load_data=toy.load_data, report=lines.append)  # finished: nothing happens
+    assert lines[-1].endswith("stage1, 3 steps")
+    assert (out / "model.safetensors").read_bytes() == before
+
+
+def test_a_finished_sharded_run_is_left_alone(recipe_file, tmp_path, monkeypatch):
+    """Its model is only on the GPUs once training prepares it; the last checkpoint is the trained model."""
+    overrides = ["training.stage=stage1", "training.resume_from_checkpoint=auto"]
+    out = train(recipe_file, overrides, load_data=toy.load_data)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    monkeypatch.setattr(JanusProSFTConfig, "sharded", True)
+    lines = []
+    train(recipe_file, overrides, load_data=toy.load_data, report=lines.append)
+    assert "nothing is left to do" in lines[-1]
+    assert "checkpoint-2" in lines[-1]
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with pytest.raises(ValueError, match="stage 'stage1'.*this run has 'full'"):
+        train(recipe_file, ["training.stage=full", "training.resume_from_checkpoint=true"], load_data=toy.load_data)
+
+
+def test_a_run_is_pushed_once_and_without_its_data(raw_recipe, monkeypatch):
+    """What was prepared from the user's pictures stays here."""
+    uploads = []
+
+    class Hub:
+        def create_repo(self, *args, **kwargs):
+            return SimpleNamespace(repo_id="me/mine")
+
+        def upload_folder(self, **kwargs):
+            assert not torch.distributed.is_initialized()
+            files = [str(path.relative_to(kwargs["folder_path"])) for path in Path(kwargs["folder_path"]).rglob("*")]
+            uploads.append(set(filter_repo_objects(files, ignore_patterns=kwargs["ignore_patterns"])))
+            assert "| stage | full |" in Path(kwargs["folder_path"], "README.md").read_text()
+
+    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
+    monkeypatch.setattr("janus_hf.training.run.HfApi", lambda **kwargs: Hub())
+    settings = ["training.push_to_hub=true", "training.hub_model_id=me/mine", "training.hub_strategy=end"]
+    out = train(raw_recipe, [*settings, "training.max_steps=2"])
+    assert (out / "_prepared" / "drawing" / "meta.json").is_file()
+    (uploaded,) = uploads
+    assert {"model.safetensors", "README.md", "config.json"} <= uploaded
+    assert not any("prepared" in name or name.endswith((".arrow", ".parquet")) for name in uploaded)
+
+
+def test_the_processor_is_that_of_the_models_revision(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "janus_hf.training.run.JanusProProcessor.from_pretrained",
+        lambda path, **kwargs: asked.append((path, kwargs)),
+    )
+    _load_processor({"path": "a/model", "revision": "v2"})
+    _load_processor({"path": "a/model", "revision": "v2", "processor": "another"})
+    _load_processor({"path": "a/model"})
+    assert asked == [("a/model", {"revision": "v2"}), ("another", {}), ("a/model", {})]
+
+
+def test_module_without_arguments_explains_itself(capsys):
+    assert main([]) == 2
+    assert "recipe.yaml" in capsys.readouterr().err
+    assert main(["--help"]) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["full", "lora_both"])
+def test_two_processes_prepare_train_save_and_resume(raw_recipe, stage, tmp_path):
+    """`accelerate launch -m janus_hf.train`, twice: the second run goes on, and its model loads."""
+
+    def launch(*overrides):
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+        command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+        command += ["-m", "janus_hf.train", str(raw_recipe), f"training.stage={stage}", "training.num_processes=2"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
+        return subprocess.run(
+            [*command, *overrides], env=environment, capture_output=True, text=True, timeout=280, cwd=tmp_path
+        )
+
+    overrides = [
+        "training.per_device_train_batch_size=1",
+        "training.sample_steps=4",
+        "training.sample_prompts=[a dog]",
+    ]
+    first = launch(*overrides)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert first.stderr.count("| part | parameters | trained |") == 1
+    assert (tmp_path / "out" / "samples" / "step-4.png").is_file()
+    shutil.rmtree(tmp_path / "out" / "checkpoint-4")
+    second = launch(*overrides, "training.resume_from_checkpoint=auto")
+    assert second.returncode == 0, second.stderr[-3000:]
+    assert (tmp_path / "out" / "checkpoint-4").is_dir()
+    JanusProForConditionalGeneration.from_pretrained(tmp_path / "out")
+    wrong = launch("training.total_batch_size=3")
+    assert wrong.returncode != 0
+    assert "must be a multiple" in wrong.stderr

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..processing import JanusProProcessor
 from .documents import IGNORE
+from .grey_image import grey_document
 from .schema import TASKS
 
 
@@ -163,18 +163,15 @@ class JanusProCollator:
     def _add_dummy(self, rows: list[list[Mapping[str, Any]]]) -> None:
         """Append an untrained document with a grey image to the shortest row, or as a row of its own, in place."""
         processor = self.processor
-        slots = [processor.image_token_id] * processor.num_image_tokens
-        ids = [processor.boi_token_id, *slots, processor.eoi_token_id]
-        dummy = {
-            "input_ids": ids,
-            "labels": [IGNORE] * len(ids),
-            "task": "understanding",
-            "images": [Image.new("RGB", (1, 1), "grey")],
-            "prompt_end": -1,
-        }
+        dummy = grey_document(
+            processor.image_token_id,
+            processor.num_image_tokens,
+            before=[processor.boi_token_id],
+            after=[processor.eoi_token_id],
+        )
         lengths = [sum(len(document["input_ids"]) for document in row) for row in rows]
         shortest = int(np.argmin(lengths))
-        if lengths[shortest] + len(ids) <= (self.pad_to or self.max_length):
+        if lengths[shortest] + len(dummy["input_ids"]) <= (self.pad_to or self.max_length):
             rows[shortest].append(dummy)
         else:
             rows.append([dummy])

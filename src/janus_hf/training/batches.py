@@ -1,58 +1,94 @@
-"""What the trainer adds to a batch."""
+"""The types of datasets and collators, and the grey image that the trainer adds to batches without images."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import datasets
 import torch
 
+from ..configuration import JanusProConfig
+from ..data.documents import IGNORE
+from ..data.grey_image import grey_document
 
-def with_dummy_picture(batch: dict[str, Any], config: Any) -> dict[str, Any]:
-    """The batch with one more document: a grey picture that nothing attends to and no label is computed from.
 
-    A batch without pictures would leave the tower and its aligner without gradients: ranks that have pictures would
-    wait for those that have none, and Adam, which skips parameters without a gradient but keeps moving those whose
-    gradient is zero, would take another path than with the same rows in one batch. With the dummy their gradients are
-    zero. `janus_hf.data`'s collator adds one itself; this is for other collators.
+class MapStyleDataset(Protocol):
+    """Dataset of rows that are read by index, such as `janus_hf.data.PackedDataset` or a list."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """Return the row of an index; the collator knows its type."""
+        ...
+
+
+# Datasets that the trainer accepts: by index, or as a stream.
+TrainingRows = MapStyleDataset | datasets.Dataset | datasets.IterableDataset
+# Function from a list of a dataset's rows to a batch of tensors.
+Collator = Callable[[list[Any]], dict[str, Any]]
+
+
+def with_dummy_picture(batch: dict[str, Any], config: JanusProConfig) -> dict[str, Any]:
+    """Return the batch with one more document: a grey image without labels that no other document attends to.
+
+    A batch without images would leave the vision tower and its aligner without gradients. Then ranks whose batches
+    contain images would wait for those whose batches contain none. And Adam would update differently than with the
+    same rows in one batch, because it skips parameters without a gradient but keeps moving those whose gradient is
+    zero. With the grey image the gradients are zero. `janus_hf.data`'s collator adds such an image itself; this
+    function is for other collators.
 
     Args:
-        batch: `input_ids`, `labels`, `position_ids` `(B, T)` and no `pixel_values`; not modified.
-        config: The model's.
+        batch: `input_ids`, `labels`, `position_ids` `(B, T)`, optionally `task_ids`, and no `pixel_values`; not
+            modified.
+        config: The model's configuration.
 
     Returns:
-        The batch with `P` more columns, placeholders in the first row, and `pixel_values (1, 3, S, S)`.
+        The batch with `P` more columns (`P` image tokens per understood image), which hold image placeholders in the
+        first row and padding in the others, and `pixel_values (1, 3, S, S)` of zeros.
 
     Raises:
-        ValueError: If it would exceed the context, or the batch is not packed by positions alone.
+        ValueError: If the batch would exceed the model's context, has a mask or no positions, or already has the
+            arguments of variable-length attention.
     """
     if batch.get("attention_mask") is not None or batch.get("position_ids") is None:
         raise ValueError(
-            "Batches for training have position_ids that restart at every document and no attention_mask: with a "
-            "mask, transformers lets documents of one row attend to each other."
+            "A training batch must have position_ids that restart at every document and no attention_mask: with a "
+            "mask, transformers lets documents of one row attend to each other. Remove the mask from the collator."
         )
     if "cu_seq_lens_q" in batch:
-        raise ValueError("A batch with the arguments of variable-length attention must bring a picture itself.")
-    num_slots, size = config.vision_config.num_image_tokens, config.vision_config.image_size
-    rows, length = batch["input_ids"].shape
-    if length + num_slots > (limit := config.text_config.max_position_embeddings):
         raise ValueError(
-            f"This batch of {length} tokens has no picture, and one of {num_slots} does not fit beside it into the "
-            f"model's context of {limit}. Set max_length to {limit - num_slots} or less."
+            "A batch with the arguments of variable-length attention must contain an image, got none: let the "
+            "collator add one, because the arguments state where documents start."
+        )
+    num_image_tokens, size = config.vision_config.num_image_tokens, config.vision_config.image_size
+    rows, length = batch["input_ids"].shape
+    if length + num_image_tokens > (limit := config.text_config.max_position_embeddings):
+        raise ValueError(
+            f"This batch of {length} tokens has no image, and one of {num_image_tokens} does not fit beside it into "
+            f"the model's context of {limit}. Set max_length to {limit - num_image_tokens} or less."
         )
 
-    def more(name: str, first: Any, others: Any) -> torch.Tensor:
-        columns = batch[name].new_full((rows, num_slots), others)
-        columns[0] = first
+    assert config.image_token_id is not None  # a model without this id cannot read images at all
+    document = grey_document(config.image_token_id, num_image_tokens)
+
+    def append(name: str, first: list[int], others: int) -> torch.Tensor:
+        """Append columns to a tensor of the batch: `first` in the first row, `others` in all other rows."""
+        columns = batch[name].new_full((rows, num_image_tokens), others)
+        columns[0] = columns.new_tensor(first)
         return torch.cat([batch[name], columns], dim=1)
 
-    slots = torch.arange(num_slots, device=batch["input_ids"].device)
+    # Positions from 0 in every row: the columns are a document of their own in each, so nothing else attends to them.
+    positions = torch.arange(num_image_tokens).to(batch["position_ids"]).expand(rows, -1)
     added = {
-        "input_ids": more("input_ids", config.image_token_id, 0),
-        "labels": more("labels", -100, -100),
-        "position_ids": torch.cat([batch["position_ids"], slots.expand(rows, -1).to(batch["position_ids"])], dim=1),
-        "pixel_values": torch.zeros(1, 3, size, size, device=slots.device),
+        "input_ids": append("input_ids", document["input_ids"], 0),
+        "labels": append("labels", document["labels"], IGNORE),
+        "position_ids": torch.cat([batch["position_ids"], positions], dim=1),
+        "pixel_values": torch.zeros(1, 3, size, size, device=batch["input_ids"].device),
     }
     if "task_ids" in batch:
-        added["task_ids"] = more("task_ids", 0, 0)
+        added["task_ids"] = append("task_ids", [0] * num_image_tokens, 0)
     return {**batch, **added}
 
 
-__all__ = ["with_dummy_picture"]
+__all__ = ["Collator", "MapStyleDataset", "TrainingRows", "with_dummy_picture"]

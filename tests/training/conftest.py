@@ -1,4 +1,4 @@
-"""Trainer tests need the `train` extra, and must not reach for the network."""
+"""Trainer tests need the `train` extra and must not use the network."""
 
 import json
 import sys
@@ -17,11 +17,12 @@ pytest.importorskip("trl")
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CI", "1")  # TRL reports its use otherwise
+    monkeypatch.setenv("CI", "1")  # otherwise TRL sends telemetry
 
 
 @pytest.fixture
 def recipe_file(tmp_path):
+    """Write a recipe whose data do not exist, for tests that bring their own; it trains two steps. Return its path."""
     content = {
         "model": {"path": str(TINY_MODEL)},
         "data": {"sources": [{"name": "mine", "path": "nowhere", "ratio": 1}]},
@@ -43,7 +44,7 @@ def recipe_file(tmp_path):
 
 @pytest.fixture
 def raw_recipe(tmp_path):
-    """A recipe on raw pictures and JSONL files."""
+    """Write a recipe for raw images and JSONL files; it trains four steps. Return its path."""
     for i, colour in enumerate(["red", "green", "blue"]):
         Image.new("RGB", (70, 64), colour).save(tmp_path / f"{i}.png")
     drawing = [{"prompt": f"picture {i}", "image": f"{i}.png"} for i in range(3)]

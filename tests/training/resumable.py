@@ -1,7 +1,7 @@
-"""Run by `test_whole_way.py`: `resumable.py HASHES RECIPE [OVERRIDE ...]` trains the recipe, as `janus-hf train` does.
+"""`resumable.py HASHES RECIPE [OVERRIDE ...]`, run by `test_whole_way.py`: train a recipe, as `janus-hf train` does.
 
-It also writes a line with the hash of every batch that the collator makes, so that a kill can be timed by them and
-batches compared.
+It also writes the hash of every batch that the collator makes to the file HASHES, one per line. The test counts the
+lines to choose when to kill the process, and compares them between runs.
 """
 
 import dataclasses

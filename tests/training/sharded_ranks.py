@@ -1,9 +1,10 @@
-"""Run by `test_sharding.py` on two ranks: `sharded_ranks.py STAGE WAY`, exits with 0 if the gradients are right.
+"""`sharded_ranks.py STAGE WAY`, run by `test_sharding.py` on two ranks: exit with 0 if the gradients are correct.
 
-Rank 0 draws and has no text label, rank 1 reads and has no image label; with chunks of 4 labels, their heads are
-called differently often. WAY is `fsdp2` (accelerate's own sharding, as `accelerate_configs/fsdp2.yaml` asks for it and
-the trainer does it), `fsdp2-by-itself` (without what the trainer adds: the ranks wait for each other) or `zero3` (how
-often the heads are called, where DeepSpeed would gather their weights).
+Rank 0 generates images and has no text label, rank 1 answers and has no image label. With chunks of 4 labels, the
+ranks call their heads a different number of times. WAY is `fsdp2` (accelerate's own sharding, with the settings of
+`accelerate_configs/fsdp2.yaml` and the trainer's addition), `fsdp2-by-itself` (without the trainer's addition: the
+ranks wait for each other until the timeout) or `zero3` (only the number of calls of the heads, at which DeepSpeed
+would gather their weights).
 """
 
 import copy
@@ -25,9 +26,8 @@ from torch.distributed.tensor import DTensor
 from janus_hf.modeling import loss
 from janus_hf.training import SampleCallback
 from janus_hf.training.batches import with_dummy_picture
-from janus_hf.training.callbacks import _undisturbed
-from janus_hf.training.stages import STAGES, apply_stage, lora_config
-from janus_hf.training.trainers.sft import _head_in_the_root_unit
+from janus_hf.training.stages import STAGES, apply_stage, base_model, lora_config
+from janus_hf.training.trainers.guards import root_unit_text_head
 
 
 CONFIG = Path(__file__).parents[2] / "accelerate_configs" / "fsdp2.yaml"
@@ -54,7 +54,7 @@ def batches(config):
 
 
 def shard(model):
-    """As `Accelerator.prepare` does; only the device mesh and the accelerator's other duties are left out."""
+    """Shard the model as `Accelerator.prepare` does, without a device mesh and a whole accelerator."""
     settings = yaml.safe_load(CONFIG.read_text())["fsdp_config"]
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=settings["fsdp_version"],
@@ -76,9 +76,8 @@ def sample(model):
     samples = SampleCallback(
         toy.load_processor(), prompts=["a dog"], questions=[{"question": "Hello?"}], max_new_tokens=4
     )
-    with _undisturbed(model):
-        pictures = samples._draw(model)
-        return [picture.tobytes() for picture in pictures], samples._answer(model, samples.questions[0])
+    images, answers = samples.sample(model)
+    return [image.tobytes() for image in images], answers
 
 
 def main(stage, way):
@@ -86,7 +85,7 @@ def main(stage, way):
     dist.init_process_group("gloo", timeout=timedelta(seconds=30))
     loss.chunked_cross_entropy.__kwdefaults__["chunk_size"] = 4
     model = build(stage)
-    base = model.get_base_model() if STAGES[stage].lora else model
+    base = base_model(model)
     parts = batches(base.config)
     labels = sum(int((part["labels"][:, 1:] >= 0).sum()) for part in parts)
 
@@ -98,7 +97,7 @@ def main(stage, way):
     if way == "zero3":
         loss.is_deepspeed_zero3_enabled = lambda: True
     else:
-        with _head_in_the_root_unit(base) if way == "fsdp2" else nullcontext():
+        with root_unit_text_head(base) if way == "fsdp2" else nullcontext():
             model = shard(model)
     calls = []
     for head in (base.lm_head, base.model.generation_head):

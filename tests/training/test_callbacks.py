@@ -1,4 +1,4 @@
-"""Samples while training: they appear, and the training does not notice."""
+"""`SampleCallback`: samples are written and logged, and the training is the same as without them."""
 
 import json
 import random
@@ -13,6 +13,7 @@ from janus_hf.training import SampleCallback
 
 
 def sampling(every=2):
+    """Return a callback with two prompts, a question about an image and a question without one."""
     question = {"question": "What is this?", "image": Image.new("RGB", (20, 30), "red")}
     return SampleCallback(
         toy.load_processor(),
@@ -50,15 +51,15 @@ def test_training_with_samples_equals_training_without(stage, tmp_path):
 
 
 def test_bad_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="Nothing to sample"):
+    with pytest.raises(ValueError, match="0 prompts and 0 questions"):
         SampleCallback(toy.load_processor())
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="broken.png"):
         SampleCallback(toy.load_processor(), questions=[{"question": "?", "image": str(tmp_path / "broken.png")}])
 
 
-def test_tensorboard_gets_pictures_and_answers(tmp_path):
-    """The trainer hands its callbacks over."""
+def test_tensorboard_gets_images_and_answers(tmp_path):
+    """The trainer gives its callbacks to the `SampleCallback`, which finds TensorBoard's among them."""
     from transformers.integrations import TensorBoardCallback
 
     calls = []
@@ -71,7 +72,7 @@ def test_tensorboard_gets_pictures_and_answers(tmp_path):
     board.tb_writer = Writer()
     callback = sampling(every=1)
     trainer = toy.trainer_for(toy.config_for(tmp_path, "stage1", max_steps=1), callbacks=[board, callback])
-    callback._show(trainer.args, 1, [Image.new("RGB", (4, 4))] * 2, ["x", "y"])
+    callback.log_samples(trainer.args, 1, [Image.new("RGB", (4, 4))] * 2, ["x", "y"])
     assert calls == ["add_image", "add_image", "add_text"]
 
 

@@ -1,8 +1,10 @@
-"""What this trainer takes for granted in TRL and transformers. A failure here means: read their changes first."""
+"""The private names and habits of TRL and transformers that the trainers rely on.
+
+If a test fails after an update of these libraries, read what they changed before changing the trainers.
+"""
 
 import inspect
 
-import peft
 import pytest
 import toy
 import transformers
@@ -10,10 +12,11 @@ import trl
 from datasets import Dataset
 
 from janus_hf import JanusProForConditionalGeneration
+from janus_hf.training.stages import base_model
 
 
 def test_trl_still_replaces_the_forward_on_the_instance(tmp_path):
-    """If this fails, `_restore_forward` may no longer be needed, or no longer enough."""
+    """If this fails, base.py may no longer need to restore `forward`, or may have to restore more."""
     model = toy.load_model()
     args = trl.SFTConfig(
         output_dir=str(tmp_path), use_cpu=True, bf16=False, dataset_kwargs={"skip_prepare_dataset": True}
@@ -35,7 +38,7 @@ def test_trl_still_replaces_the_forward_on_the_instance(tmp_path):
 @pytest.mark.parametrize("stage", ["stage3", "lora_both"])
 def test_our_trainer_runs_the_models_own_forward(stage, tmp_path):
     trainer = toy.trainer_for(toy.config_for(tmp_path, stage))
-    model = trainer.model.get_base_model() if isinstance(trainer.model, peft.PeftModel) else trainer.model
+    model = base_model(trainer.model)
     assert "forward" not in model.__dict__
     assert model.forward.__func__ is JanusProForConditionalGeneration.forward
     assert trainer.model_accepts_loss_kwargs
@@ -61,5 +64,21 @@ def test_methods_we_override_exist_with_these_arguments():
     assert names(trainer._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
     assert names(trainer._load_best_model) == ["self"]
     assert names(trainer._clip_grad_norm) == ["self", "model"]
+    assert names(trainer._prepare_for_training) == ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"]
     assert names(trainer.log) == ["self", "logs", "start_time"]
     assert "create_model_card" in vars(trl.SFTTrainer.__mro__[1])
+
+
+def test_methods_that_skip_trl_reach_transformers():
+    """`compute_loss` and `log` skip `SFTTrainer`; between it and `Trainer`, TRL must not define them again."""
+    between = trl.SFTTrainer.__mro__[1 : trl.SFTTrainer.__mro__.index(transformers.Trainer)]
+    assert [parent.__name__ for parent in between] == ["_BaseTrainer"]
+    assert not {"compute_loss", "log"} & set(vars(between[0]))
+
+
+def test_private_names_we_read_exist():
+    assert trl.SFTTrainer._tag_names == ["trl", "sft"]
+    assert list(inspect.signature(transformers.Trainer.save_model).parameters)[-1] == "_internal_call"
+    config = toy.load_model().config
+    assert config._attn_implementation == "sdpa"
+    assert not hasattr(config, "attn_implementation"), "mixture.py can read the public name"

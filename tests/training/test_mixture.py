@@ -18,7 +18,7 @@ from janus_hf.training.run import build_trainer
         ("data.sources.0.task=drawing", "'mine' is prepared already, so task would change nothing"),
     ],
 )
-def test_what_would_be_ignored_is_refused(override, message, recipe_file, tmp_path):
+def test_options_without_effect_are_refused(override, message, recipe_file, tmp_path):
     prepared = tmp_path / "prepared"
     prepared.mkdir()
     (prepared / "meta.json").write_text("{}")
@@ -26,8 +26,8 @@ def test_what_would_be_ignored_is_refused(override, message, recipe_file, tmp_pa
         build_trainer(load_recipe(recipe_file, [f"data.sources.0.path={prepared}", override]))
 
 
-def test_one_command_from_raw_pictures(raw_recipe):
-    """A folder of pictures with a JSONL file and a recipe are all that `janus-hf train` needs."""
+def test_one_command_from_raw_images(raw_recipe):
+    """A folder of images with a JSONL file and a recipe are all that `janus-hf train` needs."""
     out = train(raw_recipe)
     facts = json.loads((out / "janus_training.json").read_text())
     assert facts["ratios"] == {"drawing": 1.0, "understanding": 2.0}
@@ -41,7 +41,7 @@ def test_one_command_from_raw_pictures(raw_recipe):
         train(raw_recipe, ["training.max_length=4096"])
 
 
-def test_pictures_may_be_decoded_beside_the_training(raw_recipe, tmp_path):
+def test_images_may_be_decoded_by_loader_processes(raw_recipe, tmp_path):
     def losses(workers):
         out = tmp_path / f"out{workers}"
         train(raw_recipe, [f"training.dataloader_num_workers={workers}", f"training.output_dir={out}"])
@@ -51,8 +51,8 @@ def test_pictures_may_be_decoded_beside_the_training(raw_recipe, tmp_path):
 
 
 @pytest.mark.parametrize("stage", ["lora_drawing", "lora_understanding"])
-def test_sharded_runs_have_a_picture_in_every_batch(stage, raw_recipe, monkeypatch, tmp_path):
-    """All ranks must pass through the tower together, and a batch for flash-attention cannot get one later."""
+def test_sharded_runs_have_an_image_in_every_batch(stage, raw_recipe, monkeypatch, tmp_path):
+    """All ranks must pass through the tower, and the trainer cannot add an image to a batch for flash-attention."""
     recipe = load_recipe(raw_recipe, [f"training.stage={stage}"])
     model, processor = toy.load_model(), toy.load_processor()
     model.config._attn_implementation = "flash_attention_2"

@@ -52,7 +52,7 @@ def test_recipe_builds(path, tmp_path):
 @pytest.mark.parametrize("name", ["lora_drawing", "lora_understanding", "lora_both", "full_finetune"])
 @pytest.mark.parametrize("bf16", ["true", "false"])
 def test_recipe_trains_and_samples_in_its_own_dtype(name, bf16, tmp_path):
-    """As on a device that computes in bfloat16, and on one that does not: here that is a matter of one option."""
+    """The option `bf16` stands for a device that computes in bfloat16, or one that does not."""
     image = tmp_path / "grey.png"
     Image.new("RGB", (64, 64), "grey").save(image)
     overrides = [
@@ -93,11 +93,11 @@ def test_accelerate_reads_its_configurations(path):
         ("model.pth=x", "model has no key 'pth'"),
         ("data.sources=[]", "at least one source"),
         ("data.sources.0={name: a, path: b}", "name, a path and a ratio"),
-        ("data.sources.3.path=x", "place that the recipe does not have"),
+        ("data.sources.3.path=x", "position that the recipe does not have"),
         ("training.stage=", "needs the key 'stage'"),
         ("lr=3", "section.key=value"),
         ("training.lr", "section.key=value"),
-        ("other.key=1", "place that the recipe does not have"),
+        ("other.key=1", "position that the recipe does not have"),
     ],
 )
 def test_bad_recipes_are_refused_by_name(recipe_file, override, message):

@@ -16,18 +16,19 @@ from huggingface_hub.utils import filter_repo_objects
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
 from janus_hf.train import main
 from janus_hf.training import JanusProSFTConfig, train
-from janus_hf.training.run import _load_processor, _newest_checkpoint
+from janus_hf.training.recording import newest_checkpoint
+from janus_hf.training.run import load_processor
 
 
-def test_half_written_checkpoints_are_passed_over(tmp_path):
+def test_incomplete_checkpoints_are_skipped(tmp_path):
     for step, complete in ((2, True), (10, True), (12, False)):
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
         (folder / "model.safetensors").touch()
         if complete:
             (folder / "trainer_state.json").touch()
-    assert _newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
-    assert _newest_checkpoint(tmp_path / "nowhere") is None
+    assert newest_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")
+    assert newest_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_train_goes_end_to_end_and_on(recipe_file, tmp_path):
@@ -57,7 +58,7 @@ def test_train_goes_end_to_end_and_on(recipe_file, tmp_path):
 
 
 def test_a_finished_sharded_run_is_left_alone(recipe_file, tmp_path, monkeypatch):
-    """Its model is only on the GPUs once training prepares it; the last checkpoint is the trained model."""
+    """A sharded model is only loaded by training, so nothing is saved again: the last checkpoint is the model."""
     overrides = ["training.stage=stage1", "training.resume_from_checkpoint=auto"]
     out = train(recipe_file, overrides, load_data=toy.load_data)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
@@ -72,7 +73,7 @@ def test_a_finished_sharded_run_is_left_alone(recipe_file, tmp_path, monkeypatch
 
 
 def test_a_run_is_pushed_once_and_without_its_data(raw_recipe, monkeypatch):
-    """What was prepared from the user's pictures stays here."""
+    """The data prepared from the user's images are not uploaded."""
     uploads = []
 
     class Hub:
@@ -95,15 +96,15 @@ def test_a_run_is_pushed_once_and_without_its_data(raw_recipe, monkeypatch):
     assert not any("prepared" in name or name.endswith((".arrow", ".parquet")) for name in uploaded)
 
 
-def test_the_processor_is_that_of_the_models_revision(monkeypatch):
+def test_the_processor_is_loaded_at_the_models_revision(monkeypatch):
     asked = []
     monkeypatch.setattr(
         "janus_hf.training.run.JanusProProcessor.from_pretrained",
         lambda path, **kwargs: asked.append((path, kwargs)),
     )
-    _load_processor({"path": "a/model", "revision": "v2"})
-    _load_processor({"path": "a/model", "revision": "v2", "processor": "another"})
-    _load_processor({"path": "a/model"})
+    load_processor({"path": "a/model", "revision": "v2"})
+    load_processor({"path": "a/model", "revision": "v2", "processor": "another"})
+    load_processor({"path": "a/model"})
     assert asked == [("a/model", {"revision": "v2"}), ("another", {}), ("a/model", {})]
 
 
@@ -116,7 +117,7 @@ def test_module_without_arguments_explains_itself(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["full", "lora_both"])
 def test_two_processes_prepare_train_save_and_resume(raw_recipe, stage, tmp_path):
-    """`accelerate launch -m janus_hf.train`, twice: the second run goes on, and its model loads."""
+    """`accelerate launch -m janus_hf.train`, twice: the second run resumes, and its model loads."""
 
     def launch(*overrides):
         command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]

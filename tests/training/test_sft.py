@@ -1,4 +1,4 @@
-"""What comes out of training: loadable models, adapters, cards; and what stops it."""
+"""`JanusProSFTTrainer`: it learns, logs and saves models, adapters and cards, and stops at faults."""
 
 import copy
 import json
@@ -16,10 +16,11 @@ from janus_hf.training import merge_adapter
 from janus_hf.training.batches import with_dummy_picture
 from janus_hf.training.mixture import TrainingData
 from janus_hf.training.run import train
+from janus_hf.training.stages import base_model
 
 
 def overfit(tmp_path, count, steps):
-    """Draw `count` pictures and give `count` answers, greedily, after learning them by heart."""
+    """Train on `count` images and `count` answers; return how many of each are then generated exactly, greedily."""
     model = toy.load_model()
     trainer = toy.trainer_for(
         toy.config_for(
@@ -41,14 +42,14 @@ def overfit(tmp_path, count, steps):
     trainer.train()
     model = trainer.model.eval()
     num_text = model.config.text_config.vocab_size
-    drawn = answered = 0
+    generated = answered = 0
     for row in rows:
         part = row[0]
         start = next(i for i, label in enumerate(part["labels"]) if label != -100)
         prompt, target = torch.tensor([part["input_ids"][:start]]), torch.tensor(part["input_ids"][start:])
         if part["kind"] == toy.DRAWING:
             codes = model.generate_images(prompt, guidance_scale=1.0, do_sample=False)
-            drawn += torch.equal(codes[0], target - num_text)
+            generated += torch.equal(codes[0], target - num_text)
         else:
             # Toy answers have no end of sentence, so as many tokens as they have are compared.
             found = model.generate(
@@ -59,20 +60,20 @@ def overfit(tmp_path, count, steps):
                 do_sample=False,
             )
             answered += torch.equal(found[0, start:], target)
-    return drawn, answered
+    return generated, answered
 
 
-def test_four_pictures_and_answers_are_learned_by_heart(tmp_path):
+def test_four_images_and_answers_are_learned_by_heart(tmp_path):
     assert overfit(tmp_path, 4, steps=100) == (4, 4)
 
 
 @pytest.mark.slow
-def test_sixteen_pictures_and_answers_are_learned_by_heart(tmp_path):
+def test_sixteen_images_and_answers_are_learned_by_heart(tmp_path):
     assert overfit(tmp_path, 16, steps=400) == (16, 16)
 
 
 def test_losses_per_task_add_up_to_the_losses_per_head(tmp_path):
-    """Text is trained in two tasks here; a window spans two steps of two micro-batches."""
+    """Two tasks train text here, and two steps of two micro-batches lie between the logs."""
     args = toy.config_for(
         tmp_path, max_steps=2, logging_steps=2, per_device_train_batch_size=3, gradient_accumulation_steps=2
     )
@@ -109,11 +110,11 @@ def test_evaluation_logs_its_own_losses(tmp_path):
     assert metrics["eval_loss"] > 0
 
 
-# What stops a run
+# Faults that stop a run
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_not_finite_stops_before_the_optimiser_moves(where, tmp_path):
+def test_infinite_losses_and_gradients_stop_before_the_optimizer_moves(where, tmp_path):
     model = toy.load_model()
     trainer = toy.trainer_for(toy.config_for(tmp_path), model=model)
     if where == "loss":
@@ -147,9 +148,9 @@ def test_processes_and_fsdp_are_asserted(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", ["stage1", "lora_both"])
-def test_what_is_trained_stays_in_float32(stage, tmp_path):
-    """Under bfloat16 arithmetic, with the frozen rest in bfloat16."""
-    with pytest.raises(ValueError, match="dtype float32, or set bf16=True"):
+def test_trained_weights_stay_in_float32(stage, tmp_path):
+    """Trained weights are float32 under bfloat16 autocast, frozen weights stay bfloat16."""
+    with pytest.raises(ValueError, match="must be float32, got torch.bfloat16.*bf16=True"):
         toy.trainer_for(toy.config_for(tmp_path, "stage1"), model=toy.load_model().bfloat16())
     args = toy.config_for(tmp_path, stage, bf16=True, max_steps=2, save_strategy="steps", save_steps=2)
     trainer = toy.trainer_for(args, model=toy.load_model().bfloat16())
@@ -158,7 +159,7 @@ def test_what_is_trained_stays_in_float32(stage, tmp_path):
         assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16)
     trained = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     resumed = toy.trainer_for(args, model=toy.load_model().bfloat16())
-    resumed._load_from_checkpoint(str(tmp_path / "checkpoint-2"))
+    resumed.restore(str(tmp_path / "checkpoint-2"))
     assert all(torch.equal(p, trained[name]) for name, p in resumed.model.named_parameters() if p.requires_grad)
 
 
@@ -187,7 +188,7 @@ def test_dummy_picture_checks_the_contract():
 
 @pytest.mark.parametrize("stage", ["full", "lora_both"])
 def test_full_logits_are_never_held(stage, tmp_path, monkeypatch):
-    """Neither head ever sees more than a chunk of positions, forwards or backwards."""
+    """Neither head receives more than one chunk of positions at a time, in the forward or the backward pass."""
     from janus_hf.modeling import loss
 
     monkeypatch.setattr(loss.chunked_cross_entropy, "__kwdefaults__", {"chunk_size": 16})
@@ -202,7 +203,7 @@ def test_full_logits_are_never_held(stage, tmp_path, monkeypatch):
     assert len(seen["generation_head"]) >= 2 * 2 * 256 // 16  # forward and again in the backward pass
 
 
-# What is saved
+# Saving
 
 
 def test_saved_model_loads_everywhere(tmp_path):
@@ -210,7 +211,7 @@ def test_saved_model_loads_everywhere(tmp_path):
     trainer.train()
     trainer.save_model()
     expected = trainer.model.state_dict()
-    trainer._save(str(tmp_path / "gathered"), state_dict=dict(expected))  # as sharded training does
+    trainer._save(str(tmp_path / "gathered"), state_dict=dict(expected))  # FSDP's way: `save_model` gathers first
     for loaded in (
         JanusProForConditionalGeneration.from_pretrained(tmp_path / "gathered"),
         JanusProForConditionalGeneration.from_pretrained(tmp_path),
@@ -245,7 +246,7 @@ def test_pushing_uploads_the_model_and_its_card(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory):
-    """A base on disk, an adapter trained on it, and the codes and text logits the trained model gives."""
+    """Save a base model and an adapter trained on it; return their folder and the trained model's logits."""
     root = tmp_path_factory.mktemp("adapter")
     toy.load_model().save_pretrained(root / "base")
     toy.load_processor().save_pretrained(root / "base")
@@ -260,11 +261,11 @@ def adapter(tmp_path_factory):
 
 
 def outputs(model):
-    """Drawing and answering inputs, both heads."""
+    """Return the logits of both heads, of one question about an image and one image to generate."""
     model = model.eval()
     config = model.config
     part = toy.document(toy.UNDERSTANDING, 1, config)
-    base = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    base = base_model(model)
     with torch.no_grad():
         ids = torch.tensor([part["input_ids"]])
         text = model(input_ids=ids, pixel_values=part["pixel_values"]).logits

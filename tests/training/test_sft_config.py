@@ -8,20 +8,23 @@ from janus_hf.training import JanusProSFTConfig
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"stage": "stage9"}, "no stage 'stage9'"),
-        ({"stage": ""}, "stage must be one of"),
+        ({"stage": "stage9"}, "`stage` must be one of stage1.*got 'stage9'"),
+        ({"stage": ""}, "`stage` must be one of"),
         ({"caption_drop": 1.5}, "caption_drop"),
         ({"save_layout": "mine"}, "save_layout"),
-        ({"packing": True}, "packing=True has no meaning here"),
+        ({"packing": True}, "`packing` must be False here, got True"),
         ({"loss_type": "dft"}, "loss_type"),
         ({"fp16": True}, "bf16 or float32"),
-        ({"lora_targets": "x"}, "need a lora_ stage"),
+        ({"lora_targets": "x"}, "choose a lora_ stage"),
         ({"stage": "lora_both", "lora_r": 0}, "lora_r"),
-        ({"num_processes": 2}, "num_processes=2 was asked for and 1 is running"),
+        ({"num_processes": 2}, "`num_processes` must be the number of running processes, 1, got 2"),
         ({"total_batch_size": 7, "per_device_train_batch_size": 2}, "must be a multiple"),
-        ({"total_batch_size": 8, "gradient_accumulation_steps": 3}, "contradicts"),
-        ({"sample_steps": 5}, "go together"),
-        ({"sample_prompts": ["a"]}, "go together"),
+        (
+            {"total_batch_size": 8, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3},
+            "`gradient_accumulation_steps` must be 4 with total_batch_size=8",
+        ),
+        ({"sample_steps": 5}, "`sample_steps` must be set together"),
+        ({"sample_prompts": ["a"]}, "`sample_steps` must be set together"),
         ({"sample_steps": 5, "sample_questions": [{"text": "?"}]}, "keys question"),
         ({"max_length": None}, "max_length"),
     ],
@@ -33,9 +36,9 @@ def test_bad_configurations_are_refused(fields, message, tmp_path):
 
 
 def test_two_gpus_without_a_launcher_are_refused(tmp_path, monkeypatch):
-    """transformers would wrap the model in DataParallel, which splits rows of one micro-batch by their number."""
+    """transformers would wrap the model in DataParallel, which splits the rows of a micro-batch over the GPUs."""
     monkeypatch.setattr(JanusProSFTConfig, "n_gpu", property(lambda self: 2))
-    with pytest.raises(ValueError, match="sees 2 GPUs.*accelerate launch.*CUDA_VISIBLE_DEVICES=0"):
+    with pytest.raises(ValueError, match="got 2 GPUs.*accelerate launch.*CUDA_VISIBLE_DEVICES=0"):
         JanusProSFTConfig(output_dir=str(tmp_path), stage="stage1", use_cpu=True)
 
 

@@ -1,6 +1,6 @@
-"""Ranks whose labels differ take part in the same collectives, and shards get the gradients of an unsharded model.
+"""Sharded ranks with different labels do not wait for each other, and get the gradients of an unsharded model.
 
-Two ranks on the CPU, through accelerate's own sharding; what only GPUs have (mixed precision, DeepSpeed itself) is not
+Two ranks run on the CPU, through accelerate's own sharding. Mixed precision and DeepSpeed itself need GPUs and are not
 run here.
 """
 
@@ -16,10 +16,12 @@ import toy
 import yaml
 from accelerate.utils import FullyShardedDataParallelPlugin
 
-from janus_hf.training.trainers.sft import _sum_gradients_in_float32
+from janus_hf.training.stages import base_model
+from janus_hf.training.trainers.guards import sum_gradients_in_float32
 
 
 def launch(stage, way):
+    """Run `sharded_ranks.py` on two ranks and return the finished process."""
     script = Path(__file__).with_name("sharded_ranks.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     return subprocess.run([*command, stage, way], capture_output=True, text=True, timeout=180)
@@ -36,7 +38,7 @@ def test_ranks_with_other_labels_agree_on_the_gradients(stage, way):
 
 @pytest.mark.slow
 def test_the_text_head_must_not_be_a_unit():
-    """If this fails, accelerate no longer makes it one, and `_head_in_the_root_unit` can go."""
+    """A text head in an FSDP2 unit of its own deadlocks. If this fails, `root_unit_text_head` is no longer needed."""
     assert launch("stage3", "fsdp2-by-itself").returncode != 0
 
 
@@ -58,12 +60,12 @@ def test_the_trainer_hides_the_text_head_while_sharding(stage, tmp_path, monkeyp
 def test_fsdp_sums_gradients_in_float32():
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
     plugin.set_mixed_precision("bf16")
-    assert plugin.mixed_precision_policy.reduce_dtype == torch.bfloat16, "accelerate has become careful itself"
-    _sum_gradients_in_float32(plugin)
+    assert plugin.mixed_precision_policy.reduce_dtype == torch.bfloat16, "accelerate now sums in float32 itself"
+    sum_gradients_in_float32(plugin)
     policy = plugin.mixed_precision_policy
     # No output dtype: layers hand on bfloat16, the loss stays in float32.
     assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, None)
-    _sum_gradients_in_float32(SimpleNamespace(mixed_precision_policy=None))
+    sum_gradients_in_float32(SimpleNamespace(mixed_precision_policy=None))
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
@@ -87,10 +89,10 @@ CONFIGS = Path(__file__).parents[2] / "accelerate_configs"
 @pytest.mark.parametrize("name", ["fsdp2", "multi_node"])
 @pytest.mark.parametrize("stage", ["full", "lora_both"])
 def test_names_in_the_configurations_are_the_models(name, stage, tmp_path):
-    """accelerate takes the ignored modules as a regular expression over whole names."""
+    """accelerate matches the ignored modules as a regular expression against whole names."""
     settings = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["fsdp_config"]
     model = toy.trainer_for(toy.config_for(tmp_path, stage)).model
-    base = model.get_base_model() if stage == "lora_both" else model
+    base = base_model(model)
     classes = {type(module).__name__ for module in model.modules()}
     wrapped = settings["fsdp_transformer_layer_cls_to_wrap"].split(",")
     assert set(wrapped) <= classes

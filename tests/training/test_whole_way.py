@@ -1,4 +1,4 @@
-"""From pictures to a trained model and back, through every part that a user meets; and what a kill does."""
+"""The whole way from images to a trained model that generates them, and a run that is killed and resumed."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from janus_hf.training import JanusProSFTTrainer
 
 @pytest.fixture(scope="module")
 def rows():
-    """16 drawings with different prompts, and 16 different questions about different pictures."""
+    """Return 16 images with different prompts and 16 different questions about different images."""
     rng = np.random.default_rng(4)
     drawings, questions = {}, {}
     while len(drawings) < 16:
@@ -41,8 +41,8 @@ def rows():
 
 
 @pytest.mark.slow
-def test_pictures_and_answers_are_learned_by_heart(rows, tmp_path):
-    """16 of each: prepared, packed, trained, saved, loaded as a pipeline, which draws and answers greedily."""
+def test_images_and_answers_are_learned_by_heart(rows, tmp_path):
+    """16 of each are prepared, packed, trained, saved and loaded as a pipeline, which generates all exactly."""
     model, processor = toy.load_model(), toy.load_processor()
     prepared = {name: prepare_rows(source, model, processor) for name, source in rows.items()}
     lengths = {name: source.lengths for name, source in prepared.items()}
@@ -80,7 +80,7 @@ def test_pictures_and_answers_are_learned_by_heart(rows, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage3", "lora_both"])
 def test_killed_and_resumed_is_straight(stage, rows, tmp_path):
-    """SIGKILL at a random batch; dropped captions and dropout take part, so that lost random states would show."""
+    """SIGKILL at a random batch. Captions are dropped and LoRA has dropout, so that a lost random state would show."""
     model, processor = toy.load_model(), toy.load_processor()
     for part in (model, processor):
         part.save_pretrained(tmp_path / "base")
@@ -106,7 +106,7 @@ def test_killed_and_resumed_is_straight(stage, rows, tmp_path):
     content = {"model": {"path": str(tmp_path / "base")}, "data": {"sources": sources}, "training": training}
 
     def start(name: str) -> subprocess.Popen:
-        """The process; its batches are in `name.hashes`, its model in the folder `name`."""
+        """Start a process that trains into the folder `name` and writes hashes of its batches to `name.hashes`."""
         recipe = tmp_path / f"{name}.yaml"
         recipe.write_text(yaml.safe_dump({**content, "training": {**training, "output_dir": str(tmp_path / name)}}))
         script = Path(__file__).with_name("resumable.py")

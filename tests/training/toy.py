@@ -1,6 +1,6 @@
-"""A little world for trainer tests: rows of documents and a collator that keep the data package's batch contract.
+"""Data, models and trainers for trainer tests; the collator makes batches like those of `JanusProCollator`.
 
-Runs on the tiny checkpoint, whose processor comes with it. Also imported by the two-rank test's script.
+The model has the tiny checkpoint's architecture and processor. The scripts of tests with two ranks import this too.
 """
 
 import copy
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
+from janus_hf import JanusProConfig, JanusProForConditionalGeneration, JanusProProcessor
 from janus_hf.training import JanusProSFTConfig, JanusProSFTTrainer
 from janus_hf.training.mixture import TrainingData
 
@@ -23,7 +23,7 @@ TEXT, UNDERSTANDING, DRAWING = range(3)
 
 
 def load_model(seed: int = 0) -> JanusProForConditionalGeneration:
-    """The tiny checkpoint's architecture with larger random weights in float32, so that every path matters."""
+    """Return the tiny checkpoint's architecture with random float32 weights, large enough that every path matters."""
     return copy.deepcopy(_model(seed))
 
 
@@ -44,11 +44,12 @@ def _model(seed: int) -> JanusProForConditionalGeneration:
 
 @cache
 def load_processor() -> JanusProProcessor:
+    """Return the tiny checkpoint's processor, shared by all tests."""
     return JanusProProcessor.from_pretrained(TINY_MODEL)
 
 
-def document(kind: int, seed: int, config: Any) -> dict[str, Any]:
-    """One random document of a kind. The first label is -100, as are prompts."""
+def document(kind: int, seed: int, config: JanusProConfig) -> dict[str, Any]:
+    """Return a random document of a kind (TEXT, UNDERSTANDING or DRAWING); the labels of its prompt are -100."""
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> list[int]:
@@ -71,10 +72,10 @@ def document(kind: int, seed: int, config: Any) -> dict[str, Any]:
 
 
 class Packs(Dataset):
-    """Rows of one or more documents: `kinds` repeat over the documents, `per_row` of them make a row."""
+    """Dataset whose rows are lists of `per_row` documents; the documents take the `kinds` in turn."""
 
-    def __init__(self, config: Any, *, rows: int, kinds: tuple[int, ...], per_row: int = 1, plan_hash: str = "a"):
-        self.config, self.rows, self.kinds, self.per_row, self.plan_hash = config, rows, kinds, per_row, plan_hash
+    def __init__(self, config: JanusProConfig, *, rows: int, kinds: tuple[int, ...], per_row: int = 1):
+        self.config, self.rows, self.kinds, self.per_row = config, rows, kinds, per_row
 
     def __len__(self) -> int:
         return self.rows
@@ -85,7 +86,7 @@ class Packs(Dataset):
 
 
 def collate(rows: list[list[dict[str, Any]]], *, with_tasks: bool = True) -> dict[str, torch.Tensor]:
-    """Rows -> a batch of the contract; padding is one more document without labels."""
+    """Make a batch of rows; padding is one more document without labels."""
     length = max(sum(len(part["input_ids"]) for part in row) for row in rows)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "position_ids": [], "task_ids": []}
     for row in rows:
@@ -97,16 +98,19 @@ def collate(rows: list[list[dict[str, Any]]], *, with_tasks: bool = True) -> dic
         columns["position_ids"].append([i for part in parts for i in range(len(part["input_ids"]))])
         columns["task_ids"].append([part["kind"] for part in parts for _ in part["input_ids"]])
     batch = {name: torch.tensor(values) for name, values in columns.items()}
-    pictures = [part["pixel_values"] for row in rows for part in row if part["pixel_values"] is not None]
-    if pictures:
-        batch["pixel_values"] = torch.cat(pictures)
+    images = [part["pixel_values"] for row in rows for part in row if part["pixel_values"] is not None]
+    if images:
+        batch["pixel_values"] = torch.cat(images)
     if not with_tasks:
         del batch["task_ids"]
     return batch
 
 
 def load_data(
-    section: Any, args: JanusProSFTConfig, model: JanusProForConditionalGeneration, processor: Any
+    section: dict[str, Any],
+    args: JanusProSFTConfig,
+    model: JanusProForConditionalGeneration,
+    processor: JanusProProcessor,
 ) -> TrainingData:
     """Return 24 rows of all kinds instead of a recipe's data."""
     return TrainingData(
@@ -114,8 +118,8 @@ def load_data(
     )
 
 
-def config_for(folder: Any, stage: str = "stage3", **fields: Any) -> JanusProSFTConfig:
-    """Ten logged steps, without touching the network or the disk more than needed."""
+def config_for(folder: str | Path, stage: str = "stage3", **fields: Any) -> JanusProSFTConfig:
+    """Return a configuration of six logged steps that uses no network and saves nothing; `fields` change it."""
     defaults = {
         "max_steps": 6,
         "logging_steps": 1,
@@ -134,13 +138,14 @@ def config_for(folder: Any, stage: str = "stage3", **fields: Any) -> JanusProSFT
 def trainer_for(
     args: JanusProSFTConfig,
     *,
-    model: Any = None,
+    model: JanusProForConditionalGeneration | None = None,
     kinds: tuple[int, ...] = (DRAWING, UNDERSTANDING, TEXT),
     per_row: int = 1,
     rows: int = 60,
     plan_hash: str = "a",
     **kwargs: Any,
 ) -> JanusProSFTTrainer:
+    """Return a trainer on `rows` rows of `Packs`; `kwargs` are further arguments of the trainer."""
     model = model if model is not None else load_model()
     torch.manual_seed(0)
     return JanusProSFTTrainer(
@@ -155,6 +160,6 @@ def trainer_for(
 
 
 def trajectory(trainer: JanusProSFTTrainer) -> list[tuple[float, ...]]:
-    """`(loss, grad_norm, text_loss, image_loss)` of every logged step."""
+    """Return `(loss, grad_norm, text_loss, image_loss)` of every logged step."""
     names = ("loss", "grad_norm", "text_loss", "image_loss")
     return [tuple(log[name] for name in names) for log in trainer.state.log_history if "loss" in log]

@@ -1,4 +1,7 @@
-"""Run by `test_invariants.py` under `accelerate launch`: `two_ranks.py FOLDER PROCESSES STAGE CHECKPOINTING`."""
+"""`two_ranks.py FOLDER PROCESSES STAGE CHECKPOINTING`, run by `test_invariants.py` under `accelerate launch`.
+
+Train six steps and write the losses of every step to FOLDER/trajectory.json.
+"""
 
 import json
 import sys
@@ -23,7 +26,7 @@ def main(folder: str, processes: str, stage: str, checkpointing: str) -> None:
     trainer.train()
     if trainer.is_world_process_zero():
         Path(folder, "trajectory.json").write_text(json.dumps(toy.trajectory(trainer)))
-    trainer.accelerator.wait_for_everyone()  # a group that one rank has left does not always let the other one go
+    trainer.accelerator.wait_for_everyone()  # if one rank leaves the process group early, the other can hang
     trainer.accelerator.end_training()
 
 

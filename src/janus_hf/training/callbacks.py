@@ -1,46 +1,52 @@
-"""Pictures drawn and questions answered while training."""
+"""`SampleCallback`: images generated and questions answered by the model while it trains."""
 
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from ..answering import answer
 from ..image_grid import image_grid
-from ..processing import load_picture
+from ..modeling import JanusProForConditionalGeneration
+from ..processing import JanusProProcessor, load_picture
+from .stages import base_model
+
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 
 class SampleCallback(TrainerCallback):
-    """Draws prompts and answers questions every so many steps.
+    """Generate images for prompts and answer questions at regular intervals of training.
 
-    Writes `samples/step-N.png` (a grid, one picture per prompt, read row by row) and `samples/step-N.json` (prompts,
-    questions, answers) into the output folder, and hands both to TensorBoard, W&B and trackio where the run reports to
-    them. The same seeds are used every time, so that pictures of different steps can be compared. Random states,
-    training mode and caches are left as they were: a run with samples equals one without.
+    The callback writes `samples/step-N.png` (a grid with one image per prompt, row by row) and `samples/step-N.json`
+    (prompts, questions, answers) into the output folder, and sends both to TensorBoard, W&B and trackio if the run
+    reports to them. Every time the same seeds are used, so that images of different steps can be compared. Random
+    states, training mode and caches are the same afterwards as before: a run with samples equals one without.
 
     Args:
-        processor: The `JanusProProcessor`.
-        prompts: What to draw.
-        questions: `{"question": text, "image": path or picture}`; without an image a question about nothing.
-        every: Steps between samples; the last step is always sampled.
-        guidance_scale: Of the pictures; None is the model's own.
-        max_new_tokens: Longest answer.
-        seed: Of the first picture; the next ones count up.
+        processor: The model's processor.
+        prompts: Prompts of the images to generate.
+        questions: Questions to answer: `{"question": text, "image": path or image}`, where `image` is optional.
+        every: Number of steps between samples; the last step is always sampled.
+        guidance_scale: Guidance scale of the images; None uses the model's default.
+        max_new_tokens: Upper bound on the number of tokens of an answer.
+        seed: Seed of the first image; the seed of each further image is one higher.
 
     Raises:
-        ValueError: If there is nothing to sample, `every` is below 1, or a picture cannot be read.
+        ValueError: If there is neither a prompt nor a question, `every` is below 1, or an image cannot be read.
     """
 
     def __init__(
         self,
-        processor: Any,
+        processor: JanusProProcessor,
         *,
         prompts: Sequence[str] = (),
         questions: Sequence[dict[str, Any]] = (),
@@ -50,80 +56,128 @@ class SampleCallback(TrainerCallback):
         seed: int = 0,
     ) -> None:
         if every < 1 or not (prompts or questions):
-            raise ValueError(f"Nothing to sample: {len(prompts)} prompts, {len(questions)} questions, every {every}.")
+            raise ValueError(
+                f"`every` must be at least 1 and `prompts` or `questions` must not be empty, got every={every}, "
+                f"{len(prompts)} prompts and {len(questions)} questions: pass a prompt or a question, or leave the "
+                "callback out."
+            )
         self.processor, self.prompts, self.every = processor, list(prompts), every
         self.guidance_scale, self.max_new_tokens, self.seed = guidance_scale, max_new_tokens, seed
-        self.questions = [
-            {**question, "picture": load_picture(question["image"]) if "image" in question else None}
-            for question in questions
-        ]
-        self.loggers: Sequence[TrainerCallback] = ()  # the trainer's callbacks, set by `JanusProSFTTrainer`
+        self.questions = [dict(question) for question in questions]
+        # Read now, so that an unreadable file stops the run before its first step.
+        self._question_images = [load_picture(q["image"]) if "image" in q else None for q in self.questions]
+        # All callbacks of the trainer, among them those that write logs; set by the trainer.
+        self.loggers: Sequence[TrainerCallback] = ()
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Every process takes part, because a sharded model needs all; the main one writes."""
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: "JanusProForConditionalGeneration | PeftModel | None" = None,
+        **kwargs: Any,
+    ) -> None:
+        """Sample if the step is due. Every process runs the model, which may be sharded; the main process writes."""
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
-        precision = torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bool(args.bf16))
-        with _undisturbed(model), precision:  # as in training: what is trained is float32 among bfloat16 weights
-            pictures = self._draw(model)
-            answers = [self._answer(model, question) for question in self.questions]
+        assert model is not None  # transformers passes it to every callback
+        images, answers = self.sample(model, autocast=bool(args.bf16))
         if state.is_world_process_zero:
-            self._write(Path(args.output_dir) / "samples", state.global_step, pictures, answers)
-            self._show(args, state.global_step, pictures, answers)
+            self._write(Path(args.output_dir) / "samples", state.global_step, images, answers)
+            self.log_samples(args, state.global_step, images, answers)
 
+    def sample(
+        self, model: "JanusProForConditionalGeneration | PeftModel", *, autocast: bool = False
+    ) -> tuple[list[Image.Image], list[str]]:
+        """Generate the images and answer the questions, leaving the model and all random states as they are.
+
+        Args:
+            model: The model, with adapters or without, sharded by FSDP2 or not.
+            autocast: Compute in bfloat16, as in training with `bf16=True`: there the trained weights are float32 among
+                frozen bfloat16 weights, which only autocast can combine.
+
+        Returns:
+            One RGB image per prompt and one answer per question.
+        """
+        device_type = next(model.parameters()).device.type
+        with _sampling_mode(model), torch.autocast(device_type, torch.bfloat16, enabled=autocast):
+            images = [self._generate_image(base_model(model), index) for index in range(len(self.prompts))]
+            answers = [self._answer(base_model(model), index) for index in range(len(self.questions))]
+        return images, answers
+
+    # One prompt and one question at a time, because most of the memory is in use by the training.
     @torch.no_grad()
-    def _draw(self, model: Any) -> list[Image.Image]:
-        base = _plain(model)
-        pictures: list[Image.Image] = []
-        for i, prompt in enumerate(self.prompts):  # one by one: memory is the training's
-            codes = base.generate_images(
-                **self.processor.prepare_image_generation([prompt]).to(base.device),
-                pad_token_id=self.processor.pad_token_id,
-                guidance_scale=self.guidance_scale,
-                generator=torch.Generator().manual_seed(self.seed + i),
-                cache_implementation="dynamic",
-            )
-            pictures += self.processor.post_process_images(base.decode_image_ids(codes), output_type="pil")
-        return pictures
+    def _generate_image(self, model: JanusProForConditionalGeneration, index: int) -> Image.Image:
+        """Generate the image of one prompt."""
+        image_ids = model.generate_images(
+            **self.processor.prepare_image_generation([self.prompts[index]]).to(model.device),
+            pad_token_id=self.processor.pad_token_id,
+            guidance_scale=self.guidance_scale,
+            # A generator of its own for every prompt: an image does not depend on the other prompts.
+            generator=torch.Generator().manual_seed(self.seed + index),
+            cache_implementation="dynamic",
+        )
+        (image,) = self.processor.post_process_images(model.decode_image_ids(image_ids), output_type="pil")
+        return image
 
-    def _answer(self, model: Any, question: dict[str, Any]) -> str:
-        base = _plain(model)
-        content: list[dict[str, Any]] = [{"type": "text", "text": question["question"]}]
-        if question["picture"] is not None:
-            content.insert(0, {"type": "image", "image": question["picture"]})
+    def _answer(self, model: JanusProForConditionalGeneration, index: int) -> str:
+        """Answer one question greedily."""
+        content: list[dict[str, Any]] = [{"type": "text", "text": self.questions[index]["question"]}]
+        if (image := self._question_images[index]) is not None:
+            content.insert(0, {"type": "image", "image": image})
         messages = [{"role": "user", "content": content}]
-        return answer(base, self.processor, [messages], max_new_tokens=self.max_new_tokens)[0]
+        return answer(model, self.processor, [messages], max_new_tokens=self.max_new_tokens)[0]
 
-    def _write(self, folder: Path, step: int, pictures: list[Image.Image], answers: list[str]) -> None:
+    def _write(self, folder: Path, step: int, images: list[Image.Image], answers: list[str]) -> None:
+        """Write the files of one step into the samples folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        if pictures:
-            image_grid(pictures, background="black").save(folder / f"step-{step}.png")
-        asked = [
-            {"question": question["question"], "image": str(question.get("image", "")), "answer": answer}
-            for question, answer in zip(self.questions, answers, strict=True)
+        if images:
+            image_grid(images, background="black").save(folder / f"step-{step}.png")
+        entries = [
+            {"question": question["question"], "image": str(question.get("image", "")), "answer": text}
+            for question, text in zip(self.questions, answers, strict=True)
         ]
-        text = json.dumps({"step": step, "prompts": self.prompts, "answers": asked}, indent=2, ensure_ascii=False)
+        text = json.dumps({"step": step, "prompts": self.prompts, "answers": entries}, indent=2, ensure_ascii=False)
         (folder / f"step-{step}.json").write_text(text + "\n", encoding="utf-8")
 
-    def _show(self, args: Any, step: int, pictures: list[Image.Image], answers: list[str]) -> None:
+    def log_samples(
+        self, args: TrainingArguments, step: int, images: Sequence[Image.Image], answers: Sequence[str]
+    ) -> None:
+        """Send samples to TensorBoard, W&B and trackio, as far as the run reports to them.
+
+        Args:
+            args: The run's arguments; `report_to` names the libraries.
+            step: Number of the optimizer step.
+            images: One image per prompt.
+            answers: One answer per question.
+        """
         text = "\n\n".join(
             f"**{question['question']}** {answer}" for question, answer in zip(self.questions, answers, strict=True)
         )
         for callback in self.loggers:
             if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                for i, picture in enumerate(pictures):
-                    callback.tb_writer.add_image(f"samples/{i}", np.asarray(picture), step, dataformats="HWC")
+                for i, image in enumerate(images):
+                    callback.tb_writer.add_image(f"samples/{i}", np.asarray(image), step, dataformats="HWC")
                 if text:
                     callback.tb_writer.add_text("samples/answers", text, step)
         for name in {"wandb", "trackio"} & set(args.report_to):
-            _log_pictures(name, self.prompts, pictures, text, step)
+            _log_images(name, self.prompts, images, text, step)
 
 
-def _log_pictures(name: str, prompts: Sequence[str], pictures: Sequence[Image.Image], text: str, step: int) -> None:
-    """W&B and trackio agree in the names of what is needed here."""
-    library = __import__(name)
-    shown = [library.Image(picture, caption=prompt) for prompt, picture in zip(prompts, pictures, strict=True)]
-    entries = {f"samples/{i}": picture for i, picture in enumerate(shown)}
+def _log_images(name: str, prompts: Sequence[str], images: Sequence[Image.Image], text: str, step: int) -> None:
+    """Log images and answers to W&B or trackio.
+
+    Args:
+        name: "wandb" or "trackio"; `Image` and `log` of the two libraries take the same arguments here.
+        prompts: Captions of the images.
+        images: The images.
+        text: Questions and answers in Markdown.
+        step: Number of the optimizer step.
+    """
+    library = __import__(name)  # by name, because both libraries are optional
+    captioned = [library.Image(image, caption=prompt) for prompt, image in zip(prompts, images, strict=True)]
+    entries = {f"samples/{i}": image for i, image in enumerate(captioned)}
+    # transformers makes the metric `train/global_step` the x-axis of W&B's charts.
     if name == "wandb":
         library.log({**entries, "samples/answers": text, "train/global_step": step})
     else:
@@ -131,27 +185,24 @@ def _log_pictures(name: str, prompts: Sequence[str], pictures: Sequence[Image.Im
 
 
 @contextmanager
-def _undisturbed(model: Any) -> Iterator[None]:
-    """Eval mode inside; the mode of every module and all random states as before afterwards."""
+def _sampling_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Set the model to eval mode; afterwards restore the mode of every module and all of torch's random states."""
+    # Of every module, because frozen parts are in eval mode while the others train.
     modes = {module: module.training for module in model.modules()}
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    sharded = hasattr(model, "unshard")  # FSDP2: drawing calls parts of the model, whose own parameters must be there
+    # FSDP2 gathers weights in the forward pass of the root, but sampling calls parts of the model directly.
+    unshard, reshard = getattr(model, "unshard", None), getattr(model, "reshard", None)
     with torch.random.fork_rng(devices):
         model.eval()
-        if sharded:
-            model.unshard()
+        if unshard is not None:
+            unshard()
         try:
             yield
         finally:
-            if sharded:
-                model.reshard()
+            if reshard is not None:
+                reshard()
             for module, mode in modes.items():
                 module.training = mode
-
-
-def _plain(model: Any) -> Any:
-    """The Janus-Pro inside PEFT's wrapper, whose `generate` knows text only; adapters stay in place."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 __all__ = ["SampleCallback"]

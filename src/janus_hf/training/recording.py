@@ -1,13 +1,27 @@
-"""What a run states about itself: in its checkpoints, so that no other run goes on from them, and in its card."""
+"""Facts about a run, written into its checkpoints and its card, and the checks when another run reads them.
+
+A checkpoint can only be resumed by a run with the same stage and the same data plan: otherwise the data would not
+continue where they stopped.
+"""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCard
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from .stages import find_stage
+
+
+if TYPE_CHECKING:
+    from .trainers.sft_config import JanusProSFTConfig
 
 FACTS_FILE = "janus_training.json"
+# The facts that decide which rows come next. Other settings, such as the learning rate, may change when resuming.
 _MUST_AGREE = ("stage", "plan_hash")
 
 _SECTION = """
@@ -36,15 +50,40 @@ _HYPER_PARAMETERS = (
 _LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_vision_tower")
 
 
-def check_same_run(checkpoint: Any, facts: dict[str, Any]) -> None:
-    """Refuse to go on from a checkpoint of another run.
+def newest_checkpoint(folder: str | Path) -> str | None:
+    """Return the path of a run's newest complete checkpoint, or None if there is none.
+
+    A checkpoint is complete if it contains the trainer's state, which transformers writes last.
+
+    Args:
+        folder: The run's output folder; it need not exist.
+    """
+    complete = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
+    # By number, because as text checkpoint-10 would come before checkpoint-2.
+    return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
+
+
+def read_state(checkpoint: str | Path) -> TrainerState:
+    """Read the trainer's state (steps, logs) from a checkpoint's folder."""
+    return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+
+
+def check_same_run(checkpoint: str | Path, facts: Mapping[str, Any]) -> None:
+    """Raise unless a checkpoint belongs to this run.
+
+    Args:
+        checkpoint: The checkpoint's folder.
+        facts: Facts of this run, of which `stage` and `plan_hash` must agree with the checkpoint's.
 
     Raises:
         ValueError: If the stage or the data plan differs, or the folder is no checkpoint of this trainer.
     """
     file = Path(checkpoint) / FACTS_FILE
     if not file.is_file():
-        raise ValueError(f"{checkpoint} has no {FACTS_FILE}: it is not a checkpoint of this trainer.")
+        raise ValueError(
+            f"`resume_from_checkpoint` must be a checkpoint of this trainer, got {checkpoint}, which has no "
+            f"{FACTS_FILE}: name a folder checkpoint-N of a run of this package."
+        )
     found = json.loads(file.read_text(encoding="utf-8"))
     for name in _MUST_AGREE:
         if found.get(name) != facts.get(name):
@@ -56,27 +95,51 @@ def check_same_run(checkpoint: Any, facts: dict[str, Any]) -> None:
             )
 
 
-def training_card(card: ModelCard, trainer: Any) -> ModelCard:
-    """`card` with the stage, the mixture, the plan and the hyper-parameters."""
-    args, state = trainer.args, trainer.state
-    names = _HYPER_PARAMETERS + (_LORA if args.stage.startswith("lora_") else ())
+def training_card(
+    card: ModelCard,
+    args: "JanusProSFTConfig",
+    facts: Mapping[str, Any],
+    *,
+    steps: int,
+    table: str,
+    tags: Sequence[str],
+    adapter_base: str | None,
+) -> ModelCard:
+    """Add a section on the training to a model card, in place.
+
+    Args:
+        card: A card of the trained model.
+        args: The run's configuration; its hyper-parameters are listed.
+        facts: Further entries to list, such as the stage, the mixture and the data plan.
+        steps: Number of optimizer steps.
+        table: Markdown table of the model's parameters.
+        tags: Tags to add to the card's metadata.
+        adapter_base: Folder or Hub repository of the model that an adapter belongs to. Folders are not stated, because
+            they mean nothing to readers of the card. Ignored in stages without adapters.
+
+    Returns:
+        The same card.
+    """
+    lora = find_stage(args.stage).lora
+    names = _HYPER_PARAMETERS + (_LORA if lora else ())
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    facts = {**trainer.facts, "steps": state.global_step, "packs per step": batch}
-    facts |= {name: getattr(args, name) for name in names}
-    rows = "\n".join(f"| {name} | {_plain(value)} |" for name, value in facts.items())
-    card.text = card.text.rstrip() + "\n" + _SECTION.format(rows=rows, table=trainer.trainable_table)
-    card.data.tags = sorted({*(card.data.tags or []), *trainer._tag_names})
-    if args.stage.startswith("lora_"):
+    entries = {**facts, "steps": steps, "packs per step": batch}
+    entries |= {name: getattr(args, name) for name in names}
+    rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in entries.items())
+    card.text = card.text.rstrip() + "\n" + _SECTION.format(rows=rows, table=table)
+    # Sorted, so that the same run always writes the same card.
+    card.data.tags = sorted({*(card.data.tags or []), *tags})
+    if lora:
         card.data.library_name = "peft"
-        base = trainer.model.peft_config["default"].base_model_name_or_path
-        card.data.base_model = base if base and not Path(base).exists() else None
+        card.data.base_model = adapter_base if adapter_base and not Path(adapter_base).exists() else None
     return card
 
 
-def _plain(value: Any) -> str:
+def _cell(value: Any) -> str:
+    """Format a value for one cell of a Markdown table."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {entry}" for key, entry in value.items()) or "-"
     return str(getattr(value, "value", value)).replace("|", "\\|").replace("\n", " ")
 
 
-__all__ = ["FACTS_FILE", "check_same_run", "training_card"]
+__all__ = ["FACTS_FILE", "check_same_run", "newest_checkpoint", "read_state", "training_card"]

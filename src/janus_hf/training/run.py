@@ -1,6 +1,7 @@
-"""A recipe -> a trained model."""
+"""Train a recipe: load its model and data, train or resume, save, and upload."""
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,21 +9,21 @@ from typing import Any
 import torch
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import HfApi
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
-from .recording import check_same_run
+from .recording import check_same_run, newest_checkpoint, read_state
+from .stages import find_stage
 from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
 
 
 logger = logging.getLogger(__name__)
 
+# Function that makes the data of a run; its arguments are those of `load_mixture`.
 LoadData = Callable[
     [dict[str, Any], JanusProSFTConfig, JanusProForConditionalGeneration, JanusProProcessor], TrainingData
 ]
@@ -35,15 +36,20 @@ def build_trainer(
     model: JanusProForConditionalGeneration | None = None,
     processor: JanusProProcessor | None = None,
 ) -> JanusProSFTTrainer:
-    """Everything up to the first step.
+    """Load the model, the processor and the data of a recipe and return their trainer.
 
     Args:
-        recipe: See `load_recipe`.
-        load_data: Where rows come from, see `load_mixture`.
-        model, processor: To use instead of loading the recipe's.
+        recipe: The recipe; see `load_recipe`.
+        load_data: Function that makes the data; the default reads the recipe's sources.
+        model: Model to use instead of loading the recipe's.
+        processor: Processor to use instead of loading the recipe's.
+
+    Raises:
+        ValueError: If a value of the recipe is out of range, or model, data and configuration do not fit together.
     """
-    args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})  # before anything heavy is loaded
-    processor = processor or _load_processor(recipe.model)
+    # The configuration first, so that its errors come before anything large is loaded.
+    args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})
+    processor = processor or load_processor(recipe.model)
     model = model or _load_model(recipe.model, args)
     if model.config.image_token_id is None:
         model.config.image_token_id = processor.image_token_id
@@ -59,24 +65,30 @@ def build_trainer(
 
 
 def train(
-    path: Any,
+    path: str | os.PathLike[str],
     overrides: Sequence[str] = (),
     *,
     load_data: LoadData = load_mixture,
     report: Callable[[str], Any] = logger.info,
 ) -> Path:
-    """Train a recipe from beginning to end, or go on where it stopped.
+    """Train a recipe to its end, or resume it.
 
-    With `training.resume_from_checkpoint: auto` the newest checkpoint in the output folder is continued, if there is
-    one.
+    With `training.resume_from_checkpoint: auto` the newest complete checkpoint in the output folder is resumed, if
+    there is one.
 
     Args:
-        path, overrides: See `load_recipe`.
+        path: The recipe's YAML file.
+        overrides: Changes of single values, `section.key=value`; see `load_recipe`.
         load_data: See `build_trainer`.
-        report: Called with lines for people, on the main process.
+        report: Function that receives lines of text for the user, on the main process only.
 
     Returns:
-        The output folder: the model (or adapter), its processor and its card.
+        The output folder, with the model (or adapter), its processor and its card.
+
+    Raises:
+        ValueError: If the recipe is malformed, a value is out of range, or the checkpoint belongs to another run.
+        FileNotFoundError: If there is no such recipe.
+        FloatingPointError: If a loss or the norm of the gradients is not finite.
     """
     trainer = build_trainer(load_recipe(path, overrides), load_data=load_data)
     args = trainer.args
@@ -84,50 +96,50 @@ def train(
     if main:
         report(trainer.trainable_table)
     checkpoint = args.resume_from_checkpoint
-    if checkpoint in ("auto", True):  # the main process chooses: file systems do not show everyone the same at once
-        (checkpoint,) = broadcast_object_list([_newest_checkpoint(Path(args.output_dir))])
+    if checkpoint in ("auto", True):
+        # The main process chooses for all, because a shared file system may not show all nodes the same files yet.
+        (checkpoint,) = broadcast_object_list([newest_checkpoint(args.output_dir)])
     finished = _is_finished(args, checkpoint)
     if not finished:
         trainer.train(resume_from_checkpoint=checkpoint)
-    elif args.sharded:  # such a model is loaded by training only
+    elif args.sharded:
+        # Only `Trainer.train` can load a sharded model, so a finished one is not loaded and nothing is saved below.
         check_same_run(checkpoint, trainer.facts)
     else:
-        trainer._load_from_checkpoint(checkpoint)
-        trainer.state = _state_of(checkpoint)
-    exported = not (finished and args.sharded)
-    if exported:
-        trainer.save_model(_internal_call=True)  # else it would push, with the last card
+        trainer.restore(checkpoint)
+    saves = not (finished and args.sharded)
+    if saves:
+        # Without `_internal_call` a run with push_to_hub would upload here, together with the card of the last
+        # checkpoint. `save_pretrained` is no way around: it does not gather the weights of a sharded model.
+        trainer.save_model(_internal_call=True)
         trainer.save_state()
         trainer.create_model_card()
-    trainer.accelerator.wait_for_everyone()  # a group that one rank has left does not always let the others go
+    # If one rank leaves the process group early, the others can hang when they leave.
+    trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-    if main and exported:
-        if args.push_to_hub:  # now that nobody waits for it
-            _push(trainer)
+    if main and saves:
+        if args.push_to_hub:  # after the group has ended, so that no rank waits for the upload
+            _upload(trainer)
         report(f"{args.output_dir}: {args.stage}, {trainer.state.global_step} steps")
     elif main:
         report(f"{checkpoint} is the last of this run and holds the trained model: nothing is left to do")
     return Path(args.output_dir)
 
 
-def _newest_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that was written to its end: the trainer's state is the last of its files."""
-    complete = [path.parent for path in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
+def _is_finished(args: JanusProSFTConfig, checkpoint: str | None) -> bool:
+    """Return whether a checkpoint is the last of its run. transformers would train one more step from it."""
+    return bool(checkpoint) and 0 < args.max_steps <= read_state(str(checkpoint)).global_step
 
 
-def _is_finished(args: JanusProSFTConfig, checkpoint: Any) -> bool:
-    """Whether the checkpoint is the run's last: transformers would train one step more."""
-    return bool(checkpoint) and 0 < args.max_steps <= _state_of(checkpoint).global_step
+def _upload(trainer: JanusProSFTTrainer) -> None:
+    """Upload the output folder without its checkpoints, as `Trainer.push_to_hub` does.
 
-
-def _state_of(checkpoint: Any) -> TrainerState:
-    return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-
-
-def _push(trainer: JanusProSFTTrainer) -> None:
-    """Upload what `Trainer.push_to_hub` uploads; that one saves first once more, which takes all processes."""
-    trainer._finish_current_push()
+    That method saves the model once more before it uploads, which takes all processes; this function needs the main
+    process only. The repository exists: transformers created it with the trainer.
+    """
+    pending = getattr(trainer, "push_in_progress", None)
+    if pending is not None and not pending.is_done():  # uploads of checkpoints, which run beside the training
+        pending.wait_until_done()
     HfApi(token=trainer.args.hub_token).upload_folder(
         repo_id=trainer.hub_model_id,
         folder_path=trainer.args.output_dir,
@@ -137,8 +149,12 @@ def _push(trainer: JanusProSFTTrainer) -> None:
     )
 
 
-def _load_processor(section: Mapping[str, Any]) -> JanusProProcessor:
-    """That of the model, at its revision, unless the recipe names another."""
+def load_processor(section: Mapping[str, Any]) -> JanusProProcessor:
+    """Load the processor of a recipe: the model's, at the model's revision, unless the recipe names another.
+
+    Args:
+        section: The recipe's section `model`: `path`, and optionally `revision` and `processor`.
+    """
     if section.get("processor"):
         return JanusProProcessor.from_pretrained(section["processor"])
     revision = {"revision": section["revision"]} if section.get("revision") else {}
@@ -146,26 +162,39 @@ def _load_processor(section: Mapping[str, Any]) -> JanusProProcessor:
 
 
 def _load_model(section: Mapping[str, Any], args: JanusProSFTConfig) -> JanusProForConditionalGeneration:
+    """Load the model of a recipe in its dtype, quantised if the recipe says so.
+
+    Args:
+        section: The recipe's section `model`.
+        args: The configuration, of which the stage and `bf16` decide the dtype "auto".
+
+    Raises:
+        ValueError: If the quantisation is unknown, or the stage trains weights that it would quantise.
+    """
     kwargs = {key: section[key] for key in ("revision", "attn_implementation") if section.get(key) is not None}
+    lora = find_stage(args.stage).lora
     if quantization := section.get("quantization"):
         from transformers import BitsAndBytesConfig
 
         if quantization not in ("4bit", "8bit"):
-            raise ValueError(f"model.quantization must be 4bit or 8bit, got {quantization!r}.")
-        if not args.stage.startswith("lora_"):
-            raise ValueError(f"Quantised weights cannot be trained: {args.stage} needs an unquantised model.")
-        four = quantization == "4bit"
+            raise ValueError(f"model.quantization must be 4bit or 8bit, got {quantization!r}: choose one of them.")
+        if not lora:
+            raise ValueError(
+                f"model.quantization must be left out in the stage {args.stage!r}, got {quantization!r}: quantised "
+                "weights cannot be trained."
+            )
+        four_bits = quantization == "4bit"
         kwargs["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=four,
-            load_in_8bit=not four,
+            load_in_4bit=four_bits,
+            load_in_8bit=not four_bits,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
     dtype = section.get("dtype") or "auto"
     if dtype == "auto":
-        dtype = "bfloat16" if args.bf16 and args.stage.startswith("lora_") else "float32"
+        dtype = "bfloat16" if args.bf16 and lora else "float32"
     return JanusProForConditionalGeneration.from_pretrained(section["path"], dtype=dtype, **kwargs)
 
 
-__all__ = ["TrainingData", "build_trainer", "train"]
+__all__ = ["LoadData", "TrainingData", "build_trainer", "load_processor", "train"]

@@ -1,1 +1,1 @@
-"""The trainers, each beside its configuration class."""
+"""The trainers and the classes of their settings."""

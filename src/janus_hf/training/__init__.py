@@ -1,4 +1,8 @@
-"""Training: stages, trainer, recipes. Needs the `train` extra (trl, peft, datasets); `codec` and `stages` do not."""
+"""Training: stages, trainers and recipes.
+
+Most of it needs the `train` extra (trl, peft, datasets); `stages`, `memory` (without recipe files) and
+`trainers.codec` do not. The names below are imported when they are first used.
+"""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -39,6 +43,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first used, so that each part needs only its own libraries."""
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

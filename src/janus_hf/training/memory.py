@@ -1,18 +1,19 @@
-"""What a recipe needs in GPU memory, computed: weights, gradients, optimizer, activations, logits.
+"""Computed estimate of the GPU memory that a recipe needs: weights, gradients, optimizer, activations, logits.
 
-Arithmetic, not measurement: the allocator's fragmentation, the CUDA context (about 0.5 GiB), what FSDP gathers (a
-layer, and the heads for the whole step) and the activations of the understanding tower come on top. Parameters are
-counted on the real architecture, built without storage.
+Nothing is measured. The following come on top: fragmentation of the allocator, the CUDA context (about 0.5 GiB), the
+weights that FSDP gathers (one layer at a time, and the heads for the whole step), and the activations of the vision
+tower. Parameters are counted on the real architecture, built without storage.
 
 `python -m janus_hf.training.memory recipes/*.yaml` prints the table of recipes, without loading or fetching anything.
 """
 
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -23,12 +24,16 @@ from ..modeling.loss import CHUNK_SIZE
 from .stages import LANGUAGE_TARGETS, PARTS, VISION_TARGETS, apply_stage, find_stage, trained_parts
 
 
+if TYPE_CHECKING:
+    from .recipes import Recipe
+
 Sharding = Literal["ddp", "zero2", "zero3", "fsdp2"]
 GIB = 2**30
-_BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.53}  # 4 bits, and double-quantised scales
+# Bytes per weight. In "4bit", 4 bits plus double-quantised scales.
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.53}
 
-# Of the released 7B, where it differs from the 1B (`JanusProConfig()`): config.json of deepseek-ai/Janus-Pro-7B, which
-# leaves most sizes of the language model to Llama's defaults.
+# Language model of the released 7B; all other defaults of `JanusProConfig` are those of the 1B. From config.json of
+# deepseek-ai/Janus-Pro-7B, which leaves most sizes of the language model to Llama's defaults.
 _LANGUAGE_7B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -39,12 +44,13 @@ _LANGUAGE_7B = {
     "num_key_value_heads": 32,
     "vocab_size": 102400,
 }
-_SHARDED_OVER = 8  # GPUs of one machine, in the printed table
+# Number of GPUs for the rows of sharded training in the printed table: those of one machine.
+_SHARDED_OVER = 8
 
 
 @dataclass(frozen=True)
 class Memory:
-    """GiB on one GPU."""
+    """Memory on one GPU by use, in GiB."""
 
     weights: float
     gradients: float
@@ -54,7 +60,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Sum of all uses, in GiB."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
@@ -72,42 +78,60 @@ def estimate_memory(
     lora_vision_tower: bool = False,
     chunk_size: int = CHUNK_SIZE,
 ) -> Memory:
-    """Memory of one training step, computing in bfloat16.
+    """Estimate the memory of one training step that computes in bfloat16.
 
     Args:
-        config: The model's sizes.
-        stage: What is trained.
-        dtype: Of the frozen weights, "float32" or "bfloat16"; what is trained is held in float32.
-        quantization: "4bit" or "8bit": the language model's layers are.
-        sharding: "ddp" keeps everything on every GPU, "zero2" shards gradients and optimizer, "zero3" and "fsdp2" the
-            weights too.
-        num_processes: GPUs.
-        tokens: Per micro-batch, `per_device_train_batch_size * max_length`.
-        checkpointing: Activations are computed again, layer by layer.
-        lora_r, lora_vision_tower: Of LoRA stages.
-        chunk_size: Positions whose logits exist at the same time.
+        config: The model's configuration.
+        stage: Name of the stage, which decides the trained weights.
+        dtype: Dtype of the frozen weights, "float32" or "bfloat16". Trained weights are counted as float32.
+        quantization: "4bit" or "8bit" if the linear layers of the language model are quantised, else None.
+        sharding: "ddp" keeps everything on every GPU, "zero2" shards gradients and optimizer, "zero3" and "fsdp2"
+            shard the weights too.
+        num_processes: Number of GPUs.
+        tokens: Tokens per micro-batch, `per_device_train_batch_size * max_length`.
+        checkpointing: Whether activations are recomputed layer by layer in the backward pass.
+        lora_r: Rank of the adapters in LoRA stages.
+        lora_vision_tower: Whether LoRA stages add adapters to the vision tower.
+        chunk_size: Number of positions whose logits are held at the same time.
 
     Returns:
         Estimates in GiB.
+
+    Raises:
+        ValueError: If there is no such stage.
     """
-    trained, frozen, adapters, quantised = _count(config, stage, lora_r, lora_vision_tower)
-    if quantization:
+    trained, frozen, adapters, quantised = _count_parameters(config, stage, lora_r, lora_vision_tower)
+    if quantization:  # quantised weights are frozen, and added at their own size below
         frozen -= quantised
     weights = 4.0 * (trained + adapters) + _BYTES[dtype] * frozen
     weights += _BYTES[quantization] * quantised if quantization else 0.0
-    learns = 4.0 * (trained + adapters)
-    whole, parts = (num_processes if sharding in ("zero3", "fsdp2") else 1), num_processes if sharding != "ddp" else 1
+    gradients = 4.0 * (trained + adapters)
+    weight_shards = num_processes if sharding in ("zero3", "fsdp2") else 1
+    gradient_shards = num_processes if sharding != "ddp" else 1
     return Memory(
-        weights=weights / whole / GIB,
-        gradients=learns / parts / GIB,
-        optimizer=2 * learns / parts / GIB,
+        weights=weights / weight_shards / GIB,
+        gradients=gradients / gradient_shards / GIB,
+        # AdamW's two moments, each as large as the gradients.
+        optimizer=2 * gradients / gradient_shards / GIB,
         activations=_activations(config, tokens, checkpointing) / GIB,
         logits=_logits(config, min(tokens, chunk_size)) / GIB,
     )
 
 
-def _count(config: JanusProConfig, stage: str, rank: int, tower: bool) -> tuple[int, int, int, int]:
-    """Trained, frozen, adapter parameters, and those a quantiser would take."""
+def _count_parameters(config: JanusProConfig, stage: str, rank: int, tower: bool) -> tuple[int, int, int, int]:
+    """Count the parameters of a model in a stage.
+
+    Args:
+        config: The model's configuration.
+        stage: Name of the stage.
+        rank: Rank of the adapters in LoRA stages.
+        tower: Whether LoRA stages add adapters to the vision tower.
+
+    Returns:
+        The numbers of trained parameters, of frozen parameters, of adapter parameters, and of parameters that a
+        quantiser would compress (the last are among the first two).
+    """
+    # On the meta device parameters have a size but no storage.
     with torch.device("meta"):
         model = JanusProForConditionalGeneration(config)
     adapters = copies = 0
@@ -115,26 +139,33 @@ def _count(config: JanusProConfig, stage: str, rank: int, tower: bool) -> tuple[
         targets = f"({LANGUAGE_TARGETS}|{VISION_TARGETS})" if tower else LANGUAGE_TARGETS
         hits = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(targets, name)]
         adapters = sum(rank * (module.in_features + module.out_features) for module in hits)
-        # A module that an adapter trains as a whole is a copy beside the original.
-        copies = sum(_size(model.get_submodule(PARTS[part])) for part in trained_parts(stage))
+        # PEFT trains a copy of each whole module (`modules_to_save`) and keeps the original, frozen, beside it.
+        copies = sum(_num_parameters(model.get_submodule(PARTS[part])) for part in trained_parts(stage))
         model.requires_grad_(False)
     else:
         apply_stage(model, stage)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    layers: Any = model.model.language_model.layers
+    layers = model.get_submodule(f"{PARTS['language_model']}.layers")
     linear = sum(m.weight.numel() for m in layers.modules() if isinstance(m, nn.Linear))
-    return trained + copies, _size(model) - trained, adapters, linear
+    return trained + copies, _num_parameters(model) - trained, adapters, linear
 
 
-def _size(module: nn.Module) -> int:
+def _num_parameters(module: nn.Module) -> int:
+    """Return the number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _activations(config: JanusProConfig, tokens: int, checkpointing: bool) -> float:
-    """Bytes kept for the backward pass of the language model, 16 bits each.
+    """Return the bytes of the language model's activations that the backward pass needs, 2 bytes per number.
 
-    Per token and layer: two norms' inputs and outputs, queries, keys, values, attention's output, and three tensors of
-    the MLP's width with their product. With checkpointing one input per layer, and one whole layer at a time.
+    Without checkpointing, each layer keeps for every token the inputs and outputs of two norms, queries, keys, values,
+    the attention's output, and three vectors of the MLP's width and their product. With checkpointing, each layer
+    keeps only its input, and one layer at a time is recomputed.
+
+    Args:
+        config: The model's configuration.
+        tokens: Tokens per micro-batch.
+        checkpointing: Whether activations are recomputed layer by layer.
     """
     text = config.text_config
     width, inner = text.hidden_size, text.intermediate_size
@@ -145,25 +176,31 @@ def _activations(config: JanusProConfig, tokens: int, checkpointing: bool) -> fl
 
 
 def _logits(config: JanusProConfig, rows: int) -> float:
-    """Bytes of one chunk's logits: in bfloat16, in float32, and their gradient."""
+    """Return the bytes of the logits of `rows` positions: 2 in bfloat16, 4 in float32 and 4 for their gradient."""
+    # The heads run one after the other, so the larger one decides.
     classes = max(config.text_config.vocab_size, config.vq_config.num_embeddings)
     return rows * classes * (2.0 + 4.0 + 4.0)
 
 
 def recipe_memory(
-    recipe: Any, config: JanusProConfig, *, sharding: Sharding = "ddp", num_processes: int = 1
+    recipe: "Recipe", config: JanusProConfig, *, sharding: Sharding = "ddp", num_processes: int = 1
 ) -> Memory:
-    """`estimate_memory` of a recipe as `load_recipe` returns it, for the model it names.
+    """Estimate the memory of one training step of a recipe; see `estimate_memory`.
 
     Args:
-        recipe: `janus_hf.training.recipes.Recipe`.
-        config: Of its model.
-        sharding, num_processes: See `estimate_memory`.
+        recipe: The recipe.
+        config: Configuration of the recipe's model.
+        sharding: How the training is sharded.
+        num_processes: Number of GPUs.
+
+    Returns:
+        Estimates in GiB.
     """
     training = recipe.training
     dtype = recipe.model.get("dtype") or "auto"
-    if dtype == "auto":  # on a device that computes in bfloat16
-        dtype = "bfloat16" if training["stage"].startswith("lora_") else "float32"
+    if dtype == "auto":  # as training decides on a device that computes in bfloat16
+        dtype = "bfloat16" if find_stage(training["stage"]).lora else "float32"
+    # The defaults below are those of JanusProSFTConfig, which needs the `train` extra and is not imported here.
     return estimate_memory(
         config,
         training["stage"],
@@ -179,7 +216,7 @@ def recipe_memory(
 
 
 def memory_table(rows: dict[str, Memory]) -> str:
-    """Markdown table, one row per name, in GiB."""
+    """Return a Markdown table of estimates in GiB, one row per name."""
     lines = [
         "| recipe | weights | gradients | optimizer | activations | logits | total (GiB) |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -191,13 +228,13 @@ def memory_table(rows: dict[str, Memory]) -> str:
 
 
 def released_config(size: str) -> JanusProConfig:
-    """Configuration of the released Janus-Pro, without the Hub.
+    """Return the configuration of a released Janus-Pro model, without access to the Hub.
 
     Args:
         size: "1b" or "7b".
 
     Raises:
-        KeyError: If there is no such size.
+        KeyError: If `size` is neither.
     """
     width = {"1b": 2048, "7b": 4096}[size]
     return JanusProConfig(
@@ -207,26 +244,29 @@ def released_config(size: str) -> JanusProConfig:
     )
 
 
-def recipes_table(paths: Sequence[Any]) -> str:
-    """`memory_table` of recipe files.
+def recipes_table(paths: Sequence[str | os.PathLike[str]]) -> str:
+    """Return the Markdown table of the memory that recipe files need, in GiB.
 
-    A recipe for adapters on the 1B has a row for the 7B too. One that trains whole parts has a row for a copy on every
-    GPU (`ddp.yaml`) and one for FSDP2 over eight (`fsdp2.yaml`).
+    A recipe that trains adapters on the 1B also has a row for the 7B. A recipe without adapters has one row for a copy
+    of everything on every GPU (`ddp.yaml`) and one for FSDP2 over eight GPUs (`fsdp2.yaml`).
 
     Args:
-        paths: Recipes; the paths of their models end with the size, 1B or 7B.
+        paths: Recipe files. The paths of their models must end with the size, 1B or 7B.
 
     Raises:
-        ValueError: If a recipe's model has another name.
+        ValueError: If the path of a recipe's model ends otherwise.
     """
-    from .recipes import load_recipe
+    from .recipes import load_recipe  # here, because it needs the `train` extra and the estimates do not
 
     rows = {}
     for path in sorted(map(Path, paths)):
         recipe = load_recipe(path)
         own = str(recipe.model["path"])[-2:].lower()
         if own not in ("1b", "7b"):
-            raise ValueError(f"{path}: the size of the model cannot be told from its path {recipe.model['path']!r}.")
+            raise ValueError(
+                f"The path of a recipe's model must end with 1B or 7B, got {recipe.model['path']!r} in {path}: call "
+                "estimate_memory with the model's configuration instead."
+            )
         lora = find_stage(recipe.training["stage"]).lora
         for size in ("1b", "7b") if lora and own == "1b" else (own,):
             config, name = released_config(size), f"{path.stem}, {size.upper()}"

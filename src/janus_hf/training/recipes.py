@@ -1,12 +1,12 @@
-"""A recipe (one YAML file) -> a trained model.
+"""Recipes: one YAML file and overrides of single values, checked and returned as a `Recipe`.
 
 ```yaml
-model:                      # what to start from
+model:                      # the model to start from
   path: deepseek-ai/Janus-Pro-1B
-  dtype: auto               # of the weights: bfloat16 where they are frozen (LoRA) and the device computes in it,
-                            # else float32; what is trained is always held in float32
+  dtype: auto               # dtype of the weights: bfloat16 if they are frozen (LoRA) and the device computes in
+                            # bfloat16, else float32; trained weights are always held in float32
   quantization: null        # 4bit or 8bit for QLoRA
-data:                       # what to train on: folders of `janus-hf prepare`, or anything it reads
+data:                       # the training data: folders of `janus-hf prepare`, or anything that this command reads
   sources:
     - {name: pictures, path: data/pictures, ratio: 1}
 training:                   # fields of JanusProSFTConfig
@@ -17,8 +17,9 @@ training:                   # fields of JanusProSFTConfig
 `janus-hf train recipe.yaml training.learning_rate=2e-5 data.sources.0.path=elsewhere` changes single values.
 """
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,17 @@ _DATA_KEYS = ("sources", "seed", "streaming")
 
 @dataclass
 class Recipe:
-    """A parsed recipe; the three sections as they stand in the file, overrides applied.
+    """A recipe: the three sections of the file, with overrides applied.
+
+    Args:
+        model: Section `model`: `path`, and optionally `revision`, `dtype`, `quantization`, `attn_implementation` and
+            `processor`.
+        data: Section `data`: `sources`, and optionally `seed` and `streaming`.
+        training: Section `training`: fields of `JanusProSFTConfig`.
+        name: Name of the recipe, for the model card.
 
     Raises:
-        ValueError: If a key is unknown or one that is needed is missing.
+        ValueError: If a key is unknown or a required key is missing.
     """
 
     model: dict[str, Any]
@@ -46,80 +54,114 @@ class Recipe:
     name: str = "recipe"
 
     def __post_init__(self) -> None:
+        # Fields without `init` are computed by transformers and cannot be set.
         known = {entry.name for entry in fields(JanusProSFTConfig) if entry.init}
-        _check_keys("model", self.model, _MODEL_KEYS, needed=("path",))
-        _check_keys("data", self.data, _DATA_KEYS, needed=("sources",))
-        _check_keys("training", self.training, known, needed=("stage", "output_dir"))
+        _check_keys("model", self.model, _MODEL_KEYS, required=("path",))
+        _check_keys("data", self.data, _DATA_KEYS, required=("sources",))
+        _check_keys("training", self.training, known, required=("stage", "output_dir"))
         if "ratios" in self.training:
             raise ValueError("training.ratios follows from data.sources: give every source its ratio there.")
         sources = self.data["sources"]
         if not isinstance(sources, list) or not sources:
-            raise ValueError(f"data.sources must be a list of at least one source, got {sources!r}.")
+            raise ValueError(
+                f"data.sources must be a list of at least one source, got {sources!r}: add a source with name, path "
+                "and ratio."
+            )
         for source in sources:
             if not isinstance(source, dict) or not {"name", "path", "ratio"} <= set(source):
-                raise ValueError(f"Every source needs a name, a path and a ratio; got {source!r}.")
+                raise ValueError(
+                    f"Every source must have a name, a path and a ratio, got {source!r}: add the missing keys."
+                )
+        # Names are keys of the plan and folders of prepared data, where two equal ones would overwrite each other.
         names = [source["name"] for source in sources]
         if len(set(names)) != len(names):
-            raise ValueError(f"Sources need different names, got {names}.")
+            raise ValueError(f"The names of the sources must differ, got {names}: rename one.")
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Source -> its share, in any unit."""
+        """Share of each source in the mixture, by the source's name; the shares need not add up to 1."""
         return {source["name"]: float(source["ratio"]) for source in self.data["sources"]}
 
 
-def load_recipe(path: Any, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides.
 
     Args:
-        path: YAML file.
-        overrides: `section.key=value`, the value in YAML; list entries by number (`data.sources.0.path=...`).
+        path: The YAML file.
+        overrides: Changes `section.key=value`, with the value in YAML; entries of lists are addressed by their index
+            (`data.sources.0.path=...`).
 
     Raises:
-        ValueError: If the file or an override is malformed, or a key is unknown.
+        ValueError: If the file or an override is malformed, a key is unknown, or a required key is missing.
         FileNotFoundError: If there is no such file.
     """
     content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold the sections model, data and training, got {type(content).__name__}.")
+        raise ValueError(
+            f"A recipe must be a mapping with the sections model, data and training, got {type(content).__name__}: "
+            f"add them to {path}."
+        )
+    # Before the checks, which then apply to the values that are used.
     for override in overrides:
-        _override(content, override)
-    _check_keys("a recipe", content, ("model", "data", "training"), needed=("model", "data", "training"))
+        _apply_override(content, override)
+    _check_keys("a recipe", content, ("model", "data", "training"), required=("model", "data", "training"))
     return Recipe(**content, name=Path(path).stem)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-4 as a number; YAML 1.1 wants a dot and a sign there."""
+    """YAML loader that reads 1e-4 as a number. YAML 1.1 requires a dot and a signed exponent there."""
 
 
+# A copy first: `add_implicit_resolver` would otherwise change the table that all SafeLoaders share.
 _Loader.yaml_implicit_resolvers = {**yaml.SafeLoader.yaml_implicit_resolvers}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
 
-def _check_keys(where: str, found: Any, known: Any, *, needed: Sequence[str]) -> None:
-    if not isinstance(found, dict):
-        raise ValueError(f"{where} must be a mapping, got {found!r}.")
-    if unknown := [key for key in found if key not in known]:
-        raise ValueError(f"{where} has no key {unknown[0]!r}; it knows {', '.join(sorted(known))}.")
-    if missing := [key for key in needed if found.get(key) in (None, "")]:
-        raise ValueError(f"{where} needs the key {missing[0]!r}.")
+def _check_keys(where: str, section: Any, known: Iterable[str], *, required: Sequence[str]) -> None:
+    """Raise unless a section is a mapping with known keys only and with all required ones.
+
+    Args:
+        where: Name of the section in messages.
+        section: The section as YAML gave it.
+        known: All allowed keys.
+        required: Keys that must be present and neither null nor empty.
+    """
+    if not isinstance(section, dict):
+        raise ValueError(f"{where} must be a mapping, got {section!r}: write `key: value` lines below it.")
+    known = set(known)
+    if unknown := [key for key in section if key not in known]:
+        raise ValueError(f"{where} has no key {unknown[0]!r}: remove it, or choose one of {', '.join(sorted(known))}.")
+    if missing := [key for key in required if section.get(key) in (None, "")]:
+        raise ValueError(f"{where} needs the key {missing[0]!r}: add it.")
 
 
-def _override(content: Any, override: str) -> None:
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    """Set one value of a recipe's content, in place.
+
+    Args:
+        content: Content of the YAML file.
+        override: The change, `section.key=value`.
+
+    Raises:
+        ValueError: If the override is malformed, or leads through a key or an index that does not exist.
+    """
     path, equals, value = override.partition("=")
     *parents, last = path.split(".")
     if not equals or not parents:
-        raise ValueError(f"An override is section.key=value, got {override!r}.")
-    place = content
+        raise ValueError(f"An override must be section.key=value, got {override!r}: write it in this form.")
+    target: Any = content
     try:
         for name in parents:
-            place = place[int(name)] if isinstance(place, list) else place[name]
-        key: Any = int(last) if isinstance(place, list) else last
-        place[key] = yaml.load(value, Loader=_Loader)
+            target = target[int(name)] if isinstance(target, list) else target[name]
+        key: Any = int(last) if isinstance(target, list) else last
+        target[key] = yaml.load(value, Loader=_Loader)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise ValueError(f"{override!r} names a place that the recipe does not have.") from error
+        raise ValueError(
+            f"{override!r} names a position that the recipe does not have: check the keys and indices before the last "
+            "one."
+        ) from error
 
 
 __all__ = ["Recipe", "load_recipe"]

@@ -1,16 +1,15 @@
-"""Training the image codec: the VQ objective of the original's tokenizer, with what keeps small codebooks alive.
+"""`CodecTrainer`: training the image codec with the VQ objective of its original.
 
-The released codec stays frozen in every stage of Janus-Pro. A world of its own needs a codec of its own: this is the
-trainer for it.
+The codec maps an image to a grid of codes and back; its codebook holds one vector per code. All stages of Janus-Pro
+keep the released codec frozen. Images of another kind, such as those of a synthetic world, need a codec of their own,
+which this trainer trains. There are two ways to learn the codes:
 
-Two ways to learn the codes:
-
-* by itself: reconstruction, codebook and commitment losses (as in LlamaGen, whose tokenizer Janus uses), starting from
-  k-means over the encoder's own outputs, with codes that fall out of use restarted from badly reconstructed places
-  during the first part of training;
-* from a teacher: where pictures are made of few distinct patches, k-means over raw pixel patches already names them
-  perfectly. The encoder then learns to give every place its teacher's code (a classification), the decoder to draw the
-  codes; neither can collapse.
+* without a teacher: with reconstruction, codebook and commitment losses, as in LlamaGen, whose tokenizer Janus uses.
+  Start with `initialise_codebook`. During the first part of training, codes that are no longer used restart at
+  positions that are reconstructed badly.
+* with a teacher: if images consist of few distinct patches, k-means over the pixels of patches already assigns codes
+  without error. The encoder then learns to predict the teacher's code at every position (a classification), and the
+  decoder learns to reconstruct the image from the codes. The codebook is fixed, so its use cannot collapse.
 """
 
 from collections.abc import Callable, Iterable
@@ -20,69 +19,86 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast
+from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from ...modeling import JanusProVQModel
+from ...modeling.outputs import JanusProVQOutput
 from .patch_teacher import PatchTeacher, kmeans
 
 
-Hook = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (reconstruction, target), both (B, 3, S, S) -> scalar
+# Loss of a reconstruction and its target, both `(B, 3, S, S)` in about [-1, 1]; returns a scalar.
+Hook = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class CodecTrainingArguments(TrainingArguments):
-    """transformers' training arguments, and the codec's own.
+    """transformers' training arguments with the weights of the codec's losses and the settings of restarts.
 
     Raises:
-        ValueError: If a weight is negative or the restart settings are out of range.
+        ValueError: If a weight is negative or a setting of restarts is out of range.
     """
 
     l1_weight: float = field(default=1.0, metadata={"help": "Weight of the mean absolute pixel error."})
     l2_weight: float = field(default=1.0, metadata={"help": "Weight of the mean squared pixel error."})
     codebook_weight: float = field(default=1.0, metadata={"help": "Weight of the codebook and commitment losses."})
-    perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual hook, if one is given."})
-    adversarial_weight: float = field(default=0.5, metadata={"help": "Weight of the adversarial hook, if given."})
-    adversarial_start: int = field(default=0, metadata={"help": "Step from which the adversarial hook counts."})
-    restart_every: int = field(default=50, metadata={"help": "Restart unused codes every so many steps; 0 never."})
-    restart_until: float = field(default=0.33, metadata={"help": "Share of the training during which codes restart."})
+    perceptual_weight: float = field(default=1.0, metadata={"help": "Weight of the perceptual loss, if one is given."})
+    adversarial_weight: float = field(
+        default=0.5, metadata={"help": "Weight of the adversarial loss, if one is given."}
+    )
+    adversarial_start: int = field(default=0, metadata={"help": "Step from which the adversarial loss is added."})
+    restart_every: int = field(
+        default=50, metadata={"help": "Number of steps between restarts of unused codes; 0 turns restarts off."}
+    )
+    restart_until: float = field(
+        default=0.33, metadata={"help": "Fraction of the training during which codes restart."}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         weights = ("l1_weight", "l2_weight", "codebook_weight", "perceptual_weight", "adversarial_weight")
         for name in weights:
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}.")
+                raise ValueError(f"`{name}` must not be negative, got {getattr(self, name)}: use 0 to turn it off.")
         if self.restart_every < 0 or not 0 <= self.restart_until <= 1:
             raise ValueError(
-                f"restart_every must be 0 or more and restart_until in [0, 1], got {self.restart_every} and "
-                f"{self.restart_until}."
+                "`restart_every` must be 0 or more and `restart_until` in [0, 1], got "
+                f"{self.restart_every} and {self.restart_until}: set restart_every to 0 for no restarts."
             )
 
 
 @torch.no_grad()
 def initialise_codebook(model: JanusProVQModel, batches: Iterable[torch.Tensor], *, seed: int = 0) -> None:
-    """Set the codebook to k-means centres of the encoder's own (unit) latents, so that training starts with every code
-    in use.
+    """Set the codebook to k-means centres of the encoder's own outputs, so that all codes are in use at the start.
 
     Args:
-        model: The codec.
-        batches: Pictures `(B, 3, S, S)` in [-1, 1]; together at least as many latents as codes.
+        model: The codec; its codebook is changed in place.
+        batches: Images `(B, 3, S, S)` in [-1, 1]. Together they must have at least as many positions as there are
+            codes.
+        seed: Seed of k-means.
+
+    Raises:
+        ValueError: If there are fewer positions than codes.
     """
+    # Unit vectors, because the codec compares latents and codes by their angle.
     latents = [F.normalize(model.encode_latents(batch).movedim(1, -1).flatten(0, 2), dim=-1) for batch in batches]
     centres = kmeans(torch.cat(latents).float(), model.config.num_embeddings, seed=seed)
     model.quantize.embedding.weight.copy_(F.normalize(centres, dim=-1))
 
 
 class CodecTrainer(Trainer):
-    """transformers' `Trainer` on a `JanusProVQModel`; rows of the dataset are `{"pixel_values": (3, S, S)}` in [-1,
-    1].
+    """transformers' `Trainer` for a `JanusProVQModel`.
+
+    Rows of the dataset are `{"pixel_values": (3, S, S)}` with float values in [-1, 1].
 
     Args:
-        teacher: Names the codes (see the module); None learns them.
-        perceptual: Optional extra loss on reconstruction and target, such as LPIPS.
-        adversarial: Optional generator loss of a discriminator the caller trains.
-        temperature: Of the classification against a teacher: logits are cosines divided by it.
-        args, train_dataset, ...: As in `Trainer`, with `CodecTrainingArguments`.
+        model: The codec.
+        teacher: Function that assigns the codes; its codebook replaces the codec's and is frozen. None learns the
+            codes, see the module's docstring.
+        perceptual: Optional further loss, such as LPIPS.
+        adversarial: Optional generator loss of a discriminator, which the caller trains.
+        temperature: Temperature of the classification with a teacher: its logits are cosines divided by it.
+        kwargs: Arguments of `Trainer`, with `args` a `CodecTrainingArguments`.
     """
 
     args: CodecTrainingArguments
@@ -98,10 +114,13 @@ class CodecTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, **kwargs)
+        # The losses are means over a micro-batch, so transformers must average them over accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.teacher, self.perceptual, self.adversarial = teacher, perceptual, adversarial
         self.temperature = temperature
+        # Sums of the loss terms since the last log, and the number of batches in them.
         self.sums: dict[str, float] = {}
+        # Number of times that each code was chosen since the last restart.
         self.usage = torch.zeros(model.config.num_embeddings, dtype=torch.long)
         if teacher is not None:
             codes = teacher.codebook(model.config.num_embeddings, model.config.embed_dim, seed=self.args.seed)
@@ -109,23 +128,36 @@ class CodecTrainer(Trainer):
             model.quantize.embedding.requires_grad_(False)
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The weighted sum of the parts that the arguments name; each part is logged."""
+        """Return the weighted sum of the losses, and record each of them for the log.
+
+        Args:
+            model: The codec, wrapped as the run requires.
+            inputs: A batch with `pixel_values` `(B, 3, S, S)` in [-1, 1].
+            return_outputs: Return the codec's outputs as well.
+            num_items_in_batch: Not used; all losses are means.
+
+        Returns:
+            The scalar loss, or the tuple of loss and outputs.
+        """
         pixel_values = inputs["pixel_values"]
         if self.teacher is None:
             output = model(pixel_values)
-            reconstruction = output.pixel_values
             losses = {"codebook": self.args.codebook_weight * (output.codebook_loss + output.commitment_loss)}
             if model.training:
-                self._restart_unused_codes(model, pixel_values, output)
+                self.restart_unused_codes(model, pixel_values, output)
         else:
             ids = self.teacher(pixel_values)
             output = model(pixel_values, image_ids=ids)
-            reconstruction = output.pixel_values
             codebook = self.accelerator.unwrap_model(model).quantize.codebook(pixel_values.device)
             cosines = output.latents.flatten(0, 1) @ codebook.T
             losses = {"codes": F.cross_entropy(cosines / self.temperature, ids.flatten())}
+        reconstruction = output.pixel_values
         losses["l1"] = self.args.l1_weight * F.l1_loss(reconstruction, pixel_values)
         losses["l2"] = self.args.l2_weight * F.mse_loss(reconstruction, pixel_values)
         if self.perceptual is not None:
@@ -139,23 +171,32 @@ class CodecTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds the mean of each part of the loss since the last log."""
+        """Log `logs` together with the mean of each loss since the last log."""
         if batches := self.sums.pop("batches", 0.0):
             logs = logs | {f"{name}_loss": round(value / batches, 6) for name, value in self.sums.items()}
             self.sums = {}
         super().log(logs, *args, **kwargs)
 
     @torch.no_grad()
-    def _restart_unused_codes(self, model: Any, pixel_values: torch.Tensor, output: Any) -> None:
-        """Give codes that nothing chose for a while to the places that are drawn worst.
+    def restart_unused_codes(self, model: nn.Module, pixel_values: torch.Tensor, output: JanusProVQOutput) -> None:
+        """Count the codes of a micro-batch; if a restart is due, move unused codes to badly reconstructed positions.
 
-        Once per step, with the last of its micro-batches: each of them alone leaves many codes unused. Early only:
-        later it would split what is common (a plain background) into many codes for the same thing.
+        A code restarts at the latent vector of its new position, so that it is the nearest code there.
+
+        Args:
+            model: The codec, wrapped as the run requires; its codebook is changed in place.
+            pixel_values: The images `(B, 3, S, S)`.
+            output: The codec's outputs for these images.
         """
+        assert output.image_ids is not None
+        assert output.latents is not None
+        assert output.pixel_values is not None
         every, step = self.args.restart_every, self.state.global_step
         self.usage += output.image_ids.flatten().bincount(minlength=len(self.usage)).cpu()
+        # Once per step, after its last micro-batch: a single micro-batch leaves many codes unused.
         if not self.accelerator.sync_gradients or not every or (step + 1) % every:
             return
+        # Early only: later it would split what is frequent, such as a plain background, into many equivalent codes.
         if step >= self.args.restart_until * self.state.max_steps:
             return
         codec = self.accelerator.unwrap_model(model)
@@ -165,7 +206,8 @@ class CodecTrainer(Trainer):
         worst = error.flatten().topk(min(len(unused), error.numel())).indices
         table = codec.quantize.embedding.weight
         table[unused[: len(worst)]] = output.latents.flatten(0, 1)[worst].to(table)
-        broadcast(table.data)  # every rank takes the first one's choice
+        # Ranks have different images, hence different worst positions: all take the first rank's choice.
+        broadcast(table.data)
         self.usage.zero_()
 
 

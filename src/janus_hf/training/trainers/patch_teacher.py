@@ -1,15 +1,15 @@
-"""K-means over pixel patches: the teacher that names the codes of a codec."""
+"""K-means over the pixels of image patches: a teacher that assigns codes to images for training a codec."""
 
 import torch
 import torch.nn.functional as F
 
 
 class PatchTeacher:
-    """Names every patch of a picture by the nearest of `K` centres of raw pixel patches.
+    """Function that assigns a code to every patch of an image: the index of the nearest of `K` centres.
 
     Args:
-        centres: `(K, 3 * f * f)` float32, pixel patches in [-1, 1].
-        patch_size: `f`, the codec's downsampling.
+        centres: `(K, 3 * f * f)` float32, pixels of the centres in [-1, 1].
+        patch_size: Side `f` of a patch in pixels, which is the codec's downsampling factor.
     """
 
     def __init__(self, centres: torch.Tensor, patch_size: int) -> None:
@@ -18,35 +18,56 @@ class PatchTeacher:
 
     @classmethod
     def fit(cls, pixel_values: torch.Tensor, num_codes: int, patch_size: int, *, seed: int = 0) -> "PatchTeacher":
-        """K-means over the distinct patches of `(B, 3, S, S)` pictures; fewer distinct patches than codes give one
-        centre each.
+        """Return a teacher whose centres are found by k-means over the distinct patches of images.
+
+        Args:
+            pixel_values: Images `(B, 3, S, S)` in [-1, 1].
+            num_codes: Maximum number of centres. If there are no more distinct patches than this, every patch becomes
+                a centre, and the teacher loses nothing on these images.
+            patch_size: Side of a patch in pixels; must divide `S`.
+            seed: Seed of k-means.
         """
-        patches = torch.unique(_patches(pixel_values, patch_size), dim=0)
+        patches = torch.unique(_cut_patches(pixel_values, patch_size), dim=0)
         return cls(patches if len(patches) <= num_codes else kmeans(patches, num_codes, seed=seed), patch_size)
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, S, S)` in [-1, 1] -> ids `(B, P)` int64, row by row."""
-        patches = _patches(pixel_values, self.patch_size)
+        """Return the codes of images, row by row.
+
+        Args:
+            pixel_values: Images `(B, 3, S, S)` in [-1, 1].
+
+        Returns:
+            `(B, P)` int64 in `[0, K)`, where `P` is the number of patches per image.
+        """
+        patches = _cut_patches(pixel_values, self.patch_size)
         return torch.cdist(patches, self.centres.to(patches)).argmin(dim=-1).view(len(pixel_values), -1)
 
     def codebook(self, num_codes: int, width: int, *, seed: int = 0, steps: int = 60) -> torch.Tensor:
-        """`(num_codes, width)` unit vectors for the centres: alike patches stay near each other, none too near to tell
-        apart.
+        """Return unit vectors for the codes: similar patches get vectors near each other, but far enough to separate.
 
-        The centres' principal components, whitened and put on the sphere, then pushed apart for a few steps; codes
-        without a centre are placed at random.
+        Args:
+            num_codes: Number of vectors, at least the number of centres. Codes without a centre get random vectors.
+            width: Dimension of the vectors.
+            seed: Seed of the random vectors.
+            steps: Number of optimisation steps that push the vectors apart.
+
+        Returns:
+            `(num_codes, width)` float32.
         """
         generator = torch.Generator().manual_seed(seed)
+        # Whitened principal components keep similar patches near each other and use all directions equally.
         centred = self.centres - self.centres.mean(dim=0)
         directions = torch.linalg.svd(centred, full_matrices=False).Vh[:width]
         components = centred @ directions.T
         components = F.pad(components / components.std(dim=0).clamp(min=1e-6), (0, width - components.shape[1]))
         spare = torch.randn(num_codes - len(components), width, generator=generator)
+        # The small constant gives a direction to a centre at the mean of all patches, which would be a zero vector.
         vectors = F.normalize(torch.cat([components, spare]) + 1e-4, dim=-1).requires_grad_()
         optimizer = torch.optim.Adam([vectors], lr=0.01)
         itself = 2 * torch.eye(num_codes)
         for _ in range(steps):
             unit = F.normalize(vectors, dim=-1)
+            # A soft maximum of the cosines with all other vectors; subtracting 2 excludes the vector itself.
             crowding = (12 * (unit @ unit.T - itself)).logsumexp(dim=-1).mean()
             optimizer.zero_grad()
             crowding.backward()
@@ -54,23 +75,38 @@ class PatchTeacher:
         return F.normalize(vectors.detach(), dim=-1)
 
 
-def _patches(pixel_values: torch.Tensor, size: int) -> torch.Tensor:
-    """`(B, 3, S, S)` -> `(B * (S / size) ** 2, 3 * size * size)`, row by row."""
+def _cut_patches(pixel_values: torch.Tensor, size: int) -> torch.Tensor:
+    """Cut images `(B, 3, S, S)` into patches `(B * (S / size) ** 2, 3 * size * size)`, row by row."""
     return F.unfold(pixel_values, size, stride=size).transpose(1, 2).flatten(0, 1)
 
 
 def kmeans(points: torch.Tensor, num_centres: int, *, iterations: int = 30, seed: int = 0) -> torch.Tensor:
-    """Lloyd's algorithm from a k-means++ start: `(N, D)` -> `(num_centres, D)`.
+    """Return the centres of k-means (Lloyd's algorithm from a k-means++ start).
+
+    Args:
+        points: `(N, D)` float.
+        num_centres: Number of centres.
+        iterations: Maximum number of iterations; stop earlier once no centre moves.
+        seed: Seed of the start.
+
+    Returns:
+        `(num_centres, D)`, in the dtype and on the device of the points.
 
     Raises:
         ValueError: If there are fewer points than centres.
     """
     if len(points) < num_centres:
-        raise ValueError(f"k-means needs at least as many points as centres, got {len(points)} and {num_centres}.")
+        raise ValueError(
+            "k-means must have at least as many points as centres, got "
+            f"{len(points)} and {num_centres}: pass more points or ask for fewer centres."
+        )
     generator = torch.Generator().manual_seed(seed)
+    # k-means++: each further centre is a point, chosen with probability proportional to its squared distance from the
+    # centres so far.
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     distance = torch.cdist(points, points[chosen]).squeeze(1).square()
     for _ in range(num_centres - 1):
+        # With fewer distinct points than centres all distances become zero, and any point will do.
         weights = distance if distance.sum() > 0 else torch.ones_like(distance)
         chosen.append(int(torch.multinomial(weights.cpu(), 1, generator=generator)))
         distance = torch.minimum(distance, torch.cdist(points, points[chosen[-1:]]).squeeze(1).square())
@@ -79,6 +115,7 @@ def kmeans(points: torch.Tensor, num_centres: int, *, iterations: int = 30, seed
         nearest = torch.cdist(points, centres).argmin(dim=-1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, points)
         counts = nearest.bincount(minlength=num_centres).unsqueeze(-1)
+        # A centre that is nearest to no point stays where it is.
         moved = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
         if torch.equal(moved, centres):
             break

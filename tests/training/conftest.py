@@ -22,7 +22,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def recipe_file(tmp_path):
-    """Write a recipe whose data do not exist, for tests that bring their own; it trains two steps. Return its path."""
+    """Write a recipe of two steps, for tests that pass their own data instead of the recipe's. Return its path."""
     content = {
         "model": {"path": str(TINY_MODEL)},
         "data": {"sources": [{"name": "mine", "path": "nowhere", "ratio": 1}]},
@@ -44,7 +44,7 @@ def recipe_file(tmp_path):
 
 @pytest.fixture
 def raw_recipe(tmp_path):
-    """Write a recipe for raw images and JSONL files; it trains four steps. Return its path."""
+    """Write a recipe of four steps, and its data as images and JSONL files. Return its path."""
     for i, colour in enumerate(["red", "green", "blue"]):
         Image.new("RGB", (70, 64), colour).save(tmp_path / f"{i}.png")
     drawing = [{"prompt": f"picture {i}", "image": f"{i}.png"} for i in range(3)]

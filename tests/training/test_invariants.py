@@ -4,9 +4,6 @@ float32 on one thread; sums in another order differ by about 1e-6, so five decim
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -182,16 +179,7 @@ def test_micro_batches_without_images_reach_every_branch(stage, tmp_path):
 def launch(processes: int, folder: Path, *settings: str, how: str = "--multi_gpu") -> list[list[float]]:
     """Run `two_ranks.py` under accelerate's launcher and return its trajectory."""
     script = Path(__file__).with_name("two_ranks.py")
-    command = [sys.executable, "-m", "accelerate.commands.launch", how, f"--num_processes={processes}"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [*command, str(script), str(folder), str(processes), *settings],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    result = toy.launch(str(script), str(folder), str(processes), *settings, processes=processes, how=how)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads((folder / "trajectory.json").read_text())
 

@@ -1,10 +1,7 @@
 """`train` trains, resumes, saves and uploads a recipe, on one process and on two."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,16 +114,11 @@ def test_module_without_arguments_explains_itself(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["full", "lora_both"])
 def test_two_processes_prepare_train_save_and_resume(raw_recipe, stage, tmp_path):
-    """`accelerate launch -m janus_hf.train`, twice: the second run resumes, and its model loads."""
+    """accelerate launches `janus_hf.train` twice; the second run resumes the first, and its model can be loaded."""
 
     def launch(*overrides):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-        command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-        command += ["-m", "janus_hf.train", str(raw_recipe), f"training.stage={stage}", "training.num_processes=2"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
-        return subprocess.run(
-            [*command, *overrides], env=environment, capture_output=True, text=True, timeout=280, cwd=tmp_path
-        )
+        recipe = [str(raw_recipe), f"training.stage={stage}", "training.num_processes=2"]
+        return toy.launch("-m", "janus_hf.train", *recipe, *overrides, cwd=tmp_path)
 
     overrides = [
         "training.per_device_train_batch_size=1",

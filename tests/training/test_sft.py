@@ -314,7 +314,7 @@ def test_bad_merges_are_refused(adapter, tmp_path):
 
 
 def test_adapter_training_from_a_recipe_merges(adapter, tmp_path):
-    """`janus-hf train`, then `janus-hf merge`, without naming the base again."""
+    """An adapter that was trained from a recipe is merged without naming its base model again."""
     root, _ = adapter
     recipe = tmp_path / "r.yaml"
     recipe.write_text(

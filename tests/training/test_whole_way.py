@@ -42,7 +42,7 @@ def rows():
 
 @pytest.mark.slow
 def test_images_and_answers_are_learned_by_heart(rows, tmp_path):
-    """16 of each are prepared, packed, trained, saved and loaded as a pipeline, which generates all exactly."""
+    """32 rows are prepared, packed, trained, saved and loaded as a pipeline, which generates them exactly."""
     model, processor = toy.load_model(), toy.load_processor()
     prepared = {name: prepare_rows(source, model, processor) for name, source in rows.items()}
     lengths = {name: source.lengths for name, source in prepared.items()}
@@ -80,7 +80,10 @@ def test_images_and_answers_are_learned_by_heart(rows, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage3", "lora_both"])
 def test_killed_and_resumed_is_straight(stage, rows, tmp_path):
-    """SIGKILL at a random batch. Captions are dropped and LoRA has dropout, so that a lost random state would show."""
+    """A run is killed at a random batch and resumed.
+
+    Captions are dropped and LoRA has dropout, so that a lost random state would change the losses.
+    """
     model, processor = toy.load_model(), toy.load_processor()
     for part in (model, processor):
         part.save_pretrained(tmp_path / "base")

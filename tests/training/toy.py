@@ -4,6 +4,9 @@ The model has the tiny checkpoint's architecture and processor. The scripts of t
 """
 
 import copy
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -156,6 +159,25 @@ def trainer_for(
         processing_class=load_processor(),
         facts={"plan_hash": plan_hash},
         **kwargs,
+    )
+
+
+def launch(
+    *arguments: str, processes: int = 2, how: str = "--multi_gpu", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a script or module on several processes under accelerate's launcher, on the CPU and offline.
+
+    Args:
+        arguments: The script, or "-m" and a module, with its arguments.
+        processes: Number of processes that the launcher starts.
+        how: The launcher's option for the kind of run.
+        cwd: Working directory.
+    """
+    command = [sys.executable, "-m", "accelerate.commands.launch", how, f"--num_processes={processes}"]
+    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [*command, *arguments], env=environment, capture_output=True, text=True, timeout=400, cwd=cwd
     )
 
 

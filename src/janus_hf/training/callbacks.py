@@ -77,7 +77,10 @@ class SampleCallback(TrainerCallback):
         model: "JanusProForConditionalGeneration | PeftModel | None" = None,
         **kwargs: Any,
     ) -> None:
-        """Sample if the step is due. Every process runs the model, which may be sharded; the main process writes."""
+        """Sample after every `every`-th step and after the last step.
+
+        All processes run the model, because it may be sharded over them; the main process writes the samples.
+        """
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
         assert model is not None  # transformers passes it to every callback

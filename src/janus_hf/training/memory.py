@@ -50,7 +50,7 @@ _SHARDED_OVER = 8
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory on one GPU by use, in GiB."""
+    """Estimated memory on one GPU in GiB, by what it holds."""
 
     weights: float
     gradients: float
@@ -60,7 +60,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Sum of all uses, in GiB."""
+        """Sum of all fields, in GiB."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 

@@ -43,7 +43,9 @@ def load_mixture(
     model: JanusProForConditionalGeneration,
     processor: JanusProProcessor,
 ) -> TrainingData:
-    """Open or prepare the sources, plan the packs and make the collator.
+    """Return the packs and the collator of a recipe: open or prepare its sources and plan the packs.
+
+    A pack is one row of a training batch, which holds several documents; the plan lists the documents of all packs.
 
     A source whose `path` is a folder written by `janus-hf prepare` is opened. Any other source is first prepared into
     `<output_dir>/_prepared/<name>`; its further keys are arguments of `janus_hf.data.prepare` (`adapter`, `task`,
@@ -110,9 +112,10 @@ def load_mixture(
 
 
 def _plan_extent(args: JanusProSFTConfig) -> dict[str, Any]:
-    """Return the arguments of `make_plan` that set its length: the packs of `max_steps` steps, or a number of epochs.
+    """Return the arguments of `make_plan` that set how many packs the plan lists.
 
-    In the second case set `args.num_train_epochs` to 1, because the plan contains all passes over the data.
+    That is the number of packs that `max_steps` steps use, or else as many as `num_train_epochs` passes over the data
+    fill. In the second case set `args.num_train_epochs` to 1, because the plan contains all passes.
     """
     if args.max_steps > 0:
         packs_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -127,7 +130,9 @@ def _find_or_prepare(
     model: JanusProForConditionalGeneration,
     processor: JanusProProcessor,
 ) -> Path:
-    """Return the folder of a prepared source; if the source is not prepared, all processes prepare it together.
+    """Return the folder of a source's prepared rows (token ids, labels and images, ready to be packed).
+
+    If the source's path is not such a folder, all processes prepare the source together.
 
     Raises:
         ValueError: If a prepared source has options, or a source cannot be prepared.

@@ -69,11 +69,12 @@ def read_state(checkpoint: str | Path) -> TrainerState:
 
 
 def check_same_run(checkpoint: str | Path, facts: Mapping[str, Any]) -> None:
-    """Raise unless a checkpoint belongs to this run.
+    """Raise unless a checkpoint was written by a run with the same stage and the same data in the same order.
 
     Args:
         checkpoint: The checkpoint's folder.
-        facts: Facts of this run, of which `stage` and `plan_hash` must agree with the checkpoint's.
+        facts: Facts of this run, of which `stage` and `plan_hash` (a hash of the order of the data) must agree with
+            the checkpoint's.
 
     Raises:
         ValueError: If the stage or the data plan differs, or the folder is no checkpoint of this trainer.

@@ -127,7 +127,10 @@ def train(
 
 
 def _is_finished(args: JanusProSFTConfig, checkpoint: str | None) -> bool:
-    """Return whether a checkpoint is the last of its run. transformers would train one more step from it."""
+    """Return whether a checkpoint is the last of its run.
+
+    Such a run must not be resumed: transformers would train one step more.
+    """
     return bool(checkpoint) and 0 < args.max_steps <= read_state(str(checkpoint)).global_step
 
 

@@ -196,7 +196,7 @@ def base_model(model: "JanusProForConditionalGeneration | PeftModel") -> "JanusP
 
 
 def frozen_parts(model: "JanusProForConditionalGeneration | PeftModel") -> list[nn.Module]:
-    """Return the modules of the parts without a trainable parameter."""
+    """Return the modules of those parts of the model (see `PARTS`) of which no parameter is trained."""
     base = base_model(model)
     parts = (base.get_submodule(path) for path in PARTS.values())
     return [part for part in parts if not any(parameter.requires_grad for parameter in part.parameters())]

@@ -114,11 +114,11 @@ def test_module_without_arguments_explains_itself(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["full", "lora_both"])
 def test_two_processes_prepare_train_save_and_resume(raw_recipe, stage, tmp_path):
-    """accelerate launches `janus_hf.train` twice; the second run resumes the first, and its model can be loaded."""
+    """The second of two launched runs resumes the first, and its model can be loaded."""
 
     def launch(*overrides):
         recipe = [str(raw_recipe), f"training.stage={stage}", "training.num_processes=2"]
-        return toy.launch("-m", "janus_hf.train", *recipe, *overrides, cwd=tmp_path)
+        return toy.launch("-m", "janus_hf_cli", "train", *recipe, *overrides, cwd=tmp_path)
 
     overrides = [
         "training.per_device_train_batch_size=1",

@@ -11,7 +11,6 @@ import toy
 from huggingface_hub.utils import filter_repo_objects
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
-from janus_hf.train import main
 from janus_hf.training import JanusProSFTConfig, train
 from janus_hf.training.recording import newest_checkpoint
 from janus_hf.training.run import load_processor
@@ -103,12 +102,6 @@ def test_the_processor_is_loaded_at_the_models_revision(monkeypatch):
     load_processor({"path": "a/model", "revision": "v2", "processor": "another"})
     load_processor({"path": "a/model"})
     assert asked == [("a/model", {"revision": "v2"}), ("another", {}), ("a/model", {})]
-
-
-def test_module_without_arguments_explains_itself(capsys):
-    assert main([]) == 2
-    assert "recipe.yaml" in capsys.readouterr().err
-    assert main(["--help"]) == 0
 
 
 @pytest.mark.slow

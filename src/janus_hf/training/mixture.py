@@ -106,7 +106,7 @@ def load_mixture(
     # Computed before the loader's workers are forked, so that they share the packs that were planned for it.
     counts, efficiency = plan.counts(), round(dataset.efficiency(), 4)
     facts = {"plan_hash": plan.hash, "data_seed": seed, "packs": len(plan), "packing_efficiency": efficiency}
-    if len(plan) <= AHEAD:  # of longer plans only the beginning has been planned so far
+    if len(plan) <= AHEAD:  # of longer plans `counts` covers the first block of packs only
         facts["documents"] = counts
     return TrainingData(dataset, collator, facts)
 

@@ -15,22 +15,6 @@ from ..paper import look_up
 _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 
 
-@dataclass(frozen=True)
-class Proposition:
-    """One thing that a prompt says.
-
-    Args:
-        id: Its number within the prompt, from 1.
-        question: What the judge is asked.
-        parents: Numbers of the propositions it presupposes; 0 is none.
-        category: "entity - whole", "attribute - color", "global", ...; what is before the dash is the broad category.
-    """
-
-    id: int
-    question: str
-    parents: tuple[int, ...]
-    category: str
-
 
 def read_prompts(data: str | os.PathLike[str]) -> dict[str, str]:
     """The prompts to draw, by their `item_id`.

@@ -217,3 +217,10 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 __all__ = ["TAGS", "GenEval", "read_prompts", "summarise"]
+
+
+def shapes_items(prompts_per_tag: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The small world's prompts in GenEval's layout."""
+    rng = np.random.default_rng(seed)
+    return [make_drawing(tag, rng).metadata for tag in TAGS for _ in range(prompts_per_tag)]
+

@@ -181,3 +181,43 @@ def _sha256(path: Path) -> str:
 
 
 __all__ = ["MM_VET_PREDICTIONS", "mmvet_predictions", "run_understanding"]
+
+
+@dataclass
+class Understanding:
+    """POPE, MME, MMBench, SEED-Bench, GQA, MMMU or MM-Vet, with the authors' prompts.
+
+    Args:
+        name: The benchmark.
+        data: Its file; see `questions.read_questions`.
+        images, batch_size, limit: As for `run_understanding`.
+        max_new_tokens: The same; None is its default.
+    """
+
+    name: str
+    data: str | os.PathLike[str]
+    images: str | os.PathLike[str] | None = None
+    batch_size: int = 8
+    limit: int | None = None
+    max_new_tokens: int | None = None
+
+    @property
+    def primary_metric(self) -> str:
+        """What the papers report."""
+        return primary_metric(self.name)
+
+    def __call__(self, pipe: Any, folder: str | os.PathLike[str]) -> Report:
+        """See `run_understanding`."""
+        options = {} if self.max_new_tokens is None else {"max_new_tokens": self.max_new_tokens}
+        report = run_understanding(
+            pipe,
+            self.name,
+            self.data,
+            images=self.images,
+            folder=folder,
+            batch_size=self.batch_size,
+            limit=self.limit,
+            **options,
+        )
+        return _saved(report, folder)
+

@@ -19,7 +19,8 @@ from PIL import Image
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
 from janus_hf.checkpoints.merge import merge_adapter
-from janus_hf.evaluation.benchmarks.shapes_world import ShapesReport, evaluate_shapes
+from janus_hf.evaluation.benchmarks.shapes_world import ShapesWorld
+from janus_hf.evaluation.report import Report
 from janus_hf.rewards.shapes_detector import detect
 from janus_hf.shapes import TAGS, Scene, Thing, make_drawing, picture
 from janus_hf.training.run import train
@@ -94,19 +95,19 @@ def draw_houses(pipe: JanusProPipeline, count: int) -> tuple[torch.Tensor, float
 
 
 def teach(work: Path, *, prompts_per_tag: int = 100, questions: int = 600, houses: int = 100) -> dict[str, Any]:
-    """The whole way; `before` and `after` are `ShapesReport`s, `houses_before`, `houses_after` shares, `equal` whether
-    the merged model drew the adapter's codes.
+    """The whole way; `before` and `after` are `Report`s of the shapes world, `houses_before`, `houses_after` shares,
+    `equal` whether the merged model drew the adapter's codes.
     """
     write_pictures(work / "pictures")
     pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
     pipe.set_progress_bar_config(disable=True)
-    sizes: dict[str, Any] = {"prompts_per_tag": prompts_per_tag, "questions": questions, "held_out": False}
-    result: dict[str, Any] = {"houses_before": draw_houses(pipe, houses)[1], "before": evaluate_shapes(pipe, **sizes)}
+    evaluate = ShapesWorld(prompts_per_tag=prompts_per_tag, questions=questions, held_out=False)
+    result: dict[str, Any] = {"houses_before": draw_houses(pipe, houses)[1], "before": evaluate(pipe)}
 
     adapter = train_adapter(work / "pictures", work / "adapter")
     pipe.load_lora_weights(adapter)
     codes, result["houses_after"] = draw_houses(pipe, houses)
-    result["after"] = evaluate_shapes(pipe, **sizes)
+    result["after"] = evaluate(pipe)
 
     merged_folder = merge_adapter(adapter, work / "merged", dtype="float32")
     merged = JanusProPipeline.from_pretrained(merged_folder)
@@ -116,14 +117,14 @@ def teach(work: Path, *, prompts_per_tag: int = 100, questions: int = 600, house
 
 
 def print_result(result: dict[str, Any]) -> None:
-    before: ShapesReport = result["before"]
-    after: ShapesReport = result["after"]
+    reports: list[Report] = [result["before"], result["after"]]
+    before, after = (report.metrics for report in reports)
     print("| | before | after |\n|---|---:|---:|")
     print(f"| houses that are houses | {result['houses_before']:.3f} | {result['houses_after']:.3f} |")
     for tag in TAGS:
-        print(f"| {tag} | {before.drawing[tag]:.3f} | {after.drawing[tag]:.3f} |")
-    print(f"| **drawing, overall** | {before.overall:.3f} | {after.overall:.3f} |")
-    print(f"| **answering, overall** | {before.answers_overall:.3f} | {after.answers_overall:.3f} |")
+        print(f"| {tag} | {before[tag]:.3f} | {after[tag]:.3f} |")
+    print(f"| **drawing, overall** | {before['overall']:.3f} | {after['overall']:.3f} |")
+    print(f"| **answering, overall** | {before['answers: overall']:.3f} | {after['answers: overall']:.3f} |")
     print(f"\nthe merged model draws the adapter's pictures: {result['equal']}")
 
 

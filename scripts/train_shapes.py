@@ -36,7 +36,7 @@ from janus_hf import (
     JanusProVQConfig,
 )
 from janus_hf.data import JanusProCollator, PackedDataset, load_prepared, make_plan, prepare
-from janus_hf.evaluation.benchmarks.shapes_world import evaluate_shapes
+from janus_hf.evaluation.benchmarks.shapes_world import ShapesWorld, tables
 from janus_hf.modeling import JanusProVQModel
 from janus_hf.rewards.geneval_rules import score
 from janus_hf.rewards.shapes_detector import detect
@@ -520,9 +520,9 @@ def export(folder: Path) -> None:
     model.save_pretrained(folder / "model")
     JanusProProcessor.from_pretrained(source).save_pretrained(folder / "model")
     pipe = JanusProPipeline.from_pretrained(folder / "model", dtype="float32")
-    report = evaluate_shapes(pipe)
-    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
-    print(report.to_markdown())
+    report = tables(ShapesWorld()(pipe))
+    (folder / "report.md").write_text(report, encoding="utf-8")
+    print(report)
 
 
 def draw_figures(folder: Path) -> None:

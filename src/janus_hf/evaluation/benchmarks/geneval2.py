@@ -1,4 +1,8 @@
-"""GenEval 2: its prompts from a file that the user has, and what its judge's verdicts add up to."""
+"""GenEval 2: read its prompts and add up its judge's probabilities (Soft-TIFA).
+
+The data are not part of this package (CC-BY-NC-4.0); the user has the file. The judge, a vision-language model that
+gives a probability to the correct answer of each question about an image, runs elsewhere.
+"""
 
 import math
 import os
@@ -6,23 +10,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..data_files import check_keys, existing_path, read_json_lines
 from ..paper import look_up
 from ..report import Report
 
 
-# Sums of half-precision probabilities of several spellings of an answer may exceed 1 by their rounding.
+# A judge may add up half-precision probabilities of several spellings of an answer; rounding can then exceed 1.
 _ROUNDING = 0.01
 
 
 @dataclass(frozen=True)
 class AtomicPrompt:
-    """A prompt of GenEval 2.
+    """A prompt of GenEval 2 with its atoms: the objects, attributes, counts and positions that it names.
 
     Args:
-        prompt: What to draw.
-        atom_count: How many things it says.
-        questions: `(question, right answer)`, one per atom; "a" is asked about too and not counted in `atom_count`.
-        skills: "object", "attribute", "count", "position", ...: one per question.
+        prompt: Text to generate an image from.
+        atom_count: Number of atoms.
+        questions: Pairs `(question, correct answer)`, one per atom. The article "a" also has a question, which
+            `atom_count` does not count.
+        skills: Kind of each question's atom: "object", "attribute", "count", "position", ...
     """
 
     prompt: str
@@ -35,16 +41,18 @@ def read_geneval2(path: str | os.PathLike[str]) -> list[AtomicPrompt]:
     """Read `geneval2_data.jsonl`.
 
     Raises:
-        FileNotFoundError: There is no such file; says where to get it.
-        ValueError: A line is not of its layout.
+        FileNotFoundError: If there is no such file. The message says where to get it.
+        ValueError: If a line is not in its layout.
     """
     prompts = []
-    for number, row in enumerate(_json_lines(_existing(path, "geneval2")), start=1):
-        missing = [key for key in ("prompt", "atom_count", "vqa_list", "skills") if key not in row]
-        if missing or len(row["vqa_list"]) != len(row["skills"]) or not row["vqa_list"]:
+    path = existing_path(path, "geneval2")
+    for number, line in read_json_lines(path):
+        origin = f"{path}, line {number}"
+        row = check_keys(line, ("prompt", "atom_count", "vqa_list", "skills"), origin)
+        if len(row["vqa_list"]) != len(row["skills"]) or not row["vqa_list"]:
             raise ValueError(
-                "Expected prompt, atom_count, and as many skills as pairs in vqa_list, at least one, in line "
-                f"{number} of {path}; found {_found(row)}."
+                f"{origin} must have a skill for each question, and at least one question, got {len(row['skills'])} "
+                f"skills and {len(row['vqa_list'])} questions."
             )
         pairs = tuple((question, answer) for question, answer in row["vqa_list"])
         prompts.append(AtomicPrompt(row["prompt"], int(row["atom_count"]), pairs, tuple(row["skills"])))
@@ -52,28 +60,31 @@ def read_geneval2(path: str | os.PathLike[str]) -> list[AtomicPrompt]:
 
 
 def soft_tifa(probabilities: Sequence[float]) -> tuple[float, float]:
-    """Arithmetic and geometric mean of one prompt's probabilities, in [0, 1]; one zero makes the latter zero.
+    """Return the arithmetic and the geometric mean of one prompt's probabilities, in [0, 1].
 
     Raises:
-        ValueError: If there are none, or one is outside [0, 1].
+        ValueError: If there are none, or one is outside [0, 1] by more than rounding.
     """
     if not probabilities or not all(0 <= value <= 1 + _ROUNDING for value in probabilities):
-        raise ValueError(f"expected probabilities in [0, 1]; got {list(probabilities)}")
+        raise ValueError(f"the probabilities must be in [0, 1], got {list(probabilities)}")
     count = len(probabilities)
+    # Without the condition, a probability of zero would have no logarithm.
     geometric = math.exp(sum(map(math.log, probabilities)) / count) if min(probabilities) > 0 else 0.0
     return sum(probabilities) / count, geometric
 
 
 def score_geneval2(prompts: Sequence[AtomicPrompt], probabilities: Mapping[str, Sequence[float]]) -> Report:
-    """Soft-TIFA over the benchmark, in percent.
+    """Compute Soft-TIFA over the benchmark, in percent.
 
     Args:
-        prompts: Of `read_geneval2`.
-        probabilities: By prompt: what the judge gave to the right answer of each question, in their order.
+        prompts: The prompts (`read_geneval2`).
+        probabilities: By prompt, the probability that the judge gave to the correct answer of each question, in the
+            order of the questions.
 
     Returns:
-        `soft_tifa_gm` (primary) and `soft_tifa_am`, means over prompts of the two means; then per skill the mean over
-        its questions, and per atom count the mean geometric mean. Prompts without fitting probabilities are failures.
+        The report. Its metrics are `soft_tifa_gm` (primary) and `soft_tifa_am`, the means over prompts of the
+        geometric and the arithmetic mean; then per skill the mean over its questions, and per atom count the mean of
+        the geometric means. Prompts without the right number of probabilities are failures.
     """
     rows: list[dict[str, Any]] = []
     failures: list[str] = []
@@ -84,7 +95,7 @@ def score_geneval2(prompts: Sequence[AtomicPrompt], probabilities: Mapping[str, 
         given = list(probabilities.get(prompt.prompt, ()))
         try:
             if len(given) != len(prompt.questions):
-                raise ValueError(f"expected {len(prompt.questions)} probabilities, got {len(given)}")
+                raise ValueError(f"there must be {len(prompt.questions)} probabilities, got {len(given)}")
             arithmetic, geometric = soft_tifa(given)
         except ValueError as error:
             failures.append(f"{prompt.prompt!r}: {error}")

@@ -1,11 +1,7 @@
-"""GenEval 2 and WISE: their prompts from files that the user has, and what their judges' verdicts add up to.
+"""Benchmarks whose judge runs elsewhere, GenEval 2 and WISE: generate the images, later save the judge's verdicts.
 
-Neither is part of this package (GenEval 2 is CC-BY-NC-4.0), and neither judge is run here: Soft-TIFA takes the
-probabilities that a vision-language model gives to the right answers, WiScore the marks that a judge gives to
-pictures. WISE means its first release, as in the leaderboards; a later one asks for a single verdict of 0 or 1.
+`geneval2` and `wise` read the prompts and add up the verdicts.
 """
-
-import json
 
 import json
 import os
@@ -14,25 +10,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...files import write_atomically
+from ...protocols import ImagePipeline
+from ..downloads import find_data
 from ..generate_run import draw_run, sample_path
-from ..report import Report
-from ..run_folder import processes, write_atomically
+from ..report import Report, save_once
+from ..run_folder import processes
 from ..sheets import save_sheet
 from .geneval2 import read_geneval2
 from .wise import read_wise
 
 
-_ROWS = {"geneval2": ("prompt", "gm"), "wise": ("prompt_id", "score")}  # what a row is about, and its score
+_ROWS = {"geneval2": ("prompt", "gm"), "wise": ("prompt_id", "score")}  # keys of a row: the prompt, and its score
 
 
 @dataclass
 class PromptSet:
-    """Pictures of a benchmark whose judge runs elsewhere: GenEval 2, WISE.
+    """Evaluator of GenEval 2 or WISE, which generates images and does not judge them.
 
     Args:
-        name: The benchmark.
-        data: The user's copy of its prompts.
-        seed, batch_size, limit, drawing: As for `GenEval`.
+        name: "geneval2" or "wise".
+        data: Path of the user's copy of its prompts.
+        seed, batch_size, drawing: As for `GenEval`.
+        limit: Use only this number of prompts, the first ones.
     """
 
     name: str
@@ -44,8 +44,16 @@ class PromptSet:
 
     primary_metric = "none"
 
-    def __call__(self, pipe: Any, folder: str | os.PathLike[str]) -> Report:
-        """Draw one picture per prompt; the report has no metrics and says where the pictures lie."""
+    def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
+        """Generate one image per prompt, and write them where the official judge reads them; see `Evaluator`.
+
+        Returns:
+            A report without metrics. Its rows name the images.
+
+        Raises:
+            TypeError: If `folder` is None.
+            ValueError: If the folder was made with other settings.
+        """
         if self.name == "geneval2":
             items: list[dict[str, Any]] = [{"prompt": item.prompt} for item in read_geneval2(self.data)]
         else:
@@ -63,48 +71,66 @@ class PromptSet:
         )
         rows = [item | {"image": str(sample_path(Path(), n, 0))} for n, item in enumerate(items)]
         if processes().is_main_process:
-            self._hand_over(run.folder, rows)
-        protocol = "Drawn, not judged: janus_hf.evaluation.benchmarks.prompt_sets adds up the judge's verdicts."
-        return _saved(Report(self.name, {}, self.primary_metric, protocol, run.record, rows), folder)
+            self._write_for_judge(run.folder, rows)
+        protocol = "Drawn, not judged: janus_hf.evaluation.benchmarks.prompt_sets saves the judge's verdicts."
+        return save_once(Report(self.name, {}, self.primary_metric, protocol, run.record, rows), run.folder)
 
-    def _hand_over(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """What the official judges take: GenEval 2 a file of prompts and paths, WISE pictures by their prompt's id."""
+    def _write_for_judge(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write what the official judge reads.
+
+        GenEval 2's judge reads `images.json`, with the path of the image by prompt; WISE's judge reads images that are
+        called after the prompt's id.
+        """
         if self.name == "geneval2":
+            # Absolute paths, because the judge runs in another folder.
             paths = {row["prompt"]: str((folder / row["image"]).resolve()) for row in rows}
-            write_atomically(folder / "images.json", (json.dumps(paths, indent=2) + "\n").encode())
+            write_atomically(folder / "images.json", json.dumps(paths, indent=2) + "\n")
         else:
             for row in rows:
                 write_atomically(folder / "by_id" / f"{row['prompt_id']}.png", (folder / row["image"]).read_bytes())
 
 
-def save_verdicts(report: Report, folder: str | os.PathLike[str]) -> None:
-    """Put what the judge's verdicts add up to beside the pictures: `report.json`, `report.md`, `results.jsonl`, and
-    `sheet.png` with the best and the worst.
+def make_prompt_set(name: str, data: str | os.PathLike[str] | None, **options: Any) -> PromptSet:
+    """Make the evaluator of GenEval 2 or WISE.
 
     Args:
-        report: Of `score_geneval2` or `score_wise`. It gets the settings that the pictures were drawn with.
-        folder: Where they were drawn (`janus-hf eval geneval2`, `wise`).
+        name: "geneval2" or "wise".
+        data: Path of the user's copy of the prompts.
+        options: Further arguments of `PromptSet`.
+    """
+    return PromptSet(name, find_data(name, data), **options)
+
+
+def save_verdicts(report: Report, folder: str | os.PathLike[str]) -> None:
+    """Save the report of an external judge's verdicts in the folder of the images.
+
+    The files are `report.json`, `report.md`, `results.jsonl`, and `sheet.png` with the best and the worst images.
+
+    Args:
+        report: A report of `score_geneval2` or `score_wise`. The settings that the images were generated with are
+            added to it.
+        folder: Folder of the run that generated the images (`janus-hf eval geneval2` or `wise`).
 
     Raises:
-        FileNotFoundError: If no drawing has finished there.
-        ValueError: If a prompt of the report was not drawn there.
+        FileNotFoundError: If no run has finished in the folder.
+        ValueError: If the run did not generate an image of a prompt of the report.
     """
     folder = Path(folder)
     key, score = _ROWS[report.benchmark]
     report.settings = Report.load(folder).settings | report.settings
-    drawn = {}
+    generated = {}
     for path in sorted(folder.glob("*/metadata.jsonl")):
         item = json.loads(path.read_text(encoding="utf-8"))
-        drawn[item[key]] = (item["prompt"], path.parent / "samples" / "0000.png")
-    if strange := [row[key] for row in report.rows if row[key] not in drawn]:
+        generated[item[key]] = (item["prompt"], path.parent / "samples" / "0000.png")
+    if unknown := [row[key] for row in report.rows if row[key] not in generated]:
         raise ValueError(
-            f"Expected verdicts about what was drawn in {folder}; {len(strange)} prompts were not, such as "
-            f"{strange[0]!r}. Name the folder that the judged pictures are from."
+            f"`report` must be about images of {folder}, but {len(unknown)} of its prompts have none there, such as "
+            f"{unknown[0]!r}: name the folder of the judged images."
         )
     report.save(folder)
     if report.rows:
-        prompts, pictures = zip(*(drawn[row[key]] for row in report.rows), strict=True)
-        save_sheet(folder, pictures, prompts, [row[score] for row in report.rows], pass_mark=0.5)
+        prompts, images = zip(*(generated[row[key]] for row in report.rows), strict=True)
+        save_sheet(folder, images, prompts, [row[score] for row in report.rows], pass_mark=0.5)
 
 
-__all__ = ["PromptSet", "save_verdicts"]
+__all__ = ["PromptSet", "make_prompt_set", "save_verdicts"]

@@ -1,36 +1,43 @@
-"""The arithmetic of DPG-Bench."""
+"""DPG-Bench's arithmetic: from answers about propositions to scores of images, prompts and the whole benchmark.
+
+A proposition is one statement of a prompt, such as "there is a dog". It may depend on parents: "the dog is red" cannot
+hold unless there is a dog. The arithmetic is that of TencentQQGYLab/ELLA (dpg_bench/compute_dpg_bench.py); habits of
+that script that move the scores are in `Quirks`.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
-
 @dataclass(frozen=True)
 class Proposition:
-    """One thing that a prompt says.
+    """One statement of a prompt, as a yes-or-no question.
 
     Args:
-        id: Its number within the prompt, from 1.
-        question: What the judge is asked.
-        parents: Numbers of the propositions it presupposes; 0 is none.
-        category: "entity - whole", "attribute - color", "global", ...; what is before the dash is the broad category.
+        id: Number within the prompt, from 1.
+        question: Question for the judge.
+        parents: Numbers of the propositions that it depends on; 0 stands for no parent.
+        category: Such as "entity - whole", "attribute - color" or "global"; the part before the dash is the broad
+            category.
     """
 
     id: int
     question: str
     parents: tuple[int, ...]
     category: str
+
+
 @dataclass(frozen=True)
 class Quirks:
-    """Habits of the official script, on by default for the sake of comparison.
+    """Habits of the official script, on by default so that scores are comparable.
 
     Args:
-        skip_first_row: The first proposition of the file is not asked. If others of its prompt depend on it, that
-            prompt cannot be scored.
-        last_crop_categories: Scores of categories come from the last picture of a grid only, and parents do not matter
-            to them. Otherwise from all pictures, with parents.
-        drop_failed: Prompts that could not be scored are left out of the mean. Otherwise every answer to them was no.
-            They are reported either way, which the official script does not do.
+        skip_first_row: Leave out the first proposition of the file. If other propositions of its prompt depend on it,
+            that prompt cannot be scored.
+        last_crop_categories: Take the scores of categories from the last image of each grid only, without regard to
+            parents. Otherwise take them from all images, with parents.
+        drop_failed: Leave prompts that could not be scored out of the mean. Otherwise count every answer to them as
+            "no". The report lists them in both cases, which the official script does not do.
     """
 
     skip_first_row: bool = True
@@ -40,12 +47,12 @@ class Quirks:
 
 @dataclass(frozen=True)
 class PromptScore:
-    """What a prompt's pictures scored.
+    """The scores of a prompt's images.
 
     Args:
-        item_id: The prompt.
-        pictures: Share of propositions that hold, per picture; in [0, 1].
-        categories: Scores (0 or 1) that count for each category.
+        item_id: Identifier of the prompt.
+        pictures: Share of propositions that hold, per image; in [0, 1].
+        categories: By category, the scores (0 or 1) that count for it.
     """
 
     item_id: str
@@ -54,19 +61,20 @@ class PromptScore:
 
     @property
     def score(self) -> float:
-        """Mean over the pictures."""
+        """Mean over the images, in [0, 1]."""
         return sum(self.pictures) / len(self.pictures)
 
 
 def score_image(answers: Mapping[int, str], dependencies: Mapping[int, Sequence[int]]) -> dict[int, float]:
-    """Scores of one picture's propositions, with parents: 1 if the answer is exactly "yes" and no parent is at 0.
+    """Score the propositions about one image: 1 if the answer is exactly "yes" and no parent has 0, otherwise 0.
 
-    Propositions are gone through in the order of `dependencies`, and parents are looked up as they are by then: a
-    child that stands before its parent sees the parent's own answer only, not what the parent's parents make of it.
+    As in the official script, the propositions are visited in the order of `dependencies`, and a parent's score is the
+    one it has at that moment. A child that is visited before its parent therefore sees the parent's own answer, not
+    the zero that the parent may inherit later.
 
     Args:
-        answers: By number.
-        dependencies: Parents by number; 0 is no parent.
+        answers: Answers by number of the proposition.
+        dependencies: Parents by number of the proposition; 0 stands for no parent.
 
     Raises:
         ValueError: If a proposition depends on one that was not asked.
@@ -84,48 +92,63 @@ def score_image(answers: Mapping[int, str], dependencies: Mapping[int, Sequence[
     return scores
 
 
+def check_answers(propositions: Sequence[Proposition], answers: Sequence[Sequence[str]]) -> None:
+    """Raise ValueError unless there is a non-empty answer to every proposition about every image.
+
+    Args:
+        propositions: The propositions of one prompt.
+        answers: Per image, the answers in the order of the propositions.
+    """
+    for index, given in enumerate(answers):
+        # An empty answer means that the judge gave none.
+        if len(given) != len(propositions) or not all(given):
+            raise ValueError(
+                f"the judge answered {sum(map(bool, given))} of {len(propositions)} questions about image {index}"
+            )
+
+
 def score_prompt(
     item_id: str,
     propositions: Sequence[Proposition],
     answers: Sequence[Sequence[str]],
     quirks: Quirks | None = None,
 ) -> PromptScore:
-    """Score a prompt's pictures.
+    """Score the images of a prompt.
 
     Args:
-        item_id: The prompt.
-        propositions: What was asked.
-        answers: Per picture, in the order of the propositions.
-        quirks: Only `last_crop_categories` matters.
+        item_id: Identifier of the prompt.
+        propositions: Propositions that the judge was asked about.
+        answers: Per image, the answers in the order of the propositions.
+        quirks: Habits of the official script to follow; only `last_crop_categories` matters here.
 
     Raises:
-        ValueError: As in `score_image`, or there is not one answer per proposition, or one is empty.
+        ValueError: If there are no images, an answer is missing or empty, or a proposition depends on one that was not
+            asked.
     """
     if not answers:
-        raise ValueError("expected at least one picture; got none")
+        raise ValueError("there must be at least one image, got none")
+    check_answers(propositions, answers)
     dependencies = {proposition.id: proposition.parents for proposition in propositions}
-    pictures = []
+    shares = []
     counted: dict[str, list[float]] = {}
-    for picture, given in enumerate(answers):
-        if len(given) != len(propositions) or not all(given):
-            raise ValueError(
-                f"the judge answered {sum(map(bool, given))} of {len(propositions)} questions about picture {picture}"
-            )
+    for given in answers:
         by_number = {proposition.id: answer for proposition, answer in zip(propositions, given, strict=True)}
         scores = score_image(by_number, dependencies)
-        pictures.append(sum(scores.values()) / len(scores))
+        shares.append(sum(scores.values()) / len(scores))
+        # The official script overwrites the scores of categories with those of the next image.
         if (quirks or Quirks()).last_crop_categories:
             scores, counted = {number: float(answer == "yes") for number, answer in by_number.items()}, {}
         for proposition in propositions:
             counted.setdefault(proposition.category, []).append(scores[proposition.id])
-    return PromptScore(item_id, tuple(pictures), counted)
+    return PromptScore(item_id, tuple(shares), counted)
 
 
 def summarise(scores: Sequence[PromptScore]) -> dict[str, float]:
-    """Mean over prompts, and over the propositions of each broad and each detailed category; all times 100.
+    """Return the metrics of DPG-Bench, in percent; empty without scores.
 
     Returns:
-        `overall`, then the broad categories ("entity", "relation", ...), then the detailed ones.
+        `overall`, the mean over prompts; then the mean over the propositions of each broad category ("entity",
+        "relation", ...), then of each detailed category.
     """
     detailed: dict[str, list[float]] = {}
     broad: dict[str, list[float]] = {}
@@ -141,4 +164,4 @@ def summarise(scores: Sequence[PromptScore]) -> dict[str, float]:
     return {name: 100 * sum(values) / len(values) for name, values in groups.items()}
 
 
-__all__ = ["PromptScore", "Proposition", "Quirks", "score_image", "score_prompt", "summarise"]
+__all__ = ["PromptScore", "Proposition", "Quirks", "check_answers", "score_image", "score_prompt", "summarise"]

@@ -20,7 +20,8 @@ from PIL import Image
 from janus_hf import JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
 from janus_hf.checkpoints.merge import merge_adapter
-from janus_hf.evaluation.benchmarks.shapes_world import ShapesReport, evaluate_shapes
+from janus_hf.evaluation.benchmarks.shapes_world import ShapesWorld
+from janus_hf.evaluation.report import Report
 from janus_hf.rewards.shapes_detector import detect
 from janus_hf.shapes import TAGS, Scene, Thing, make_drawing, picture
 from janus_hf.training.run import train
@@ -106,19 +107,19 @@ def teach(work: Path, *, prompts_per_tag: int = 100, questions: int = 600, house
         houses: Number of houses to generate.
 
     Returns:
-        `before` and `after`: the benchmark's `ShapesReport`s. `houses_before` and `houses_after`: shares of houses
-        among the images of `PROMPT`. `equal`: whether the merged model generates the adapter's image tokens.
+        `before` and `after`: the `Report`s of the shapes benchmark. `houses_before` and `houses_after`: shares of
+        houses among the images of `PROMPT`. `equal`: whether the merged model generates the adapter's image tokens.
     """
     write_images(work / "pictures")
     pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
     pipe.set_progress_bar_config(disable=True)
-    sizes: dict[str, Any] = {"prompts_per_tag": prompts_per_tag, "questions": questions, "held_out": False}
-    result: dict[str, Any] = {"houses_before": draw_houses(pipe, houses)[1], "before": evaluate_shapes(pipe, **sizes)}
+    evaluate = ShapesWorld(prompts_per_tag=prompts_per_tag, questions=questions, held_out=False)
+    result: dict[str, Any] = {"houses_before": draw_houses(pipe, houses)[1], "before": evaluate(pipe)}
 
     adapter = train_adapter(work / "pictures", work / "adapter")
     pipe.load_lora_weights(adapter)
     codes, result["houses_after"] = draw_houses(pipe, houses)
-    result["after"] = evaluate_shapes(pipe, **sizes)
+    result["after"] = evaluate(pipe)
 
     merged_folder = merge_adapter(adapter, work / "merged", dtype="float32")
     merged = JanusProPipeline.from_pretrained(merged_folder)
@@ -129,14 +130,14 @@ def teach(work: Path, *, prompts_per_tag: int = 100, questions: int = 600, house
 
 def print_result(result: dict[str, Any]) -> None:
     """Print the result of `teach` as a Markdown table."""
-    before: ShapesReport = result["before"]
-    after: ShapesReport = result["after"]
+    reports: list[Report] = [result["before"], result["after"]]
+    before, after = (report.metrics for report in reports)
     print("| | before | after |\n|---|---:|---:|")
     print(f"| houses that are houses | {result['houses_before']:.3f} | {result['houses_after']:.3f} |")
     for tag in TAGS:
-        print(f"| {tag} | {before.drawing[tag]:.3f} | {after.drawing[tag]:.3f} |")
-    print(f"| **drawing, overall** | {before.overall:.3f} | {after.overall:.3f} |")
-    print(f"| **answering, overall** | {before.answers_overall:.3f} | {after.answers_overall:.3f} |")
+        print(f"| {tag} | {before[tag]:.3f} | {after[tag]:.3f} |")
+    print(f"| **drawing, overall** | {before['overall']:.3f} | {after['overall']:.3f} |")
+    print(f"| **answering, overall** | {before['answers: overall']:.3f} | {after['answers: overall']:.3f} |")
     print(f"\nthe merged model draws the adapter's pictures: {result['equal']}")
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from janus_hf import JanusProForConditionalGeneration, JanusProPipeline, JanusProProcessor
-from janus_hf.evaluation.benchmarks.shapes_world import evaluate_shapes
+from janus_hf.evaluation.benchmarks.shapes_world import ShapesWorld, tables
 from small_world.codec import train_codec
 from small_world.rows import prepare_data
 from small_world.settings import GUIDANCE_SCALE
@@ -36,9 +36,9 @@ def export(folder: Path) -> None:
     model.save_pretrained(folder / "model")
     JanusProProcessor.from_pretrained(source).save_pretrained(folder / "model")
     pipe = JanusProPipeline.from_pretrained(folder / "model", dtype="float32")
-    report = evaluate_shapes(pipe)
-    (folder / "report.md").write_text(report.to_markdown(), encoding="utf-8")
-    print(report.to_markdown())
+    report = tables(ShapesWorld()(pipe))
+    (folder / "report.md").write_text(report, encoding="utf-8")
+    print(report)
 
 
 def draw_figures(folder: Path) -> None:

@@ -194,6 +194,11 @@ def test_conversations_are_answered_in_one_place():
     assert files_with(".apply_chat_template(", ".generate(") == {"janus_hf/answering.py"}
 
 
+def test_the_work_of_a_run_is_shared_in_one_place():
+    assert files_with("gather_object(") == {"janus_hf/evaluation/sharing.py"}
+    assert files_with(".process_index ::") == {"janus_hf/evaluation/sharing.py"}
+
+
 @pytest.mark.parametrize("path", sorted((SOURCE / "janus_hf_cli").glob("*.py")), ids=lambda path: path.stem)
 def test_the_command_line_imports_inside_its_handlers(path: Path):
     tree = ast.parse(path.read_text(encoding="utf-8"))

@@ -29,6 +29,14 @@ class HasImageTokens(Protocol):
         """The dtype of the weights."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return parameters, buffers and modules' extra state by name, as in PyTorch's `Module`."""
+        ...
+
+    def get_submodule(self, target: str) -> torch.nn.Module:
+        """Return a part of the model by its dotted name, as in PyTorch's `Module`."""
+        ...
+
     def generate(self, **kwargs: Any) -> torch.Tensor:
         """Generate text tokens, as in transformers' `GenerationMixin`."""
         ...

@@ -1,4 +1,4 @@
-"""`janus-hf eval` in processes of its own: one, or several under `accelerate launch`."""
+"""Run `janus-hf eval` in one new process, or in several under `accelerate launch`."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ COMMAND += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=
 
 
 def start(arguments: list[str], processes: int) -> subprocess.Popen:
-    """`janus-hf eval ARGUMENTS` on the CPU, in a process group of its own."""
+    """Start `janus-hf eval ARGUMENTS` on the CPU, in a process group of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1", "HF_HUB_OFFLINE": "1"}
     command = [*COMMAND, f"--num_processes={processes}"] if processes > 1 else [sys.executable]
     return subprocess.Popen(
@@ -25,12 +25,12 @@ def start(arguments: list[str], processes: int) -> subprocess.Popen:
 
 
 def finish(arguments: list[str], processes: int) -> None:
-    """The same to its end, which must be a good one."""
+    """Run `janus-hf eval ARGUMENTS` on the CPU to its end, and assert that it succeeds."""
     process = start(arguments, processes)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
 
 
 def files(folder: Path, pattern: str) -> dict[str, bytes]:
-    """Bytes by relative path."""
+    """Return the bytes of all files that match a pattern, by relative path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob(pattern))}

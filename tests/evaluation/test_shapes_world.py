@@ -1,25 +1,24 @@
-"""The report on the small world: a pipeline that draws the truth scores 1, one that draws something else does not."""
+"""The shapes benchmark: a pipeline that generates the correct scenes scores 1, one that generates others does not."""
 
 from types import SimpleNamespace
 
 import pytest
 from launch import files, finish
 
-from janus_hf import JanusProPipeline
-from janus_hf.assets import DEFAULT_MODEL
-from janus_hf.evaluation.benchmarks import shapes_world as evaluation
+from janus_hf.evaluation.benchmarks import shapes_world
+from janus_hf.evaluation.benchmarks.shapes_world import ShapesWorld, tables
 from janus_hf.evaluation.report import Report
 from janus_hf.shapes import QUESTION_KINDS, TAGS, make_drawing, picture
 
 
 class Oracle:
-    """Draws the scene that a prompt was made from, or another prompt's."""
+    """A pipeline that generates the scene a prompt was made from, or that of the prompt `shift` positions later."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, shift: int = 0) -> None:
         self.made: list = []
         self.shift, self.settings = shift, []
-        monkeypatch.setattr(evaluation, "make_drawing", self.make)
-        monkeypatch.setattr(evaluation, "answer", self.answer)
+        monkeypatch.setattr(shapes_world, "make_drawing", self.make)
+        monkeypatch.setattr(shapes_world, "answer", self.answer)
 
     def make(self, *args, **kwargs):
         self.made.append(make_drawing(*args, **kwargs))
@@ -33,45 +32,45 @@ class Oracle:
         scenes = [drawings[(i + self.shift) % len(drawings)].scene for i in range(len(drawings))]
         return SimpleNamespace(images=[picture(scene) for scene in scenes for _ in range(num_images_per_prompt)])
 
-    def answer(self, pipe, pictures, questions, *, batch_size):
+    def answer(self, pipe, images, questions, *, batch_size):
         return ["yes" for _ in questions]
 
 
-def test_truth_scores_one_on_every_tag(monkeypatch):
+def test_correct_scenes_score_one_on_every_tag(monkeypatch):
     oracle = Oracle(monkeypatch)
-    report = evaluation.evaluate_shapes(oracle, prompts_per_tag=5, images_per_prompt=2, questions=60, top_k=7)
-    assert set(report.drawing) == set(report.drawing_held_out) == set(TAGS)
-    assert report.drawing == dict.fromkeys(TAGS, 1.0)
+    drawing = {"top_k": 7, "guidance_scale": None}
+    report = ShapesWorld(prompts_per_tag=5, images_per_prompt=2, questions=60, drawing=drawing)(oracle)
     assert oracle.settings == [{"top_k": 7}]
-    assert 0 < report.answers["exists"] < 1
-    assert report.answers["colour"] == 0
-    assert set(report.answers) == set(QUESTION_KINDS)
-    assert report.answers_overall == pytest.approx(report.answers["exists"] / len(QUESTION_KINDS))
+    expected = {f"{part}{name}": 1.0 for part in ("", "held out: ") for name in ("overall", *TAGS)}
+    answers = [
+        f"{part}{name}" for part in ("answers: ", "answers, held out: ") for name in ("overall", *QUESTION_KINDS)
+    ]
+    assert list(report.metrics) == [*expected, *answers]
+    assert {name: report.metrics[name] for name in expected} == expected
+    assert 0 < report.metrics["answers: exists"] < 1
+    assert report.metrics["answers: colour"] == 0
+    overall = report.metrics["answers: exists"] / len(QUESTION_KINDS)
+    assert report.metrics["answers: overall"] == pytest.approx(overall)
+    assert (report.benchmark, report.primary, len(report.rows)) == ("shapes", "overall", 2 * (6 * 5 * 2 + 60))
 
 
-def test_other_prompts_pictures_score_less(monkeypatch):
-    report = evaluation.evaluate_shapes(Oracle(monkeypatch, shift=1), prompts_per_tag=30, questions=6, held_out=False)
-    assert report.overall < 0.5
-    assert not report.drawing_held_out
-    table = report.to_markdown()
-    assert f"**{report.overall:.3f}**" in table
-    assert all(f"| {tag} |" in table for tag in TAGS)
+def test_scenes_of_other_prompts_score_less(monkeypatch):
+    evaluate = ShapesWorld(prompts_per_tag=30, images_per_prompt=1, questions=6, held_out=False)
+    report = evaluate(Oracle(monkeypatch, shift=1))
+    assert report.value < 0.5
+    assert not [name for name in report.metrics if "held out" in name]
+    table = tables(report)
+    assert f"| **overall** | **{report.value:.3f}** |" in table
+    assert all(f"| {tag} | {report.metrics[tag]:.3f} | nan |" in table for tag in TAGS)
 
 
 SIZES = {"prompts_per_tag": 1, "images_per_prompt": 1, "questions": 7, "batch_size": 5}
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def test_kept_in_a_folder_is_kept_nowhere_and_goes_on(pipe, tmp_path, monkeypatch):
-    """Stopped while answering: pictures and the first answers are there and not made again."""
-    folder = tmp_path / "run"
-    answer, batches = evaluation.answer, []
+def test_a_stopped_run_continues_and_equals_one_without_a_folder(pipe, tmp_path, monkeypatch):
+    """The run is stopped while answering: the images and the first answers exist and are not made again."""
+    folder, evaluate = tmp_path / "run", ShapesWorld(**SIZES)
+    answer, batches = shapes_world.answer, []
 
     def stops(*arguments, **options):
         if len(batches) == 2:
@@ -79,41 +78,45 @@ def test_kept_in_a_folder_is_kept_nowhere_and_goes_on(pipe, tmp_path, monkeypatc
         batches.append(answer(*arguments, **options))
         return batches[-1]
 
-    monkeypatch.setattr(evaluation, "answer", stops)
+    monkeypatch.setattr(shapes_world, "answer", stops)
     with pytest.raises(KeyboardInterrupt):
-        evaluation.evaluate_shapes(pipe, **SIZES, folder=folder)
+        evaluate(pipe, folder)
     before = files(folder, "*/samples/*.png")
     assert len(before) == 2 * len(TAGS)
-    monkeypatch.setattr(evaluation, "answer", lambda *a, **k: batches.append(answer(*a, **k)) or batches[-1])
-    monkeypatch.setattr(type(pipe), "__call__", None)  # nothing is drawn any more
-    kept = evaluation.evaluate_shapes(pipe, **SIZES, folder=folder)
+    monkeypatch.setattr(shapes_world, "answer", lambda *a, **k: batches.append(answer(*a, **k)) or batches[-1])
+    monkeypatch.setattr(type(pipe), "__call__", None)  # no image is generated again
+    kept = evaluate(pipe, folder)
     monkeypatch.undo()
     assert [len(batch) for batch in batches] == [5, 5, 4]  # fourteen questions, each asked once
-    assert kept == evaluation.evaluate_shapes(pipe, **SIZES)
+    without_folder = evaluate(pipe)
+    assert kept.metrics == without_folder.metrics
+    assert [row | {"filename": None} for row in kept.rows] == [row | {"filename": None} for row in without_folder.rows]
 
-    saved = Report.load(folder)
-    assert (saved.benchmark, saved.value) == ("shapes", kept.overall)
-    held_out = kept.answers_held_out
-    assert saved.metrics["answers, held out: overall"] == pytest.approx(sum(held_out.values()) / len(held_out))
-    drawn = [row for row in saved.rows if "filename" in row]
+    assert Report.load(folder) == kept
+    held_out = [kept.metrics.get(f"answers, held out: {kind}") for kind in QUESTION_KINDS]
+    shares = [share for share in held_out if share is not None]
+    assert kept.metrics["answers, held out: overall"] == pytest.approx(sum(shares) / len(shares))
+    drawn = [row for row in kept.rows if "filename" in row]
     assert [row["filename"] for row in drawn] == list(before)
     assert [row["held_out"] for row in drawn] == [False] * len(TAGS) + [True] * len(TAGS)
-    assert len(saved.rows) == len(drawn) + 14
+    assert len(kept.rows) == len(drawn) + 14
     assert (folder / "sheet.png").is_file()
     for other in ({"questions": 8}, {"seed": 1}):
         with pytest.raises(ValueError, match="other settings"):
-            evaluation.evaluate_shapes(pipe, **SIZES | other, folder=folder)
+            ShapesWorld(**SIZES | other)(pipe, folder)
 
 
-def test_the_command_keeps_a_folder_if_asked(run, tmp_path):
+def test_the_command_keeps_files_only_in_a_given_folder(run, tmp_path):
     arguments = ["eval", "shapes", "--prompts-per-tag", "1", "--images-per-prompt", "1", "--questions", "3"]
-    status, table, _ = run(*arguments)
-    assert status == 0
+    status, table, err = run(*arguments)
+    assert (status, "report.json" in err) == (0, False)
     assert not list(tmp_path.iterdir())
     status, kept, err = run(*arguments, "--output", "out")
     assert (status, kept) == (0, table)
     assert "out: report.json, report.md, results.jsonl, sheet.png" in err
-    assert Report.load(tmp_path / "out").benchmark == "shapes"
+    report = Report.load(tmp_path / "out")
+    assert report.benchmark == "shapes"
+    assert table == tables(report) + "\n"
 
 
 @pytest.mark.slow

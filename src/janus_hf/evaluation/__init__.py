@@ -1,1 +1,1 @@
-"""Judging drawn pictures and given answers."""
+"""Run benchmarks on a pipeline and report their numbers beside the papers'."""

@@ -1,6 +1,8 @@
-"""The benchmarks' own data: downloaded once, checked, or named to the user. None of it is part of this package."""
+"""Download the data of benchmarks once, check them, or tell the user where to get them.
 
-import hashlib
+The data are not part of this package.
+"""
+
 import os
 from http.client import HTTPException
 from pathlib import Path
@@ -10,16 +12,18 @@ from huggingface_hub.constants import HF_HOME
 from huggingface_hub.utils import WeakFileLock
 from tqdm.auto import tqdm
 
+from ..files import atomic_path, hash_file
 from .paper import look_up
 
 
 _TSV = "https://opencompass.openxlab.space/utils/"
 _TIMEOUT = 60  # seconds without a byte
-_PIECE = 1 << 20
+_CHUNK = 1 << 20  # bytes
 
-# Address, and the MD5 sum that VLMEvalKit publishes for it. VLMEvalKit has moved some tables (MMBench and SEED-Bench
-# from VLMEval/ to benchmarks/), with the sums unchanged. Of ELLA no commit that has the file is on record, so its main
-# branch it is; a run refuses to go on with other content than it began with.
+# Address of each benchmark's file, and the MD5 sum that VLMEvalKit publishes for it. VLMEvalKit has moved some tables
+# (MMBench and SEED-Bench from VLMEval/ to benchmarks/) with the sums unchanged. No commit of ELLA is known to have the
+# file of DPG-Bench, so its address is that of the main branch; a run refuses to continue with other content than it
+# began with.
 SOURCES: dict[str, tuple[str, str | None]] = {
     "geneval": (
         "https://raw.githubusercontent.com/djghosh13/geneval/d927da8e42fde2b1b5cd743da4df5ff83c1654ff/"
@@ -38,19 +42,19 @@ SOURCES: dict[str, tuple[str, str | None]] = {
 
 
 def find_data(benchmark: str, path: str | os.PathLike[str] | None = None) -> Path:
-    """The benchmark's data file: the user's own, or the published one, downloaded into the Hugging Face cache.
+    """Return the path of a benchmark's data: the user's own, or the published file in the Hugging Face cache.
 
-    The processes of a node wait for each other at a file lock, not at a barrier, which would time out during a long
-    download. A file of the user's own is not checked.
+    The published file is downloaded if it is not in the cache. The processes of a node wait for each other at a file
+    lock and not at a barrier, because a barrier times out during a long download. The user's own file is not checked.
 
     Args:
-        benchmark: Its name.
+        benchmark: Name of the benchmark, a key of `paper.BENCHMARKS`.
         path: A file or folder that the user has.
 
     Raises:
-        FileNotFoundError: If there is nothing at the path, the benchmark's licence forbids handing its data on, or the
-            download fails; says where to get it.
-        ValueError: If the published file has not the checksum on record. The file is kept.
+        FileNotFoundError: If there is nothing at `path`, the benchmark's licence forbids distributing its data, or the
+            download fails. The message says where to get the data.
+        ValueError: If the published file does not have the checksum on record. The file is kept.
     """
     published = look_up(benchmark)
     if path is not None:
@@ -60,7 +64,7 @@ def find_data(benchmark: str, path: str | os.PathLike[str] | None = None) -> Pat
     if benchmark not in SOURCES:
         raise FileNotFoundError(f"Get the data of {published.title} ({published.data}) and name it with --data.")
     url, checksum = SOURCES[benchmark]
-    target = Path(HF_HOME, "janus_hf", url.partition("://")[2])  # another address is another file
+    target = Path(HF_HOME, "janus_hf", url.partition("://")[2])  # a new address is a new file in the cache
     target.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(f"{target}.lock"):
         if not target.is_file():
@@ -71,39 +75,32 @@ def find_data(benchmark: str, path: str | os.PathLike[str] | None = None) -> Pat
                     f"{url} could not be downloaded ({error}). Get the data of {published.title} by hand "
                     f"({published.data}) and name it with --data FILE, or put it at {target}."
                 ) from error
-    if checksum is not None and (found := md5(target)) != checksum:
+    if checksum is not None and (found := hash_file(target, "md5")) != checksum:
         raise ValueError(
-            f"Expected {target} to have the MD5 sum {checksum}, which is on record for {published.title}; found "
-            f"{found}. The file was kept: delete it to download it again, or name it with --data to use it as it is; "
-            "scores may then not be comparable."
+            f"{target} must have the MD5 sum {checksum}, which is on record for {published.title}, got {found}. The "
+            "file was kept: delete it to download it again, or name it with --data to use it as it is; scores may "
+            "then not be comparable."
         )
     return target
 
 
 def _download(url: str, target: Path) -> None:
-    """Fetch a file; what is at `target` afterwards is whole.
+    """Fetch a file under a progress bar. `target` appears only when the file is complete.
 
     Raises:
-        OSError: If the server does not give it, or not to its end.
+        OSError: If the server does not send the file, or not all of it.
     """
-    partial = target.with_name(f"{target.name}.part")
-    with urlopen(Request(url, headers={"User-Agent": "janus_hf"}), timeout=_TIMEOUT) as response:
-        length = int(response.headers.get("Content-Length") or 0)
-        bar = tqdm(total=length or None, unit="B", unit_scale=True, desc=target.name)
-        with partial.open("wb") as file, bar:
-            while piece := response.read(_PIECE):
-                file.write(piece)
-                bar.update(len(piece))
-    size = partial.stat().st_size
-    if length and size != length:
-        raise OSError(f"{size} of {length} bytes came")
-    os.replace(partial, target)
+    with atomic_path(target) as partial:
+        with urlopen(Request(url, headers={"User-Agent": "janus_hf"}), timeout=_TIMEOUT) as response:
+            length = int(response.headers.get("Content-Length") or 0)
+            bar = tqdm(total=length or None, unit="B", unit_scale=True, desc=target.name)
+            with partial.open("wb") as file, bar:
+                while chunk := response.read(_CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+        size = partial.stat().st_size
+        if length and size != length:
+            raise OSError(f"{size} of {length} bytes came")
 
 
-def md5(path: Path) -> str:
-    """MD5 sum of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-__all__ = ["SOURCES", "find_data", "md5"]
+__all__ = ["SOURCES", "find_data"]

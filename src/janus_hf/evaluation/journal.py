@@ -1,4 +1,4 @@
-"""Results on disk as they come: one JSON line each, one file per process, so that a run that was stopped goes on."""
+"""Answers on disk as they come, so that a run that was stopped continues with the questions that are still open."""
 
 import json
 from collections.abc import Mapping
@@ -9,45 +9,48 @@ from .run_folder import processes
 
 
 class Journal:
-    """Lines `{"index": ..., ...}` in `answers.rank{k}.jsonl` of a folder; without a folder nothing is kept.
+    """Lines `{"index": ..., FIELD: answer}` in the files `answers.rank{k}.jsonl` of a folder, one file per process.
 
-    Each process appends to its own file and reads everybody's, whatever number of processes wrote them.
+    Each process appends to its own file and reads the files of all processes, whatever number of processes wrote them.
 
     Args:
-        folder: Opened by `open_run`, or None.
+        folder: Folder of the run, opened by `open_run`. None keeps nothing: `read` finds no answers.
+        field: Key of the answer in a line.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | None, field: str = "answer") -> None:
+        self.folder, self.field = folder, field
 
-    def read(self) -> dict[str, dict[str, Any]]:
-        """What is there, by index. A line that was cut off when a process was killed is as if it were not there.
+    def read(self) -> dict[str, Any]:
+        """Return the recorded answers by index. Every process must call it before any process appends.
 
-        All processes must call it, before any of them appends.
+        A line that was cut off when a process was killed is ignored.
         """
-        found: dict[str, dict[str, Any]] = {}
+        found: dict[str, Any] = {}
         for path in sorted(self.folder.glob("answers.rank*.jsonl")) if self.folder else []:
             for line in path.read_bytes().split(b"\n"):
                 try:
                     entry = json.loads(line)
                 except ValueError:
                     continue
-                found[entry["index"]] = entry
+                found[entry["index"]] = entry[self.field]
         processes().wait_for_everyone()
         return found
 
-    def append(self, *entries: Mapping[str, Any]) -> None:
-        """Write this process's new entries."""
-        if self.folder is None:
+    def append(self, answers: Mapping[str, Any]) -> None:
+        """Write answers by index to the end of this process's file."""
+        if self.folder is None or not answers:
             return
         path = self.folder / f"answers.rank{processes().process_index}.jsonl"
         with path.open("ab+") as file:
+            # If the last line was cut off, end it, or the first new answer would be part of it.
             if file.tell():
                 file.seek(-1, 2)
                 if file.read(1) != b"\n":
                     file.write(b"\n")
-            for entry in entries:
-                file.write((json.dumps(dict(entry), ensure_ascii=False) + "\n").encode())
+            for index, answer in answers.items():
+                line = json.dumps({"index": index, self.field: answer}, ensure_ascii=False)
+                file.write(f"{line}\n".encode())
 
 
 __all__ = ["Journal"]

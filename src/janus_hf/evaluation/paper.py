@@ -1,7 +1,7 @@
-"""The papers' tables as data, so that a report can stand beside them, and the protocol behind every number.
+"""The papers' tables as data, so that a report can print them beside its own numbers, and how they were measured.
 
-Sources: Janus-Pro (arXiv 2501.17811), tables 3 to 5; Janus (arXiv 2410.13848), tables 2 and 3. Which protocol the
-understanding columns follow was said by the authors in their VLMEvalKit adapter (open-compass/VLMEvalKit#541).
+Sources: Janus-Pro (arXiv 2501.17811), tables 3 to 5; Janus (arXiv 2410.13848), tables 2 and 3. The authors stated the
+protocol of the understanding columns in their VLMEvalKit adapter (open-compass/VLMEvalKit#541).
 """
 
 from dataclasses import dataclass, field
@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Published:
-    """A benchmark and what was published for it.
+    """A benchmark and the numbers that were published for it.
 
     Args:
-        title: Its usual name.
-        protocol: How the published numbers came about, as far as is known.
-        scores: Metric by metric, per model, in the benchmark's own units.
+        title: Usual name of the benchmark.
+        protocol: How the published numbers were measured, as far as is known.
         data: Where its data can be had, and their licence.
+        scores: Scores by model and metric, in the benchmark's own units.
         remarks: Known failed or differing reproductions.
-        digits: After the point, of its scores: three of shares, two of percentages and sums.
+        digits: Digits after the point of its scores: three for shares, two for percentages and sums.
     """
 
     title: str
@@ -29,7 +29,7 @@ class Published:
 
 
 def _models(**scores: tuple[float, float, float]) -> dict[str, dict[str, float]]:
-    """Scores per metric as (Janus 1.3B, Janus-Pro 1B, Janus-Pro 7B), the other way round."""
+    """Convert scores per metric, as (Janus 1.3B, Janus-Pro 1B, Janus-Pro 7B), to scores per model and metric."""
     names = ("Janus-Pro-7B (paper)", "Janus-Pro-1B (paper)", "Janus-1.3B (paper)")
     return {
         model: {metric: values[2 - index] for metric, values in scores.items()} for index, model in enumerate(names)
@@ -41,7 +41,7 @@ _TSV = "VLMEvalKit's TSV files (https://github.com/open-compass/VLMEvalKit)"
 BENCHMARKS: dict[str, Published] = {
     "geneval": Published(
         "GenEval",
-        "553 prompts, 4 pictures each; Mask2Former finds objects, CLIP names colours; mean of six tags. The authors "
+        "553 prompts, 4 images each; Mask2Former finds objects, CLIP names colours; mean of six tags. The authors "
         "have not published guidance, temperature or seeds of their runs (deepseek-ai/Janus#210, #212, #237).",
         "prompts/evaluation_metadata.jsonl of https://github.com/djghosh13/geneval (MIT)",
         _models(
@@ -60,7 +60,7 @@ BENCHMARKS: dict[str, Published] = {
     ),
     "dpg": Published(
         "DPG-Bench",
-        "1065 prompts, 4 pictures each in a 2x2 grid; mPLUG-large answers yes or no to every proposition; a "
+        "1065 prompts, 4 images each in a 2x2 grid; mPLUG-large answers yes or no to every proposition; a "
         "proposition whose parent failed counts as failed; mean over prompts, times 100.",
         "dpg_bench/ of https://github.com/TencentQQGYLab/ELLA (Apache-2.0)",
         _models(
@@ -77,13 +77,13 @@ BENCHMARKS: dict[str, Published] = {
         "POPE",
         "F1 of yes on the random split; the split is the authors' choice (VLMEvalKit#541: Janus-1.3B 87.1 random, "
         "85.5 over all three). That their score is F1 is inferred from VLMEvalKit, whose POPE column it is.",
-        f"POPE.tsv of {_TSV}; COCO pictures",
+        f"POPE.tsv of {_TSV}; COCO images",
         _models(**{"random F1": (87.0, 86.2, 87.4)}),
-        "1B through VLMEvalKit: 84.11 (deepseek-ai/Janus#239); which splits is not said.",
+        "1B through VLMEvalKit: 84.11 (deepseek-ai/Janus#239); the splits are not stated.",
     ),
     "mme": Published(
         "MME",
-        "Sum over the ten perception tasks of accuracy + accuracy+ (both questions of a picture right), each in "
+        "Sum over the ten perception tasks of accuracy + accuracy+ (both questions about an image right), each in "
         "percent: at most 2000.",
         f"MME.tsv of {_TSV}, for research",
         _models(perception=(1338.0, 1444.0, 1567.1)),
@@ -106,7 +106,7 @@ BENCHMARKS: dict[str, Published] = {
     "gqa": Published(
         "GQA",
         "Balanced test-dev, answer equal after normalisation; percent right. The authors' exact prompt is not known.",
-        f"GQA_TestDev_Balanced.tsv of {_TSV} (CC-BY-4.0 pictures of Visual Genome)",
+        f"GQA_TestDev_Balanced.tsv of {_TSV} (CC-BY-4.0 images of Visual Genome)",
         _models(overall=(59.1, 59.3, 62.0)),
     ),
     "mmmu": Published(
@@ -125,36 +125,36 @@ BENCHMARKS: dict[str, Published] = {
     ),
     "geneval2": Published(
         "GenEval 2",
-        "800 prompts, one picture each; a vision-language model gives the probability of every atom's right answer "
+        "800 prompts, one image each; a vision-language model gives the probability of every atom's right answer "
         "(Soft-TIFA): arithmetic mean over atoms, geometric mean over prompts.",
         "https://github.com/facebookresearch/GenEval2 (CC-BY-NC-4.0: not part of this package)",
     ),
     "wise": Published(
         "WISE",
-        "1000 prompts that need world knowledge, one picture each; a judge gives consistency, realism and aesthetics, "
+        "1000 prompts that need world knowledge, one image each; a judge gives consistency, realism and aesthetics, "
         "0 to 2 each: WiScore = (0.7 c + 0.2 r + 0.1 a) / 2.",
         "data/*.json of https://github.com/PKU-YuanGroup/WISE",
     ),
     "clipscore": Published(
         "CLIPScore",
-        "100 max(cos, 0) of picture and prompt, mean over pictures: torchmetrics' scale. Hessel et al. (arXiv "
+        "100 max(cos, 0) of image and prompt, mean over images: torchmetrics' scale. Hessel et al. (arXiv "
         "2104.08718) have 2.5 max(cos, 0). Only numbers of the same CLIP can be compared.",
-        "pictures of any run, or any pictures with prompts",
+        "images of any run, or any images with prompts",
     ),
     "fid": Published(
         "FID",
-        "Depends on the pictures of reference, their number and their resizing. Published: 8.53 by Janus-1.3B, 30,000 "
-        "prompts of COCO val2014, 384 brought to 256 bicubically, GigaGAN's script (deepseek-ai/Janus#22).",
-        "pictures of any run, and pictures of reference such as COCO's",
+        "Depends on the reference images, their number and their resizing. Published: 8.53 by Janus-1.3B, 30,000 "
+        "prompts of COCO val2014, resized from 384 to 256 bicubically, GigaGAN's script (deepseek-ai/Janus#22).",
+        "images of any run, and reference images such as COCO's",
     ),
     "shapes": Published(
-        "the small world", "Coloured shapes on a board, judged exactly.", "made by this package", digits=3
+        "the shapes world", "Coloured shapes on a board, judged exactly.", "made by this package", digits=3
     ),
 }
 
 
 def published(benchmark: str) -> dict[str, dict[str, float]]:
-    """What the papers say: metrics per model, newest model first. Empty where nothing was published.
+    """Return the papers' scores by model, newest first, and metric; empty if none were published.
 
     Raises:
         ValueError: If the benchmark is unknown.
@@ -163,10 +163,10 @@ def published(benchmark: str) -> dict[str, dict[str, float]]:
 
 
 def look_up(benchmark: str) -> Published:
-    """A benchmark by its name.
+    """Return the entry of a benchmark in `BENCHMARKS`.
 
     Raises:
-        ValueError: If it is unknown; names the known ones.
+        ValueError: If the benchmark is unknown; the message lists the known ones.
     """
     if benchmark not in BENCHMARKS:
         raise ValueError(f"{benchmark!r} is not a benchmark of this package. Known: {', '.join(BENCHMARKS)}.")

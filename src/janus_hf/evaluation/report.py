@@ -1,4 +1,4 @@
-"""What a benchmark found: metrics, the row behind every number, and the settings it was found with."""
+"""The result of a benchmark: its metrics, the row behind every number, and the settings it was measured with."""
 
 import json
 import os
@@ -7,8 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..files import write_atomically
+from .data_files import read_json_lines
 from .paper import look_up, published
-from .run_folder import write_atomically
+from .run_folder import processes
+
+
+_NAMED_FAILURES = 20  # failures that `Report.to_markdown` lists
 
 
 @dataclass
@@ -16,14 +21,17 @@ class Report:
     """The result of one evaluator.
 
     Args:
-        benchmark: Its name, a key of `paper.BENCHMARKS`.
-        metrics: In the order in which they are printed, in the units in which the benchmark publishes them.
-        primary: The metric that stands for the benchmark.
-        protocol: In a sentence, how the numbers came about.
-        settings: Everything needed to run it again (`run_settings`).
-        rows: One per judged item: what was asked, what was given, the verdict.
-        failures: One line per item that could not be judged. They are not in `rows`.
-        failures_counted: How many of them are in `metrics` nevertheless, as wrong.
+        benchmark: Name of the benchmark, a key of `paper.BENCHMARKS`.
+        metrics: Values by name, in the order in which they are printed and in the benchmark's published units.
+        primary: Name of the metric that stands for the benchmark.
+        protocol: How the numbers were measured, in a sentence or a few.
+        settings: Everything needed to repeat the run (`run_settings`); JSON values.
+        rows: One per judged item: the prompt or question, the image or answer, and the verdict.
+        failures: One line per item that could not be judged. These items are not in `rows`.
+        failures_counted: Number of failures that `metrics` count as wrong; the others are left out of the metrics.
+
+    Raises:
+        ValueError: If there are metrics and `primary` is not one of them.
     """
 
     benchmark: str
@@ -37,20 +45,22 @@ class Report:
 
     def __post_init__(self) -> None:
         if self.metrics and self.primary not in self.metrics:
-            raise ValueError(f"The primary metric {self.primary!r} is not among {list(self.metrics)}.")
+            raise ValueError(
+                f"`primary` must be the name of a metric, got {self.primary!r}: choose one of {list(self.metrics)}."
+            )
 
     @property
     def value(self) -> float | None:
-        """The primary metric; None where a judge elsewhere has the last word, or nothing could be judged."""
+        """Value of the primary metric; None if an external judge is needed or no item could be judged."""
         return self.metrics.get(self.primary)
 
     @property
     def failed_share(self) -> float:
-        """Items that could not be judged, of all; in [0, 1]."""
+        """Share of items that could not be judged, in [0, 1]."""
         return len(self.failures) / max(1, len(self.failures) + len(self.rows))
 
     def to_markdown(self) -> str:
-        """A table "metric / paper / this run", the protocol, what failed, and the settings."""
+        """Return a table of the metrics beside the papers' numbers, the protocol, the failures and the settings."""
         columns, digits = published(self.benchmark), look_up(self.benchmark).digits
         lines = [
             f"# {self.benchmark}",
@@ -67,25 +77,26 @@ class Report:
         counted = f"{self.failures_counted} of them, as wrong," if self.failures_counted else "not"
         share = f" ({100 * self.failed_share:.2f} % of all), {counted} in the numbers above."
         lines[-1] += share if self.failures else "."
-        lines += [f"* {line}" for line in self.failures[:20]]
-        if len(self.failures) > 20:
-            lines.append(f"* ... and {len(self.failures) - 20} more, in report.json")
+        lines += [f"* {line}" for line in self.failures[:_NAMED_FAILURES]]
+        if len(self.failures) > _NAMED_FAILURES:
+            lines.append(f"* ... and {len(self.failures) - _NAMED_FAILURES} more, in report.json")
         if self.settings:
             lines += ["", "```json", json.dumps(self.settings, indent=2, sort_keys=True), "```"]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `report.json`, `report.md` and, one line per item, `results.jsonl`."""
+        """Write `report.json`, `report.md` and `results.jsonl`, which has one line per row."""
         folder = Path(folder)
         summary = {key.name: getattr(self, key.name) for key in fields(self) if key.name != "rows"}
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-        write_atomically(folder / "results.jsonl", rows.encode())
-        write_atomically(folder / "report.md", self.to_markdown().encode())
-        write_atomically(folder / "report.json", (json.dumps(summary, indent=2) + "\n").encode())
+        # report.json comes last: `load` takes it as the sign that the report is complete.
+        write_atomically(folder / "results.jsonl", rows)
+        write_atomically(folder / "report.md", self.to_markdown())
+        write_atomically(folder / "report.json", json.dumps(summary, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Report":
-        """Read what `save` wrote.
+        """Read a report that `save` wrote.
 
         Raises:
             FileNotFoundError: If there is no report in the folder.
@@ -93,15 +104,26 @@ class Report:
         path = Path(folder) / "report.json"
         if not path.is_file():
             raise FileNotFoundError(f"{folder} holds no report.json: no benchmark has finished there.")
-        rows = (path.parent / "results.jsonl").read_text(encoding="utf-8").splitlines()
-        return cls(**json.loads(path.read_text(encoding="utf-8")), rows=[json.loads(row) for row in rows])
+        rows = [row for _, row in read_json_lines(path.parent / "results.jsonl")]
+        return cls(**json.loads(path.read_text(encoding="utf-8")), rows=rows)
+
+
+def save_once(report: Report, folder: str | os.PathLike[str]) -> Report:
+    """Save a report in the main process only, so that the processes of a launch do not write the same files.
+
+    Returns:
+        The report.
+    """
+    if processes().is_main_process:
+        report.save(folder)
+    return report
 
 
 def compare(reports: Mapping[str, Report]) -> str:
-    """One table of several runs: their primary metrics beside the papers', and how they came about.
+    """Return one Markdown table of several runs: their primary metrics, the papers' numbers, and the protocols.
 
     Args:
-        reports: By the name of the run.
+        reports: Reports by the name of the run.
     """
     models = list(dict.fromkeys(name for report in reports.values() for name in published(report.benchmark)))
     lines = [
@@ -111,6 +133,7 @@ def compare(reports: Mapping[str, Report]) -> str:
     for run, report in reports.items():
         columns, digits = published(report.benchmark), look_up(report.benchmark).digits
         paper = "".join(f" {_number(columns.get(name, {}).get(report.primary), digits)} |" for name in models)
+        # A cell of a Markdown table must not contain a bar or a new line.
         protocol = " ".join(report.protocol.replace("|", r"\|").split())
         lines.append(
             f"| {run} | {report.benchmark} | {report.primary} |{paper} {_number(report.value, digits)} | "
@@ -120,8 +143,8 @@ def compare(reports: Mapping[str, Report]) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    """A dash for what was not published."""
+    """Return a number with `digits` digits after the point, or a dash for None."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-__all__ = ["Report", "compare"]
+__all__ = ["Report", "compare", "save_once"]

@@ -1,6 +1,7 @@
-"""Where a run's pictures, answers and settings lie: a run that was stopped goes on, and never mixes with another.
+"""The folder of a run: its settings, its environments, and the rule that one folder belongs to one set of settings.
 
-A folder belongs to one set of settings. What is already in it is not drawn again; other settings are refused.
+A run that was stopped continues in its folder, without repeating work that is already there. A folder that was made
+with other settings is refused, so images and answers of different runs never mix.
 """
 
 import hashlib
@@ -16,29 +17,37 @@ import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import align_module_device, has_offloaded_params
+from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .._version import __version__
+from ..files import write_atomically
+from ..protocols import HasImageTokens, ImagePipeline
 
 
 logger = logging.get_logger(__name__)
 
 SETTINGS = "settings.json"
 
-_TOLD = ("janus_hf", "torch", "transformers", "device")  # of the environment: what may move a number
+# Entries of `environment` that can change a number, so a change of them is worth a warning.
+_WARNED_ABOUT = ("janus_hf", "torch", "transformers", "device")
 
 
 def processes() -> PartialState:
-    """The processes of this launch. Without a GPU accelerate must be told so, or each believes to be alone."""
+    """Return accelerate's view of the processes of this launch."""
+    # On a machine without a GPU accelerate needs `cpu=True`; otherwise each process believes it is the only one.
     return PartialState(cpu=not torch.cuda.is_available())
 
 
-def run_settings(pipe: Any, **chosen: Any) -> dict[str, Any]:
-    """What the outcome of a run depends on: the checkpoint, how it was quantised, and what was chosen.
+def run_settings(pipe: ImagePipeline, **chosen: Any) -> dict[str, Any]:
+    """Return the settings that the outcome of a run depends on, as JSON values.
 
     Args:
-        pipe: The pipeline; its weights are hashed, adapters included.
+        pipe: The pipeline. Its weights are hashed, those of adapters included.
         chosen: The evaluator's own settings; JSON values.
+
+    Returns:
+        The checkpoint's name, commit, weights hash, dtype and quantisation, and `chosen`.
     """
     config = pipe.model.config
     return {
@@ -51,17 +60,20 @@ def run_settings(pipe: Any, **chosen: Any) -> dict[str, Any]:
     }
 
 
-def _quantization(config: Any) -> dict[str, Any] | None:
-    """What transformers' quantiser was asked for, as JSON has it; None for weights as they were stored."""
+def _quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """Return the settings of transformers' quantiser as JSON values; None for weights that are not quantised."""
     found = getattr(config, "quantization_config", None)
     if found is None:
         return None
-    asked: dict[str, Any] = json.loads(json.dumps(found if isinstance(found, dict) else found.to_dict()))
-    return asked
+    settings: dict[str, Any] = json.loads(json.dumps(found if isinstance(found, dict) else found.to_dict()))
+    return settings
 
 
 def environment() -> dict[str, Any]:
-    """Versions, hardware, processes: recorded, and told where they change, but no ground for refusal."""
+    """Return the versions, the hardware and the number of processes of this launch.
+
+    They are recorded, and a change is warned about, but a run may continue in another environment.
+    """
     device = processes().device
     return {
         "janus_hf": __version__,
@@ -75,16 +87,20 @@ def environment() -> dict[str, Any]:
 
 
 def environments(folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    """Every `environment` that a run was worked on in, the first one first; of no folder, the present one."""
+    """Return every `environment` that a run was worked on in, the first one first.
+
+    Args:
+        folder: Folder of the run; None stands for a run that keeps nothing, whose only environment is the present one.
+    """
     return [environment()] if folder is None else recorded(folder)[1]
 
 
 def recorded(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The settings of a run and its environments, as `open_run` wrote them.
+    """Return the settings of a run and its environments, as `open_run` wrote them.
 
     Raises:
         FileNotFoundError: If nothing is recorded in the folder.
-        ValueError: If the file is another program's.
+        ValueError: If `settings.json` was written by another program.
     """
     path = Path(folder) / SETTINGS
     try:
@@ -93,48 +109,52 @@ def recorded(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[
         content = None
     if not isinstance(content, dict) or not isinstance(content.get("settings"), dict):
         raise ValueError(
-            f"Expected the settings of a run, JSON of an object with 'settings', in {path}; it holds something else. "
-            "Choose another folder, or move the file away."
+            f"{path} must hold the settings of a run, a JSON object with 'settings', got something else: choose "
+            "another folder, or move the file away."
         )
     return content["settings"], content.get("environments", [])
 
 
-def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers, also of those that are quantised, or
-    that accelerate keeps on the CPU or on a disk.
+def hash_weights(model: torch.nn.Module | HasImageTokens) -> str:
+    """Return the SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers.
+
+    Quantised weights are hashed by the tensors they consist of, and weights that accelerate keeps on the CPU or on
+    disk are fetched one by one.
 
     Raises:
-        ValueError: If there are weights without values.
+        ValueError: If the model has weights without values.
     """
     digest = hashlib.sha256()
+    # Sorted by name, because the order in which modules are registered does not matter.
     for name, value in sorted(model.state_dict().items()):
-        if not isinstance(value, torch.Tensor):  # what a module keeps beside its tensors
+        if not isinstance(value, torch.Tensor):  # a module's extra state, which may be any Python value
             digest.update(f"{name} {value!r}".encode())
             continue
-        for part, tensor in _plain(name, _fetched(model, name) if value.is_meta else value):
+        for part, tensor in _plain_tensors(name, _fetch(model, name) if value.is_meta else value):
             tensor = tensor.detach().cpu()
             digest.update(f"{part} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _plain(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensor, or those that a quantised one consists of."""
+def _plain_tensors(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield name and value of a tensor, or of the plain tensors that a quantised tensor consists of."""
+    # `__tensor_flatten__` is PyTorch's protocol for tensor subclasses; torchao's quantised weights implement it.
     if not hasattr(value, "__tensor_flatten__"):
         yield name, value
         return
     for part in value.__tensor_flatten__()[0]:
-        yield from _plain(f"{name}.{part}", getattr(value, part))
+        yield from _plain_tensors(f"{name}.{part}", getattr(value, part))
 
 
-def _fetched(model: torch.nn.Module, name: str) -> torch.Tensor:
-    """An offloaded tensor."""
+def _fetch(model: torch.nn.Module | HasImageTokens, name: str) -> torch.Tensor:
+    """Return the value of a tensor that accelerate has offloaded, on the CPU."""
     owner, _, last = name.rpartition(".")
     module = model.get_submodule(owner)
     if not has_offloaded_params(module):
         raise ValueError(
-            f"{name} has no values here, so that nobody could tell which weights were judged. Load the checkpoint "
-            "with its weights in memory, or offload it through accelerate (device_map, offload_folder)."
+            f"{name} has no values here, so the report could not say which weights were evaluated: load the "
+            "checkpoint with its weights in memory, or offload it through accelerate (device_map, offload_folder)."
         )
     with align_module_device(module, torch.device("cpu")):
         tensor: torch.Tensor = getattr(module, last).detach()
@@ -142,59 +162,60 @@ def _fetched(model: torch.nn.Module, name: str) -> torch.Tensor:
 
 
 def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Path:
-    """Make the folder, or go on in it.
+    """Create the folder of a run, or open it to continue the run.
 
-    Every process may call it; the main one writes, and warns if what worked in the folder before was of another
-    version: `environments` has them all.
+    Every process may call it; the main process writes. It warns if the folder was worked on with other versions or on
+    another device; `environments` returns all of them.
+
+    Args:
+        folder: Folder of the run.
+        settings: What the outcome depends on (`run_settings`); JSON values.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If the folder was made with other settings; says which differ. Also as `recorded`.
-        FileExistsError: If there are other things in it.
+        ValueError: If the folder was made with other settings; the message lists the differences. Also if its
+            `settings.json` was written by another program.
+        FileExistsError: If the folder holds files but no run.
     """
     folder = Path(folder)
-    settings = json.loads(json.dumps(dict(settings)))
+    settings = json.loads(json.dumps(dict(settings)))  # as they come back from the file: tuples are lists there
     path = folder / SETTINGS
-    worked: list[dict[str, Any]] = []
+    earlier: list[dict[str, Any]] = []
     if path.is_file():
-        found, worked = recorded(folder)
+        found, earlier = recorded(folder)
         differing = sorted(key for key in settings.keys() | found.keys() if settings.get(key) != found.get(key))
         if differing:
             lines = "".join(f"  {key}: {found.get(key)!r} there, {settings.get(key)!r} now\n" for key in differing)
             raise ValueError(f"{folder} was made with other settings:\n{lines}Choose another folder, or delete it.")
+    # Only the main process checks this, because it may write into the folder before another process looks at it.
     elif processes().is_main_process and folder.is_dir() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} holds other things than a run of this benchmark. Choose a new folder.")
+        raise FileExistsError(f"{folder} holds other files than a run of this benchmark. Choose a new folder.")
     now = environment()
-    if processes().is_main_process and now not in worked:
-        content = {"settings": settings, "environments": [*worked, now]}
-        write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+    if processes().is_main_process and now not in earlier:
+        content = {"settings": settings, "environments": [*earlier, now]}
+        write_atomically(path, json.dumps(content, indent=2) + "\n")
     if processes().is_main_process:
-        _tell(folder, worked, now)
+        _warn_of_changes(folder, earlier, now)
+    # No process may work in the folder before its settings are checked and written.
     processes().wait_for_everyone()
     return folder
 
 
-def _tell(folder: Path, worked: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
-    for key in _TOLD:
-        if others := sorted({str(before.get(key)) for before in worked} - {str(now[key])}):
+def _warn_of_changes(folder: Path, earlier: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
+    """Warn of every version or device that an earlier part of the run was made with and that differs now."""
+    for key in _WARNED_ABOUT:
+        if others := sorted({str(before.get(key)) for before in earlier} - {str(now[key])}):
             logger.warning(
-                "Part of %s was made with %s %s, and it goes on with %s: numbers may differ from those of a run in "
+                "Part of %s was made with %s %s, and it continues with %s: numbers may differ from those of a run in "
                 "one piece. The report names both.",
                 *(folder, key, ", ".join(others), now[key]),
             )
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_bytes(content)
-    os.replace(partial, path)
-
-
 __all__ = [
+    "SETTINGS",
     "environment",
     "environments",
     "hash_weights",
@@ -202,5 +223,4 @@ __all__ = [
     "processes",
     "recorded",
     "run_settings",
-    "write_atomically",
 ]

@@ -1,4 +1,4 @@
-"""One picture of many: a run's best and worst, with their prompts and scores."""
+"""A sheet of a run's best and worst images, with their prompts and scores."""
 
 import os
 import textwrap
@@ -7,18 +7,19 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..files import write_atomically
 from ..image_grid import image_grid
 from ..rewards.image_io import as_rgb, open_rgb
 from .generate_run import png
-from .run_folder import write_atomically
 
 
-Picture = Image.Image | str | os.PathLike[str]
+Picture = Image.Image | str | os.PathLike[str]  # an image, or the path of one
 
-_SIDE = 192  # pixels of a picture on the sheet
+# Layout of a tile, in pixels: the image in its frame, below it the caption.
+_SIDE = 192
 _FRAME = 4
 _FONT_SIZE = 12
-_LINES, _CHARACTERS = 4, 32  # of a caption: what fits below a picture
+_LINES, _CHARACTERS = 4, 32  # size of the caption in lines, and in characters per line
 _CAPTION = _LINES * (_FONT_SIZE + 3) + 4
 
 
@@ -31,28 +32,32 @@ def score_sheet(
     each: int = 6,
     pass_mark: float | None = None,
 ) -> Image.Image:
-    """The best and the worst pictures by their scores, whatever gave these: a benchmark, or a reward.
+    """Paste the images with the best and the worst scores on one sheet. Any benchmark or reward can give the scores.
 
-    Every group has a row, its best pictures on the left from the best on, its worst on the right from the worst on. Of
-    equal scores the first come first; no picture is shown twice.
+    Every group has a row. On the left are its best images, the best one first; on the right its worst images, the
+    worst one first. Images with equal scores keep their order, and no image is shown twice.
 
     Args:
-        images: Pictures, or where they lie; only those that are shown are opened.
-        prompts: One per picture.
-        scores: One per picture, the more the better.
-        groups: One label per picture, shown in the caption; rows are in the order of their first pictures. None is one
-            group without a label.
-        each: At most so many of the best, and so many of the worst.
-        pass_mark: Pictures of at least this score get a green frame, the others a red one. None frames none.
+        images: Images, or their paths. Only images that are shown are opened.
+        prompts: One prompt per image.
+        scores: One score per image; a higher score is better.
+        groups: One label per image, shown in the caption; rows are in the order in which the labels first occur. None
+            puts all images into one group without a label.
+        each: Largest number of best images in a row, and of worst images.
+        pass_mark: Images with at least this score get a green frame, the others a red one. None draws no frames.
+
+    Returns:
+        An RGB image.
 
     Raises:
-        ValueError: If there are no pictures, or not one prompt, score and label for each.
+        ValueError: If there are no images, or the number of prompts, scores or labels differs from that of the images.
     """
     labels = [""] * len(images) if groups is None else groups
     if not images or not len(images) == len(prompts) == len(scores) == len(labels):
         raise ValueError(
-            "Expected pictures, and a prompt, a score and, if any, a group for each; got "
-            f"{len(images)} pictures, {len(prompts)} prompts, {len(scores)} scores and {len(labels)} groups."
+            "`images`, `prompts`, `scores` and `groups` must be of one length, at least 1, got "
+            f"{len(images)} images, {len(prompts)} prompts, {len(scores)} scores and {len(labels)} groups: give a "
+            "prompt, a score and, if any, a group for each image."
         )
     tiles = []
     for label in dict.fromkeys(labels):
@@ -60,7 +65,7 @@ def score_sheet(
         worst = sorted(best[each:], key=lambda n: scores[n])[:each]
         for chosen in (best[:each], worst):
             shown = [_tile(images[n], label, prompts[n], scores[n], pass_mark) for n in chosen]
-            tiles += shown + [_blank()] * (each - len(shown))
+            tiles += shown + [_blank_tile()] * (each - len(shown))
     return image_grid(tiles, columns=2 * each)
 
 
@@ -73,18 +78,19 @@ def save_sheet(
     groups: Sequence[str] | None = None,
     pass_mark: float | None = None,
 ) -> None:
-    """Write `sheet.png` into a run's folder. Arguments as for `score_sheet`."""
+    """Write `sheet.png` into the folder of a run. The other arguments are those of `score_sheet`."""
     sheet = score_sheet(images, prompts, scores, groups=groups, pass_mark=pass_mark)
     write_atomically(folder / "sheet.png", png(sheet))
 
 
-def _tile(picture: Picture, label: str, prompt: str, score: float, pass_mark: float | None) -> Image.Image:
-    image = as_rgb(picture) if isinstance(picture, Image.Image) else open_rgb(picture)
+def _tile(source: Picture, label: str, prompt: str, score: float, pass_mark: float | None) -> Image.Image:
+    """Return an image in its frame, with its score, label and prompt as the caption."""
+    image = as_rgb(source) if isinstance(source, Image.Image) else open_rgb(source)
     color = "white" if pass_mark is None else "green" if score >= pass_mark else "red"
-    # A small picture's pixels stay what they are.
+    # Enlarge a small image without smoothing, so that its single pixels stay visible.
     filtering = Image.Resampling.NEAREST if max(image.size) < _SIDE else Image.Resampling.LANCZOS
     shown = ImageOps.pad(image, (_SIDE, _SIDE), filtering, color="white")
-    tile = _blank()
+    tile = _blank_tile()
     tile.paste(ImageOps.expand(shown, _FRAME, color), (0, 0))
     caption = f"{score:.3g} {label}: {prompt}" if label else f"{score:.3g} {prompt}"
     lines = textwrap.wrap(caption, _CHARACTERS, max_lines=_LINES, placeholder=" ...")
@@ -93,7 +99,8 @@ def _tile(picture: Picture, label: str, prompt: str, score: float, pass_mark: fl
     return tile
 
 
-def _blank() -> Image.Image:
+def _blank_tile() -> Image.Image:
+    """Return a white tile."""
     return Image.new("RGB", (_SIDE + 2 * _FRAME, _SIDE + 2 * _FRAME + _CAPTION), "white")
 
 

@@ -1,1 +1,1 @@
-"""One file per benchmark, with the readers of their data."""
+"""The benchmarks: one file each, with the readers of their data."""

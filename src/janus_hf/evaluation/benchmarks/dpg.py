@@ -1,172 +1,136 @@
-"""DPG-Bench: a judge answers yes or no to every proposition about a picture; a proposition whose parent fails, fails.
+"""DPG-Bench: a judge answers yes or no to every proposition about an image (`propositions` has the arithmetic).
 
-The arithmetic is that of TencentQQGYLab/ELLA (dpg_bench/compute_dpg_bench.py), whose habits that move the scores are
-in `Quirks`. The official judge, mPLUG, lives in modelscope only and runs as a process of its own
-(`rewards.mplug.MplugJudge`); every other judge gives other numbers, and the metrics then bear its name.
+The official judge, mPLUG, exists in modelscope only and runs as a process of its own (`rewards.mplug.MplugJudge`).
+Other judges give other numbers, so their name is part of the names of the metrics.
 """
 
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from accelerate.utils import gather_object
 from PIL import Image
-from tqdm.auto import tqdm
 
+from ...protocols import ImagePipeline
 from ...rewards.image_io import UNREADABLE, open_rgb
+from ..downloads import find_data
+from ..generate_run import draw_run
 from ..journal import Journal
-from ..report import Report
+from ..report import Report, save_once
 from ..run_folder import environments, open_run, processes
-from .dpg_data import Proposition, read_propositions, split_grid
+from ..sharing import share_answers
+from ..sheets import save_sheet
+from .dpg_data import collect_grids, read_prompts, read_propositions, split_grid
+from .propositions import PromptScore, Proposition, Quirks, check_answers, score_prompt, summarise
 
 
 OFFICIAL_JUDGE = "mplug"
 OFFICIAL_PROMPTS = 1065
 
-_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-
-
-@dataclass(frozen=True)
-class Quirks:
-    """Habits of the official script, on by default for the sake of comparison.
-
-    Args:
-        skip_first_row: The first proposition of the file is not asked. If others of its prompt depend on it, that
-            prompt cannot be scored.
-        last_crop_categories: Scores of categories come from the last picture of a grid only, and parents do not matter
-            to them. Otherwise from all pictures, with parents.
-        drop_failed: Prompts that could not be scored are left out of the mean. Otherwise every answer to them was no.
-            They are reported either way, which the official script does not do.
-    """
-
-    skip_first_row: bool = True
-    last_crop_categories: bool = True
-    drop_failed: bool = True
-
-
-@dataclass(frozen=True)
-class PromptScore:
-    """What a prompt's pictures scored.
-
-    Args:
-        item_id: The prompt.
-        pictures: Share of propositions that hold, per picture; in [0, 1].
-        categories: Scores (0 or 1) that count for each category.
-    """
-
-    item_id: str
-    pictures: tuple[float, ...]
-    categories: Mapping[str, Sequence[float]]
-
-    @property
-    def score(self) -> float:
-        """Mean over the pictures."""
-        return sum(self.pictures) / len(self.pictures)
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Judge(Protocol):
-    """Answers questions about a picture.
+    """A judge that answers questions about an image.
 
-    `name` labels the metrics; only the judge named "mplug" is the official one.
+    Its `name` is part of the names of the metrics; only the judge named "mplug" is the official one.
     """
 
     name: str
 
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """One answer per question, in lower case; "yes" is a yes and anything else is none. "" is no answer."""
+        """Return one answer per question, in lower case.
+
+        Only "yes" counts as a yes. "" means that the judge gave no answer.
+        """
         ...
 
 
-# Arithmetic
-
-
-def score_image(answers: Mapping[int, str], dependencies: Mapping[int, Sequence[int]]) -> dict[int, float]:
-    """Scores of one picture's propositions, with parents: 1 if the answer is exactly "yes" and no parent is at 0.
-
-    Propositions are gone through in the order of `dependencies`, and parents are looked up as they are by then: a
-    child that stands before its parent sees the parent's own answer only, not what the parent's parents make of it.
+@dataclass
+class DPGBench:
+    """DPG-Bench's evaluator: four images per prompt, and every proposition asked about each of them.
 
     Args:
-        answers: By number.
-        dependencies: Parents by number; 0 is no parent.
-
-    Raises:
-        ValueError: If a proposition depends on one that was not asked.
+        data: `dpg_bench.csv`, or the folder that has it.
+        judge: Answers the questions.
+        quirks: Habits of the official script to follow; None follows all of them.
+        seed, batch_size, drawing: As for `GenEval`.
+        limit: Use only this number of prompts, the first ones of the file.
     """
-    scores = {number: float(answers[number] == "yes") for number in dependencies}
-    for number, parents in dependencies.items():
-        for parent in parents:
-            if parent == 0:
-                continue
-            if parent not in scores:
-                raise ValueError(f"proposition {number} depends on {parent}, which was not asked")
-            if scores[parent] == 0:
-                scores[number] = 0.0
-                break
-    return scores
 
+    data: str | os.PathLike[str]
+    judge: Judge
+    quirks: Quirks | None = None
+    seed: int = 0
+    batch_size: int = 8
+    limit: int | None = None
+    drawing: Mapping[str, Any] = field(default_factory=dict)
 
-def score_prompt(
-    item_id: str,
-    propositions: Sequence[Proposition],
-    answers: Sequence[Sequence[str]],
-    quirks: Quirks | None = None,
-) -> PromptScore:
-    """Score a prompt's pictures.
+    name = "dpg"
 
-    Args:
-        item_id: The prompt.
-        propositions: What was asked.
-        answers: Per picture, in the order of the propositions.
-        quirks: Only `last_crop_categories` matters.
+    @property
+    def primary_metric(self) -> str:
+        """Key of the primary metric: "overall" for the official judge, otherwise "dpg[NAME OF THE JUDGE]"."""
+        return "overall" if self.judge.name == OFFICIAL_JUDGE else f"dpg[{self.judge.name}]"
 
-    Raises:
-        ValueError: As in `score_image`, or there is not one answer per proposition, or one is empty.
-    """
-    if not answers:
-        raise ValueError("expected at least one picture; got none")
-    dependencies = {proposition.id: proposition.parents for proposition in propositions}
-    pictures = []
-    counted: dict[str, list[float]] = {}
-    for picture, given in enumerate(answers):
-        if len(given) != len(propositions) or not all(given):
-            raise ValueError(
-                f"the judge answered {sum(map(bool, given))} of {len(propositions)} questions about picture {picture}"
+    def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
+        """Generate the images, collect their grids in `FOLDER/grids`, judge them and save the report.
+
+        See `Evaluator` for the arguments and `evaluate_dpg` for the report.
+
+        Raises:
+            TypeError: If `folder` is None.
+            ValueError: If the folder was made with other settings.
+        """
+        prompts = dict(list(read_prompts(self.data).items())[: self.limit])
+        run = draw_run(
+            pipe,
+            self.name,
+            [{"prompt": prompt, "item_id": item} for item, prompt in prompts.items()],
+            folder,
+            images_per_prompt=4,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            drawing=self.drawing,
+        )
+        grids = run.folder / "grids"
+        # Every process judges some of these grids, so all wait until they are complete.
+        if processes().is_main_process:
+            collect_grids(run.folder, list(prompts), grids)
+        processes().wait_for_everyone()
+        report = evaluate_dpg(
+            grids,
+            self.data,
+            self.judge,
+            # A folder per judge, because the answers of two judges to the same images must not mix.
+            folder=run.folder / f"answers-{self.judge.name}",
+            quirks=self.quirks,
+            items=list(prompts),
+        )
+        report.settings |= run.record
+        if processes().is_main_process and report.rows:
+            scored = [row["item_id"] for row in report.rows]
+            save_sheet(
+                run.folder,
+                [grids / f"{item}.png" for item in scored],
+                [prompts[item] for item in scored],
+                [row["score"] for row in report.rows],
+                pass_mark=0.5,
             )
-        by_number = {proposition.id: answer for proposition, answer in zip(propositions, given, strict=True)}
-        scores = score_image(by_number, dependencies)
-        pictures.append(sum(scores.values()) / len(scores))
-        if (quirks or Quirks()).last_crop_categories:
-            scores, counted = {number: float(answer == "yes") for number, answer in by_number.items()}, {}
-        for proposition in propositions:
-            counted.setdefault(proposition.category, []).append(scores[proposition.id])
-    return PromptScore(item_id, tuple(pictures), counted)
+        return save_once(report, run.folder)
 
 
-def summarise(scores: Sequence[PromptScore]) -> dict[str, float]:
-    """Mean over prompts, and over the propositions of each broad and each detailed category; all times 100.
+def make_dpg(name: str, data: str | os.PathLike[str] | None, **options: Any) -> DPGBench:
+    """Make the evaluator of DPG-Bench.
 
-    Returns:
-        `overall`, then the broad categories ("entity", "relation", ...), then the detailed ones.
+    Args:
+        name: "dpg".
+        data: Path of its data; None downloads them.
+        options: Further arguments of `DPGBench`.
     """
-    detailed: dict[str, list[float]] = {}
-    broad: dict[str, list[float]] = {}
-    for score in scores:
-        for category, values in score.categories.items():
-            detailed.setdefault(category, []).extend(values)
-            broad.setdefault(category.split("-")[0].strip(), []).extend(values)
-    if not scores:
-        return {}
-    groups = (
-        {"overall": [score.score for score in scores]} | dict(sorted(broad.items())) | dict(sorted(detailed.items()))
-    )
-    return {name: 100 * sum(values) / len(values) for name, values in groups.items()}
-
-
-# Running it
+    return DPGBench(find_data(name, data), **options)
 
 
 def evaluate_dpg(
@@ -178,31 +142,33 @@ def evaluate_dpg(
     quirks: Quirks | None = None,
     items: Sequence[str] | None = None,
 ) -> Report:
-    """Judge pictures that have been drawn.
+    """Judge images that exist already.
 
-    Under several processes each judges its share; all get the same report.
+    In a launch of several processes each judges its share, and all return the same report.
 
     Args:
-        grids: Folder of `{item_id}.png`, 2x2 pictures each (`dpg_data.collect_grids`).
+        grids: Folder of `{item_id}.png`, each a grid of 2x2 images (`dpg_data.collect_grids`).
         data: The folder `dpg_bench`, or `dpg_bench.csv`.
-        judge: Who answers. Unless it is mPLUG, the metrics are named `dpg[judge]`, `entity[judge]` and so on: they are
-            not comparable with published ones.
-        folder: Where the answers are kept as they come; a run that was stopped goes on there. None keeps nothing.
-        quirks: Which habits of the official script to follow; default all.
-        items: Judge only these prompts, by `item_id`; default all.
+        judge: Answers the questions. Unless it is mPLUG, the metrics are named `dpg[judge]`, `entity[judge]` and so
+            on, because they are not comparable with published ones.
+        folder: Folder in which answers are kept as they come; a run that was stopped continues there. None keeps
+            nothing.
+        quirks: Habits of the official script to follow; None follows all of them.
+        items: Judge only these prompts, by `item_id`; None judges all.
 
     Returns:
-        `overall` (or `dpg[judge]`) is the primary metric; rows are the prompts that could be scored. Missing,
-        unreadable and unknown pictures and answers that the judge did not give are in `failures`.
+        The report. Its primary metric is `overall` (or `dpg[judge]`); its rows are the prompts that could be scored.
+        Missing, unreadable and unknown images and missing answers are in `failures`.
 
     Raises:
-        FileNotFoundError: Data or pictures are not there.
-        ValueError: The data have not the layout expected, or `folder` was made with other settings.
+        FileNotFoundError: If data or images are missing.
+        ValueError: If the data are not in the expected layout, or `folder` was made with other settings.
     """
     quirks = quirks or Quirks()
     known = read_propositions(data, skip_first_row=quirks.skip_first_row)
     wanted = {item: known[item] for item in (known if items is None else items) if item in known}
     found = _grid_files(Path(grids))
+    # Hashes of the content: answers must not be reused after images or propositions have changed.
     settings = {
         "benchmark": "dpg",
         "judge": getattr(judge, "source", judge.name),
@@ -211,7 +177,15 @@ def evaluate_dpg(
         "quirks": asdict(quirks),
     }
     opened = open_run(folder, settings) if folder is not None else None
-    answers, problems = _ask_all(judge, wanted, found, Journal(opened))
+    answers, problems = share_answers(
+        {item: (found.get(item), propositions) for item, propositions in wanted.items()},
+        lambda batch: [_ask(judge, grid, propositions) for grid, propositions in batch],
+        Journal(opened, "answers"),
+        # A prompt is a batch by itself: four images, each with all its questions.
+        batch_size=1,
+        title="judging",
+        unit="prompt",
+    )
 
     scores: list[PromptScore] = []
     zeros: list[PromptScore] = []
@@ -224,8 +198,10 @@ def evaluate_dpg(
         except ValueError as error:
             failures.append(f"{item}: {error}")
             if not quirks.drop_failed:
+                # Without parents, because the reason for the failure may be a parent that was not asked.
                 parentless = [replace(proposition, parents=()) for proposition in propositions]
                 zeros.append(score_prompt(item, parentless, [["no"] * len(parentless)] * 4, quirks))
+    # If only some prompts are judged, grids of the others are no failure.
     if items is None:
         failures += [f"{name}: no prompt of this name" for name in sorted(found.keys() - known.keys())]
     metrics, primary = _labelled(summarise(scores + zeros), judge)
@@ -241,8 +217,34 @@ def evaluate_dpg(
     )
 
 
+def _ask(judge: Judge, grid: Path | None, propositions: Sequence[Proposition]) -> list[list[str]] | ValueError:
+    """Ask the judge about the four images of a grid.
+
+    Returns:
+        Per image, one answer per proposition; or the error, if there is no grid, it cannot be read, or answers are
+        missing.
+    """
+    try:
+        if grid is None:
+            raise ValueError("no image of this name")
+        images = split_grid(_open(grid))
+        answers = [judge(image, [proposition.question for proposition in propositions]) for image in images]
+        check_answers(propositions, answers)
+    except ValueError as error:
+        return error
+    return answers
+
+
+def _open(path: Path) -> Image.Image:
+    """Return an image; raise ValueError if it cannot be read."""
+    try:
+        return open_rgb(path)
+    except UNREADABLE as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from error
+
+
 def _labelled(metrics: dict[str, float], judge: Judge) -> tuple[dict[str, float], str]:
-    """Metrics, and the primary one."""
+    """Return the metrics, named after the judge unless it is the official one, and the primary metric's name."""
     if judge.name == OFFICIAL_JUDGE:
         return metrics, "overall"
     names = {name: f"{'dpg' if name == 'overall' else name}[{judge.name}]" for name in metrics}
@@ -250,10 +252,11 @@ def _labelled(metrics: dict[str, float], judge: Judge) -> tuple[dict[str, float]
 
 
 def _protocol(judge: Judge, quirks: Quirks, prompts: int) -> str:
+    """Return the sentences of the report that say how the numbers were measured."""
     official = judge.name == OFFICIAL_JUDGE
     answerer = "mPLUG-large" if official else judge.name
     sentences = [
-        f"{prompts} prompts, 4 pictures each in a 2x2 grid; {answerer} answers yes or no to every proposition; a "
+        f"{prompts} prompts, 4 images each in a 2x2 grid; {answerer} answers yes or no to every proposition; a "
         "proposition whose parent failed counts as failed; mean over prompts, times 100."
     ]
     if prompts < OFFICIAL_PROMPTS:
@@ -266,59 +269,23 @@ def _protocol(judge: Judge, quirks: Quirks, prompts: int) -> str:
 
 
 def _grid_files(folder: Path) -> dict[str, Path]:
+    """Return the image files of a folder by their name without suffix; raise FileNotFoundError without a folder."""
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"Expected a folder of 2x2 grids, {{item_id}}.png, at {folder}. Draw the prompts first."
+            f"`grids` must be a folder of 2x2 grids, {{item_id}}.png, got {folder}: generate the images first."
         )
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PICTURES}
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _SUFFIXES}
 
 
 def _hash_files(paths: Sequence[Path]) -> str:
+    """Return one SHA-256 over the names and contents of all files.
+
+    It is part of `settings.json`, so a change of the scheme would refuse to continue runs that were made before.
+    """
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-def _ask_all(
-    judge: Judge, items: Mapping[str, Sequence[Proposition]], grids: Mapping[str, Path], journal: Journal
-) -> tuple[dict[str, list[list[str]]], dict[str, str]]:
-    """Answers by prompt and picture, and what hindered the others."""
-    state = processes()
-    done = {item: entry["answers"] for item, entry in journal.read().items() if item in items}
-    missing = [item for item in items if item not in done]
-    problems: dict[str, str] = {}
-    new: dict[str, list[list[str]]] = {}
-    own = missing[state.process_index :: state.num_processes]
-    for item in tqdm(own, desc="judging", unit="prompt", disable=not state.is_main_process):
-        try:
-            if item not in grids:
-                raise ValueError("no picture of this name")
-            pictures = split_grid(_open(grids[item]))
-            new[item] = [judge(picture, [p.question for p in items[item]]) for picture in pictures]
-        except ValueError as error:
-            problems[item] = str(error)
-            continue
-        if all(len(given) == len(items[item]) and all(given) for given in new[item]):
-            journal.append({"index": item, "answers": new[item]})
-    for item, given in gather_object(list(new.items())):
-        done[item] = given
-    return done, dict(gather_object(list(problems.items())))
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        return open_rgb(path)
-    except UNREADABLE as error:
-        raise ValueError(f"{path.name} cannot be read ({error})") from error
-
-
-__all__ = [
-    "Judge",
-    "PromptScore",
-    "Quirks",
-    "evaluate_dpg",
-    "score_image",
-    "score_prompt",
-    "summarise",
-]
+__all__ = ["DPGBench", "Judge", "evaluate_dpg", "make_dpg"]

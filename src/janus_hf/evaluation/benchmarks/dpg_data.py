@@ -1,82 +1,65 @@
-"""DPG-Bench's files: prompts, propositions, and 2x2 grids of pictures. The layout is TencentQQGYLab/ELLA's."""
+"""DPG-Bench's files: prompts, propositions and 2x2 grids of images, in the layout of TencentQQGYLab/ELLA."""
 
-import csv
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from ..paper import look_up
+from ..data_files import existing_path, read_table, where_to_get
+from .propositions import Proposition
 
 
 _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 
 
-@dataclass(frozen=True)
-class Proposition:
-    """One thing that a prompt says.
-
-    Args:
-        id: Its number within the prompt, from 1.
-        question: What the judge is asked.
-        parents: Numbers of the propositions it presupposes; 0 is none.
-        category: "entity - whole", "attribute - color", "global", ...; what is before the dash is the broad category.
-    """
-
-    id: int
-    question: str
-    parents: tuple[int, ...]
-    category: str
-
-
 def read_prompts(data: str | os.PathLike[str]) -> dict[str, str]:
-    """The prompts to draw, by their `item_id`.
+    """Read the prompts, by their `item_id`.
 
     Args:
-        data: The folder `dpg_bench`, or its `prompts` of `.txt` files, or `dpg_bench.csv` with its column `text`.
+        data: The folder `dpg_bench`, its folder `prompts` of `.txt` files, or `dpg_bench.csv`, whose column `text`
+            holds the prompts.
 
     Raises:
-        FileNotFoundError: There are none; says where to get them.
-        ValueError: The table lacks a column.
+        FileNotFoundError: If there are no prompts. The message says where to get them.
+        ValueError: If the table lacks a column.
     """
     path = Path(data)
     if path.is_file():
-        return {row["item_id"]: row["text"].strip() for row in _table(path, ("item_id", "text"))}
+        return {row["item_id"]: row["text"].strip() for row in read_table(path, ("item_id", "text"))}
     folder = path / "prompts" if (path / "prompts").is_dir() else path
     prompts = {file.stem: file.read_text(encoding="utf-8").strip() for file in sorted(folder.glob("*.txt"))}
     if not prompts:
-        raise FileNotFoundError(f"Expected prompts/*.txt in {data}; there are none. Get {look_up('dpg').data}.")
+        raise FileNotFoundError(f"{data} must hold prompts/*.txt, and there are none. {where_to_get('dpg')}")
     return prompts
 
 
 def read_propositions(data: str | os.PathLike[str], *, skip_first_row: bool = True) -> dict[str, list[Proposition]]:
-    """The propositions by `item_id`, both in the order of the file.
+    """Read the propositions of every prompt, by `item_id`, in the order of the file.
 
-    As officially, a proposition's number given twice within a prompt keeps the later one.
+    If a prompt has a proposition's number twice, the later row replaces the earlier one, as in the official script.
 
     Args:
         data: The folder `dpg_bench`, or `dpg_bench.csv`.
         skip_first_row: Leave out the first proposition of the file, as the official script does.
 
     Raises:
-        FileNotFoundError: There is no such file; says where to get it.
-        ValueError: A column is missing, or a row has no number or dependency.
+        FileNotFoundError: If there is no such file. The message says where to get it.
+        ValueError: If a column is missing, or the number or dependency of a row is not an integer.
     """
-    path = Path(data) / "dpg_bench.csv" if Path(data).is_dir() else Path(data)
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected dpg_bench.csv at {path}; there is none. Get {look_up('dpg').data}.")
+    path = existing_path(Path(data) / "dpg_bench.csv" if Path(data).is_dir() else Path(data), "dpg")
     items: dict[str, dict[int, Proposition]] = {}
-    for number, row in list(enumerate(_table(path, _COLUMNS), start=1))[skip_first_row:]:
+    # Number the rows before the first one is skipped, so that error messages agree with the file.
+    for number, row in list(enumerate(read_table(path, _COLUMNS), start=1))[skip_first_row:]:
         try:
             identity, parents = int(row["proposition_id"]), tuple(map(int, row["dependency"].split(",")))
         except ValueError as error:
             raise ValueError(
-                f"Expected numbers as proposition_id and dependency in row {number} of {path}; got "
+                f"{path}, row {number} must have integers as proposition_id and dependency, got "
                 f"{row['proposition_id']!r} and {row['dependency']!r}."
             ) from error
+        # The column holds, for instance, "entity - whole (sky)".
         category = row["tuple"].split("(")[0].strip()
         items.setdefault(row["item_id"], {})[identity] = Proposition(
             identity, row["question_natural_language"], parents, category
@@ -84,23 +67,13 @@ def read_propositions(data: str | os.PathLike[str], *, skip_first_row: bool = Tr
     return {item: list(propositions.values()) for item, propositions in items.items()}
 
 
-def _table(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file, restval="")
-        found = list(table.fieldnames or ())
-        if missing := [name for name in columns if name not in found]:
-            raise ValueError(f"Expected the columns {', '.join(columns)} in {path}; {missing} are missing of {found}.")
-        return list(table)
-
-
 def collect_grids(folder: str | os.PathLike[str], item_ids: Sequence[str], target: str | os.PathLike[str]) -> None:
-    """Copy the 2x2 grids of a drawing run (`FOLDER/00000/grid.png`, ...) to `TARGET/{item_id}.png`, where the official
-    script and `evaluate_dpg` look for them.
+    """Copy the 2x2 grids of a run to `TARGET/{item_id}.png`, where the official script and `evaluate_dpg` read them.
 
     Args:
-        folder: Written by `draw_prompts`, four pictures per prompt.
-        item_ids: In the order in which the prompts were drawn.
-        target: Made if need be.
+        folder: Folder that `draw_prompts` wrote, with four images per prompt and grids `00000/grid.png`, ...
+        item_ids: Identifiers of the prompts, in the order in which the run numbered them.
+        target: Folder to copy to; it is created if necessary.
     """
     Path(target).mkdir(parents=True, exist_ok=True)
     for number, item in enumerate(item_ids):
@@ -108,22 +81,16 @@ def collect_grids(folder: str | os.PathLike[str], item_ids: Sequence[str], targe
 
 
 def split_grid(grid: Image.Image) -> list[Image.Image]:
-    """A 2x2 grid -> its four pictures, row by row.
+    """Cut a 2x2 grid into its four images, row by row.
 
     Raises:
-        ValueError: If its sides are not even.
+        ValueError: If its width or height is odd.
     """
     width, height = grid.size
     if width % 2 or height % 2:
-        raise ValueError(f"Expected a grid of 2x2 pictures, with even sides; got {width}x{height} (WxH).")
+        raise ValueError(f"`grid` must be of 2x2 images, with even sides, got {width}x{height} (WxH)")
     w, h = width // 2, height // 2
     return [grid.crop((x, y, x + w, y + h)) for y in (0, h) for x in (0, w)]
 
 
-__all__ = [
-    "Proposition",
-    "collect_grids",
-    "read_prompts",
-    "read_propositions",
-    "split_grid",
-]
+__all__ = ["collect_grids", "read_prompts", "read_propositions", "split_grid"]

@@ -1,7 +1,7 @@
-"""GenEval: draw its prompts, find what is on the pictures, judge by its rules.
+"""GenEval: generate its prompts, find the objects in the images, judge them by its rules.
 
 Ghosh et al., "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment" (arXiv 2310.11513). The
-folder this writes is the official scorer's as well.
+official scorer can run on the folder that this benchmark writes.
 """
 
 import json
@@ -12,16 +12,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import gather_object
-from tqdm.auto import tqdm
 
+from ...protocols import ImagePipeline
 from ...rewards.detectors import Detector
 from ...rewards.geneval_rules import Rules, score
 from ...rewards.image_io import UNREADABLE, open_rgb
+from ...rewards.mask2former import Mask2FormerDetector
+from ...rewards.shapes_detector import ShapesDetector
+from ...shapes import TAGS as SHAPES_TAGS
+from ...shapes import make_drawing
+from ..data_files import check_keys, read_json_lines
+from ..downloads import find_data
 from ..generate_run import draw_run, sample_path
 from ..paper import look_up
-from ..report import Report
+from ..report import Report, save_once
 from ..run_folder import environments, processes
+from ..sharing import share
 from ..sheets import save_sheet
 
 
@@ -30,45 +36,38 @@ TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """GenEval's `evaluation_metadata.jsonl`, or any prompts in its layout.
+    """Read GenEval's `evaluation_metadata.jsonl`, or other prompts in its layout.
 
     Raises:
-        FileNotFoundError: If there is no such file; says where to get it.
-        ValueError: If a line is not in the layout.
+        FileNotFoundError: If there is no such file. The message says where to get it.
+        ValueError: If a line is not in the layout, or there is none.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no {path}. GenEval's prompts: {look_up('geneval').data}.")
-    items = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object ({error}).") from error
-        if not isinstance(item, dict) or not {"tag", "prompt", "include"} <= item.keys():
-            found = sorted(item) if isinstance(item, dict) else type(item).__name__
-            raise ValueError(f"{path}, line {number}: expected 'tag', 'prompt' and 'include', found {found}.")
-        items.append(item)
+    items = [
+        check_keys(item, ("tag", "prompt", "include"), f"{path}, line {number}")
+        for number, item in read_json_lines(path)
+    ]
     if not items:
-        raise ValueError(f"{path} holds no prompts.")
+        raise ValueError(f"{path} must hold prompts, got none: get {look_up('geneval').data}.")
     return items
 
 
 @dataclass
 class GenEval:
-    """The benchmark as a callable on a pipeline.
+    """GenEval's evaluator.
 
     Args:
         items: Prompts with their requirements (`read_prompts`).
-        detector: Finds objects; `Mask2FormerDetector` for photographs.
-        images_per_prompt: Pictures per prompt.
-        seed: Of the whole run; every picture has its own (`drawing.picture_seed`).
-        batch_size: Pictures drawn, and looked at, at a time.
-        drawing: Passed to the pipeline: `guidance_scale`, `temperature`, ...
-        rules: Thresholds other than the official ones.
-        name: What the report calls it: prompts of another world are not to stand beside the papers' numbers.
+        detector: Finds the objects in an image; `Mask2FormerDetector` for photographs.
+        images_per_prompt: Number of images per prompt.
+        seed: Seed of the whole run; every image has its own (`generate_run.picture_seed`).
+        batch_size: Number of images generated, and of images judged, at a time.
+        drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
+        rules: Thresholds of GenEval's rules, if they are not the official ones.
+        name: Name in the report: "geneval", or another one, because the papers' numbers are not comparable with those
+            of other prompts.
     """
 
     items: Sequence[Mapping[str, Any]]
@@ -82,17 +81,11 @@ class GenEval:
 
     primary_metric = "overall"
 
-    def __call__(self, pipe: Any, folder: str | os.PathLike[str]) -> Report:
-        """Draw, look, judge; every process of a launch calls it.
-
-        Args:
-            pipe: A `JanusProPipeline`.
-            folder: Of this run; one that was stopped goes on.
-
-        Returns:
-            The report, also saved in the folder.
+    def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
+        """Generate the images, judge them and save the report; see `Evaluator`.
 
         Raises:
+            TypeError: If `folder` is None.
             ValueError: If the folder was made with other settings.
         """
         run = draw_run(
@@ -108,25 +101,35 @@ class GenEval:
         return self.judge(run.folder, run.record)
 
     def judge(self, folder: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> Report:
-        """Judge pictures that lie in the folder already, by whomever they were drawn.
+        """Judge the images that are in a folder already, and save report and sheet there.
+
+        Args:
+            folder: Images in GenEval's layout, of this package or of another program.
+            settings: Settings that the images were generated with, for the report.
 
         Returns:
-            As `__call__`.
+            The report; images that are missing or cannot be read are in its failures.
+
+        Raises:
+            ValueError: If the folder's prompts are other ones than `items`.
         """
-        folder, state = Path(folder), processes()
+        folder = Path(folder)
+        # Images of other prompts would be judged by the wrong requirements without any sign of it.
         for number, item in enumerate(self.items):
-            drawn = folder / f"{number:05d}" / "metadata.jsonl"
-            if drawn.is_file() and json.loads(drawn.read_text(encoding="utf-8").splitlines()[0]) != dict(item):
-                raise ValueError(f"{drawn.parent} was drawn from another prompt than {item['prompt']!r}.")
-        pairs = [(n, k) for n in range(len(self.items)) for k in range(self.images_per_prompt)]
-        own = pairs[state.process_index :: state.num_processes]
-        rows, failures = [], []
-        batches = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
-        for batch in tqdm(batches, desc="judging", unit="batch", disable=not state.is_main_process):
-            lines, problems = self._judge(folder, batch)
-            rows += lines
-            failures += problems
-        rows, failures = gather_object(rows), gather_object(failures)
+            path = folder / f"{number:05d}" / "metadata.jsonl"
+            if path.is_file() and json.loads(path.read_text(encoding="utf-8").splitlines()[0]) != dict(item):
+                raise ValueError(
+                    f"{path.parent} must hold images of {item['prompt']!r}, got those of another prompt: choose the "
+                    "folder, or the prompts, that belong together."
+                )
+        rows, failures = share(
+            [(number, index) for number in range(len(self.items)) for index in range(self.images_per_prompt)],
+            lambda batch: self._judge_batch(folder, batch),
+            batch_size=self.batch_size,
+            title="judging",
+            unit="image",
+        )
+        # The processes return their rows one after the other; the order in the report must not depend on their number.
         rows.sort(key=lambda row: row["filename"])
         report = Report(
             benchmark=self.name,
@@ -141,9 +144,8 @@ class GenEval:
             rows=rows,
             failures=sorted(failures),
         )
-        if state.is_main_process:
-            report.save(folder)
-        if rows and state.is_main_process:
+        save_once(report, folder)
+        if rows and processes().is_main_process:
             save_sheet(
                 folder,
                 [folder / row["filename"] for row in rows],
@@ -155,9 +157,10 @@ class GenEval:
         return report
 
     def _protocol(self) -> str:
+        """Return the sentences of the report that say how the numbers were measured."""
         tags = {item["tag"] for item in self.items}
         sentences = [
-            f"{len(self.items)} prompts, {self.images_per_prompt} pictures each.",
+            f"{len(self.items)} prompts, {self.images_per_prompt} images each.",
             f"Objects found by {self.detector.name}; {'GenEval' if self.rules is None else 'changed'} rules; mean of "
             "the tags.",
         ]
@@ -167,32 +170,39 @@ class GenEval:
             sentences.append(f"The whole benchmark has {OFFICIAL_PROMPTS} prompts.")
         return " ".join([*sentences, look_up(self.name).remarks]).strip()
 
-    def _judge(self, folder: Path, batch: Sequence[tuple[int, int]]) -> tuple[list[dict[str, Any]], list[str]]:
-        failures, seen, images = [], [], []
-        for number, picture in batch:
-            path = sample_path(folder, number, picture)
+    def _judge_batch(self, folder: Path, batch: Sequence[tuple[int, int]]) -> tuple[list[dict[str, Any]], list[str]]:
+        """Judge images of the folder, given as (number of the prompt, number of its image).
+
+        Returns:
+            A row per image, and a line per image that is missing or cannot be read.
+        """
+        failures, names, images, items = [], [], [], []
+        for number, index in batch:
+            path = sample_path(folder, number, index)
+            name = path.relative_to(folder).as_posix()
+            # A damaged file says nothing about the model, so it is a failure and not an image that is wrong.
             try:
                 images.append(open_rgb(path))
             except UNREADABLE:
-                failures.append(f"{path.relative_to(folder)} is missing or cannot be read")
+                failures.append(f"{name} is missing or cannot be read")
             else:
-                seen.append((number, path))
+                names.append(name)
+                items.append(self.items[number])
         if not images:
             return [], failures
         rows = []
-        items = [self.items[number] for number, _ in seen]
-        for (_, path), item, found in zip(seen, items, self.detector.detect(images, items), strict=True):
-            verdict = score(found, item, self.rules)
+        for name, item, detections in zip(names, items, self.detector.detect(images, items), strict=True):
+            verdict = score(detections, item, self.rules)
             rows.append(
                 {
-                    "filename": path.relative_to(folder).as_posix(),
+                    "filename": name,
                     "tag": item["tag"],
                     "prompt": item["prompt"],
                     "correct": verdict.correct,
                     "reason": "\n".join(verdict.reasons),
                     "metadata": json.dumps(item, ensure_ascii=False),
                     "details": json.dumps(
-                        [[d.label, round(d.score, 4), [round(x, 1) for x in d.box], d.color] for d in found]
+                        [[d.label, round(d.score, 4), [round(x, 1) for x in d.box], d.color] for d in detections]
                     ),
                 }
             )
@@ -200,15 +210,20 @@ class GenEval:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Per tag the share of correct pictures, `overall` their unweighted mean; besides, the shares of all pictures and
-    of prompts with any correct picture. Empty without rows.
+    """Return the metrics of GenEval from the rows of its report; empty without rows.
+
+    Returns:
+        Shares in [0, 1]: per tag the share of correct images; `overall`, the unweighted mean over the tags;
+        `pictures`, the share of correct images among all; `prompts`, the share of prompts with a correct image.
     """
     if not rows:
         return {}
+    # The official tags in their order, then those of other prompts.
     tags = list(dict.fromkeys([tag for tag in TAGS if any(r["tag"] == tag for r in rows)] + [r["tag"] for r in rows]))
     metrics = {tag: float(np.mean([row["correct"] for row in rows if row["tag"] == tag])) for tag in tags}
     metrics["overall"] = float(np.mean(list(metrics.values())))
     metrics["pictures"] = float(np.mean([row["correct"] for row in rows]))
+    # The metadata identify a prompt, because two prompts may have the same text.
     prompts: dict[str, bool] = {}
     for row in rows:
         prompts[row["metadata"]] = prompts.get(row["metadata"], False) or row["correct"]
@@ -216,4 +231,50 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return metrics
 
 
-__all__ = ["TAGS", "GenEval", "read_prompts", "summarise"]
+def shapes_items(prompts_per_tag: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Make prompts of the shapes world (coloured shapes on a board) in GenEval's layout."""
+    rng = np.random.default_rng(seed)
+    return [make_drawing(tag, rng).metadata for tag in SHAPES_TAGS for _ in range(prompts_per_tag)]
+
+
+def make_geneval(
+    name: str,
+    data: str | os.PathLike[str] | None,
+    *,
+    detector: Detector | str | None = None,
+    limit: int | None = None,
+    prompts_per_tag: int | None = None,
+    **options: Any,
+) -> GenEval:
+    """Make the evaluator of GenEval, or of the shapes world's prompts by GenEval's rules.
+
+    Args:
+        name: "geneval".
+        data: Path of the prompts. None stands for the shapes world's prompts if `detector` is "shapes", otherwise for
+            the published ones, which are downloaded.
+        detector: A detector; name or folder of a Mask2Former; "shapes" for the shapes world's exact detector; None for
+            a Mask2Former of the official detector's size.
+        limit: Use only this number of prompts, the first ones.
+        prompts_per_tag: Number of prompts of each kind that the shapes world makes; None is 100.
+        options: Further arguments of `GenEval`.
+
+    Raises:
+        TypeError: If `prompts_per_tag` is given and the prompts are not the shapes world's.
+    """
+    if detector == "shapes":
+        if data is None:
+            items = shapes_items(100 if prompts_per_tag is None else prompts_per_tag)
+            return GenEval(items[:limit], ShapesDetector(), name="shapes", **options)
+        # With data, the detector judges the prompts of the file.
+        detector = ShapesDetector()
+    if prompts_per_tag is not None:
+        raise TypeError(
+            f"`prompts_per_tag` must be None for prompts from a file, got {prompts_per_tag}: use `limit` instead."
+        )
+    items = read_prompts(find_data(name, data))[:limit]
+    if detector is None or isinstance(detector, str):
+        detector = Mask2FormerDetector(*([detector] if detector else []), device=processes().device)
+    return GenEval(items, detector, **options)
+
+
+__all__ = ["TAGS", "GenEval", "make_geneval", "read_prompts", "shapes_items", "summarise"]

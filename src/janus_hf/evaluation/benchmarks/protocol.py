@@ -1,8 +1,8 @@
-"""How the authors asked the questions behind the paper's understanding scores, and asking a batch of them.
+"""The prompts that the authors used for the paper's understanding scores.
 
-The prompts are those of the authors' own adapter for VLMEvalKit (open-compass/VLMEvalKit#541, vlmeval/vlm/janus.py):
-one user turn, the pictures first and nothing between them, then a prompt that begins with a new line; roles "User" and
-"Assistant"; no system prompt, except for MM-Vet; greedy, at most 2048 new tokens.
+They are those of the authors' own adapter for VLMEvalKit (open-compass/VLMEvalKit#541, vlmeval/vlm/janus.py): one user
+turn, the images first and nothing between them, then a prompt that begins with a new line; roles "User" and
+"Assistant"; no system prompt, except for MM-Vet; greedy decoding, at most 2048 new tokens.
 """
 
 import re
@@ -12,6 +12,7 @@ from typing import Any
 from ...answering import Conversation
 
 
+# The authors' adapter uses these names of the roles and not those of the processor.
 ROLES = ("User", "Assistant")
 MAX_NEW_TOKENS = 2048
 MM_VET_SYSTEM_PROMPT = (
@@ -29,14 +30,14 @@ BENCHMARKS = (*YES_NO, *MULTIPLE_CHOICE, "gqa", "mmvet")
 
 
 def paper_prompt(benchmark: str, question: str, *, options: Mapping[str, Any] | None = None, hint: Any = None) -> str:
-    """What the user says after the pictures.
+    """Return the text of the user's turn after the images.
 
     Args:
         benchmark: One of `BENCHMARKS`.
-        question: As published.
-        options: Of multiple choice: letter -> text, in the order in which they are read out. Missing ones
-            (`is_missing`) are left out.
-        hint: Of multiple choice: context before the question, or missing.
+        question: The question as published.
+        options: Texts of a multiple-choice question's options by letter, in the order in which they are listed.
+            Missing ones (`is_missing`) are left out.
+        hint: Context before a multiple-choice question, or a missing value.
 
     Raises:
         ValueError: If the benchmark is unknown.
@@ -52,27 +53,38 @@ def paper_prompt(benchmark: str, question: str, *, options: Mapping[str, Any] | 
 
 
 def yes_no_prompt(question: str, *, drop_tail: bool = False) -> str:
-    """A yes-or-no question. For POPE, and POPE only, " Please answer yes or no." is removed first (`drop_tail`)."""
+    """Return the prompt of a yes-or-no question.
+
+    Args:
+        question: The question as published.
+        drop_tail: Remove " Please answer yes or no." from it first. The authors do so for POPE only.
+    """
     question = question.replace(POPE_TAIL, "") if drop_tail else question
     return f"\n{question}{SHORT_ANSWER}"
 
 
 def multiple_choice_prompt(question: str, options: Mapping[str, Any], *, hint: Any = None) -> str:
-    """A question with lettered options, one a line; the letter is asked for. A question without options, as MMMU has
-    some, asks for the answer itself.
+    """Return the prompt of a question with lettered options, one per line, that asks for the letter.
+
+    A question without options, as some of MMMU's, asks for the answer itself.
+
+    Args:
+        question, options, hint: As for `paper_prompt`.
     """
     lines = "".join(f"{letter}. {text}\n" for letter, text in options.items() if not is_missing(text))
+    # `LETTER` begins with a new line of its own, so a blank line stands before it, as in the authors' adapter.
     start = "\n" if is_missing(hint) else f"\nHint: {hint}\n"
     return f"{start}{question}\n" + (lines + LETTER if lines else NO_OPTIONS)
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a table's cell is empty: None, NaN, "" or the string "nan" that NaN became in some data sets."""
+    """Return whether a table's cell is empty: None, NaN, "", or the string "nan" that some data sets have for NaN."""
+    # NaN is the only value that differs from itself.
     return value is None or value != value or value in ("", "nan")
 
 
 def system_prompt(benchmark: str) -> str:
-    """What is said before the conversation: "" except for MM-Vet.
+    """Return the system prompt of a benchmark: "" except for MM-Vet.
 
     Raises:
         ValueError: If the benchmark is unknown.
@@ -84,26 +96,30 @@ def system_prompt(benchmark: str) -> str:
 def paper_conversation(
     prompt: str, pictures: Sequence[Any] = (), *, image_token: str = "<image_placeholder>"
 ) -> Conversation:
-    """One user turn as the authors write it, for `answer(..., roles=ROLES)`.
+    """Return a conversation of one user turn as the authors write it, for `answer(..., roles=ROLES)`.
 
     Args:
-        prompt: Of `paper_prompt`.
-        pictures: What the processor takes for a picture; they come first, nothing between them.
-        image_token: The processor's placeholder.
+        prompt: Text after the images (`paper_prompt`).
+        pictures: Images in any form that the processor accepts. They come first, with nothing between them.
+        image_token: The processor's placeholder for an image.
     """
     return [{"role": "user", "content": image_token * len(pictures) + prompt, "images": list(pictures)}]
 
 
 def plain_yes_no(answer: str) -> str:
-    """ "Yes." and "No." without the full stop, which scorers that compare strings do not expect; all else as it is."""
+    """Remove the full stop of the answers "Yes." and "No.", for scorers that compare strings.
+
+    Any other answer is returned unchanged.
+    """
     return re.sub(r"^\s*(yes|no)\s*\.\s*$", r"\1", answer, flags=re.IGNORECASE)
 
 
 def _check(benchmark: str) -> None:
+    """Raise ValueError unless the authors' prompts are known for the benchmark."""
     if benchmark not in BENCHMARKS:
         raise ValueError(
-            f"The authors' prompts are known for {', '.join(BENCHMARKS)}; got {benchmark!r}. Use the harness's own "
-            "prompt."
+            f"`benchmark` must be one of {', '.join(BENCHMARKS)}, got {benchmark!r}: the authors' prompt is not known "
+            "for it, so use the harness's own."
         )
 
 

@@ -1,28 +1,26 @@
-"""Questions of the understanding benchmarks, read from the files they are published in.
+"""Read the questions of the understanding benchmarks from the files they are published in.
 
-Two layouts are known. VLMEvalKit's TSV tables: one row per question, the picture inside as base64 or as the index of
-the row that has it. And the benchmarks' own JSON files beside a folder of pictures: POPE's
+Two layouts are known: VLMEvalKit's TSV tables, with one row per question and the image inside the row, as base64 or as
+the index of the row that has it; and the benchmarks' own JSON files beside a folder of images, POPE's
 `coco_pope_{random,popular,adversarial}.json` (one object per line) and GQA's `testdev_balanced_questions.json`.
 """
 
 import ast
-import csv
 import json
 import os
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from ..paper import look_up
+from ..data_files import check_keys, read_json_lines, read_table, where_to_get
 from .protocol import BENCHMARKS, MULTIPLE_CHOICE, YES_NO, is_missing
 
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 
+# Columns that a table must have beside `index` and the image.
 _COLUMNS = {
     "pope": ("question", "answer", "category"),
     "mme": ("question", "answer", "category", "image_path"),
@@ -33,22 +31,24 @@ _COLUMNS = {
     "mmvet": ("question",),
 }
 _CIRCULAR = 1_000_000  # MMBench numbers the copies with rotated options index + n * 1e6
-_LONGEST_INDEX = 64  # a shorter image cell is no picture but the index of the row that has it
+_LONGEST_INDEX = 64  # characters; a shorter image cell is the index of the row that has the image
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one or several pictures.
+    """One question about one or several images.
 
     Args:
-        index: Unique within the benchmark.
-        question: As published, without the prompt around it.
-        pictures: Base64 strings or paths, in the order in which they are shown; empty if the row has none.
-        answer: The right one: "yes" or "no", an option's letter, or words. Empty for MM-Vet, which a model judges.
-        options: Letter -> text, of multiple choice.
-        hint: Context of multiple choice, or "".
-        categories: What the answer counts for: POPE's splits, MME's task, categories of the others.
-        picture_name: Tells MME which questions are about the same picture.
+        index: Identifier, unique within the benchmark.
+        question: Text as published, without the prompt around it.
+        pictures: Images as base64 strings or paths, in the order in which the model sees them; empty if the row has
+            none.
+        answer: Correct answer: "yes" or "no", an option's letter, or words. Empty for MM-Vet, which an external model
+            judges.
+        options: Texts of a multiple-choice question's options by letter.
+        hint: Context of a multiple-choice question, or "".
+        categories: Categories that the answer counts for: POPE's splits, MME's task, the others' categories.
+        picture_name: Name of the image; MME pairs the two questions about one image by it.
     """
 
     index: str
@@ -66,70 +66,77 @@ def read_questions(
 ) -> list[Question]:
     """Read a benchmark's questions in the order of the file.
 
-    Not read are what the authors' protocol leaves out: MMBench's circular copies (index >= 1e6) and rows of MMMU that
-    are not of the validation part.
+    Rows that the authors' protocol leaves out are skipped: MMBench's circular copies (index >= 1e6) and the rows of
+    MMMU outside its validation part.
 
     Args:
         benchmark: One of `protocol.BENCHMARKS`.
-        data: A `.tsv` in VLMEvalKit's layout; POPE's `.json`/`.jsonl` with its split in the name, or the folder that
-            has all three; GQA's questions `.json`.
-        images: Folder that picture paths start from. Default: the folder of the data file.
+        data: A `.tsv` file in VLMEvalKit's layout; POPE's `.json` or `.jsonl` file with its split in the name, or the
+            folder that has all three; GQA's `.json` file.
+        images: Folder that image paths start from; None is the folder of the data file.
 
     Raises:
-        FileNotFoundError: There is no such file; says where to get it and under which licence.
-        ValueError: The benchmark is unknown, or the file has not the layout expected; says what was found.
+        FileNotFoundError: If there is no such file. The message says where to get it and under which licence.
+        ValueError: If the benchmark is unknown, or the file is not in the expected layout.
     """
     if benchmark not in BENCHMARKS:
         raise ValueError(f"{benchmark!r} is not a benchmark of understanding. Known: {', '.join(BENCHMARKS)}.")
     questions: list[Question] = []
     for path in data_files(benchmark, data):
         folder = Path(images) if images is not None else path.parent
-        reader = _read_tsv if path.suffix == ".tsv" else {"pope": _read_pope, "gqa": _read_gqa}.get(benchmark)
-        if reader is None:
-            raise ValueError(f"Expected {benchmark} as a .tsv file; got {path.name}. {_where(benchmark)}")
-        questions += reader(benchmark, path, folder)
+        if path.suffix == ".tsv":
+            questions += _read_tsv(benchmark, path, folder)
+        elif benchmark in ("pope", "gqa"):
+            questions += (_read_pope if benchmark == "pope" else _read_gqa)(path, folder)
+        else:
+            raise ValueError(
+                f"The data of {benchmark} must be a .tsv file, got {path.name}. {where_to_get(benchmark)}"
+            )
     _check(benchmark, questions, data)
     return questions
 
 
 def data_files(benchmark: str, data: str | os.PathLike[str]) -> list[Path]:
-    """The file, or POPE's files in a folder.
+    """Return the data file as a list, or POPE's files in a folder.
 
     Raises:
-        FileNotFoundError: There is none; says where to get it.
+        FileNotFoundError: If there is none. The message says where to get it.
     """
     path = Path(data)
     files = [path] if path.is_file() else []
     if benchmark == "pope" and path.is_dir():
         files = [file for split in POPE_SPLITS for file in sorted(path.glob(f"*{split}*.json*"))]
     if not files:
-        raise FileNotFoundError(f"Expected the data of {benchmark} at {path}; there is none. {_where(benchmark)}")
+        raise FileNotFoundError(
+            f"There must be data of {benchmark} at {path}, and there is no file. {where_to_get(benchmark)}"
+        )
     return files
 
 
-def _where(benchmark: str) -> str:
-    return f"Get {look_up(benchmark).data}."
-
-
-def _check(benchmark: str, questions: Sequence[Question], data: Any) -> None:
+def _check(benchmark: str, questions: Sequence[Question], data: str | os.PathLike[str]) -> None:
+    """Raise ValueError unless the questions are those of a complete file with answers."""
     if not questions:
         part = " of the validation part" if benchmark == "mmmu" else ""
-        raise ValueError(f"Expected questions{part}; {data} has none. {_where(benchmark)}")
+        raise ValueError(f"{data} must hold questions{part}, got none. {where_to_get(benchmark)}")
     if repeated := [index for index, count in Counter(q.index for q in questions).items() if count > 1]:
-        raise ValueError(f"Expected every index once; {data} repeats {repeated[:5]}. Remove the copies.")
+        raise ValueError(f"{data} must hold every index once, but repeats {repeated[:5]}: remove the copies.")
     if benchmark == "mme":
+        # Half a pair would lower accuracy+ without any sign of it.
         counts = Counter((q.categories, q.picture_name) for q in questions)
         if wrong := [f"{name} ({count})" for (_, name), count in counts.items() if count != 2]:
             raise ValueError(
-                f"Expected two questions about each of MME's pictures; {data} has another number for {wrong[:5]}. Use "
+                f"{data} must hold two questions about each of MME's images, got another number for {wrong[:5]}: use "
                 "the complete file, and `limit` to ask fewer questions."
             )
     if benchmark in YES_NO and (odd := [q for q in questions if q.answer not in ("yes", "no")]):
-        raise ValueError(f"Expected the answers yes and no; {data} has {odd[0].answer!r} for index {odd[0].index}.")
+        raise ValueError(
+            f"{data} must hold the answers yes and no, got {odd[0].answer!r} for index {odd[0].index}. "
+            f"{where_to_get(benchmark)}"
+        )
     if odd := [q for q in questions if q.options and q.answer not in q.options]:
         raise ValueError(
-            f"Expected the answer to be one of the options' letters; {data} has {odd[0].answer!r} for index "
-            f"{odd[0].index}, whose options are {list(odd[0].options)}. Test parts come without answers."
+            f"{data} must hold an option's letter as every answer, got {odd[0].answer!r} for index {odd[0].index}, "
+            f"whose options are {list(odd[0].options)}: use a part with answers, since test parts come without."
         )
 
 
@@ -137,59 +144,48 @@ def _check(benchmark: str, questions: Sequence[Question], data: Any) -> None:
 
 
 def _read_tsv(benchmark: str, path: Path, folder: Path) -> list[Question]:
-    rows, shown = [], {}
-    for row in _rows(benchmark, path):
+    """Read a table of VLMEvalKit; image paths in it start from `folder`."""
+    rows, cells = [], {}
+    for row in read_table(path, ("index", *_COLUMNS[benchmark]), delimiter="\t"):
+        if "image" not in row and "image_path" not in row:
+            raise ValueError(f"{path} must have a column image (base64) or image_path, got {list(row)}.")
+        # Also keep the images of skipped rows, because other rows may refer to them.
         if cell := row.get("image", ""):
-            shown[row["index"]] = cell
+            cells[row["index"]] = cell
         if benchmark == "mmbench" and int(row["index"]) >= _CIRCULAR:
             continue
         if benchmark == "mmmu" and row["split"] != "validation":
             continue
         rows.append(row)
-    return [_question(benchmark, row, _pictures(row, shown, folder, path)) for row in rows]
+    return [_question(benchmark, row, _images(row, cells, folder, path)) for row in rows]
 
 
-def _rows(benchmark: str, path: Path) -> Iterator[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file, _long_cells():
-        table = csv.DictReader(file, delimiter="\t", restval="")
-        found = list(table.fieldnames or ())
-        expected = ("index", *_COLUMNS[benchmark])
-        if missing := [name for name in expected if name not in found]:
-            raise ValueError(
-                f"Expected the columns {', '.join(expected)} in {path}; {missing} are missing of {found}."
-            )
-        if "image" not in found and "image_path" not in found:
-            raise ValueError(f"Expected a column image (base64) or image_path in {path}; found {found}.")
-        yield from table
+def _images(row: Mapping[str, str], cells: Mapping[str, str], folder: Path, path: Path) -> tuple[str, ...]:
+    """Return the images of a row as base64 strings or paths.
 
-
-@contextmanager
-def _long_cells() -> Iterator[None]:
-    """The csv module refuses cells above 128 KiB, which pictures are; its limit is global, so it is put back."""
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
-
-
-def _pictures(row: Mapping[str, str], shown: Mapping[str, str], folder: Path, path: Path) -> tuple[str, ...]:
+    Args:
+        row: Row of the table.
+        cells: The column `image` of all rows, by index.
+        folder: Folder that image paths start from.
+        path: The table, for error messages.
+    """
     cell = row.get("image", "")
     if not cell:
         return tuple(str(folder / name) for name in _listed(row.get("image_path", "")))
     if len(cell) <= _LONGEST_INDEX:
-        if len(shown.get(cell, "")) <= _LONGEST_INDEX:
+        if len(cells.get(cell, "")) <= _LONGEST_INDEX:
             raise ValueError(
-                f"Expected index {row['index']} of {path} to name a row that has a picture; it names {cell!r}."
+                f"{path}, index {row['index']} must name a row that has an image, got {cell!r}: use the complete file."
             )
-        cell = shown[cell]
+        cell = cells[cell]
     return tuple(_listed(cell))
 
 
 def _listed(cell: str) -> list[str]:
-    """A cell, or the list that it spells in JSON or in Python."""
+    """Return the items of a cell that spells a list in JSON or in Python, or the cell as the only item."""
     if not cell.startswith("["):
         return [cell] if cell else []
+    # VLMEvalKit writes Python lists, which are not JSON where they have single quotes.
     try:
         values = json.loads(cell)
     except json.JSONDecodeError:
@@ -197,7 +193,8 @@ def _listed(cell: str) -> list[str]:
     return [str(value) for value in values]
 
 
-def _question(benchmark: str, row: Mapping[str, str], pictures: tuple[str, ...]) -> Question:
+def _question(benchmark: str, row: Mapping[str, str], images: tuple[str, ...]) -> Question:
+    """Convert a row of a table and its images to a question."""
     cells = [row.get(name, "") for name in ("category", "l2-category")]
     options = {letter: row[letter] for letter in string.ascii_uppercase if not is_missing(row.get(letter))}
     answer = row.get("answer", "").strip()
@@ -205,7 +202,7 @@ def _question(benchmark: str, row: Mapping[str, str], pictures: tuple[str, ...])
     return Question(
         index=row["index"],
         question=row["question"],
-        pictures=pictures,
+        pictures=images,
         answer=answer.lower() if benchmark in YES_NO else "" if benchmark == "mmvet" else answer,
         options=options if benchmark in MULTIPLE_CHOICE else {},
         hint="" if is_missing(row.get("hint")) else row["hint"],
@@ -217,15 +214,14 @@ def _question(benchmark: str, row: Mapping[str, str], pictures: tuple[str, ...])
 # The benchmarks' own files
 
 
-def _read_pope(benchmark: str, path: Path, folder: Path) -> list[Question]:
+def _read_pope(path: Path, folder: Path) -> list[Question]:
+    """Read one of POPE's own files; its images are in `folder`."""
     splits = [split for split in POPE_SPLITS if split in path.name]
     if len(splits) != 1:
-        raise ValueError(f"Expected one of {POPE_SPLITS} in the name of POPE's file; got {path.name}. Rename it.")
+        raise ValueError(f"POPE's file must have one of {POPE_SPLITS} in its name, got {path.name}: rename it.")
     questions = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        row = _object(json.loads(line), ("question_id", "image", "text", "label"), f"line {number} of {path}")
+    for number, line in read_json_lines(path):
+        row = check_keys(line, ("question_id", "image", "text", "label"), f"{path}, line {number}")
         questions.append(
             Question(
                 index=f"{splits[0]}-{row['question_id']}",
@@ -239,13 +235,14 @@ def _read_pope(benchmark: str, path: Path, folder: Path) -> list[Question]:
     return questions
 
 
-def _read_gqa(benchmark: str, path: Path, folder: Path) -> list[Question]:
+def _read_gqa(path: Path, folder: Path) -> list[Question]:
+    """Read GQA's own file; its images are in `folder`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ValueError(f"Expected GQA's questions as one object by question id in {path}; got a list.")
+        raise ValueError(f"{path} must be a JSON object of GQA's questions by their id, got a list.")
     questions = []
     for index, value in content.items():
-        row = _object(value, ("imageId", "question", "answer"), f"question {index} of {path}")
+        row = check_keys(value, ("imageId", "question", "answer"), f"{path}, question {index}")
         kind = row.get("types", {}).get("structural")
         questions.append(
             Question(
@@ -258,13 +255,6 @@ def _read_gqa(benchmark: str, path: Path, folder: Path) -> list[Question]:
             )
         )
     return questions
-
-
-def _object(value: Any, expected: Sequence[str], place: str) -> dict[str, Any]:
-    found = list(value) if isinstance(value, dict) else type(value).__name__
-    if not isinstance(value, dict) or not set(expected) <= value.keys():
-        raise ValueError(f"Expected an object with {', '.join(expected)} in {place}; found {found}.")
-    return value
 
 
 __all__ = ["POPE_SPLITS", "Question", "data_files", "read_questions"]

@@ -1,8 +1,9 @@
-"""How well a model of the small world draws and answers, judged exactly.
+"""The shapes benchmark: how well a model of the shapes world generates and answers, judged exactly.
 
-Drawing follows GenEval: several pictures per prompt, the share that the rules accept per tag, and the unweighted mean
-over tags. Answers must be equal to the only right one. Both are also reported on combinations that training never
-showed.
+The shapes world is coloured shapes on a board (`janus_hf.shapes`), small enough that rules can judge every image and
+every question has one correct answer. Generation follows GenEval: several images per prompt, the share of images that
+the rules accept per tag, and the unweighted mean over tags. Both generation and answers are also measured on held-out
+combinations of colour and shape, which training never showed.
 """
 
 import os
@@ -13,185 +14,200 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from PIL import Image
 
 from ... import answering
+from ...protocols import ImagePipeline
 from ...rewards.geneval_rules import score
 from ...rewards.image_io import open_rgb
 from ...rewards.shapes_detector import detect
 from ...shapes import QUESTION_KINDS, TAGS, ask, make_drawing, picture, random_scene
 from ..generate_run import DrawnRun, draw_run, sample_path
 from ..journal import Journal
-from ..report import Report
-from ..run_folder import processes
+from ..report import Report, save_once
+from ..run_folder import environments, processes
+from ..sharing import share_answers
 from ..sheets import save_sheet
 
 
+_PROTOCOL = (
+    "Fresh prompts, judged exactly by GenEval's rules: shares of images, mean of the tags. Fresh questions: shares of "
+    "answers that are equal to the only correct one. Held out are combinations that training never showed."
+)
+
+
 @dataclass
-class ShapesReport:
-    """Shares in [0, 1]. `overall` is the primary metric of drawing, `answers_overall` that of understanding."""
-
-    drawing: dict[str, float] = field(default_factory=dict)  # per tag
-    drawing_held_out: dict[str, float] = field(default_factory=dict)
-    answers: dict[str, float] = field(default_factory=dict)  # per kind of question
-    answers_held_out: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def overall(self) -> float:
-        """Unweighted mean over the tags."""
-        return float(np.mean(list(self.drawing.values())))
-
-    @property
-    def answers_overall(self) -> float:
-        """Unweighted mean over the kinds of question."""
-        return float(np.mean(list(self.answers.values())))
-
-    def to_markdown(self) -> str:
-        """Two tables, with the held-out combinations beside."""
-        lines = []
-        for title, seen, held_out in (
-            ("drawing", self.drawing, self.drawing_held_out),
-            ("answering", self.answers, self.answers_held_out),
-        ):
-            lines += [f"| {title} | score | never seen together |", "|---|---|---|"]
-            lines += [f"| {name} | {seen[name]:.3f} | {held_out.get(name, float('nan')):.3f} |" for name in seen]
-            means = [float(np.mean(list(values.values()))) for values in (seen, held_out) if values]
-            lines += [f"| **overall** | {' | '.join(f'**{mean:.3f}**' for mean in means)} |", ""]
-        return "\n".join(lines)
-
-
-@torch.no_grad()
-def evaluate_shapes(
-    pipe: Any,
-    *,
-    prompts_per_tag: int = 100,
-    images_per_prompt: int = 4,
-    questions: int = 600,
-    held_out: bool = True,
-    seed: int = 0,
-    batch_size: int = 64,
-    folder: str | os.PathLike[str] | None = None,
-    **drawing_settings: Any,
-) -> ShapesReport:
-    """Draw fresh prompts and ask fresh questions.
+class ShapesWorld:
+    """Evaluator of the shapes world: it makes fresh prompts and questions, so it needs no data.
 
     Args:
-        pipe: A `JanusProPipeline` of a model of the small world.
-        prompts_per_tag: Fresh prompts for each of the six tags.
-        images_per_prompt: Pictures per prompt, each with a seed of its own.
-        questions: Fresh questions in all; kinds are about equally frequent.
-        held_out: Also judge combinations that training never showed.
-        seed: Of prompts, scenes and pictures.
-        batch_size: Pictures drawn, or questions answered, at a time.
-        folder: Where pictures, answers, a `Report` and `sheet.png` are kept; a run that was stopped goes on there, and
-            several processes share the work. None keeps nothing, and every process does everything. The numbers are
-            the same.
-        drawing_settings: Passed to the pipeline: `guidance_scale`, `temperature`, ...
-
-    Raises:
-        ValueError: If the folder was made with other settings; says which differ.
+        prompts_per_tag: Number of fresh prompts for each of the six tags.
+        images_per_prompt: Number of images per prompt, each with a seed of its own.
+        questions: Number of fresh questions; kinds are about equally frequent.
+        held_out: Also measure on held-out combinations, with the same numbers of prompts and questions.
+        seed: Seed of prompts, scenes and images.
+        batch_size: Number of images generated, or questions answered, at a time.
+        drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
-    parts = (False, True) if held_out else (False,)
-    items = [item for part in parts for item in _items(seed + 2 * part, part, prompts_per_tag, images_per_prompt)]
-    asked = [one for part in parts for one in _questions(seed + 1 + 2 * part, part, questions)]
-    if folder is None:
-        images = _draw(pipe, items, images_per_prompt, batch_size, drawing_settings)
-        scenes, texts = ([one[key] for one in asked] for key in ("scene", "question"))
-        given = answer(pipe, scenes, texts, batch_size=batch_size)
-        return _summarise(_judge_pictures(items, images), _judge_answers(asked, given))
-    run = draw_run(
-        pipe,
-        "shapes",
-        items,
-        folder,
-        images_per_prompt=images_per_prompt,
-        seed=seed,
-        batch_size=batch_size,
-        drawing=drawing_settings,
-        questions=questions,
-    )
-    paths = [sample_path(run.folder, number, k) for number in range(len(items)) for k in range(images_per_prompt)]
-    drawn = _judge_pictures(items, map(open_rgb, paths))
-    answered = _judge_answers(asked, _shared_answers(pipe, run.folder, asked, batch_size))
-    report = _summarise(drawn, answered)
-    if processes().is_main_process:
-        _save(run, report, paths, drawn, answered)
-    return report
 
+    prompts_per_tag: int = 100
+    images_per_prompt: int = 4
+    questions: int = 600
+    held_out: bool = True
+    seed: int = 0
+    batch_size: int = 64
+    drawing: Mapping[str, Any] = field(default_factory=dict)
 
-# What is asked for
+    name = "shapes"
+    primary_metric = "overall"
 
+    def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None = None) -> Report:
+        """Generate images and answers, judge them and return the report; see `Evaluator`.
 
-def _items(seed: int, held_out: bool, prompts: int, images: int) -> list[dict[str, Any]]:
-    """Prompts of every tag in GenEval's layout, with the seeds of their pictures."""
-    rng = np.random.default_rng(seed)
-    items = []
-    for tag in TAGS:
-        drawings = [make_drawing(tag, rng, held_out=held_out) for _ in range(prompts)]
-        seeds = rng.integers(2**31, size=(prompts, images)).tolist()
-        items += [
-            drawing.metadata | {"held_out": held_out, "seeds": own}
-            for drawing, own in zip(drawings, seeds, strict=True)
+        Args:
+            pipe: Pipeline of a model of the shapes world.
+            folder: Folder in which images, answers, the report and `sheet.png` are kept; a run that was stopped
+                continues there, and several processes share the work. None keeps nothing, and every process generates
+                all images. The numbers are the same.
+
+        Returns:
+            The report. Its metrics are shares in [0, 1]: `overall` (primary) and one per tag for generation; the same
+            with the prefix "held out: "; then `overall` and one per kind of question with the prefixes "answers: " and
+            "answers, held out: ". `tables` prints them.
+
+        Raises:
+            ValueError: If the folder was made with other settings.
+        """
+        parts = (False, True) if self.held_out else (False,)
+        items = [item for part in parts for item in self._items(part)]
+        asked = [question for part in parts for question in self._questions(part)]
+        run = None if folder is None else self._generate_into(pipe, items, folder)
+        if run is None:
+            images: Iterable[Image.Image] = self._generate(pipe, items)
+            record: dict[str, Any] = {"environments": environments(None)}
+            names: list[dict[str, str]] = [{} for item in items for _ in item["seeds"]]
+        else:
+            paths = [sample_path(run.folder, n, k) for n in range(len(items)) for k in range(self.images_per_prompt)]
+            # `map` opens one image at a time, so that memory does not grow with their number.
+            images, record = map(open_rgb, paths), run.record
+            names = [{"filename": path.relative_to(run.folder).as_posix()} for path in paths]
+        image_rows = [name | row for name, row in zip(names, _judge_images(items, images), strict=True)]
+        answer_rows = _judge_answers(asked, self._answers(pipe, asked, run))
+        report = Report(
+            self.name,
+            _metrics(image_rows, answer_rows),
+            self.primary_metric,
+            _PROTOCOL,
+            record,
+            [*image_rows, *answer_rows],
+        )
+        if run is not None:
+            save_once(report, run.folder)
+            if processes().is_main_process:
+                _save_sheet(run.folder, image_rows)
+        return report
+
+    # Prompts and questions
+
+    def _items(self, held_out: bool) -> list[dict[str, Any]]:
+        """Return prompts of every tag in GenEval's layout, with the seeds of their images."""
+        # Prompts and questions, seen and held out, each have a random stream of their own.
+        rng = np.random.default_rng(self.seed + 2 * held_out)
+        items = []
+        for tag in TAGS:
+            drawings = [make_drawing(tag, rng, held_out=held_out) for _ in range(self.prompts_per_tag)]
+            seeds = rng.integers(2**31, size=(self.prompts_per_tag, self.images_per_prompt)).tolist()
+            # The seeds are part of the prompt's line, so that runs with and without a folder generate the same images.
+            items += [
+                drawing.metadata | {"held_out": held_out, "seeds": own}
+                for drawing, own in zip(drawings, seeds, strict=True)
+            ]
+        return items
+
+    def _questions(self, held_out: bool) -> list[dict[str, Any]]:
+        """Return questions with their answers and the images they are about (key "scene")."""
+        rng = np.random.default_rng(self.seed + 1 + 2 * held_out)
+        scenes = [random_scene(rng, held_out=held_out) for _ in range(self.questions)]
+        asked = [ask(scene, rng) for scene in scenes]
+        return [
+            {
+                "held_out": held_out,
+                "kind": one.kind,
+                "question": one.question,
+                "answer": one.answer,
+                "scene": picture(scene),
+            }
+            for scene, one in zip(scenes, asked, strict=True)
         ]
-    return items
 
+    # Running the model
 
-def _questions(seed: int, held_out: bool, count: int) -> list[dict[str, Any]]:
-    """Questions with the pictures they are about."""
-    rng = np.random.default_rng(seed)
-    scenes = [random_scene(rng, held_out=held_out) for _ in range(count)]
-    asked = [ask(scene, rng) for scene in scenes]
-    return [
-        {
-            "held_out": held_out,
-            "kind": one.kind,
-            "question": one.question,
-            "answer": one.answer,
-            "scene": picture(scene),
-        }
-        for scene, one in zip(scenes, asked, strict=True)
-    ]
+    def _generate_into(
+        self, pipe: ImagePipeline, items: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]
+    ) -> DrawnRun:
+        """Generate the images of all prompts into a folder."""
+        return draw_run(
+            pipe,
+            self.name,
+            items,
+            folder,
+            images_per_prompt=self.images_per_prompt,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            drawing=self.drawing,
+            # The folder keeps the answers as well, so it belongs to one number of questions.
+            questions=self.questions,
+        )
 
-
-# What comes
-
-
-def _draw(
-    pipe: Any, items: Sequence[Mapping[str, Any]], images: int, batch_size: int, settings: Mapping[str, Any]
-) -> list[Image.Image]:
-    return list(
-        pipe(
+    @torch.no_grad()
+    def _generate(self, pipe: ImagePipeline, items: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
+        """Generate the images of all prompts in memory, those of one prompt side by side."""
+        return pipe(
             [item["prompt"] for item in items],
-            num_images_per_prompt=images,
+            num_images_per_prompt=self.images_per_prompt,
             generator=[torch.Generator().manual_seed(seed) for item in items for seed in item["seeds"]],
-            batch_size=batch_size,
-            **settings,
+            batch_size=self.batch_size,
+            **{key: value for key, value in self.drawing.items() if value is not None},
         ).images
-    )
+
+    def _answers(self, pipe: ImagePipeline, asked: Sequence[Mapping[str, Any]], run: DrawnRun | None) -> list[str]:
+        """Return the answers to all questions; each process asks its share, and a run's folder keeps them."""
+
+        def ask_batch(batch: Sequence[Mapping[str, Any]]) -> list[str]:
+            scenes, questions = ([one[key] for one in batch] for key in ("scene", "question"))
+            return answer(pipe, scenes, questions, batch_size=self.batch_size)
+
+        answers, _ = share_answers(
+            {str(index): one for index, one in enumerate(asked)},
+            ask_batch,
+            Journal(None if run is None else run.folder),
+            batch_size=self.batch_size,
+            title="answering",
+            unit="question",
+        )
+        return [answers[str(index)] for index in range(len(asked))]
 
 
-def _shared_answers(pipe: Any, folder: Path, asked: Sequence[Mapping[str, Any]], batch_size: int) -> list[str]:
-    """As `answer`, kept in the folder as they come and shared among the processes."""
-    state, journal = processes(), Journal(folder)
-    done = {int(index): entry["answer"] for index, entry in journal.read().items()}
-    own = [n for n in range(len(asked)) if n not in done][state.process_index :: state.num_processes]
-    new: list[tuple[int, str]] = []
-    for start in range(0, len(own), batch_size):
-        batch = own[start : start + batch_size]
-        scenes, questions = ([asked[n][key] for n in batch] for key in ("scene", "question"))
-        given = list(zip(batch, answer(pipe, scenes, questions, batch_size=batch_size), strict=True))
-        journal.append(*({"index": str(n), "answer": text} for n, text in given))
-        new += given
-    done |= dict(gather_object(new))
-    return [done[n] for n in range(len(asked))]
+def answer(
+    pipe: ImagePipeline, pictures: Iterable[Image.Image], questions: Iterable[str], *, batch_size: int = 64
+) -> list[str]:
+    """Answer one question per image, greedily and in batches."""
+    pairs = list(zip(pictures, questions, strict=True))
+    answers: list[str] = []
+    for start in range(0, len(pairs), batch_size):
+        conversations = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+            for image, question in pairs[start : start + batch_size]
+        ]
+        answers += answering.answer(pipe.model, pipe.processor, conversations, max_new_tokens=24)
+    return answers
 
 
-# What it is worth
+# Scoring
 
 
-def _judge_pictures(items: Sequence[Mapping[str, Any]], images: Iterable[Image.Image]) -> list[dict[str, Any]]:
-    """A row per picture."""
+def _judge_images(items: Sequence[Mapping[str, Any]], images: Iterable[Image.Image]) -> list[dict[str, Any]]:
+    """Return a row per image, with its verdict by GenEval's rules."""
     rows = []
     each = (item for item in items for _ in item["seeds"])
     for item, image in zip(each, images, strict=True):
@@ -204,7 +220,7 @@ def _judge_pictures(items: Sequence[Mapping[str, Any]], images: Iterable[Image.I
 
 
 def _judge_answers(asked: Sequence[Mapping[str, Any]], given: Sequence[str]) -> list[dict[str, Any]]:
-    """A row per answer."""
+    """Return a row per answer, which is correct if it equals the only correct one."""
     return [
         {key: value for key, value in one.items() if key != "scene"}
         | {"given": text, "correct": text == one["answer"]}
@@ -212,70 +228,65 @@ def _judge_answers(asked: Sequence[Mapping[str, Any]], given: Sequence[str]) -> 
     ]
 
 
-def _summarise(drawn: Sequence[Mapping[str, Any]], answered: Sequence[Mapping[str, Any]]) -> ShapesReport:
-    def shares(rows: Sequence[Mapping[str, Any]], key: str, names: Sequence[str], held_out: bool) -> dict[str, float]:
-        groups = {
-            name: [row["correct"] for row in rows if row[key] == name and row["held_out"] is held_out]
-            for name in names
-        }
-        return {name: float(np.mean(values)) for name, values in groups.items() if values}
-
-    return ShapesReport(
-        *(shares(drawn, "tag", TAGS, held_out) for held_out in (False, True)),
-        *(shares(answered, "kind", QUESTION_KINDS, held_out) for held_out in (False, True)),
-    )
-
-
-def _save(
-    run: DrawnRun,
-    report: ShapesReport,
-    paths: Sequence[Path],
-    drawn: Sequence[Mapping[str, Any]],
-    answered: Sequence[Mapping[str, Any]],
-) -> None:
-    """Report and sheet. The metrics are those of both tables, one after the other."""
-    metrics = {"overall": report.overall}
-    for title, shares in (
-        ("", report.drawing),
-        ("held out: ", report.drawing_held_out),
-        ("answers: ", report.answers),
-        ("answers, held out: ", report.answers_held_out),
+def _metrics(image_rows: Sequence[Mapping[str, Any]], answer_rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the metrics of a report from its rows; see `ShapesWorld.__call__`."""
+    metrics: dict[str, float] = {}
+    for prefix, rows, key, names, held_out in (
+        ("", image_rows, "tag", TAGS, False),
+        ("held out: ", image_rows, "tag", TAGS, True),
+        ("answers: ", answer_rows, "kind", QUESTION_KINDS, False),
+        ("answers, held out: ", answer_rows, "kind", QUESTION_KINDS, True),
     ):
-        if shares and title:
-            metrics[f"{title}overall"] = float(np.mean(list(shares.values())))
-        metrics |= {f"{title}{name}": value for name, value in shares.items()}
-    protocol = (
-        "Fresh prompts, judged exactly by GenEval's rules: shares of pictures, mean of the tags. Fresh questions: "
-        "shares of answers that are equal to the only right one. Held out are combinations that training never showed."
-    )
-    named = [
-        {"filename": path.relative_to(run.folder).as_posix(), **row} for path, row in zip(paths, drawn, strict=True)
-    ]
-    Report("shapes", metrics, "overall", protocol, run.record, [*named, *map(dict, answered)]).save(run.folder)
+        chosen = [row for row in rows if row["held_out"] is held_out]
+        groups = {name: [row["correct"] for row in chosen if row[key] == name] for name in names}
+        shares = {name: float(np.mean(verdicts)) for name, verdicts in groups.items() if verdicts}
+        if shares:
+            metrics[f"{prefix}overall"] = float(np.mean(list(shares.values())))
+            metrics |= {f"{prefix}{name}": share for name, share in shares.items()}
+    return metrics
+
+
+def tables(report: Report) -> str:
+    """Return two Markdown tables of a report of `ShapesWorld`, generation and answers, with held-out combinations."""
+    lines = []
+    for title, prefix, names in (("drawing", "", TAGS), ("answering", "answers: ", QUESTION_KINDS)):
+        held_out = "held out: " if not prefix else "answers, held out: "
+        lines += [f"| {title} | score | never seen together |", "|---|---|---|"]
+        for name in names:
+            if f"{prefix}{name}" in report.metrics:
+                values = [report.metrics.get(f"{part}{name}", float("nan")) for part in (prefix, held_out)]
+                lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in values)} |")
+        means = [report.metrics[key] for part in (prefix, held_out) if (key := f"{part}overall") in report.metrics]
+        lines += [f"| **overall** | {' | '.join(f'**{mean:.3f}**' for mean in means)} |", ""]
+    return "\n".join(lines)
+
+
+def _save_sheet(folder: Path, image_rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write `sheet.png` with images that the rules accept and images that they do not, for each tag."""
     save_sheet(
-        run.folder,
-        paths,
-        [row["prompt"] for row in drawn],
-        [float(row["correct"]) for row in drawn],
-        groups=[f"{row['tag']}{', held out' * row['held_out']}" for row in drawn],
+        folder,
+        [folder / row["filename"] for row in image_rows],
+        [row["prompt"] for row in image_rows],
+        [float(row["correct"]) for row in image_rows],
+        groups=[f"{row['tag']}{', held out' * row['held_out']}" for row in image_rows],
         pass_mark=1.0,
     )
 
 
-# Asking
+def make_shapes(name: str, data: str | os.PathLike[str] | None, **options: Any) -> ShapesWorld:
+    """Make the evaluator of the shapes world.
+
+    Args:
+        name: "shapes".
+        data: None, because the benchmark makes its own prompts and questions.
+        options: Arguments of `ShapesWorld`.
+
+    Raises:
+        ValueError: If `data` is not None.
+    """
+    if data is not None:
+        raise ValueError(f"`data` must be None for {name!r}, got {data}: it makes its own prompts and questions.")
+    return ShapesWorld(**options)
 
 
-def answer(pipe: Any, pictures: Iterable[Image.Image], questions: Iterable[str], *, batch_size: int = 64) -> list[str]:
-    """Greedy answers to one question per picture, in batches."""
-    pairs = list(zip(pictures, questions, strict=True))
-    answers: list[str] = []
-    for start in range(0, len(pairs), batch_size):
-        conversations = [
-            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
-            for image, question in pairs[start : start + batch_size]
-        ]
-        answers += answering.answer(pipe.model, pipe.processor, conversations, max_new_tokens=24)
-    return answers
-
-
-__all__ = ["ShapesReport", "answer", "evaluate_shapes"]
+__all__ = ["ShapesWorld", "answer", "make_shapes", "tables"]

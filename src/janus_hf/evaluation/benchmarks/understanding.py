@@ -1,25 +1,25 @@
-"""The understanding benchmarks without a harness: ask the authors' prompts, score strictly, resume, share among ranks.
+"""Run the understanding benchmarks without a harness: ask the authors' prompts and score the answers strictly.
 
-Prompts, roles and system prompt are the authors' (`protocol`). Two things differ from VLMEvalKit, through which the
-paper's numbers came: answers must keep to the form asked for (`answers`), and pictures are shown as they are, where
-VLMEvalKit saves each one again as a JPEG file first.
+Prompts, roles and system prompt are the authors' (`protocol`). Two details differ from VLMEvalKit, which measured the
+paper's numbers: an answer must have the requested form (`answers`), and images are given to the model as they are,
+where VLMEvalKit first saves each one again as a JPEG file.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from accelerate.utils import gather_object
-from tqdm.auto import tqdm
-
 from ...answering import answer
+from ...files import hash_file, write_atomically
+from ...protocols import ImagePipeline
+from ..downloads import find_data
 from ..journal import Journal
 from ..paper import look_up
-from ..report import Report
-from ..run_folder import environments, open_run, processes, run_settings, write_atomically
+from ..report import Report, save_once
+from ..run_folder import environments, open_run, processes, run_settings
+from ..sharing import share_answers
 from .answers import judge_answers, missing_tasks, primary_metric
 from .protocol import MAX_NEW_TOKENS, ROLES, paper_conversation, paper_prompt, system_prompt
 from .questions import Question, data_files, read_questions
@@ -28,8 +28,57 @@ from .questions import Question, data_files, read_questions
 MM_VET_PREDICTIONS = "mmvet.json"
 
 
+@dataclass
+class Understanding:
+    """Evaluator of POPE, MME, MMBench, SEED-Bench, GQA, MMMU or MM-Vet, with the authors' prompts.
+
+    Args:
+        name: Name of the benchmark.
+        data: Its file, as for `read_questions`.
+        images, batch_size, limit: As for `run_understanding`.
+        max_new_tokens: As for `run_understanding`; None is its default.
+    """
+
+    name: str
+    data: str | os.PathLike[str]
+    images: str | os.PathLike[str] | None = None
+    batch_size: int = 8
+    limit: int | None = None
+    max_new_tokens: int | None = None
+
+    @property
+    def primary_metric(self) -> str:
+        """Name of the metric that the papers report."""
+        return primary_metric(self.name)
+
+    def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
+        """Ask the questions, score the answers and save the report; see `Evaluator` and `run_understanding`."""
+        report = run_understanding(
+            pipe,
+            self.name,
+            self.data,
+            images=self.images,
+            folder=folder,
+            batch_size=self.batch_size,
+            limit=self.limit,
+            max_new_tokens=MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens,
+        )
+        return report if folder is None else save_once(report, folder)
+
+
+def make_understanding(name: str, data: str | os.PathLike[str] | None, **options: Any) -> Understanding:
+    """Make the evaluator of an understanding benchmark.
+
+    Args:
+        name: Name of the benchmark.
+        data: Path of its data; None downloads them.
+        options: Further arguments of `Understanding`.
+    """
+    return Understanding(name, find_data(name, data), **options)
+
+
 def run_understanding(
-    pipe: Any,
+    pipe: ImagePipeline,
     benchmark: str,
     data: str | os.PathLike[str],
     *,
@@ -41,52 +90,66 @@ def run_understanding(
 ) -> Report:
     """Ask a benchmark's questions and score the answers.
 
-    Under several processes each answers its share; all get the same report.
+    In a launch of several processes each asks its share, and all return the same report.
 
     Args:
-        pipe: A `JanusProPipeline`.
+        pipe: The pipeline that answers.
         benchmark: "pope", "mme", "mmbench", "seed", "gqa", "mmmu" or "mmvet".
-        data: The benchmark's file (`questions.read_questions`).
-        images: Folder that picture paths in the file start from. Default: the file's own.
-        folder: Where answers are kept as they come; a run that was stopped goes on there. None keeps nothing. MM-Vet
-            needs one: `mmvet.json` in it is what the official evaluator reads.
-        batch_size: Questions answered at a time by each process. The answers do not depend on it.
-        limit: Ask only so many questions, the first of the file.
-        max_new_tokens: Upper bound on an answer's length; the default is the authors'. A lower one makes runaway
-            answers cheaper, which strict scoring counts as wrong anyway.
+        data: The benchmark's file, as for `read_questions`.
+        images: Folder that image paths in the file start from; None is the file's own folder.
+        folder: Folder in which answers are kept as they come; a run that was stopped continues there. None keeps
+            nothing. MM-Vet needs a folder, because its official evaluator reads `mmvet.json` there.
+        batch_size: Number of questions that each process asks at a time. The answers do not depend on it.
+        limit: Ask only this number of questions, the first ones of the file.
+        max_new_tokens: Upper bound on the number of tokens of an answer; the default is the authors'. A lower bound
+            makes runaway answers cheaper, which strict scoring counts as wrong in any case.
 
     Returns:
-        Metrics as `answers.judge_answers` defines them; none for MM-Vet. Questions whose picture could not be read,
-        that do not fit into the context or that got an empty answer are in `failures`, not in the metrics.
+        The report with the metrics of `judge_answers`; none for MM-Vet. Questions whose image cannot be read, that do
+        not fit into the context, or that get an empty answer are in `failures` and not in the metrics.
 
     Raises:
-        FileNotFoundError: The data are not there; says where to get them.
-        ValueError: An argument or the data are not as expected, or `folder` was made with other settings.
+        FileNotFoundError: If the data are missing. The message says where to get them.
+        ValueError: If an argument is out of range, the data are not in the expected layout, or `folder` was made with
+            other settings.
     """
     if batch_size < 1 or (limit is not None and limit < 1):
-        raise ValueError(f"Expected batch_size and limit to be at least 1; got {batch_size} and {limit}.")
+        raise ValueError(
+            f"`batch_size` and `limit` must be at least 1, got {batch_size} and {limit}: choose larger ones."
+        )
     if benchmark == "mmvet" and folder is None:
-        raise ValueError("Expected a folder: MM-Vet's answers are written there for the official evaluator to judge.")
+        raise ValueError(
+            "`folder` must be a path for MM-Vet, got None: its official evaluator reads the answers from there."
+        )
     questions = read_questions(benchmark, data, images=images)[:limit]
     files = data_files(benchmark, data)
+    # Hashes of the content, because another release of a benchmark may have the same file name.
     settings = run_settings(
         pipe,
         benchmark=benchmark,
         data=[path.name for path in files],
-        data_sha256=[_sha256(path) for path in files],
+        data_sha256=[hash_file(path) for path in files],
         images=None if images is None else os.fspath(images),
         limit=limit,
         max_new_tokens=max_new_tokens,
         prompts="authors",
     )
     opened = open_run(folder, settings) if folder is not None else None
-    answers, problems = _ask_all(pipe, benchmark, questions, Journal(opened), batch_size, max_new_tokens)
+    answers, problems = share_answers(
+        {question.index: question for question in questions},
+        lambda batch: _ask(pipe, benchmark, batch, max_new_tokens),
+        Journal(opened),
+        batch_size=batch_size,
+        title=benchmark,
+        unit="question",
+    )
 
+    # An empty answer cannot be judged, so it is a failure and not a wrong answer.
     problems |= {index: "empty answer" for index, text in answers.items() if not text}
     given = {index: text for index, text in answers.items() if text}
     metrics, rows = judge_answers(benchmark, questions, given)
     if benchmark == "mmvet" and opened is not None and processes().is_main_process:
-        write_atomically(opened / MM_VET_PREDICTIONS, mmvet_predictions(given).encode())
+        write_atomically(opened / MM_VET_PREDICTIONS, mmvet_predictions(given))
     return Report(
         benchmark,
         metrics,
@@ -99,48 +162,28 @@ def run_understanding(
 
 
 def mmvet_predictions(answers: Mapping[str, str]) -> str:
-    """MM-Vet's answers, by index, as the JSON that the official evaluator reads: `{"v1_0": "...", ...}`."""
+    """Return MM-Vet's answers as the JSON that its official evaluator reads, `{"v1_0": "...", ...}`.
+
+    Args:
+        answers: Answers by index.
+    """
     named = {index if index.startswith("v1_") else f"v1_{index}": text for index, text in answers.items()}
     return json.dumps(named, indent=2, ensure_ascii=False) + "\n"
 
 
-def _ask_all(
-    pipe: Any,
-    benchmark: str,
-    questions: Sequence[Question],
-    journal: Journal,
-    batch_size: int,
-    max_new_tokens: int,
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Answers by index, and what hindered the others."""
-    state = processes()
-    wanted = {question.index for question in questions}
-    answers = {index: entry["answer"] for index, entry in journal.read().items() if index in wanted}
-    missing = [question for question in questions if question.index not in answers]
-    own = missing[state.process_index :: state.num_processes]
-    new: list[tuple[str, str]] = []
-    problems: list[tuple[str, str]] = []
-    with tqdm(total=len(own), desc=benchmark, unit="question", disable=not state.is_main_process) as progress:
-        for start in range(0, len(own), batch_size):
-            batch = own[start : start + batch_size]
-            given = _ask(pipe, benchmark, batch, max_new_tokens)
-            answered = [(q.index, text) for q, text in zip(batch, given, strict=True) if isinstance(text, str)]
-            problems += [(q.index, str(e)) for q, e in zip(batch, given, strict=True) if isinstance(e, Exception)]
-            journal.append(*({"index": index, "answer": text} for index, text in answered))
-            new += answered
-            progress.update(len(batch))
-    answers |= dict(gather_object(new))
-    return answers, dict(gather_object(problems))
+def _ask(
+    pipe: ImagePipeline, benchmark: str, batch: Sequence[Question], max_new_tokens: int
+) -> list[str | ValueError | OSError]:
+    """Answer a batch of questions.
 
-
-def _ask(pipe: Any, benchmark: str, batch: Sequence[Question], max_new_tokens: int) -> list[str | Exception]:
-    """An answer, or what is wrong with the question, for each of a batch. One that is wrong does not cost the others
-    theirs: they are then asked singly.
+    Returns:
+        Per question, its answer or the exception that prevented one. If the batch fails, each question is asked again
+        alone, so that one bad question does not fail the others.
     """
     try:
         for question in batch:
             if not question.pictures:
-                raise ValueError("no picture")
+                raise ValueError("no image")
         conversations = [
             paper_conversation(
                 paper_prompt(benchmark, question.question, options=question.options, hint=question.hint),
@@ -160,12 +203,14 @@ def _ask(pipe: Any, benchmark: str, batch: Sequence[Question], max_new_tokens: i
             )
         )
     except (ValueError, OSError) as error:
+        # The exception does not tell which question is the reason.
         if len(batch) == 1:
             return [error]
         return [one for question in batch for one in _ask(pipe, benchmark, [question], max_new_tokens)]
 
 
 def _protocol(benchmark: str, rows: Sequence[Mapping[str, Any]], limit: int | None) -> str:
+    """Return the sentences of the report that say how the numbers were measured."""
     text = f"{look_up(benchmark).protocol} This run: the authors' prompts, greedy"
     text += "." if benchmark == "mmvet" else ", answers parsed strictly."
     if limit is not None:
@@ -175,9 +220,4 @@ def _protocol(benchmark: str, rows: Sequence[Mapping[str, Any]], limit: int | No
     return text
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-__all__ = ["MM_VET_PREDICTIONS", "mmvet_predictions", "run_understanding"]
+__all__ = ["MM_VET_PREDICTIONS", "Understanding", "make_understanding", "mmvet_predictions", "run_understanding"]

@@ -1,0 +1,110 @@
+"""Divide the work of a run among the processes of an `accelerate launch`, and bring the results together.
+
+Every process makes the same calls with the same arguments and receives the same results. With n processes, process k
+works on the items k, k + n, k + 2n, ... A run without a launcher is a launch of one process.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from .journal import Journal
+from .run_folder import processes
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Failure = TypeVar("Failure")
+
+
+def own_share(items: Sequence[Item]) -> Sequence[Item]:
+    """Return the items that this process works on."""
+    state = processes()
+    return items[state.process_index :: state.num_processes]
+
+
+def gather(values: list[Result]) -> list[Result]:
+    """Return the values of all processes in the order of their ranks. Every process must call it."""
+    gathered: list[Result] = gather_object(values)
+    return gathered
+
+
+def share(
+    items: Sequence[Item],
+    work: Callable[[Sequence[Item]], tuple[Sequence[Result], Sequence[Failure]]],
+    *,
+    batch_size: int,
+    title: str,
+    unit: str,
+) -> tuple[list[Result], list[Failure]]:
+    """Work on every item once, each process on its share, under a progress bar of the main process.
+
+    Args:
+        items: The items; the same in every process.
+        work: Takes a batch of items and returns its results and its failures, any number of each.
+        batch_size: Largest number of items in a batch.
+        title: Title of the progress bar.
+        unit: What the progress bar counts.
+
+    Returns:
+        The results and the failures of all processes: first those of rank 0, in the order of its items, and so on.
+
+    Raises:
+        ValueError: If `batch_size` is less than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}: choose a larger one.")
+    own = own_share(items)
+    results: list[Result] = []
+    failures: list[Failure] = []
+    with tqdm(total=len(own), desc=title, unit=unit, disable=not processes().is_main_process) as progress:
+        for start in range(0, len(own), batch_size):
+            batch = own[start : start + batch_size]
+            found, failed = work(batch)
+            results += found
+            failures += failed
+            progress.update(len(batch))
+    # Gathering is also a barrier: when this function returns, every process has finished its share.
+    return gather(results), gather(failures)
+
+
+def share_answers(
+    questions: Mapping[str, Item],
+    ask: Callable[[Sequence[Item]], Sequence[Any]],
+    journal: Journal,
+    *,
+    batch_size: int,
+    title: str,
+    unit: str,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Ask every question that the journal has no answer to, as `share` does, and record the answers in the journal.
+
+    A failed question is not recorded: the next run of the same folder asks it again.
+
+    Args:
+        questions: Questions by index; the same in every process.
+        ask: Takes a batch of questions and returns, for each, its answer (a JSON value) or the exception that
+            prevented one.
+        journal: Answers of earlier runs. Answers to questions that are not among `questions` are ignored.
+        batch_size, title, unit: As for `share`.
+
+    Returns:
+        The answers by index, and the messages of the exceptions by index.
+    """
+    # Every process reads the whole journal before any process appends to it, so all see the same questions as open.
+    answers = {index: answer for index, answer in journal.read().items() if index in questions}
+
+    def work(batch: Sequence[str]) -> tuple[list[tuple[str, Any]], list[tuple[str, str]]]:
+        given = list(zip(batch, ask([questions[index] for index in batch]), strict=True))
+        answered = [(index, answer) for index, answer in given if not isinstance(answer, Exception)]
+        journal.append(dict(answered))
+        return answered, [(index, str(error)) for index, error in given if isinstance(error, Exception)]
+
+    missing = [index for index in questions if index not in answers]
+    new, problems = share(missing, work, batch_size=batch_size, title=title, unit=unit)
+    return answers | dict(new), dict(problems)
+
+
+__all__ = ["gather", "own_share", "share", "share_answers"]

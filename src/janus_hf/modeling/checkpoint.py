@@ -35,20 +35,21 @@ class DropLeadingAxis(ConversionOps):
     def convert(
         self, input_dict: Tensors, source_patterns: list[str], target_patterns: list[str], **kwargs: Any
     ) -> dict[str, torch.Tensor]:
-        return {target_patterns[0]: _only_tensor(input_dict).squeeze(0)}
+        return {target_patterns[0]: self._reshape(_only_tensor(input_dict))}
+
+    def _reshape(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.squeeze(0)
 
     @property
     def reverse_op(self) -> ConversionOps:
         return AddLeadingAxis()
 
 
-class AddLeadingAxis(ConversionOps):
-    """`(N, C)` of an embedding table -> `(1, N, C)` of the original position embedding."""
+class AddLeadingAxis(DropLeadingAxis):
+    """The inverse: `(N, C)` of an embedding table -> `(1, N, C)` of the original position embedding."""
 
-    def convert(
-        self, input_dict: Tensors, source_patterns: list[str], target_patterns: list[str], **kwargs: Any
-    ) -> dict[str, torch.Tensor]:
-        return {target_patterns[0]: _only_tensor(input_dict).unsqueeze(0)}
+    def _reshape(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.unsqueeze(0)
 
     @property
     def reverse_op(self) -> ConversionOps:

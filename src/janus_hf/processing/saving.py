@@ -12,23 +12,14 @@ from transformers.utils.hub import cached_file
 
 from ..files import create_and_upload, hub_arguments
 from ..layouts import Layout
-from .file_formats import original_processor_config, write_layout
+from .file_formats import SavableProcessor, original_processor_config, write_layout
 from .image_processor import JanusProImageProcessor
 from .prompts import IMAGE_TOKEN, ROLES, SYSTEM_PROMPT, build_chat_template
 from .tokenizer import load_tokenizer
 
 
-class ProcessorFiles(ProcessorMixin):
-    """Loading and saving for `JanusProProcessor`, whose constructor sets the attributes below."""
-
-    num_image_tokens: int
-    roles: tuple[str, str]
-    system_prompt: str
-    image_token: str
-    boi_token: str
-    eoi_token: str
-    mask_prompt: bool
-    ignore_id: int
+class ProcessorFiles(ProcessorMixin, SavableProcessor):
+    """Loading and saving for `JanusProProcessor`, whose constructor sets the attributes of `SavableProcessor`."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of processor_config.json in the "original" layout."""

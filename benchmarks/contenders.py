@@ -12,7 +12,7 @@ from transformers import JanusForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicCache
 
 from janus_hf import JanusProForConditionalGeneration
-from janus_hf.generation.decoding import Decoder
+from janus_hf.generation.decoders import PlainDecoder
 
 from .machine import now
 from .peers import BOI, BOS, PAD, make_theirs
@@ -152,7 +152,7 @@ def make_models(names: list[str], ours: JanusProForConditionalGeneration) -> dic
             models[name] = quantised(ours, name) if name in ("int8", "int4") else copy.copy(ours)
             # A decoder of its own, because `start_half_way` changes it.
             if name == "ours":
-                models[name]._decoder = Decoder()
+                models[name]._decoder = PlainDecoder()
             else:
                 models[name].compile_generation()
             start_half_way(models[name])

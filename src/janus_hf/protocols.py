@@ -4,12 +4,40 @@
 classes, which import them. Each Protocol lists what these rooms use, and no more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
-from transformers import BatchFeature, GenerationConfig, PreTrainedConfig
+from torch import nn
+from transformers import BatchFeature, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+
+class BareModel(Protocol):
+    """The model without its text head, as generation uses it: `JanusProModel`."""
+
+    config: PreTrainedConfig
+    language_model: PreTrainedModel
+    generation_aligner: nn.Module
+    generation_head: nn.Module  # hidden states (..., D) -> image logits (..., K)
+    vqmodel: PreTrainedModel  # the image codec: pixels <-> image tokens
+
+    def __call__(self, **kwargs: Any) -> ModelOutput:  # Any: a transformers signature
+        """Run the language model over a mixed sequence of text and image tokens."""
+        ...
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Iterate over all weights."""
+        ...
+
+    def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embed joint ids `(B, T)` as inputs `(B, T, D)` of the language model."""
+        ...
+
+    def embed_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
+        """Embed image tokens `(...)` as inputs `(..., D)` of the language model."""
+        ...
 
 
 class HasImageTokens(Protocol):
@@ -17,7 +45,7 @@ class HasImageTokens(Protocol):
 
     config: PreTrainedConfig
     generation_config: GenerationConfig
-    model: Any  # the bare model without text head: networks that are PyTorch's and transformers' own
+    model: BareModel
 
     @property
     def device(self) -> torch.device:
@@ -102,4 +130,4 @@ class ImagePipeline(Protocol):
         ...
 
 
-__all__ = ["ChatProcessor", "GeneratedImages", "HasImageTokens", "ImagePipeline"]
+__all__ = ["BareModel", "ChatProcessor", "GeneratedImages", "HasImageTokens", "ImagePipeline"]

@@ -1,18 +1,20 @@
-"""The original drawing loop's codes, guided logits and pixels."""
+"""`generate_images` gives the tokens, guided logits and pixels of the original code's loop."""
 
 import pytest
 import torch
 
+from janus_hf.generation.prompt_rows import add_unconditional_twins
+
 
 @pytest.fixture(scope="module")
 def prompts(golden):
-    """Prompts 0 and 1 (equal length) and prompt 2 (shorter), from the original's interleaved rows and the manifest."""
+    """Prompts 0 and 1, which have equal length: the conditional ones of the original's interleaved rows."""
     return golden["gen.input_tokens"][0::2]
 
 
 @pytest.fixture(scope="module")
 def mixed_batch(golden, golden_checkpoint, manifest):
-    """All three prompts, left-padded, made with the checkpoint's tokenizer file alone."""
+    """All three prompts, left-padded, tokenized by the checkpoint's tokenizer file without a processor."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(golden_checkpoint / "tokenizer.json"))
@@ -29,29 +31,29 @@ def mixed_batch(golden, golden_checkpoint, manifest):
 
 @pytest.mark.parametrize("cache_implementation", ["static", "dynamic"])
 def test_greedy_codes_and_guided_logits(golden_model, golden, prompts, cache_implementation):
-    drawn = golden_model.generate_images(
+    generated = golden_model.generate_images(
         prompts,
         do_sample=False,
         cache_implementation=cache_implementation,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    assert torch.equal(drawn.image_ids, golden["gen.batched_ids"])
-    # Measured 3.2e-5: guidance multiplies the difference of two rows, each right to 5e-6, by five. Greedy codes stay
-    # the same up to half their smallest margin, 0.02; a mask on the unconditional pads moves the logits by more.
-    torch.testing.assert_close(drawn.logits, golden["gen.batched_cfg_logits"], atol=1e-4, rtol=0)
+    assert torch.equal(generated.image_ids, golden["gen.batched_ids"])
+    # Measured 3.2e-5: guidance multiplies the difference of two rows, each correct to 5e-6, by five. Greedy tokens
+    # stay the same up to half their smallest margin, 0.02. A mask on the unconditional padding changes logits by more.
+    torch.testing.assert_close(generated.logits, golden["gen.batched_cfg_logits"], atol=1e-4, rtol=0)
 
 
 def test_one_prompt_alone(golden_model, golden, prompts):
     for i in range(2):
-        drawn = golden_model.generate_images(prompts[i : i + 1], do_sample=False)
-        assert torch.equal(drawn[0], golden[f"gen.prompt{i}_ids"])
+        generated = golden_model.generate_images(prompts[i : i + 1], do_sample=False)
+        assert torch.equal(generated[0], golden[f"gen.prompt{i}_ids"])
 
 
 @pytest.mark.parametrize("cache_implementation", ["static", "dynamic"])
 def test_left_padded_batch_reproduces_every_row(golden_model, golden, mixed_batch, cache_implementation):
     ids, mask = mixed_batch
-    drawn = golden_model.generate_images(
+    generated = golden_model.generate_images(
         ids,
         mask,
         do_sample=False,
@@ -60,25 +62,25 @@ def test_left_padded_batch_reproduces_every_row(golden_model, golden, mixed_batc
         return_dict_in_generate=True,
     )
     for i in range(3):
-        assert torch.equal(drawn.image_ids[i], golden[f"gen.prompt{i}_ids"])
-    torch.testing.assert_close(drawn.logits[2], golden["gen.prompt2_cfg_logits"], atol=1e-4, rtol=0)  # measured 2.7e-5
+        assert torch.equal(generated.image_ids[i], golden[f"gen.prompt{i}_ids"])
+    torch.testing.assert_close(
+        generated.logits[2], golden["gen.prompt2_cfg_logits"], atol=1e-4, rtol=0
+    )  # measured 2.7e-5
 
 
 def test_guidance_of_one(golden_model, golden, prompts):
-    drawn = golden_model.generate_images(prompts[:1], do_sample=False, guidance_scale=1.0)
-    assert torch.equal(drawn[0], golden["gen.prompt0_cfg1_ids"])
+    generated = golden_model.generate_images(prompts[:1], do_sample=False, guidance_scale=1.0)
+    assert torch.equal(generated[0], golden["gen.prompt0_cfg1_ids"])
 
 
 def test_pixels(golden_model, golden):
     codes = torch.stack([golden[f"gen.prompt{i}_ids"] for i in range(3)])
-    # Measured 7.2e-6; half a grey level, which would change pictures, is 3.9e-3.
+    # Measured 7.2e-6; half a grey level, which would change an image, is 3.9e-3.
     torch.testing.assert_close(golden_model.decode_image_ids(codes), golden["gen.pixels"], atol=1e-4, rtol=0)
 
 
 def test_unconditional_rows_are_the_originals(golden_model, golden, prompts):
-    from janus_hf.generation.images import _with_unconditional_twins
-
-    rows, mask = _with_unconditional_twins(
+    rows, mask = add_unconditional_twins(
         prompts, torch.ones_like(prompts), golden_model.generation_config.pad_token_id
     )
     assert torch.equal(rows[len(prompts) :], golden["gen.input_tokens"][1::2])

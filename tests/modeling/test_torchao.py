@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModel, TorchAoConfig
 
 from janus_hf import CheckpointError, JanusProForConditionalGeneration, JanusProPipeline
-from janus_hf.generation import decoding
-from janus_hf.generation.decoding import CompiledDecoder
+from janus_hf.generation.decoders import CompiledDecoder
+from janus_hf.generation.x86 import model_kernels
 from janus_hf.generation.x86.cpu_kernels import kernels_fit
 from janus_hf.generation.x86.packed_linear import PackedLinear
 from janus_hf.modeling.quantisation import settle_quantised, weight_only_config
@@ -286,8 +286,11 @@ def test_the_users_own_skip_list_is_kept():
     assert "model.generation_head.vision_head.weight" in names
 
 
-def test_a_compiled_quantised_step_generates_the_same(bits: str, quantised: JanusProForConditionalGeneration):
+def test_a_compiled_quantised_step_generates_the_same(
+    bits: str, quantised: JanusProForConditionalGeneration, caplog: pytest.LogCaptureFixture, monkeypatch
+):
     """In float32 compiling must not change any code."""
+    monkeypatch.setattr(logging.getLogger("janus_hf"), "propagate", True)
     settings = {"pad_token_id": 2, "do_sample": True}
     prompt = torch.tensor([[0, 5, 6, 7, 1]])
     expected = quantised.generate_images(prompt, generator=torch.Generator().manual_seed(1), **settings)
@@ -295,13 +298,13 @@ def test_a_compiled_quantised_step_generates_the_same(bits: str, quantised: Janu
     assert model.compile_generation()
     codes = model.generate_images(prompt, generator=torch.Generator().manual_seed(1), **settings)
     assert torch.equal(codes, expected)
-    assert len(model._decoder._graphs) == 1
+    assert caplog.text.count("Compiling the generation step") == 1
 
 
 def test_a_compiled_step_notices_changed_scales(bits: str, caplog: pytest.LogCaptureFixture, monkeypatch):
     """Scales change inside a weight, which stays the same object. Our own kernels, which would pack again, are off."""
     monkeypatch.setattr(logging.getLogger("janus_hf"), "propagate", True)
-    monkeypatch.setattr(decoding, "kernels_fit", lambda device: False)
+    monkeypatch.setattr(model_kernels, "kernels_fit", lambda device: False)
     model, decoder = load(bits), CompiledDecoder(torch.device("cpu"))
     decoder.prepare(model.model)
     decoder.prepare(model.model)
@@ -316,7 +319,7 @@ def test_a_compiled_step_notices_changed_scales(bits: str, caplog: pytest.LogCap
 @torch.no_grad()
 def test_int8_is_packed_by_our_kernels(caplog: pytest.LogCaptureFixture, monkeypatch):
     monkeypatch.setattr(logging.getLogger("janus_hf"), "propagate", True)
-    monkeypatch.setattr(decoding, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(model_kernels, "multiplies_bfloat16", lambda: False)
     model, decoder = load("int8"), CompiledDecoder(torch.device("cpu"))
     layer, x = model.get_submodule(LAYER), torch.randn(3, model.config.text_config.hidden_size)
     for factor in (1, 2):
@@ -328,4 +331,4 @@ def test_int8_is_packed_by_our_kernels(caplog: pytest.LogCaptureFixture, monkeyp
         # Torchao multiplies by the scale before it sums, we after: float32 numbers below 10.
         torch.testing.assert_close(found, layer(x), rtol=0, atol=1e-5)
     assert not caplog.messages
-    assert not decoder._options  # nothing is left for the compiler to pack
+    assert not decoder.packs_by_compiler

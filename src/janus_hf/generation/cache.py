@@ -1,22 +1,22 @@
-"""A cache of keys and values that is allocated at once and attended as far as it is written.
+"""A key-value cache that is allocated at once but attended only as far as it is written.
 
-A growing cache is copied for every code; a static one is attended over its whole length, most of which is empty for
-most of a picture. Here a step appends in place, and attention gets a view of what is there. The lengths are numbers of
-Python, so this is for steps that are not compiled.
+transformers' growing cache copies itself for every token, and its static cache is attended over its whole length, most
+of which is empty during most of an image. Here a step writes in place, and attention gets a view of the positions
+written so far. The lengths are Python numbers, so this cache suits steps that are not compiled.
 
-`R` rows, `G` heads of keys and values, `n` new positions, `D` width of a head.
+`R` rows, `G` key and value heads, `n` new positions, `D` width of a head.
 """
 
-from typing import Any
-
 import torch
+from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicLayer
 
 
 class _PreallocatedLayer(DynamicLayer):
-    """One layer's keys and values `(R, G, positions so far, D)`, views of tensors of `capacity` positions.
+    """Keys and values of one layer, `(R, G, positions written so far, D)`: views of tensors of `capacity` positions.
 
-    Rows stay as they are: what reorders, repeats or selects them, as beam search does, would act on the views alone.
+    Only `update` and `crop` are supported. Methods that reorder, repeat or select rows, as beam search does, would
+    change the views but not the tensors behind them.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -24,47 +24,56 @@ class _PreallocatedLayer(DynamicLayer):
         self.capacity = capacity
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate for rows and heads like these."""
+        """Allocate tensors for the rows, heads, dtype and device of the first keys and values."""
         self.dtype, self.device = key_states.dtype, key_states.device
         rows, heads = key_states.shape[:2]
+        # Memory without values is enough, because a position is written before attention gets a view of it.
         self._key_store = key_states.new_empty(rows, heads, self.capacity, key_states.shape[-1])
         self._value_store = value_states.new_empty(rows, heads, self.capacity, value_states.shape[-1])
         self.keys, self.values = self._key_store[:, :, :0], self._value_store[:, :, :0]
         self.is_initialized = True
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        *args: object,
+        **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append `(R, G, n, D)`; returns all keys and values so far.
+        """Append keys and values `(R, G, n, D)` and return all that are written.
 
         Raises:
-            ValueError: If there is no room.
+            ValueError: If fewer than `n` positions are free.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if end > self.capacity:
-            raise ValueError(f"The cache holds {self.capacity} positions, {start} of them taken; {end - start} came.")
+            raise ValueError(
+                f"The cache must have room for {end - start} more positions, got {self.capacity} with {start} of them "
+                "written: make it with a larger capacity."
+            )
         self._key_store[:, :, start:end] = key_states
         self._value_store[:, :, start:end] = value_states
         self.keys, self.values = self._key_store[:, :, :end], self._value_store[:, :, :end]
         return self.keys, self.values
 
     def get_max_length(self) -> int:
-        """Positions there is room for."""
+        """Return the number of positions that are allocated."""
         return self.capacity
 
 
 class PreallocatedCache(Cache):
-    """Keys and values of all layers.
+    """Keys and values of all layers of a language model.
 
     Args:
-        config: Of the language model; all its layers attend to everything before.
-        capacity: Positions to allocate.
+        config: Config of the language model. All its layers must attend to every earlier position (no sliding
+            windows).
+        capacity: Number of positions to allocate.
     """
 
-    def __init__(self, config: Any, capacity: int) -> None:
+    def __init__(self, config: PreTrainedConfig, capacity: int) -> None:
         super().__init__(layers=[_PreallocatedLayer(capacity) for _ in range(config.num_hidden_layers)])
 
 

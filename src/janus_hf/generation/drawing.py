@@ -1,178 +1,215 @@
-"""One batch of pictures being drawn: which codes are certain, which are guessed, and the steps that draw more.
+"""One batch of images during generation: the tokens that are final, the guesses, and the steps that sample more.
 
-Several codes may be drawn by one step of the language model: it is fed the last code that is certain and guesses of
-those that follow, and draws a code after each. A draw is what drawing one by one would have given if all guesses
-before it were right, since a code's noise depends on its place and not on when it is drawn; the others are the next
-step's guesses. This is Jacobi iteration (https://arxiv.org/abs/2410.01699 drafts alike, and then accepts at random);
-the pictures are those of the plain loop.
+One step of the language model may sample several tokens. It is fed the last final token and guesses of the tokens that
+follow, and samples a token after each. A sampled token equals the one of the plain loop if all guesses before it were
+correct, because its noise depends on its position and not on the step that samples it; such tokens are accepted, the
+others become the next step's guesses. This is Jacobi iteration, and the images are those of the plain loop
+(https://arxiv.org/abs/2410.01699 guesses in the same way, but then accepts at random).
 
-`B` pictures, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `P` codes per picture,
-`K` codebook entries, `n` codes fed at once.
+`B` images, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `P` tokens per image,
+`K` codebook entries, `n` tokens fed at once (the window).
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import DynamicCache
 
-from .decoding import DrawnCodes, draw_from
-from .sampling import Sampling, check_codes
+from ..protocols import BareModel
+from .decoders import Decoder, StepInput, StepOutput, draw_from
+from .sampling import Draw, check_codes
 
 
 StepCallback = Callable[[int, torch.Tensor], torch.Tensor | None]
 
 
 class Drawing:
-    """One batch of pictures being drawn: the codes so far, what follows them for now, and the rows' cache.
+    """One batch of images during generation: tokens, guesses, and the cache of the rows.
 
-    `start`, then by turns `num_right` and `keep` (how many of the codes just drawn are right) and `step` (draw more).
+    Call `start` once. Then repeat: `num_accepted` (how many of the sampled tokens are final), `accept` (make them
+    final), `step` (sample more).
+
+    Args:
+        model: The bare model.
+        decoder: Decoder that runs the steps.
+        ids_RT: Rows to run, `(R, T)` int64.
+        mask_RT: Attention mask of the rows, `(R, T)` int64.
+        given: `(B, p)` int64 first tokens of every image.
+        draw: Keys, guidance scale and sampling settings.
+        cache_implementation: "static" or "dynamic".
+        window: `n`; 1 guesses nothing.
 
     Attributes:
-        codes: `(B, P + n)`: `known` codes that are final, then guesses.
-        logits, scores: `(B, 1 or n, K)` of the codes just drawn.
+        tokens: `(B, P + n)` int64: `num_final` tokens that are final, then guesses.
+        num_final: Number of final tokens of each image.
+        sampled: `(B, 1 or n)` int64 tokens that the last step sampled for the positions from `num_final` on.
+        logits: `(B, 1 or n, K)` float32 logits of the sampled tokens, after guidance.
+        scores: `(B, 1 or n, K)` float32 scores of the sampled tokens, after temperature, top-k and top-p.
+        num_model_steps: Number of runs of the language model so far, including the prompt's.
+
+    Raises:
+        ValueError: If the decoder does not have this cache implementation.
     """
 
+    sampled: torch.Tensor
     logits: torch.Tensor
     scores: torch.Tensor
 
     def __init__(
         self,
-        model: Any,
+        *,
+        model: BareModel,
+        decoder: Decoder,
         ids_RT: torch.Tensor,
         mask_RT: torch.Tensor,
         given: torch.Tensor,
+        draw: Draw,
         cache_implementation: str,
         window: int,
-        guidance_scale: torch.Tensor | None,
-        sampling: Sampling,
-        keys: torch.Tensor,
     ) -> None:
-        config = model.config
-        self.model, self.decoder = model.model, model._decoder
-        self.decoder.prepare(self.model)
+        text, vq = model.config.text_config, model.config.vq_config
+        self.model, self.decoder, self.draw, self.window = model, decoder, draw, window
+        # This comes before `make_cache`, because a decoder may drop its caches if the model has changed.
+        self.decoder.prepare(model)
         self.ids, self.prompt_mask, self.length = ids_RT, mask_RT, ids_RT.shape[1]
-        self.num_codes, self.grid = config.vq_config.num_image_tokens, config.vq_config.num_patches
-        self.codebook = config.vq_config.num_embeddings
-        self.window = window
-        self.rest = (keys, guidance_scale, sampling)
+        self.num_tokens, self.columns, self.codebook_size = vq.num_image_tokens, vq.num_patches, vq.num_embeddings
         self.num_model_steps = 0
 
-        # The last steps feed and draw codes past the picture's end, so that all are of one size.
-        size, device = self.num_codes + window, ids_RT.device
-        self.known = given.shape[1]
-        self.codes = torch.zeros(len(given), size, dtype=torch.long, device=device)
-        self.codes[:, : self.known] = given
-        self.places = torch.arange(size + 1, device=device)
+        # All steps have one size, so the last one feeds and samples tokens past the image's end.
+        size, device = self.num_tokens + window, ids_RT.device
+        self.num_final = given.shape[1]
+        self.tokens = torch.zeros(len(given), size, dtype=torch.long, device=device)
+        self.tokens[:, : self.num_final] = given
+        self.positions = torch.arange(size + 1, device=device)
         total = self.length + size
-        self.cache = self.decoder.make_cache(cache_implementation, config.text_config, len(ids_RT), total)
-        self.mask = self.decoder.make_mask(mask_RT, self.cache, total)
+        self.cache = decoder.make_cache(cache_implementation, text, len(ids_RT), total)
+        self.mask = decoder.make_mask(mask_RT, self.cache, total)
         self.lengths = mask_RT.sum(dim=-1, keepdim=True)
+        self.all_finite = torch.ones((), dtype=torch.bool, device=device)
 
     def start(self) -> None:
-        """Run the prompts and the given codes, and draw the first code.
-
-        Rows that are equal, as the unconditional ones of prompts of one length are, run once.
-        """
-        given = self.codes[:, : self.known]
+        """Run the prompts and the given tokens, and sample the first token. Rows that are equal run once."""
+        given = self.tokens[:, : self.num_final]
         given = given.repeat(len(self.ids) // len(given), 1)
-        unique, which = torch.unique(torch.cat([self.ids, self.prompt_mask, given], dim=1), dim=0, return_inverse=True)
-        ids, mask, given = unique.split([self.length, self.length, self.known], dim=1)
+        # Prompts of one length have the same unconditional row, and equal prompts are equal rows.
+        unique, row_of = torch.unique(
+            torch.cat([self.ids, self.prompt_mask, given], dim=1), dim=0, return_inverse=True
+        )
+        ids, mask, given = unique.split([self.length, self.length, self.num_final], dim=1)
         mask = torch.cat([mask, torch.ones_like(given)], dim=1)
         with self.decoder.running(self.model):
             embeds = self.model.embed_ids(ids)
-            if self.known:
+            if self.num_final:
                 embeds = torch.cat([embeds, self.model.embed_image_ids(given)], dim=1)
+            # The prompt runs in a cache of its own, whose rows are then copied to all rows of the batch.
             outputs = self.model.language_model(
                 inputs_embeds=embeds,
                 attention_mask=None if bool(mask.all()) else mask,
-                position_ids=_positions(mask),
+                position_ids=(mask.cumsum(dim=-1) - 1).clamp(min=0),
                 past_key_values=DynamicCache(config=self.model.language_model.config),
                 use_cache=True,
             )
+            # A model spread over devices has every layer's cache on that layer's device.
             for number, layer in enumerate(outputs.past_key_values.layers):
-                rows = which.to(layer.keys.device)
+                rows = row_of.to(layer.keys.device)
                 self.cache.update(layer.keys[rows], layer.values[rows], number)
             hidden = outputs.last_hidden_state[:, -1:]
-            self._draw(draw_from(self.model, hidden[which.to(hidden.device)], self._next(1), *self.rest))
+            self._store(draw_from(self.model, hidden[row_of.to(hidden.device)], self._next_positions(1), self.draw))
 
     def step(self) -> None:
-        """Feed the last code and what is guessed to follow, and draw as many."""
-        before = self.known - 1
-        mask = self.mask
-        # A compiled step's mask has its cache's length, at every step: causality hides what is not written.
-        if mask is not None and not isinstance(self.cache, StaticCache):
-            mask = mask[:, : self.length + before + self.window]
-        self._draw(
-            self.decoder.step(
-                self.model,
-                self.cache,
-                self.codes[:, before : before + self.window],
-                mask,
-                self.lengths,
-                self._next(self.window),
-                *self.rest,
-            )
-        )
+        """Feed the last final token and the guesses that follow, and sample as many tokens."""
+        fed = self.tokens[:, self.num_final - 1 : self.num_final - 1 + self.window]
+        step = StepInput(fed, self.mask, self.lengths, self._next_positions(self.window), self.draw)
+        self._store(self.decoder.step(self.model, self.cache, step))
 
-    def _next(self, count: int) -> torch.Tensor:
-        return self.places[self.known : self.known + count]
+    def _next_positions(self, count: int) -> torch.Tensor:
+        """Return the positions `(count,)` of the next tokens to sample."""
+        return self.positions[self.num_final : self.num_final + count]
 
-    def _draw(self, drawn: DrawnCodes) -> None:
-        self.drawn, self.logits, self.scores = drawn
+    def _store(self, output: StepOutput) -> None:
+        """Keep what a run of the language model sampled, until the next run."""
+        self.sampled, self.logits, self.scores = output
         self.num_model_steps += 1
 
-    def num_right(self) -> int:
-        """How many of the codes just drawn are final, in all pictures: one more than guesses that came true."""
-        count = self.drawn.shape[1]
+    def num_accepted(self) -> int:
+        """Return the number of sampled tokens to accept: the longest prefix of correct guesses common to all images,
+        plus one. With a window of 1 this does not wait for the device.
+        """
+        count = self.sampled.shape[1]
         if count == 1:
-            return 1  # without waiting for the device
-        guessed = self.codes[:, self.known : self.known + count - 1]
-        came_true = (guessed == self.drawn[:, :-1]).cumprod(dim=1).sum(dim=1)
-        return min(int(came_true.min()) + 1, self.num_codes - self.known)
+            return 1
+        # The first sampled token follows a final token and so is always accepted; the others need correct guesses.
+        guesses = self.tokens[:, self.num_final : self.num_final + count - 1]
+        num_correct = (guesses == self.sampled[:, :-1]).cumprod(dim=1).sum(dim=1)
+        return min(int(num_correct.min()) + 1, self.num_tokens - self.num_final)
 
-    def show(self, count: int, callback: StepCallback) -> int:
-        """Let the callback see, and replace, the next codes; returns how many are final then."""
+    def check_logits(self, count: int) -> None:
+        """Check the logits of the next `count` tokens.
+
+        Raises:
+            FloatingPointError: If logits of this or an earlier step are not finite. It is raised once a row of image
+                tokens is complete, because reading the flag waits for the device.
+        """
+        self.all_finite &= self.logits[:, :count].isfinite().all()
+        end = self.num_final + count
+        completes_row = end // self.columns > self.num_final // self.columns
+        if completes_row and not self.all_finite:
+            raise FloatingPointError(
+                f"The model's image logits are not finite (seen by image token {end - 1} of {self.num_tokens}), so no "
+                "token can be sampled: load the model in bfloat16 or float32, because float16 overflows, and check "
+                "the weights."
+            )
+
+    def run_callback(self, count: int, callback: StepCallback) -> int:
+        """Show the next `count` tokens to the callback, one after the other, until it replaces one.
+
+        Args:
+            count: Number of sampled tokens to accept.
+            callback: Receives the position and the tokens up to it `(B, position + 1)`, and returns None or `(B,)`
+                tokens to use at this position.
+
+        Returns:
+            The number of tokens to accept now. A replaced token is the last one, because the tokens after it were
+            sampled after another.
+
+        Raises:
+            ValueError: If the callback returns another shape or tokens outside the codebook.
+        """
         for number in range(count):
-            place = self.known + number
-            self.codes[:, place] = self.drawn[:, number]
-            if (replaced := callback(place, self.codes[:, : place + 1])) is not None:
-                self.drawn[:, number] = _check_replacement(replaced, len(self.codes), self.codebook)
+            position = self.num_final + number
+            self.tokens[:, position] = self.sampled[:, number]
+            replacement = callback(position, self.tokens[:, : position + 1])
+            if replacement is not None:
+                self.sampled[:, number] = _check_replacement(replacement, len(self.tokens), self.codebook_size)
                 return number + 1
         return count
 
-    def keep(self, count: int) -> None:
-        """Make the next `count` codes final; the others just drawn become guesses."""
-        drawn = self.known + self.drawn.shape[1]
-        self.codes[:, self.known : drawn] = self.drawn[:, : self.codes.shape[1] - self.known]
-        self.known += count
+    def accept(self, count: int) -> None:
+        """Make the next `count` sampled tokens final, and guess the tokens that the next step feeds after them."""
+        # The warm-up of a compiled decoder may pass the end of `tokens`; what does not fit is dropped.
+        end = self.num_final + self.sampled.shape[1]
+        self.tokens[:, self.num_final : end] = self.sampled[:, : self.tokens.shape[1] - self.num_final]
+        self.num_final += count
         if self.window == 1:
             return
-        for place in range(drawn, min(self.known + self.window - 1, self.codes.shape[1])):
-            above = place - self.grid
-            self.codes[:, place] = self.codes[:, above if above >= 0 else drawn - 1]
-        _forget_last(self.cache, self.drawn.shape[1] - count)
+        # Sampled tokens that were not accepted are already in place as guesses. Further guesses are copied from the
+        # row above in the image, or from the last sampled token in the first row.
+        for position in range(end, min(self.num_final + self.window - 1, self.tokens.shape[1])):
+            above = position - self.columns
+            self.tokens[:, position] = self.tokens[:, above if above >= 0 else end - 1]
+        if count < self.sampled.shape[1]:
+            self.decoder.rewind(self.cache, self.sampled.shape[1] - count)
 
 
-def _positions(mask: torch.Tensor) -> torch.Tensor:
-    return (mask.cumsum(dim=-1) - 1).clamp(min=0)
-
-
-def _forget_last(cache: Cache, count: int) -> None:
-    if count == 0:
-        return
-    if isinstance(cache, StaticCache):
-        for layer in cache.layers:
-            layer.cumulative_length.sub_(count)  # what lies beyond is hidden by causality, then overwritten
-    else:
-        cache.crop(-count)
-
-
-def _check_replacement(codes: torch.Tensor, batch_size: int, codebook: int) -> torch.Tensor:
-    if tuple(codes.shape) != (batch_size,):
-        raise ValueError(f"The callback may return codes of shape ({batch_size},), got {tuple(codes.shape)}.")
-    check_codes(codes, codebook)
-    return codes
+def _check_replacement(tokens: torch.Tensor, batch_size: int, codebook_size: int) -> torch.Tensor:
+    """Return the callback's tokens; raise a ValueError if their shape or a token is out of range."""
+    if tuple(tokens.shape) != (batch_size,):
+        raise ValueError(
+            f"The callback must return None or tokens of shape ({batch_size},), got {tuple(tokens.shape)}: return one "
+            "token per image."
+        )
+    check_codes(tokens, codebook_size)
+    return tokens
 
 
 __all__ = ["Drawing", "StepCallback"]

@@ -225,6 +225,7 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # only if the config says so
     output_modalities = ("image", "text")
+    model: JanusProModel
     accepts_loss_kwargs = True
 
     def __init__(self, config: JanusProConfig) -> None:

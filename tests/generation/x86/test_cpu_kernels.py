@@ -1,4 +1,4 @@
-"""Where the kernels are for, and that they can be built there."""
+"""The kernels are used on the processors that they are written for, and compile there."""
 
 import logging
 import subprocess
@@ -19,14 +19,14 @@ CHECKS = ("test_schema", "test_faketensor")
 @pytest.mark.parametrize(
     ("capability", "fits"), [("AVX2", True), ("AVX512", True), ("DEFAULT", False), ("SVE", False)]
 )
-def test_they_are_for_processors_with_wide_vectors(capability, fits, monkeypatch):
+def test_kernels_fit_processors_with_wide_vectors(capability, fits, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     assert cpu_kernels.kernels_fit(CPU) is fits
     assert not cpu_kernels.kernels_fit(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
-def test_processors_that_multiply_bfloat16(avx512, amx, monkeypatch):
+def test_processors_that_multiply_bfloat16_are_recognised(avx512, amx, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     assert cpu_kernels.multiplies_bfloat16() is (avx512 or amx)
@@ -36,7 +36,7 @@ def test_without_kernels_the_compilers_are_used(monkeypatch, caplog):
     def fail():
         raise OSError("no compiler\nsecond line")
 
-    monkeypatch.setattr(cpu_kernels, "_kernels", fail)
+    monkeypatch.setattr(cpu_kernels, "load_kernels", fail)
     cpu_kernels.kernels_can_be_built.cache_clear()
     monkeypatch.setattr(logging.getLogger("janus_hf"), "propagate", True)
     try:
@@ -48,8 +48,8 @@ def test_without_kernels_the_compilers_are_used(monkeypatch, caplog):
 
 
 @pytest.mark.skipif(not cpu_kernels.kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
-def test_operators_are_described_truly():
-    """To the compiler, which sees shapes only."""
+def test_operators_have_the_shapes_that_the_compiler_is_given():
+    """`opcheck` compares each operator with its schema and its shape function."""
     x, packed = torch.randn(3, 5), torch.randn(2, 5, cpu_kernels.block_size())
     torch.library.opcheck(torch.ops.janus_hf.packed_linear.default, (x, packed), test_utils=CHECKS)
     query, key, value = torch.randn(2, 4, 3, 64), torch.randn(2, 2, 7, 64), torch.randn(2, 2, 7, 64)
@@ -58,7 +58,7 @@ def test_operators_are_described_truly():
 
 
 def test_the_source_is_part_of_the_package():
-    """Which an editable installation has anyway."""
+    """A built package must contain the source; an editable installation always does."""
     project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = project["tool"]["setuptools"]["package-data"]["janus_hf"]
     source = Path(cpu_kernels.__file__).with_suffix(".cpp")
@@ -69,7 +69,7 @@ def test_the_source_is_part_of_the_package():
 @pytest.mark.slow
 @pytest.mark.skipif(not cpu_kernels.kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
 def test_it_compiles_for_avx512(tmp_path):
-    """Where it cannot be run: by the compiler's command for this machine, with the other instructions."""
+    """Compile with this machine's command and another instruction set, because not every machine can run AVX-512."""
     code = (
         "from torch._inductor import cpp_builder, cpu_vec_isa\n"
         "isa = cpu_vec_isa.VecAVX512()\n"

@@ -1,11 +1,11 @@
-"""The packed layers compute what PyTorch's do."""
+"""Packed layers compute what PyTorch's linear layers compute."""
 
 import pytest
 import torch
 from torch import nn
 
-from janus_hf.generation.x86 import cpu_kernels, packed_linear
-from janus_hf.generation.x86.packed_linear import PackedLinear, PackedLinears
+from janus_hf.generation.x86 import cpu_kernels
+from janus_hf.generation.x86.packed_linear import PackedLinear, PackedLinears, pack_weight
 
 
 pytestmark = pytest.mark.skipif(
@@ -15,6 +15,7 @@ EPSILON = torch.finfo(torch.float32).eps
 
 
 def make_linear(inputs, outputs, dtype, bias=False):
+    """Return a random linear layer, the same at every call."""
     torch.manual_seed(0)
     return nn.Linear(inputs, outputs, bias=bias, dtype=dtype)
 
@@ -24,14 +25,14 @@ def make_linear(inputs, outputs, dtype, bias=False):
 @pytest.mark.parametrize(
     ("inputs", "outputs"),
     [(16, 32), (1100, 64), (512, 48), (7, 33), (1, 1)],
-    ids=["small", "several parts of the inputs", "one part", "outputs that fill no block", "a number"],
+    ids=["small", "several parts of the inputs", "one part", "outputs that fill no block", "one weight"],
 )
 @torch.no_grad()
-def test_it_is_a_linear_layer(dtype, rows, inputs, outputs):
+def test_it_equals_a_linear_layer(dtype, rows, inputs, outputs):
     linear = make_linear(inputs, outputs, dtype, bias=True)
-    x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))  # float32: nothing is rounded
+    x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))  # float32, so inputs are not rounded
     expected = nn.functional.linear(x.double(), linear.weight.double(), linear.bias.double())
-    # Each of so many additions rounds a sum that is smaller than the sum of absolute products.
+    # Each of the `inputs` additions rounds a sum that is smaller than the sum of absolute products.
     bound = (x.abs().double() @ linear.weight.abs().double().T).max().item() + 1
     torch.testing.assert_close(PackedLinear(linear)(x).double(), expected, rtol=0, atol=inputs * EPSILON * bound)
 
@@ -47,8 +48,8 @@ def test_half_precision_is_rounded_once():
 
 
 @torch.no_grad()
-def test_a_row_is_the_same_in_any_company():
-    """And so with any number of threads: pictures drawn together are those drawn alone."""
+def test_a_row_depends_on_neither_batch_nor_threads():
+    """Images generated in a batch therefore equal images generated alone."""
     packed = PackedLinear(make_linear(1100, 200, torch.bfloat16))
     x = torch.randn(29, 1100)
     together = packed(x)
@@ -70,23 +71,25 @@ def test_any_leading_dimensions_and_strides():
     torch.testing.assert_close(PackedLinear(linear)(x[0, 0]), linear(x[0, 0]), rtol=0, atol=1e-5)
 
 
-def test_bytes_are_weights_too():
+def test_int8_weights_are_computed_exactly():
     values = torch.randint(-128, 128, (48, 700), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    packed = packed_linear._pack(values, cpu_kernels.block_size())
+    packed = pack_weight(values, cpu_kernels.block_size())
     x = torch.randint(-8, 8, (9, 700)).float()  # sums below 2^24: exact in float32
     found = cpu_kernels.packed_linear(x, packed)[:, :48]
     assert torch.equal(found, x @ values.float().T)
 
 
 def make_model(*dtypes):
+    """Return a model with one linear layer of each dtype, each in a module of its own."""
     return nn.Sequential(*(nn.Sequential(make_linear(8, 8, dtype)) for dtype in dtypes))
 
 
 def kinds(model):
+    """Return the classes of the layers of `make_model`."""
     return [type(part[0]) for part in model]
 
 
-def test_packed_layers_take_the_places_of_those_that_fit():
+def test_packed_layers_replace_those_that_fit():
     model = make_model(torch.float32, torch.float16, torch.bfloat16)
     packed = PackedLinears([model])
     assert not packed.complete
@@ -94,13 +97,13 @@ def test_packed_layers_take_the_places_of_those_that_fit():
         assert kinds(model) == [PackedLinear, nn.Linear, PackedLinear]
     assert kinds(model) == [nn.Linear] * 3
     with pytest.raises(RuntimeError), packed.in_place():
-        model(torch.ones(8))  # the layer between is in another dtype
+        model(torch.ones(8))  # the layer between them has another dtype and fails
     assert kinds(model) == [nn.Linear] * 3
     assert PackedLinears([model[0], model[2]]).complete
 
 
 @torch.no_grad()
-def test_weights_that_are_written_to_are_packed_again():
+def test_changed_weights_can_be_packed_again():
     model = make_model(torch.float32)
     packed = PackedLinears([model])
     model[0][0].weight.mul_(-1)
@@ -110,7 +113,7 @@ def test_weights_that_are_written_to_are_packed_again():
         torch.testing.assert_close(model(x), x @ model[0][0].weight.T, rtol=0, atol=1e-5)
 
 
-def test_layers_with_hooks_are_left_alone():
+def test_layers_with_hooks_are_not_packed():
     model = make_model(torch.float32, torch.float32)
     packed = PackedLinears([model])
     assert packed.is_current()
@@ -124,7 +127,7 @@ def test_layers_with_hooks_are_left_alone():
 
 
 def test_inputs_of_another_width_are_refused():
-    with pytest.raises(ValueError, match=r"takes float32 of shape \(rows, 8\), got torch.float32 of \(2, 9\)"):
+    with pytest.raises(ValueError, match=r"must be float32 of shape \(rows, 8\), got torch.float32 of shape \(2, 9\)"):
         PackedLinear(make_linear(8, 8, torch.float32))(torch.ones(2, 9))
 
 

@@ -1,7 +1,7 @@
-// What a drawing step does on a CPU: matrices times few rows, and attention of few queries to a long cache.
+// Kernels for a generation step on a CPU: weights times few rows, and attention of few queries to a long cache.
 //
-// Both read far more numbers than they compute, so these are read once, in order, and widened to float32 on their way
-// into registers.
+// Both read far more numbers than they compute. Weights, keys and values are therefore read once, in order, and
+// converted to float32 when they are loaded into registers.
 
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
@@ -19,18 +19,20 @@ using Vector = Vectorized<float>;
 
 constexpr int kWidth = Vector::size();
 constexpr int kBlock = 2 * kWidth;
-constexpr int kAhead = 8192;  // bytes; by themselves processors read ahead to the end of a page only
+// Bytes to prefetch ahead; without this, processors prefetch only to the end of a memory page.
+constexpr int kAhead = 8192;
 
 typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t Pairs __attribute__((vector_size(4 * kWidth)));
 
-// A block of numbers, in two registers.
+// Load a block of values into two registers.
 static inline void load(const float* w, Vector& low, Vector& high) {
   low = Vector::loadu(w);
   high = Vector::loadu(w + kWidth);
 }
 
-// The even ones and the odd ones: two operations instead of five.
+// Load the even bfloat16 values into `low` and the odd ones into `high`: two operations, where keeping their order
+// would take five.
 static inline void load(const c10::BFloat16* w, Vector& low, Vector& high) {
   Pairs pairs;
   std::memcpy(&pairs, w, sizeof(pairs));
@@ -38,6 +40,7 @@ static inline void load(const c10::BFloat16* w, Vector& low, Vector& high) {
   high = Vector(reinterpret_cast<Floats>(pairs & 0xffff0000u));
 }
 
+// Convert as many bytes as a register holds floats.
 static inline Vector widen(const int8_t* w) {
 #if defined(CPU_CAPABILITY_AVX512)
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
@@ -53,17 +56,20 @@ static inline void load(const int8_t* w, Vector& low, Vector& high) {
   high = widen(w + kWidth);
 }
 
-// --- y = x w^T
+// --- Linear layers: y = x w^T
 //
-// Weights are packed in blocks of outputs, each narrow enough for the sums of six rows to stay in registers: for every
-// input the weights of the block's outputs.
+// The packed weight has one part per block of outputs: for each input in turn, the weights of these outputs. A block
+// is so narrow that its sums for six rows stay in registers.
 
-constexpr int kRows = 6;     // of a tile: 12 sums, 2 weights and an input fill the 16 registers of AVX2
-constexpr int kDepth = 512;  // inputs that all rows take their turn at, while the weights are in the cache
+// Rows per tile: 12 sums, 2 weights and an input fill the 16 registers of AVX2.
+constexpr int kRows = 6;
+// Inputs per pass: the weights of one pass stay in the CPU's cache while all rows use them.
+constexpr int kDepth = 512;
 
-// Adds `depth` products to the sums of `rows` rows and one block of outputs.
+// Add `depth` products to the sums of `rows` rows and one block of outputs.
 //
-// GCC 12 leaves an array of `Vector`, or one whose loop it unrolls itself, in memory: half as fast.
+// The sums are `Floats` and the loops are unrolled by `ForcedUnroll`, because GCC 12 keeps an array of `Vector`, or
+// one whose loop it unrolls itself, in memory, which is half as fast.
 template <int rows, bool prefetch, typename Weight>
 static void add_tile(const float* __restrict x, int64_t inputs, const Weight* __restrict w, int depth,
                      float* __restrict y, int64_t outputs) {
@@ -91,7 +97,7 @@ static void add_tile(const float* __restrict x, int64_t inputs, const Weight* __
   });
 }
 
-// The same for a number of rows that is known now.
+// Call `add_tile` with `count` rows: a number known at run time, turned into a template argument.
 template <bool prefetch, typename Weight, int rows = kRows>
 static inline void add_rows(int count, const float* x, int64_t inputs, const Weight* w, int depth, float* y,
                             int64_t outputs) {
@@ -104,12 +110,14 @@ static inline void add_rows(int count, const float* x, int64_t inputs, const Wei
   }
 }
 
+// Compute one block of outputs for all rows.
 template <typename Weight>
 static void compute_block(const float* x, int64_t rows, int64_t inputs, const Weight* w, float* y, int64_t outputs) {
   for (int64_t row = 0; row < rows; ++row) {
     std::fill_n(y + row * outputs, kBlock, 0.0f);
   }
-  const int64_t tiles = (rows + kRows - 1) / kRows;  // of almost equal size: small ones keep few sums in flight
+  // Tiles have almost equal numbers of rows, because a small tile has too few sums to fill the processor's pipeline.
+  const int64_t tiles = (rows + kRows - 1) / kRows;
   const int64_t step = tiles == 1 ? inputs : kDepth;
   for (int64_t start = 0; start < inputs; start += step, w += step * kBlock) {
     const int depth = std::min(step, inputs - start);
@@ -121,6 +129,7 @@ static void compute_block(const float* x, int64_t rows, int64_t inputs, const We
   }
 }
 
+// Share the blocks of outputs between threads, each of which reads its own part of the weight.
 template <typename Weight>
 static void linear(const float* x, const Weight* w, float* y, int64_t rows, int64_t inputs, int64_t outputs,
                    int threads) {
@@ -133,14 +142,17 @@ static void linear(const float* x, const Weight* w, float* y, int64_t rows, int6
   }
 }
 
-// --- attention
+// --- Attention
 //
-// Of one query to the positions of one head that it may see. Weights are divided by their sum at the end.
+// One query at a time attends to one head's positions. The softmax is normalised last: the weighted sum of values is
+// divided by the sum of weights.
 
+// Memory of one thread, reused for all its queries.
 struct Scratch {
   std::vector<float> query, weights;
 };
 
+// Score one position: the dot product of query and key.
 template <typename Number>
 static inline float dot(const float* query, const Number* key, int64_t width) {
   Vector low_sum(0), high_sum(0);
@@ -154,7 +166,7 @@ static inline float dot(const float* query, const Number* key, int64_t width) {
   return at::vec::vec_reduce_all<float>([](Vector& a, Vector& b) { return a + b; }, low_sum + high_sum);
 }
 
-// `blocks` blocks of the weighted sum of values.
+// Compute `blocks` blocks of the weighted sum of values.
 template <int blocks, typename Number>
 static void add_values(const float* weights, const Number* values, int64_t first, int64_t last, int64_t width,
                        float* sum) {
@@ -178,23 +190,27 @@ static void add_values(const float* weights, const Number* values, int64_t first
   });
 }
 
-// The order in which `load` takes a block apart, and back.
-static inline int64_t place(const float*, int64_t i) { return i; }
+// Return where `load` puts entry `i` of a key or value: bfloat16 entries change their order within a block.
+static inline int64_t loaded_index(const float*, int64_t i) { return i; }
 
-static inline int64_t place(const c10::BFloat16*, int64_t i) {
+static inline int64_t loaded_index(const c10::BFloat16*, int64_t i) {
   return i / kBlock * kBlock + (i % 2) * kWidth + i % kBlock / 2;
 }
 
+// Attend with one query to one head: scores, softmax weights, weighted sum of values.
 template <typename Number>
 static void attend_to_head(const float* query, const Number* keys, const Number* values, const bool* visible,
                            int64_t length, int64_t width, float scale, float* y, Scratch& scratch) {
+  // Positions before the first and after the last visible one are never read: they may be uninitialised.
   int64_t first = 0, last = length;
   while (last > 0 && !visible[last - 1]) --last;
   while (first < last && !visible[first]) ++first;
+  // Keys and values keep the order in which `load` puts them. The query is put into the same order first, and the
+  // result is put back into the original order last.
   float* weights = scratch.weights.data();
   float* arranged = scratch.query.data();
   for (int64_t i = 0; i < width; ++i) {
-    arranged[place(keys, i)] = query[i] * scale;
+    arranged[loaded_index(keys, i)] = query[i] * scale;
   }
   const float hidden = -std::numeric_limits<float>::infinity();
   float largest = hidden;
@@ -218,10 +234,11 @@ static void attend_to_head(const float* query, const Number* keys, const Number*
     add_values<1>(weights, values + d, first, last, width, arranged + d);
   }
   for (int64_t i = 0; i < width; ++i) {
-    y[i] = first < last ? arranged[place(keys, i)] / sum : 0.0f;
+    y[i] = first < last ? arranged[loaded_index(keys, i)] / sum : 0.0f;
   }
 }
 
+// Share rows and heads between threads.
 template <typename Number>
 static void attention(const float* query, const Number* keys, const Number* values, const bool* visible, float* y,
                       int64_t rows, int64_t heads, int64_t groups, int64_t queries, int64_t length, int64_t width,
@@ -242,9 +259,10 @@ static void attention(const float* query, const Number* keys, const Number* valu
   }
 }
 
-// --- for Python
+// --- Entry points for Python
 
-// x (rows, inputs), w (outputs / block, inputs, block), y (rows, outputs); all contiguous.
+// Shapes: x (rows, inputs), w (outputs / block, inputs, block), y (rows, outputs). All tensors are contiguous, and
+// block divides outputs.
 #define LINEAR(name, Weight)                                                                                    \
   extern "C" void name(const float* x, const Weight* w, float* y, int64_t rows, int64_t inputs, int64_t outputs, \
                        int threads) {                                                                           \
@@ -255,8 +273,8 @@ LINEAR(linear_float32, float)
 LINEAR(linear_bfloat16, c10::BFloat16)
 LINEAR(linear_int8, int8_t)
 
-// query (rows, heads, queries, width), keys and values (rows, groups, length, width), visible (rows, queries, length),
-// y (rows, queries, heads, width); all contiguous, blocks divide the width.
+// Shapes: query (rows, heads, queries, width), keys and values (rows, groups, length, width), visible (rows, queries,
+// length), y (rows, queries, heads, width). All tensors are contiguous, and block divides width.
 #define ATTENTION(name, Number)                                                                                  \
   extern "C" void name(const float* query, const Number* keys, const Number* values, const bool* visible,        \
                        float* y, int64_t rows, int64_t heads, int64_t groups, int64_t queries, int64_t length,   \

@@ -1,18 +1,18 @@
-"""PyTorch operators for the drawing step on x86 CPUs, from `cpu_kernels.cpp`.
+"""PyTorch operators for the generation step on x86 CPUs, implemented in `cpu_kernels.cpp`.
 
-The kernels are compiled when they are first needed, by the machinery that torch.compile has for its own, and kept on
-disk like those.
+The kernels are compiled when they are first needed, in the same way as kernels of torch.compile, and cached on disk
+with them.
 """
 
 import ctypes
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers.utils import logging
 
 
+# The C functions take addresses and sizes, then the scale of attention's scores, and last the number of threads.
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 _TENSOR, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _LINEAR = [_TENSOR] * 3 + [_SIZE] * 3 + [ctypes.c_int]
@@ -29,17 +29,21 @@ logger = logging.get_logger(__name__)
 
 
 def kernels_fit(device: torch.device) -> bool:
-    """Whether this is a CPU with AVX2 or AVX-512."""
+    """Return whether `device` is a CPU with AVX2 or AVX-512, which the kernels are written for."""
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it, which PyTorch's and the compiler's kernels then use."""
+    """Return whether the processor has instructions that multiply bfloat16, which PyTorch and its compiler use."""
+    # torch.cpu.get_capabilities is public, but torch 2.6 does not have it.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @cache
-def _kernels() -> Any:
+def load_kernels() -> ctypes.CDLL:
+    """Compile the kernels, or load them from the cache on disk, and declare their arguments."""
+    # The public way, torch.utils.cpp_extension, needs ninja and does not set the processor's vector instructions, on
+    # which the kernels' vector type depends.
     from torch._inductor.codecache import CppCodeCache
 
     library = CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8"))
@@ -51,10 +55,10 @@ def _kernels() -> Any:
 
 @cache
 def kernels_can_be_built() -> bool:
-    """Found by building them; a warning says why not."""
+    """Build the kernels and return whether that worked; if not, log a warning with the reason."""
     try:
-        _kernels()
-    except Exception as error:  # whatever compilers and file systems may raise
+        load_kernels()
+    except Exception as error:  # compilers and file systems raise errors of any type
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         logger.warning(f"This package's kernels do not compile here, so the compiler's are used: {reason}")
         return False
@@ -63,16 +67,16 @@ def kernels_can_be_built() -> bool:
 
 @torch.compiler.assume_constant_result
 def block_size() -> int:
-    """Numbers that the kernels compute with at once; depends on the processor."""
-    return _kernels().block_size()
+    """Return the number of values that a kernel loads at once: 16 with AVX2, 32 with AVX-512."""
+    return load_kernels().block_size()
 
 
 def packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """`x w^T`, summed in an order that does not depend on the number of rows.
+    """Compute `x w^T`, summed in an order that does not depend on the number of rows.
 
     Args:
         x_MK: `(M, K)` float32.
-        packed: Weights `(N / block, K, block)`, float32, bfloat16 or int8; see `PackedLinear`.
+        packed: Weights `(N / block, K, block)`, float32, bfloat16 or int8, from `pack_weight`.
 
     Returns:
         `(M, N)` float32.
@@ -81,18 +85,20 @@ def packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def _packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    x_MK = x_MK.contiguous()
+    """Run the kernel; the implementation of the operator `packed_linear`."""
+    x_MK = x_MK.contiguous()  # the kernel gets an address and no strides
     y_MN = _empty_packed_linear(x_MK, packed)
-    kernel = getattr(_kernels(), f"linear_{_NAMES[packed.dtype]}")
+    kernel = getattr(load_kernels(), f"linear_{_NAMES[packed.dtype]}")
     kernel(x_MK.data_ptr(), packed.data_ptr(), y_MN.data_ptr(), *x_MK.shape, y_MN.shape[1], torch.get_num_threads())
     return y_MN
 
 
 def _empty_packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
+    """Check the inputs and return an output without values: all that the compiler needs to know of the operator."""
     if x_MK.dtype != torch.float32 or x_MK.ndim != 2 or x_MK.shape[1] != packed.shape[1]:
         raise ValueError(
-            f"The packed layer takes float32 of shape (rows, {packed.shape[1]}), "
-            f"got {x_MK.dtype} of {tuple(x_MK.shape)}."
+            f"The input of a packed layer must be float32 of shape (rows, {packed.shape[1]}), got {x_MK.dtype} of "
+            f"shape {tuple(x_MK.shape)}: convert and reshape it first."
         )
     return x_MK.new_empty(x_MK.shape[0], packed.shape[0] * packed.shape[2])
 
@@ -100,17 +106,19 @@ def _empty_packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tens
 def masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Attention that reads no further than the last position that is visible; 0 where none is.
+    """Attend, reading no position after the last visible one.
 
-    `R` rows, `H` heads, `G` heads of keys and values, `n` queries, `L` positions, `D` width of a head.
+    `R` rows, `H` query heads, `G` key and value heads, `n` queries, `L` positions, `D` width of a head.
 
     Args:
-        query: `(R, H, n, D)` float32; `block_size` divides `D`.
-        key, value: `(R, G, L, D)` float32 or bfloat16.
-        visible: `(R, n, L)` bool.
+        query: `(R, H, n, D)` float32; `D` is a multiple of `block_size()`.
+        key: `(R, G, L, D)` float32 or bfloat16.
+        value: `(R, G, L, D)` in the key's dtype.
+        visible: `(R, n, L)` bool, True where a query may attend.
+        scale: Factor of the scores before the softmax.
 
     Returns:
-        `(R, n, H, D)` float32.
+        `(R, n, H, D)` float32; 0 for a query that may attend nowhere.
     """
     return torch.ops.janus_hf.masked_attention(query, key, value, visible, scale)
 
@@ -118,11 +126,12 @@ def masked_attention(
 def _masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
+    """Run the kernel; the implementation of the operator `masked_attention`."""
     inputs = [tensor.contiguous() for tensor in (query, key, value, visible)]
     output = _empty_masked_attention(query, key, value, visible, scale)
     rows, heads, queries, width = query.shape
     sizes = (rows, heads, key.shape[1], queries, key.shape[2], width)
-    kernel = getattr(_kernels(), f"attention_{_NAMES[key.dtype]}")
+    kernel = getattr(load_kernels(), f"attention_{_NAMES[key.dtype]}")
     kernel(*(tensor.data_ptr() for tensor in (*inputs, output)), *sizes, scale, torch.get_num_threads())
     return output
 
@@ -130,16 +139,20 @@ def _masked_attention(
 def _empty_masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
+    """Check the inputs and return an output without values: all that the compiler needs to know of the operator."""
     rows, heads, queries, width = query.shape
     fit = key.shape == value.shape and key.shape[::3] == query.shape[::3] and heads % key.shape[1] == 0
     fit = fit and key.dtype == value.dtype and visible.shape == (rows, queries, key.shape[2])
     if not fit or query.dtype != torch.float32 or visible.dtype != torch.bool or width % block_size() != 0:
         tensors = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in (query, key, value, visible))
-        raise ValueError(f"Query, key, value and visible do not fit each other or the kernel: {tensors}.")
+        raise ValueError(
+            "Query, key, value and visible must fit each other and the kernel (see `masked_attention`), got "
+            f"{tensors}: use PyTorch's attention for others."
+        )
     return query.new_empty(rows, queries, heads, width)
 
 
-# Not `torch.library.custom_op`: its checks cost 30 microseconds a call, and a step has 200 calls.
+# torch.library.custom_op is shorter, but its checks cost 30 microseconds a call, and a step has 200 calls.
 for _name, _arguments, _run, _empty in (
     ("packed_linear", "Tensor x, Tensor packed", _packed_linear, _empty_packed_linear),
     (
@@ -158,6 +171,7 @@ __all__ = [
     "block_size",
     "kernels_can_be_built",
     "kernels_fit",
+    "load_kernels",
     "masked_attention",
     "multiplies_bfloat16",
     "packed_linear",

@@ -1,17 +1,16 @@
-"""Attention of a drawing step on an x86 CPU.
+"""Attention of a generation step on an x86 CPU.
 
-PyTorch's kernel attends to a static cache over its whole length, most of which is empty for most of a picture, and
-multiplies bfloat16 matrices of one row, for which no processor is made.
+PyTorch's kernel attends to a static cache over its whole length, most of which is empty during most of an image. For
+bfloat16 it also multiplies matrices of one row, which no processor does fast.
 
-`R` rows, `H` heads, `G` heads of keys and values, `n` queries, `L` positions, `D` width of a head.
+`R` rows, `H` query heads, `G` key and value heads, `n` queries, `L` positions, `D` width of a head.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -29,18 +28,24 @@ def few_queries_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention interface. What the kernel is not made for is left to PyTorch's: many queries, no mask,
-    other dtypes, odd widths.
+    """Attend by this package's kernel if it fits the inputs, and by PyTorch's otherwise.
+
+    PyTorch's kernel is used for more than 8 queries, without a mask, for dtypes other than float32 and bfloat16, and
+    for widths that are no multiple of the kernel's block. transformers calls this function by its attention interface.
 
     Args:
+        module: The attention layer.
         query: `(R, H, n, D)`.
-        key, value: `(R, G, L, D)`.
-        attention_mask: `(R, 1, n, L)` bool, True where attention may go.
+        key: `(R, G, L, D)`.
+        value: `(R, G, L, D)`.
+        attention_mask: `(R, 1, n, L)` or `(1, 1, n, L)` bool, True where a query may attend; or None.
+        scaling: Factor of the scores; None is `D ** -0.5`.
+        kwargs: Further arguments of PyTorch's kernel.
 
     Returns:
-        `(R, n, H, D)` in the query's dtype, and None.
+        Output `(R, n, H, D)` in the query's dtype, and None in place of attention weights.
     """
     queries, width = query.shape[2:]
     fits = key.dtype in (torch.float32, torch.bfloat16) and width % block_size() == 0
@@ -48,6 +53,7 @@ def few_queries_attention(
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, None
     scale = width**-0.5 if scaling is None else scaling
+    # The kernel takes the cache's keys and values as they are and converts them while it reads.
     visible = attention_mask.expand(len(query), 1, queries, key.shape[2]).squeeze(1)
     return masked_attention(query.float(), key, value, visible, scale).to(query.dtype), None
 
@@ -57,8 +63,10 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @contextmanager
-def attending_with_few_queries(language_model: Any) -> Iterator[None]:
-    """Within, the language model attends by `few_queries_attention`."""
+def attending_with_few_queries(language_model: PreTrainedModel) -> Iterator[None]:
+    """Let the language model attend by `few_queries_attention` inside the context."""
+    # The public `set_attn_implementation` has no getter to restore from, and setting and restoring by it takes 71
+    # microseconds of every step instead of 21.
     config = language_model.config
     before = config._attn_implementation
     config._attn_implementation = NAME

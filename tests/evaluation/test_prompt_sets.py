@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from launch import files, finish
+from launch import assert_same_images, files, finish
 from PIL import Image
 
 from janus_hf.evaluation.benchmarks.geneval2 import AtomicPrompt, read_geneval2, score_geneval2, soft_tifa
@@ -216,6 +216,7 @@ def test_two_ranks_are_one(tmp_path):
         finish(arguments, processes)
     one, two = (tmp_path / "1", tmp_path / "2")
     assert len(files(one, "*/samples/*.png")) == 3
-    for pattern in ("*/samples/*.png", "*/metadata.jsonl", "results.jsonl"):
+    assert_same_images(one, two, "*/samples/*.png")
+    for pattern in ("*/metadata.jsonl", "results.jsonl"):
         assert files(one, pattern) == files(two, pattern)
     assert Report.load(two).settings["environments"][-1]["processes"] == 2

@@ -1,4 +1,4 @@
-"""The networks: vision tower, image codec, aligners, heads, and the model that joins them."""
+"""The networks of Janus-Pro: vision tower, image codec, aligners, output heads, and the models that join them."""
 
 from .image_codec import JanusProVQModel
 from .model import JanusProForConditionalGeneration, JanusProModel

@@ -1,14 +1,16 @@
-"""Conversion of original weights to our modules and back, and checks that loading took every weight from the files.
+"""Conversions between original weights (deepseek-ai/Janus) and this package's modules, and checks of loaded weights.
 
-transformers applies registered conversions when it loads and saves. Two registrations make `from_pretrained` read all
-layouts and `save_pretrained` write them:
+transformers applies registered weight conversions when it loads a model and when it saves one. Two registrations let
+`from_pretrained` read both file layouts, that of deepseek-ai/Janus and that of transformers' own Janus, and let
+`save_pretrained` write both:
 
-* `multi_modality`, for the whole model: names only.
-* `JanusProVisionModel`, for the vision tower: names inside the tower, the fused qkv and the position embedding's
-  shape. This one is bound to the tower, because without that bound saving would fuse the language model's projections
-  too.
+* `multi_modality`, a model type: the conversions of the whole model. They only rename weights.
+* `JanusProVisionModel`, a class name: the conversions inside the vision tower. They rename weights, split the fused
+  qkv projection and reshape the position embedding. They are registered for the tower alone, because otherwise saving
+  would also fuse the language model's projections.
 
-The tables of names are in `layouts/janus_pro.py`. What changes a tensor stands here, since layouts import no torch.
+The tables of names are in `layouts/janus_pro.py`. Operations on tensors are defined here, because `layouts` imports no
+torch.
 """
 
 import json
@@ -25,12 +27,16 @@ from ..errors import CheckpointError
 from ..layouts import janus_pro
 
 
-# Tensors by source name, as transformers passes them to a conversion: one tensor, or a list of those that matched.
+# Input of a weight conversion, as transformers passes it: by name in the file, one tensor or a list of those that
+# matched the name.
 Tensors = dict[str, list[torch.Tensor] | torch.Tensor]
 
 
 class DropLeadingAxis(ConversionOps):
-    """`(1, N, C)` of the original position embedding -> `(N, C)` of an embedding table."""
+    """Weight conversion that reshapes the original position embedding `(1, N, C)` to an embedding table `(N, C)`.
+
+    `N` is the number of positions and `C` the width of the vision tower.
+    """
 
     def convert(
         self, input_dict: Tensors, source_patterns: list[str], target_patterns: list[str], **kwargs: Any
@@ -46,7 +52,10 @@ class DropLeadingAxis(ConversionOps):
 
 
 class AddLeadingAxis(DropLeadingAxis):
-    """The inverse: `(N, C)` of an embedding table -> `(1, N, C)` of the original position embedding."""
+    """Weight conversion that reshapes an embedding table `(N, C)` to the original position embedding `(1, N, C)`.
+
+    It is the inverse of `DropLeadingAxis`, used when a model is saved.
+    """
 
     def _reshape(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.unsqueeze(0)
@@ -57,18 +66,22 @@ class AddLeadingAxis(DropLeadingAxis):
 
 
 def _only_tensor(input_dict: Tensors) -> torch.Tensor:
+    """Return the only tensor in the input of a weight conversion, which is passed bare or in a list of one."""
     (value,) = input_dict.values()
     return value[0] if isinstance(value, list) else value
 
 
 def root_conversions(prefix: str) -> list[WeightTransform]:
-    """Return the renamings of the whole model.
+    """Return the weight conversions that rename the original weights (deepseek-ai/Janus) of a whole model.
+
+    Names inside the vision tower are not covered; `tower_conversions` renames those.
 
     Args:
-        prefix: What precedes our names: "model." for the model with text head, "" for the bare one.
+        prefix: Prefix of the weight names in the class that is loaded: "model." for
+            `JanusProForConditionalGeneration`, "" for `JanusProModel`.
     """
     escaped = prefix.replace(".", r"\.")
-    # Only the anchored targets move under the prefix; the others act on names that already did.
+    # Only targets anchored with `^` get the prefix. The other rules act on names that already have it.
     renamings = [
         (theirs, f"^{escaped}{ours[1:]}" if ours.startswith("^") else ours) for theirs, ours in janus_pro.ROOT_NAMES
     ]
@@ -77,7 +90,10 @@ def root_conversions(prefix: str) -> list[WeightTransform]:
 
 
 def tower_conversions() -> list[WeightTransform]:
-    """Return the renamings and reshapings inside the vision tower."""
+    """Return the weight conversions for the original weights (deepseek-ai/Janus) inside the vision tower.
+
+    They rename weights, split the fused qkv projection into three and reshape the position embedding.
+    """
     return [
         *(WeightRenaming(theirs, ours) for theirs, ours in janus_pro.TOWER_NAMES),
         WeightConverter(
@@ -88,15 +104,18 @@ def tower_conversions() -> list[WeightTransform]:
 
 
 def register_conversions() -> None:
-    """Register the conversions of original weights with transformers. Calling it again has no further effect."""
+    """Register the conversions of original weights (deepseek-ai/Janus) with transformers.
+
+    Calling this function again has no further effect.
+    """
     register_checkpoint_conversion_mapping(janus_pro.MODEL_TYPE, root_conversions("model."), overwrite=True)
     register_checkpoint_conversion_mapping("JanusProVisionModel", tower_conversions(), overwrite=True)
 
 
 def all_conversions(model: PreTrainedModel) -> list[WeightTransform]:
-    """Return every conversion between the original layout and the names of `model`.
+    """Return every weight conversion between the original file layout (deepseek-ai/Janus) and the names in `model`.
 
-    The result does not depend on the layout that the model was loaded from.
+    The result does not depend on the file layout that `model` was loaded from.
     """
     root = root_conversions(f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else "")
     scoped = [t for t in get_model_conversion_mapping(model, add_legacy=False) if t.scope_prefix is not None]
@@ -104,11 +123,13 @@ def all_conversions(model: PreTrainedModel) -> list[WeightTransform]:
 
 
 def check_loaded(info: dict[str, Any], source: str | os.PathLike[str] | None) -> None:
-    """Raise a `CheckpointError` unless the files held exactly the weights of the model.
+    """Raise a `CheckpointError` unless the files of a checkpoint held exactly the weights of the model.
+
+    Weights that are missing, unexpected or of the wrong shape raise it, and so do errors that transformers reports.
 
     Args:
-        info: transformers' loading info (`output_loading_info=True`).
-        source: Name of the checkpoint, for the message.
+        info: The loading info that transformers' `from_pretrained` returns with `output_loading_info=True`.
+        source: Folder or repository id of the checkpoint, for the message.
     """
     missing, unexpected = set(info["missing_keys"]), set(info["unexpected_keys"])
     mismatched, errors = list(info["mismatched_keys"]), info.get("error_msgs") or []
@@ -124,17 +145,21 @@ def check_loaded(info: dict[str, Any], source: str | os.PathLike[str] | None) ->
 
 
 def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str, int]:
-    """Return the ids of the special tokens in a checkpoint's `tokenizer.json`, by field of the configuration.
+    """Read the ids of special tokens from a checkpoint's `tokenizer.json`.
 
-    The ids differ between released checkpoints and stand in no original config. A token that the file lacks is left
-    out. A checkpoint without `tokenizer.json`, such as a folder with weights only, gives an empty dictionary.
+    The ids differ between released checkpoints, and no original config contains them.
 
     Args:
-        source: Repository id or folder.
+        source: Repository id or folder of the checkpoint.
         hub_kwargs: Arguments of `transformers.utils.cached_file`.
+
+    Returns:
+        Token ids by name of the configuration's field, such as "image_token_id". A token that the tokenizer lacks is
+        left out. If the checkpoint has no `tokenizer.json`, for example a folder with weights only, the dictionary is
+        empty.
     """
-    # `_raise_exceptions_for_missing_entries` has no public counterpart: without it a missing file is an OSError, which
-    # an unreachable Hub raises too.
+    # `_raise_exceptions_for_missing_entries` has no public counterpart. Without it a missing file raises an OSError,
+    # and so does an unreachable Hub.
     path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **hub_kwargs)
     if path is None:
         return {}
@@ -143,9 +168,10 @@ def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) ->
 
 
 def copy_tied_head(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a state dict whose `lm_head.weight` shares no memory with another weight.
+    """Return a state dict in which `lm_head.weight` is a copy that shares no memory with the input embedding.
 
-    Original files always store one, but safetensors writes only one of two tensors that share memory.
+    Files in the original layout (deepseek-ai/Janus) always contain `lm_head.weight`, but safetensors writes only one
+    of two tensors that share memory. A state dict without `lm_head.weight` is returned unchanged.
     """
     if "lm_head.weight" in state_dict:
         state_dict = {**state_dict, "lm_head.weight": state_dict["lm_head.weight"].clone()}

@@ -1,9 +1,9 @@
-"""The two convolutional networks of the image codec, encoder and decoder, and the blocks they are made of.
+"""The two convolutional networks of the image codec, encoder and decoder, and the blocks that they are made of.
 
-What is unusual for a VQGAN: attention stands at the lowest resolution only, and strided convolutions pad the right and
-the bottom only. Attribute names are those of transformers' Janus.
+Two properties are unusual for a VQGAN: attention is used at the lowest resolution only, and strided convolutions pad
+only the right and the bottom. Attribute names are those of transformers' Janus.
 
-`B` batch, `C H W` channels and grid, `P = H * W` cells of the grid.
+`B` batch, `C` channels, `H W` height and width of the grid, `P = H * W` cells of the grid.
 """
 
 import itertools
@@ -17,22 +17,26 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..configuration import JanusProVQConfig
 
 
-# Doubles a grid `(B, C, H, W)` by repetition and applies a 3x3 convolution, given by its weight and bias.
+# Function that doubles a grid `(B, C, H, W)` by repeating every cell and applies a 3x3 convolution. Its arguments are
+# the grid, and the weight and bias of the convolution.
 Doubling = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return the normalisation that the codec uses everywhere: 32 groups, eps 1e-6."""
+    """Return the group normalisation that every normalised layer of the image codec uses: 32 groups, eps 1e-6."""
     return nn.GroupNorm(num_groups=32, num_channels=channels, eps=1e-6)
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """Return `x` in the memory layout that convolution kernels work in. Convolutions keep it for what follows."""
+    """Return `x` `(B, C, H, W)` in torch's channels-last memory format, in which convolution kernels work.
+
+    The outputs of convolutions stay in this format, so one conversion serves all following layers.
+    """
     return x.contiguous(memory_format=torch.channels_last)
 
 
 def double_then_convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Double the grid of `x` by repetition, then convolve it.
+    """Double the height and width of `x` by repeating every cell, then apply a 3x3 convolution.
 
     Args:
         x: `(B, C, H, W)`.
@@ -46,11 +50,20 @@ def double_then_convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tens
 
 
 def convolve_quarters(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute `double_then_convolve` with 4/9 of the multiplications, and with sums in another order.
+    """Compute the result of `double_then_convolve` with 4/9 of the multiplications, summed in another order.
 
-    Of the three rows of the doubled grid that a kernel covers, two are copies of one row of `x`, and so with columns.
-    Each output pixel is therefore a 2x2 convolution of `x` with sums of the kernel's taps. Which taps are summed
-    depends on whether its row and column are even or odd, so the output is computed in four quarters.
+    A 3x3 kernel covers three rows of the doubled grid, of which two are copies of the same row of `x`. The same holds
+    for columns. Each output pixel is therefore a 2x2 convolution of `x` whose weights are sums of the 3x3 kernel's
+    weights. Which weights are summed depends on whether the output pixel's row and column are even or odd, so the
+    output is computed in four quarters, one for each of these cases.
+
+    Args:
+        x: `(B, C, H, W)`.
+        weight: `(C', C, 3, 3)`.
+        bias: `(C',)`.
+
+    Returns:
+        `(B, C', 2 H, 2 W)`.
     """
     height, width = x.shape[-2:]
     doubled = channels_last(x.new_empty(len(x), len(weight), 2 * height, 2 * width))
@@ -63,16 +76,24 @@ def convolve_quarters(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
 
 
 def _merge_taps(weight: torch.Tensor, dim: int, parity: int) -> torch.Tensor:
-    """Sum the two taps that meet the same pixel: the last two at even positions, the first two at odd ones."""
+    """Sum those two of three adjacent kernel weights that multiply the same pixel once the image has been doubled.
+
+    Args:
+        weight: Kernel `(C', C, height, width)`.
+        dim: Axis of `weight` that is reduced from length 3 to length 2.
+        parity: 0 for output pixels with an even index along this axis, whose last two weights are summed; 1 for those
+            with an odd index, whose first two weights are summed.
+    """
     first, middle, last = weight.unbind(dim)
     return torch.stack([first, middle + last] if parity == 0 else [first + middle, last], dim)
 
 
 def fastest_doubling(x: torch.Tensor) -> Doubling:
-    """Return the faster way to double grids of the device and dtype of `x`.
+    """Return the faster function that doubles a grid and convolves it, for the device and dtype of `x`.
 
-    A processor's float32 convolutions take as long as their multiplications, so there it is `convolve_quarters`. While
-    gradients are recorded it is always `double_then_convolve`, the original's order of operations.
+    For float32 on a CPU this is `convolve_quarters`, because there the number of multiplications determines the time
+    of a convolution. Otherwise it is `double_then_convolve`. While gradients are recorded it is always
+    `double_then_convolve`, which has the order of operations of deepseek-ai/Janus.
     """
     if x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled():
         return convolve_quarters
@@ -80,7 +101,11 @@ def fastest_doubling(x: torch.Tensor) -> Doubling:
 
 
 class ResidualBlock(GradientCheckpointingLayer):
-    """Two normalised 3x3 convolutions around a shortcut: `(B, in, H, W)` -> `(B, out, H, W)`."""
+    """Two 3x3 convolutions, each after group normalisation and SiLU, whose result is added to the block's input.
+
+    It maps `(B, in_channels, H, W)` to `(B, out_channels, H, W)`. If these numbers of channels differ, a 1x1
+    convolution adapts the input before the addition.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
         super().__init__()
@@ -100,7 +125,7 @@ class ResidualBlock(GradientCheckpointingLayer):
 
 
 class AttentionBlock(GradientCheckpointingLayer):
-    """Single-head self-attention over the cells of the grid, added to its input: `(B, C, H, W)` -> the same shape."""
+    """Single-head self-attention over the cells of a grid `(B, C, H, W)`, added to the input. The shape stays."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -113,15 +138,15 @@ class AttentionBlock(GradientCheckpointingLayer):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.norm(x)
         q_BCP, k_BCP, v_BCP = (layer(h).flatten(2) for layer in (self.q, self.k, self.v))
-        # Spelled out in the original's order of operations, not through a fused kernel: pixels are truncated to
-        # 8 bits, so that a difference in the last bit of a float can be seen. On 24x24 cells it costs nothing.
+        # The operations have the order of deepseek-ai/Janus and use no fused kernel: pixels are truncated to 8 bits,
+        # so that a difference in the last bit of a float can change a pixel. On 24x24 cells this costs nothing.
         weights_BPP = torch.bmm(q_BCP.transpose(1, 2), k_BCP) * q_BCP.shape[1] ** -0.5
         h = torch.bmm(v_BCP, weights_BPP.softmax(dim=-1).transpose(1, 2)).view_as(x)
         return x + self.proj_out(h)
 
 
 class Downsample(nn.Module):
-    """Strided convolution that halves the grid, padded at the right and the bottom: `(B, C, H/2, W/2)`."""
+    """Strided 3x3 convolution, padded at the right and the bottom only: `(B, C, H, W)` -> `(B, C, H/2, W/2)`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -132,10 +157,11 @@ class Downsample(nn.Module):
 
 
 class DoublingConv2d(nn.Conv2d):
-    """3x3 convolution of a grid that is doubled first: `(B, C, H, W)` -> `(B, C, 2 H, 2 W)`.
+    """3x3 convolution that first doubles the height and width of its input: `(B, C, H, W)` -> `(B, C', 2 H, 2 W)`.
 
-    The caller passes the function that computes it, so that the layer has no branch on the device. The function runs
-    inside this module's `forward`, because hooks that offload weights bring them in for exactly that time.
+    The caller of `forward` passes the function that computes the result (`double_then_convolve` or
+    `convolve_quarters`), so that the layer has no branch on the device. The function runs inside `forward`, because
+    hooks that offload weights load them only while `forward` runs.
     """
 
     def forward(self, x: torch.Tensor, doubling: Doubling = double_then_convolve) -> torch.Tensor:
@@ -143,7 +169,10 @@ class DoublingConv2d(nn.Conv2d):
 
 
 class Upsample(nn.Module):
-    """Convolution that doubles the grid. It is a module of its own for the name that its weights have in files."""
+    """Layer that doubles a grid and convolves it: `(B, C, H, W)` -> `(B, C, 2 H, 2 W)`.
+
+    It only wraps a `DoublingConv2d`, so that the names of the weights are those in checkpoint files.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -154,12 +183,14 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention at the lowest one.
+    """The residual blocks of the codec's encoder or decoder at one resolution.
+
+    An attention block follows each residual block if `attention` is true, which is the case at the lowest resolution.
 
     Args:
-        channels: Number of channels before the first block and after each block.
-        dropout: Dropout probability inside the blocks.
-        attention: Whether attention follows each block.
+        channels: Number of channels before the first residual block, then the number after each residual block.
+        dropout: Dropout probability inside the residual blocks.
+        attention: Whether an attention block follows each residual block.
     """
 
     def __init__(self, channels: list[int], *, dropout: float, attention: bool) -> None:
@@ -169,7 +200,7 @@ class Level(nn.Module):
         self.attn = nn.ModuleList(AttentionBlock(o) for _, o in pairs) if attention else nn.ModuleList()
 
     def run_blocks(self, x: torch.Tensor) -> torch.Tensor:
-        """Apply the blocks, `(B, C, H, W)` -> `(B, C', H, W)`."""
+        """Apply all residual and attention blocks of this level to `x`: `(B, C, H, W)` -> `(B, C', H, W)`."""
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
@@ -178,7 +209,10 @@ class Level(nn.Module):
 
 
 class EncoderLevel(Level):
-    """A `Level` that halves the grid at its end, except at the lowest resolution, where attention is."""
+    """The blocks of the codec's encoder at one resolution, followed by a layer that halves height and width.
+
+    At the lowest resolution (`lowest`) the size is not halved, and an attention block follows each residual block.
+    """
 
     def __init__(self, channels: list[int], *, dropout: float, lowest: bool) -> None:
         super().__init__(channels, dropout=dropout, attention=lowest)
@@ -190,7 +224,11 @@ class EncoderLevel(Level):
 
 
 class DecoderLevel(Level):
-    """A `Level` that doubles the grid at its end, except at the highest resolution."""
+    """The blocks of the codec's decoder at one resolution, followed by a layer that doubles height and width.
+
+    At the highest resolution (`highest`) the size is not doubled. At the lowest (`lowest`) an attention block follows
+    each residual block.
+    """
 
     def __init__(self, channels: list[int], *, dropout: float, lowest: bool, highest: bool) -> None:
         super().__init__(channels, dropout=dropout, attention=lowest)
@@ -202,7 +240,10 @@ class DecoderLevel(Level):
 
 
 class Middle(nn.Module):
-    """Residual block, attention and residual block at the lowest resolution: `(B, C, H, W)` -> the same shape."""
+    """Residual block, attention block and residual block in sequence, applied to the codec's lowest resolution.
+
+    The shape `(B, C, H, W)` stays.
+    """
 
     def __init__(self, channels: int, dropout: float) -> None:
         super().__init__()
@@ -215,9 +256,10 @@ class Middle(nn.Module):
 
 
 class CodecEncoder(nn.Module):
-    """Network from pixels `(B, 3, H * f, W * f)` to latents `(B, latent_channels, H, W)`.
+    """Encoder of the image codec: maps pixels `(B, 3, H * f, W * f)` to latents `(B, latent_channels, H, W)`.
 
-    `f` is the codec's downsampling. `down[0]` is the highest resolution.
+    `f` is the config's `downsampling`, the number of pixels per grid cell along one side. `down[0]` is the level with
+    the highest resolution.
     """
 
     def __init__(self, config: JanusProVQConfig) -> None:
@@ -241,10 +283,11 @@ class CodecEncoder(nn.Module):
 
 
 class CodecDecoder(nn.Module):
-    """Network from latents `(B, latent_channels, H, W)` to pixels `(B, 3, H * f, W * f)`.
+    """Decoder of the image codec: maps latents `(B, latent_channels, H, W)` to pixels `(B, 3, H * f, W * f)`.
 
-    `f` is the codec's downsampling. `up[0]` is the lowest resolution. Each level has one residual block more than in
-    the encoder. `forward` takes the function that doubles the grid between levels; see `fastest_doubling`.
+    `f` is the config's `downsampling`, the number of pixels per grid cell along one side. `up[0]` is the level with
+    the lowest resolution. Each level has one residual block more than a level of the encoder. `forward` takes the
+    function that doubles the grid between levels; see `fastest_doubling`.
     """
 
     def __init__(self, config: JanusProVQConfig) -> None:

@@ -1,6 +1,8 @@
-"""The small networks around the language model: aligners before it, the image head after it.
+"""The small networks before and after the language model: `JanusProAligner` and `JanusProImageHead`.
 
-Attribute names are those of transformers' Janus, so that its checkpoints and adapters fit.
+An aligner maps image features to the language model's inputs, and the image head maps the language model's outputs to
+logits over image codes. Attribute names are those of transformers' Janus, so that its checkpoints and adapters can be
+loaded.
 """
 
 import torch
@@ -11,8 +13,8 @@ class JanusProAligner(nn.Module):
     """Linear layers, with GELU (erf) between them, that map features to the language model's embedding space.
 
     Args:
-        in_features: Width of the incoming features: SigLIP's, or that of code embeddings.
-        out_features: `D`, the language model's width.
+        in_features: Width of the input, which is either SigLIP features or embeddings of image codes.
+        out_features: Width of the language model (`D`).
         depth: Number of linear layers; 2 in every released model.
     """
 
@@ -31,12 +33,12 @@ class JanusProAligner(nn.Module):
 
 
 class JanusProImageHead(nn.Module):
-    """Two linear layers with GELU between them: hidden states -> logits over the codec's codebook.
+    """Two linear layers, with GELU between them, that map hidden states to logits over the image codec's codebook.
 
     Args:
-        hidden_size: `D`, the language model's width.
+        hidden_size: Width of the language model (`D`).
         intermediate_size: Width between the two layers (`image_token_embed` in the original config).
-        num_codes: `K`, the number of codebook entries.
+        num_codes: Number of codebook entries (`K`).
     """
 
     def __init__(self, hidden_size: int, intermediate_size: int, num_codes: int) -> None:
@@ -46,7 +48,7 @@ class JanusProImageHead(nn.Module):
         self.vision_head = nn.Linear(intermediate_size, num_codes)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Map hidden states `(..., D)` to logits `(..., K)`."""
+        """Map hidden states `(..., D)` of the language model to logits `(..., K)` over the `K` codebook entries."""
         return self.vision_head(self.activation_fn(self.proj_out(hidden_states)))
 
 

@@ -1,11 +1,13 @@
-"""The image codec (VQ-16 of the original, janus/models/vq_model.py): images <-> grids of codes.
+"""The image codec: an autoencoder that maps images to grids of codes and back. A code is a codebook index.
 
-A convolutional autoencoder in the VQGAN family. A code is the index of a vector in the codebook. What is unusual:
-latents and codebook vectors are compared, looked up and trained on the unit sphere (l2-normalised). transformers' own
-Janus normalises only when decoding, which changes codes, losses and reconstructions; hence our own codec.
+It is the VQ-16 of deepseek-ai/Janus (janus/models/vq_model.py), a convolutional autoencoder in the VQGAN family.
+Unlike most of these, it l2-normalises latents and codebook vectors wherever they are compared, looked up or trained.
+transformers' own Janus normalises only when decoding, which changes codes, losses and reconstructions. This package
+therefore has its own codec.
 
-Attribute names are those of transformers' Janus. `B` batch, `H W` grid, `P = H * W` codes per image, `K` codebook
-entries, `E` width of a codebook vector, `S` side of an image in pixels, `f` the codec's downsampling.
+Attribute names are those of transformers' Janus. `B` batch, `H W` height and width of the grid, `P = H * W` codes per
+image, `K` codebook entries, `E` width of a codebook vector, `S` side of an image in pixels, `f` the codec's
+downsampling (pixels per grid cell along one side).
 """
 
 import torch
@@ -21,11 +23,11 @@ from .outputs import JanusProVQOutput
 
 
 class VectorQuantizer(nn.Module):
-    """The codebook `(K, E)`, whose rows count by their direction only.
+    """Codebook `(K, E)` of the image codec. Its vectors are l2-normalised wherever they are used.
 
     Args:
-        num_codes: `K`.
-        width: `E`.
+        num_codes: Number of codebook vectors (`K`).
+        width: Width of a codebook vector (`E`).
     """
 
     def __init__(self, num_codes: int, width: int) -> None:
@@ -33,32 +35,33 @@ class VectorQuantizer(nn.Module):
         self.embedding = nn.Embedding(num_codes, width)
 
     def codebook(self, device: torch.device) -> torch.Tensor:
-        """Return the codebook `(K, E)` with rows of norm 1."""
-        # The table is read by calling its module, so that hooks bring an offloaded table in.
+        """Return all codebook vectors `(K, E)`, each scaled to norm 1, on `device`."""
+        # The table is read by calling its module, so that hooks can load it if it is offloaded.
         return F.normalize(self.embedding(torch.arange(self.embedding.num_embeddings, device=device)), dim=-1)
 
     def nearest(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the codes `(N,)` int64 that are nearest to unit latents `(N, E)`."""
-        # On the unit sphere the nearest code is the one with the largest inner product: |z - e|^2 = 2 - 2 z.e.
+        """Return the codes `(N,)` int64 of the codebook vectors nearest to latents `(N, E)` with rows of norm 1."""
+        # Among vectors of norm 1 the nearest is the one with the largest inner product: |z - e|^2 = 2 - 2 z.e.
         return (latents @ self.codebook(latents.device).to(latents).T).argmax(dim=-1)
 
     def lookup(self, image_ids: torch.Tensor) -> torch.Tensor:
-        """Return the unit codebook vectors `(..., E)` of codes `(...)`."""
+        """Return the codebook vectors `(..., E)`, scaled to norm 1, that have the indices `image_ids` `(...)`."""
         return F.normalize(self.embedding(image_ids), dim=-1)
 
 
 class JanusProVQModel(PreTrainedModel):
-    """Encodes images as codes (`encode_image_ids`) and decodes codes to images (`decode_image_ids`).
+    """Image codec that encodes images as codes (`encode_image_ids`) and decodes codes to images (`decode_image_ids`).
 
-    `forward` does both in sequence, with the losses that train the codec.
+    A code is the index of a codebook vector. `forward` encodes and decodes in sequence and computes the losses that
+    train the codec.
     """
 
     config: JanusProVQConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    # transformers refuses a kernel for the whole model unless every part declares it. The attention blocks here do not
-    # use kernels at all.
+    # transformers refuses an attention kernel for the whole model unless every submodel declares support for it. The
+    # attention blocks of the codec use no such kernel.
     _supports_sdpa = True
     _supports_flash_attn = True
     _no_split_modules = ("JanusProVQModel",)
@@ -74,32 +77,36 @@ class JanusProVQModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        # The table is compared, not the quantizer around it: transformers skips modules without parameters of their
-        # own.
+        # The test is for the embedding and not for the `VectorQuantizer` around it, because transformers skips modules
+        # without parameters of their own.
         if module is self.quantize.embedding:
-            # vq_model.py: uniform in +-1/K, then projected onto the sphere.
+            # As in vq_model.py of deepseek-ai/Janus: uniform in +-1/K, then scaled to norm 1.
             bound = 1.0 / module.num_embeddings
             init.uniform_(module.weight, -bound, bound)
             init.copy_(module.weight, F.normalize(module.weight, dim=-1))
 
     def encode_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode pixels `(B, 3, S, S)` in [-1, 1] as latents `(B, E, H, W)`, neither quantised nor normalised."""
+        """Encode pixels `(B, 3, S, S)` in [-1, 1] as latents `(B, E, H, W)`, neither quantised nor normalised.
+
+        `S` is the side of an image in pixels, `E` the width of a codebook vector, and `H` and `W` the sides of the
+        codec's grid.
+        """
         return self.quant_conv(self.encoder(channels_last(pixel_values.to(self.dtype))))
 
     @torch.no_grad()
     def encode_image_ids(self, pixel_values: torch.Tensor, *, batch_size: int = 8) -> torch.Tensor:
-        """Encode images as codes.
+        """Encode images as codes, which are indices into the codebook.
 
         Args:
-            pixel_values: `(B, 3, S, S)`, values in [-1, 1], `S` the config's `image_size`.
-            batch_size: Number of images encoded at once, which bounds the memory (about 0.5 GB each at 384 pixels in
-                float32).
+            pixel_values: `(B, 3, S, S)` with values in [-1, 1]; `S` is the config's `image_size`.
+            batch_size: Number of images that are encoded at once. It bounds the memory, which is about 0.5 GB per
+                image of 384 pixels in float32.
 
         Returns:
-            `(B, P)` int64 in `[0, K)`, row by row from the top left.
+            `(B, P)` int64: the `P` codes of each image, row by row from the top left of the grid.
 
         Raises:
-            ValueError: If the images are of another size.
+            ValueError: If `pixel_values` has another shape.
         """
         side = self.config.image_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (self.config.in_channels, side, side):
@@ -111,27 +118,29 @@ class JanusProVQModel(PreTrainedModel):
         return torch.cat(parts)
 
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Encode pixels `(B, 3, S, S)` on the codec's device as codes `(B, P)` int64, without checks."""
         return self._nearest(self._unit_latents(pixel_values))
 
     def _unit_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return latents `(B, H, W, E)` of norm 1."""
+        """Encode pixels `(B, 3, S, S)` in [-1, 1] as latents `(B, H, W, E)`, each of width `E` and norm 1."""
         return F.normalize(self.encode_latents(pixel_values).movedim(1, -1), dim=-1)
 
     def _nearest(self, latents_BHWE: torch.Tensor) -> torch.Tensor:
-        """Return the codes `(B, P)` nearest to unit latents."""
+        """Return the codes `(B, H * W)` of the codebook vectors nearest to latents `(B, H, W, E)` of norm 1."""
         return self.quantize.nearest(latents_BHWE.flatten(0, 2)).view(len(latents_BHWE), -1)
 
     @torch.no_grad()
     def decode_image_ids(self, image_ids: torch.Tensor, *, batch_size: int = 8) -> torch.Tensor:
-        """Decode codes to images.
+        """Decode codes, which are indices into the codebook, to images.
 
         Args:
-            image_ids: `(B, P)` integers in `[0, K)`.
-            batch_size: Number of images decoded at once, which bounds the memory (about 0.5 GB each at 384 pixels in
-                float32).
+            image_ids: `(B, P)` integers: the `P` codes of each image, row by row from the top left of the grid.
+            batch_size: Number of images that are decoded at once. It bounds the memory, which is about 0.5 GB per
+                image of 384 pixels in float32.
 
         Returns:
-            `(B, 3, S, S)` in the model's dtype, values in about [-1, 1] (the decoder is not clipped).
+            Pixels `(B, 3, S, S)` in the model's dtype. The values lie in about [-1, 1], because the decoder's output
+            is not clipped. `S` is the config's `image_size`.
 
         Raises:
             ValueError: If there are not `P` codes per image, or a code lies outside the codebook.
@@ -146,30 +155,34 @@ class JanusProVQModel(PreTrainedModel):
         return torch.cat([self._decode(part) for part in self._to_own_device(image_ids).split(batch_size)])
 
     def _decode(self, image_ids: torch.Tensor) -> torch.Tensor:
+        """Decode codes `(B, P)` on the codec's device to pixels `(B, 3, S, S)`, without checks."""
         grid = self.config.num_patches
         quantized_BEHW = self.quantize.lookup(image_ids).unflatten(1, (grid, grid)).movedim(-1, 1)
         return self._decode_quantized(channels_last(quantized_BEHW)).contiguous()
 
     def _decode_quantized(self, quantized_BEHW: torch.Tensor) -> torch.Tensor:
+        """Decode codebook vectors `(B, E, H, W)` to pixels `(B, 3, S, S)`."""
         latents = self.post_quant_conv(quantized_BEHW)
-        # Chosen by the latents and not by the weights, which are on "meta" while they are offloaded.
+        # The function is chosen by the latents and not by the weights, which are on "meta" while they are offloaded.
         return self.decoder(latents, fastest_doubling(latents))
 
     def _to_own_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        # The weights of an offloaded codec are on "meta"; its hooks move the inputs then.
+        """Return `tensor` on the codec's device, or unchanged if the codec's weights are offloaded."""
+        # Offloaded weights are on "meta", and the hooks that load them move the inputs too.
         return tensor if self.device.type == "meta" else tensor.to(self.device)
 
     def forward(self, pixel_values: torch.Tensor, image_ids: torch.Tensor | None = None) -> JanusProVQOutput:
-        """Encode images, quantise their latents, decode them, and compute the losses between codes and latents.
+        """Encode images, quantise their latents, decode these, and compute the losses that train the codec.
 
-        The losses are mean squared distances between unit vectors, as in vq_model.py: the codebook term moves the
-        codebook, the commitment term (weighted by `commitment_cost`) moves the encoder. The gradient of the
-        reconstruction passes the quantisation unchanged (straight-through).
+        The losses are mean squared distances between latents and codebook vectors of norm 1, as in vq_model.py of
+        deepseek-ai/Janus. The codebook loss has gradients for the codebook only, and the commitment loss (weighted by
+        `commitment_cost`) for the encoder only. Gradients of the reconstruction pass through the quantisation
+        unchanged (straight-through).
 
         Args:
             pixel_values: `(B, 3, S, S)` in [-1, 1].
-            image_ids: `(B, P)` codes of a teacher. They replace the nearest codes in the reconstruction, which then
-                does not depend on the encoder, and in the losses.
+            image_ids: Codes `(B, P)` from another model (a teacher), used in place of the nearest codes for the
+                reconstruction and the losses. The reconstruction then does not depend on the encoder.
         """
         latents_BHWE = self._unit_latents(pixel_values)
         taught = image_ids is not None

@@ -1,9 +1,9 @@
-"""Order of int4 weights in memory and in files.
+"""Conversion of int4 weights between the order of a CPU's kernel in memory and torchao's plain order in files.
 
-A CPU's int4 kernel reads weights in an order of its own, which differs between processors, and torchao does not save
-that order. In files int4 weights lie in torchao's plain order (two inputs to a byte, the first in its low half; a
-scale and a zero point per group); they are packed for the processor when they are loaded and unpacked when they are
-saved. Both ways are exact.
+The int4 kernel of a CPU reads weights in an order that differs between processors, and torchao cannot save weights in
+that order. In files int4 weights are therefore in torchao's plain order (two inputs to a byte, the first in its low
+half; a scale and a zero point per group). They are packed for the processor when they are loaded and unpacked when
+they are saved. Both conversions are exact.
 
 `N` outputs and `K` inputs of a layer, `g` inputs to a group.
 """
@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
 
 def cpu_int4() -> ModuleType:
-    """Import torchao's module for int4 weights on a CPU. Raise an ImportError if torchao is older than 0.18.
+    """Import and return torchao's module for int4 weights on a CPU.
 
-    The module is a prototype, so its names may move. torchao's stable `Int4WeightOnlyConfig` has no packing format
-    for a CPU.
+    The module is a prototype, so its names may change. It is needed because torchao's stable `Int4WeightOnlyConfig`
+    has no packing format for a CPU.
+
+    Raises:
+        ImportError: If torchao is missing or older than 0.18.
     """
     try:
         from torchao.prototype.quantization import int4
@@ -43,12 +46,16 @@ def cpu_int4() -> ModuleType:
 
 
 def layer_config(name: str, config: "AOBaseConfig | None") -> "AOBaseConfig | None":
-    """Return the torchao config of the layer `name`, or None if the layer is not quantised.
+    """Return the torchao config that applies to the layer `name`, or None if the layer is not quantised.
 
-    If `config` is a `FqnToConfig`, which has one config per name or pattern, its rules apply: exact names first, then
-    the first pattern that fits, then the default. Any other config is that of all layers.
+    A `FqnToConfig` has one config per layer name or pattern. The config of the exact name applies first, then that of
+    the first pattern that matches, then the default. Any other config applies to all layers.
+
+    Args:
+        name: Name of the layer in the model, such as "language_model.layers.0.mlp.up_proj".
+        config: The torchao config that the model is quantised with, or None.
     """
-    # Compared by name, so that torchao is not imported for models that it did not quantise.
+    # The class is compared by its name, so that torchao is not imported for models that it did not quantise.
     if config is None or type(config).__name__ != "FqnToConfig":
         return config
     configs, names = config.fqn_to_config, (f"{name}.weight", name)
@@ -60,14 +67,15 @@ def layer_config(name: str, config: "AOBaseConfig | None") -> "AOBaseConfig | No
 
 @contextmanager
 def portable_int4(model: PreTrainedModel) -> Iterator[None]:
-    """While the context lasts, keep int4 weights packed for a CPU in torchao's plain order, in which they are saved.
+    """Return a context in which the model's int4 weights are in an order that torchao can save.
 
-    The model's quantisation config names the plain order meanwhile. Both are restored at the end. Models without such
-    weights are left alone.
+    While the context is active, weights that were packed for a CPU are replaced by weights in torchao's plain order,
+    and the model's quantisation config is replaced by one that names this order. Both are restored at the end. A model
+    without int4 weights packed for a CPU is left unchanged.
 
     Raises:
-        ValueError: If the weights are packed for a kernel that rounds its inputs too: torchao has no other order for
-            those.
+        ValueError: If the weights are packed for a kernel that also quantises its inputs, because torchao has no other
+            order for these.
     """
     layers = {
         name: module
@@ -103,7 +111,11 @@ def portable_int4(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _portable_config(config: "AOBaseConfig") -> "AOBaseConfig":
-    """Return the config that is written to files: when torchao reads one, it does not find its config of a CPU."""
+    """Return the quantisation config to write to files when a model was quantised with `config`.
+
+    Int4 weights on a CPU are quantised with a prototype config of torchao, whose class torchao does not find when it
+    reads a config from a file. The stable `Int4WeightOnlyConfig` replaces it. Other configs are returned unchanged.
+    """
     from torchao.quantization import FqnToConfig, Int4WeightOnlyConfig
 
     if isinstance(config, FqnToConfig):
@@ -114,11 +126,12 @@ def _portable_config(config: "AOBaseConfig") -> "AOBaseConfig":
 
 
 def pack_for_device(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """Return an int4 weight in the order of its device's kernel. Any other weight is returned as it is.
+    """Return an int4 weight in the order that the kernel of its device reads. Return any other weight unchanged.
 
     Args:
         name: Name of the layer, for messages.
-        weight: Weight `(N, K)`, plain or of one of torchao's classes.
+        weight: Weight `(N, K)` of a layer with `N` outputs and `K` inputs: a plain tensor or one of torchao's
+            quantised tensors.
 
     Raises:
         CheckpointError: If the weight is int4 in an order for which its device has no kernel.
@@ -133,7 +146,7 @@ def pack_for_device(name: str, weight: torch.Tensor) -> torch.Tensor:
         return weight
     if device != "cpu":
         if importlib.util.find_spec("mslk"):
-            return weight  # torchao's own kernel for the plain order is in this package
+            return weight  # the package mslk has torchao's kernel for the plain order
         raise CheckpointError(
             f"The int4 weights must be packed for {device}, got torchao's plain order ({name} and others), for which "
             f"there is no kernel on {device} without mslk: pip install mslk, or quantise the unquantised checkpoint "
@@ -143,7 +156,7 @@ def pack_for_device(name: str, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _pack(weight: "Int4Tensor") -> "Int4OpaqueTensor":
-    """Convert a weight `(N, K)` from torchao's plain order to that of the CPU's kernel."""
+    """Convert an int4 weight `(N, K)` from torchao's plain order to the order that the CPU's kernel reads."""
     values_NK = _nibbles(weight.qdata).view(weight.shape) ^ 8  # from two's complement to 0 ... 15
     return cpu_int4().Int4OpaqueTensor(
         _to_kernel_order(values_NK),
@@ -155,7 +168,15 @@ def _pack(weight: "Int4Tensor") -> "Int4OpaqueTensor":
 
 
 def _unpack(weight: "Int4OpaqueTensor", order: torch.Tensor) -> "Int4Tensor":
-    """Convert a weight `(N, K)` from the order of the CPU's kernel, given by `_kernel_order`, to the plain order."""
+    """Convert an int4 weight `(N, K)` from the order that the CPU's kernel reads to torchao's plain order.
+
+    Args:
+        weight: The packed weight.
+        order: Result of `_kernel_order` for the weight's shape.
+
+    Raises:
+        RuntimeError: If packing the result does not give `weight` again.
+    """
     from torchao.quantization import Int4Tensor
 
     values = torch.empty(weight.shape.numel(), dtype=torch.uint8)
@@ -176,12 +197,13 @@ def _unpack(weight: "Int4OpaqueTensor", order: torch.Tensor) -> "Int4Tensor":
 
 
 def _kernel_order(shape: torch.Size) -> torch.Tensor:
-    """Return the order in which the CPU's kernel reads the values of a weight of this shape `(N, K)`.
+    """Return the order in which the CPU's int4 kernel reads the values of a weight with this shape `(N, K)`.
 
     Returns:
-        `(N * K,)` int32: for each value in the kernel's order, its index in the weight with rows laid end to end.
+        `(N * K,)` int32: element `i` is the index, in the flattened weight, of the value that the kernel reads as its
+        `i`-th.
     """
-    # The order is nowhere documented, so the indices themselves are packed, four bits at a time.
+    # The order is documented nowhere. To find it, the indices of the values are packed, four bits at a time.
     count = shape.numel()
     indices_NK = torch.arange(count, dtype=torch.int32).view(shape)
     order = torch.zeros(count, dtype=torch.int32)
@@ -191,13 +213,16 @@ def _kernel_order(shape: torch.Size) -> torch.Tensor:
 
 
 def _to_kernel_order(values_NK: torch.Tensor) -> torch.Tensor:
-    """Pack values in [0, 16) for the CPU's kernel, two to a byte."""
-    # A private operator of torch: torchao packs with it too, and has no function of its own that does only this.
+    """Pack values `(N, K)` in [0, 16) into bytes, two to a byte, in the order that the CPU's int4 kernel reads."""
+    # This operator of torch is private. torchao packs with it too, and offers no function that does only this.
     return torch.ops.aten._convert_weight_to_int4pack_for_cpu(values_NK.int(), 1)
 
 
 def _nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """Unpack bytes to twice as many values in [0, 16), the low half of each byte first."""
+    """Unpack bytes of any shape to a flat uint8 tensor of values in [0, 16), two per byte.
+
+    The low half of a byte comes first.
+    """
     flat = packed.flatten().view(torch.uint8)
     return torch.stack([flat & 15, flat >> 4], dim=-1).flatten()
 

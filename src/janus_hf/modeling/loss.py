@@ -1,6 +1,7 @@
-"""Cross-entropy of both heads, without ever holding the logits of a whole sequence.
+"""Cross-entropy of the text head and the image head, without ever holding the logits of a whole sequence.
 
-`B` batch, `T` sequence, `N` positions, `D` width, `V` text vocabulary.
+The text head predicts text tokens and the image head predicts image codes. `B` batch, `T` sequence, `N` positions, `D`
+width, `V` text vocabulary.
 """
 
 from collections.abc import Callable
@@ -12,10 +13,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 
+# Module or function that maps hidden states `(N, D)` to logits `(N, classes)`.
 Head = Callable[[torch.Tensor], torch.Tensor]
 
-# 1024 rows of 102400 float32 logits are 0.4 GB (a 4096-token sequence at once would be 1.6 GB, its gradient as much
-# again).
+# Rows per chunk. 1024 rows of 102400 float32 logits are 0.4 GB (a whole sequence of 4096 tokens would be 1.6 GB, and
+# its gradient as much again).
 CHUNK_SIZE = 1024
 
 
@@ -28,13 +30,15 @@ def chunked_cross_entropy(
 ) -> torch.Tensor:
     """Return the sum of the cross-entropies of `head(hidden_states)` against `labels`, in float32.
 
-    The logits are computed, reduced and dropped chunk by chunk; the backward pass computes them again. `head` is
-    called as a module and its weight is never read, so that wrappers around it (LoRA, FSDP, quantisation) take part.
+    The logits are computed, reduced to a loss and freed in chunks of `chunk_size` rows; the backward pass computes
+    them again. `head` is called as a module and its weight is never read directly, so that wrappers around it (LoRA,
+    FSDP, quantisation) have their effect.
 
     Args:
-        head: Maps hidden states `(N, D)` to logits `(N, classes)`.
-        hidden_states: `(N, D)`. If `N` is 0, the head is called with one row of weight zero, so that every rank of a
-            distributed run uses every parameter, in the forward and in the backward pass.
+        head: Module that maps hidden states `(N, D)` to logits `(N, classes)`.
+        hidden_states: `(N, D)`. If `N` is 0, the head is called with one row of zeros whose loss is multiplied by
+            zero, so that every rank of a distributed run uses every parameter, in the forward and in the backward
+            pass.
         labels: `(N,)` int64 in `[0, classes)`.
         chunk_size: Number of rows per chunk.
 
@@ -46,8 +50,8 @@ def chunked_cross_entropy(
         return F.cross_entropy(head(chunk).float(), chunk_labels, reduction="sum")
 
     chunks = list(zip(hidden_states.split(chunk_size), labels.split(chunk_size), strict=True)) if len(labels) else []
-    # A row of zeros that is computed from the hidden states: gradients (of zero) flow back through it as through any
-    # other row.
+    # This row of zeros is computed from the hidden states, so that gradients (of zero) flow back through it as through
+    # any other row.
     idle = (hidden_states[:0].sum(dim=0, keepdim=True), labels.new_zeros(1))
     idle_calls = num_head_calls(len(chunks), labels.device) - len(chunks)
 
@@ -61,10 +65,14 @@ def chunked_cross_entropy(
 
 
 def num_head_calls(num_chunks: int, device: torch.device) -> int:
-    """Return how often this rank must call its head: at least once, and once per chunk.
+    """Return how often this rank must call an output head: once per chunk, and at least once.
 
-    Under ZeRO-3 every rank calls it as often as the rank with most chunks, because ZeRO-3 gathers the head's weight at
-    every call, in which all ranks must take part.
+    Under DeepSpeed ZeRO-3 it is the number of the rank with the most chunks. ZeRO-3 gathers the head's weight from all
+    ranks at every call, so all ranks must make the same number of calls.
+
+    Args:
+        num_chunks: Number of chunks that this rank splits its positions into.
+        device: Device on which the ranks exchange their numbers.
     """
     if not (is_deepspeed_zero3_enabled() and dist.is_initialized()):
         return max(num_chunks, 1)
@@ -82,19 +90,22 @@ def joint_loss(
     num_text: int,
     num_items: torch.Tensor | int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Return the next-token losses of a batch, each label scored by the head that its id belongs to.
+    """Return the next-token losses of a batch. Each label is scored by the head for its kind of token.
+
+    Labels that are text tokens are scored by `text_head`, labels that are image tokens by `image_head`.
 
     Args:
-        text_head: Maps hidden states `(N, D)` to logits `(N, V)`.
-        image_head: Maps hidden states `(N, D)` to logits over the codec's codebook.
-        hidden_states: `(B, T, D)`.
-        labels: `(B, T)` int64. Ids below `num_text` are text tokens, the others image tokens; -100 is not trained.
-        num_text: `V`.
-        num_items: Number that divides the summed loss; by default this batch's number of labels.
+        text_head: Module that maps hidden states `(N, D)` to logits `(N, V)` over the text vocabulary.
+        image_head: Module that maps hidden states `(N, D)` to logits over the image codec's codebook.
+        hidden_states: `(B, T, D)`, the language model's outputs.
+        labels: `(B, T)` int64. Ids below `num_text` are text tokens, and id `num_text + c` is image code `c`. Labels
+            of -100 are ignored. The label at position `t` is predicted from position `t - 1`.
+        num_text: Size of the text vocabulary (`V`).
+        num_items: Number by which the summed loss is divided; by default the number of labels in this batch.
 
     Returns:
-        The fields `loss`, `text_loss`, `image_loss`, `num_text_labels` and `num_image_labels` of
-        `JanusProCausalLMOutput`.
+        Scalar tensors with the keys `loss`, `text_loss`, `image_loss`, `num_text_labels` and `num_image_labels`, which
+        are fields of `JanusProCausalLMOutput`.
     """
     hidden_ND = hidden_states[:, :-1].flatten(0, 1)
     labels_N = labels[:, 1:].flatten().to(hidden_ND.device)

@@ -1,11 +1,13 @@
-"""Janus-Pro: one language model that reads text and images, and predicts text tokens or image tokens.
+"""The Janus-Pro models: one language model reads text and images, and predicts text tokens or image tokens.
 
 An image enters in one of two ways. An image to be understood is given as `pixel_values`; features of its patches
-replace the embeddings of the placeholder `image_token_id`. An image that is generated is a sequence of codes of the
-image codec. Text tokens and codes share the joint ids: ids in `[0, V)` are text tokens, and id `V + c` is code `c`.
-`input_ids` and `labels` may mix both; embeddings and heads are chosen by id.
+replace the embeddings of the placeholder `image_token_id`. An image to be generated is a sequence of codes, which are
+indices into the codebook of the image codec. Text tokens and codes share one range of ids, called joint ids: ids in
+`[0, V)` are text tokens, and id `V + c` is code `c`. `input_ids` and `labels` may contain both; embeddings and heads
+are chosen by id.
 
-Module names are those of transformers' Janus, so that community checkpoints and LoRA adapters fit.
+Submodules have the names of those in transformers' Janus, so that community checkpoints and LoRA adapters can be
+loaded.
 
 `B` batch, `T` sequence, `M` images to be understood in the batch, `P` positions or codes per image, `D` width, `V`
 text vocabulary, `K` codebook entries.
@@ -32,12 +34,13 @@ from .vision_encoder import JanusProVisionModel
 
 
 class JanusProModel(JanusProPreTrainedModel):
-    """Janus-Pro without the text head.
+    """Janus-Pro without the text head: maps text tokens, images and image codes to hidden states.
 
-    Text ids become rows of the language model's embedding; image ids `V + c` become code embeddings passed through the
-    generation aligner; placeholders become SigLIP features of `pixel_values` passed through the understanding aligner.
-    The language model turns the resulting sequence into hidden states. The image codec and the image head are held
-    here too, but `forward` does not call them: generation and training do.
+    Text ids are embedded by the language model's embedding. An id `V + c`, where `V` is the size of the text
+    vocabulary, is embedded as code `c` of the image codec and passed through the generation aligner. Placeholder ids
+    are replaced by SigLIP features of `pixel_values`, passed through the understanding aligner. The language model
+    turns the resulting sequence into hidden states. The image codec and the image head are submodules too, but
+    `forward` does not call them; image generation and the training loss do.
     """
 
     _keys_to_ignore_on_load_unexpected: tuple[str, ...] = (*STORED_BUT_UNUSED, r"^lm_head\.")
@@ -45,8 +48,8 @@ class JanusProModel(JanusProPreTrainedModel):
     def __init__(self, config: JanusProConfig) -> None:
         super().__init__(config)
         text, vision, vq = config.text_config, config.vision_config, config.vq_config
-        # `_from_config` is how transformers' own models build parts that are models: the constructor ignores the
-        # config's dtype, and `AutoModel.from_config` knows only classes that are registered with it.
+        # transformers' own models build their submodels with `_from_config` too: the constructor ignores the config's
+        # dtype, and `AutoModel.from_config` knows only classes that are registered with it.
         self.vision_model = JanusProVisionModel._from_config(vision)
         self.aligner = JanusProAligner(vision.hidden_size, vision.projection_dim, vision.depth)
         self.vqmodel = JanusProVQModel._from_config(vq)
@@ -54,7 +57,7 @@ class JanusProModel(JanusProPreTrainedModel):
         self.generation_aligner = JanusProAligner(vq.embed_dim, vq.projection_dim, vq.num_hidden_layers)
         self.generation_head = JanusProImageHead(text.hidden_size, vq.image_token_embed_dim, vq.num_embeddings)
         self.language_model = AutoModel.from_config(text)
-        # A padding_idx row gets no gradient, and the unconditional prompt is made of pads.
+        # The row at padding_idx would get no gradient, but the unconditional prompt consists of padding tokens.
         self.language_model.get_input_embeddings().padding_idx = None
         self.post_init()
 
@@ -65,15 +68,15 @@ class JanusProModel(JanusProPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Compute the features of images that the language model reads.
+        """Encode images as features that the language model reads in place of text embeddings.
 
         Args:
-            pixel_values: `(M, 3, H, W)`, normalised by the image processor.
+            pixel_values: `(M, 3, H, W)`: `M` images, normalised by the image processor.
             kwargs: Further arguments of the vision tower, such as `output_hidden_states`.
 
         Returns:
-            `last_hidden_state` `(M, P, width)`: the tower's features; `pooler_output` `(M, P, D)`: aligned to the
-            language model.
+            An output whose `last_hidden_state` `(M, P, width)` holds the features of the vision tower, `P` per image,
+            and whose `pooler_output` `(M, P, D)` holds the same features mapped to the language model's width `D`.
         """
         kwargs.pop("return_dict", None)
         features = self.vision_model(pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs)
@@ -81,19 +84,20 @@ class JanusProModel(JanusProPreTrainedModel):
         return features
 
     def embed_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
-        """Embed codes `(...)` in `[0, K)` as inputs `(..., D)` of the language model."""
+        """Embed codes `(...)` of the image codec, each in `[0, K)`, as inputs `(..., D)` of the language model."""
         return self.generation_aligner(self.generation_embeddings(image_ids))
 
     def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embed joint ids `(B, T)`, text tokens below `V` and code `c` as `V + c`, as inputs `(B, T, D)`.
+        """Embed ids `(B, T)` of text tokens and image codes as inputs `(B, T, D)` of the language model.
 
-        Both the text and the code embedding are computed for every position, and the one that the id belongs to is
-        kept. This needs no host synchronisation and has static shapes, and every rank of a distributed run uses both
-        (the code embedding adds 0.3 % of the 1B's arithmetic).
+        Ids below the size `V` of the text vocabulary are text tokens, and id `V + c` is image code `c`. For every
+        position both a text embedding and a code embedding are computed, and the one that fits the id is selected.
+        This needs no synchronisation of CPU and accelerator, has static shapes, and lets every rank of a distributed
+        run use both embeddings. The code embedding adds 0.3 % to the arithmetic of the 1B model.
         """
         num_text = self.config.text_config.vocab_size
-        # A tokenizer that had to add the placeholder may have given it an id past the vocabulary. Its embedding is
-        # replaced by image features later, so any text row will do.
+        # If the placeholder was added to a tokenizer, its id may lie past the vocabulary. Its embedding is replaced by
+        # image features later, so any text embedding can be used here.
         is_code = input_ids >= num_text
         if self.config.image_token_id is not None and self.config.image_token_id >= num_text:
             is_code = is_code & (input_ids != self.config.image_token_id)
@@ -108,16 +112,20 @@ class JanusProModel(JanusProPreTrainedModel):
         features: torch.Tensor | None,
         past_key_values: Cache | None,
     ) -> torch.Tensor:
-        """Return the embeddings with those of placeholders replaced by image features, in reading order.
-
-        The number of placeholders must be that of the features. It is not checked while a cached prompt is continued,
-        because text generation may feed any id then: assisted decoding copies placeholders out of the prompt.
+        """Return the input embeddings with those of image placeholders replaced by image features, in reading order.
 
         Args:
             inputs_embeds: `(B, T, D)`.
-            input_ids: `(B, T)` joint ids, or None if the caller passed embeddings.
-            features: `(M, P, D)` after the aligner, or None without images.
-            past_key_values: The cache, if there is one.
+            input_ids: `(B, T)` ids of text tokens, placeholders and image codes, or None if the caller passed
+                embeddings.
+            features: `(M, P, D)`: aligned features of `M` images, or None without images.
+            past_key_values: Key-value cache of the positions before these, or None.
+
+        Raises:
+            ValueError: If the number of placeholders is not that of the features. This is not checked while a cached
+                prompt is continued, because text generation may then pass any id: assisted decoding copies
+                placeholders out of the prompt. Also raised if there are features, but no `input_ids` or no placeholder
+                id in the config.
         """
         if input_ids is None or self.config.image_token_id is None:
             if features is not None:
@@ -155,20 +163,22 @@ class JanusProModel(JanusProPreTrainedModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> JanusProModelOutput:
-        """Run the language model over a mixed sequence.
+        """Run the language model over a sequence that may mix text tokens, images to be understood and image codes.
 
         Args:
-            input_ids: `(B, T)` joint ids: text tokens in `[0, V)`, placeholders of images, and code `c` as `V + c`.
-            attention_mask: `(B, T)`, 1 = real, 0 = padding (left). For several documents packed into one row pass no
-                mask, but `position_ids` that restart at 0 with every document.
-            position_ids: `(B, T)`. By default they count on from the length of the cache, and from 0 without one;
-                `generate` passes positions that do not count padding.
-            past_key_values: Cache of the positions before these.
-            inputs_embeds: `(B, T, D)` instead of `input_ids`; then there can be no images.
+            input_ids: `(B, T)`: text tokens in `[0, V)`, where `V` is the size of the text vocabulary, image
+                placeholders, and image code `c` as `V + c`.
+            attention_mask: `(B, T)`, 1 for real positions, 0 for padding (on the left). If several training sequences
+                are packed into one row, pass no mask, but `position_ids` that restart at 0 with every sequence.
+            position_ids: `(B, T)`. By default they continue from the length of the cache, or start at 0 without a
+                cache; `generate` passes positions that do not count padding.
+            past_key_values: Key-value cache of the positions before these.
+            inputs_embeds: `(B, T, D)` in place of `input_ids`; images cannot be given then.
             pixel_values: `(M, 3, H, W)`, all images of the batch in reading order.
-            use_cache: Whether to return a cache. The default is the config's, but False with `position_ids` and no
-                `past_key_values`.
-            mm_encoder_outputs: `{"image": get_image_features(...)}` instead of `pixel_values`, when already computed.
+            use_cache: Whether to return a key-value cache. The default is the config's, but False with `position_ids`
+                and no `past_key_values`.
+            mm_encoder_outputs: `{"image": get_image_features(...)}` in place of `pixel_values`, if it is already
+                computed.
             kwargs: Further arguments of the language model, such as `output_hidden_states`.
 
         Raises:
@@ -195,7 +205,7 @@ class JanusProModel(JanusProPreTrainedModel):
         features = None if encoded is None else encoded.pooler_output
         inputs_embeds = self._splice(inputs_embeds, input_ids, features, past_key_values)
         if use_cache is None and position_ids is not None and past_key_values is None:
-            # transformers recognises packed documents by their positions only where no cache is made.
+            # transformers recognises packed training sequences by their positions only if no cache is made.
             use_cache = False
 
         outputs = self.language_model(
@@ -216,14 +226,14 @@ class JanusProModel(JanusProPreTrainedModel):
 
 
 class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationMixin, GenerationMixin):
-    """Janus-Pro with text head and image head. All Auto classes load this class.
+    """The complete Janus-Pro, with text head and image head. transformers' Auto classes load this class.
 
-    `generate` (transformers' own) generates text tokens, and `generate_images` image tokens, as codes.
-    `decode_image_ids` turns codes into pixels, and `encode_image_ids` pixels into codes. `forward(labels=...)` returns
-    the training loss of both heads.
+    `generate`, which is transformers' own method, generates text tokens. `generate_images` generates images as codes
+    of the image codec. `decode_image_ids` turns codes into pixels, and `encode_image_ids` turns pixels into codes.
+    `forward(labels=...)` returns the training loss of both heads.
     """
 
-    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # only if the config says so
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # if tie_word_embeddings
     output_modalities = ("image", "text")
     model: JanusProModel
     accepts_loss_kwargs = True
@@ -241,30 +251,33 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         self.model.set_input_embeddings(value)
 
     def enable_input_require_grads(self) -> None:
-        """Let gradients flow from the input embeddings on, as reentrant gradient checkpointing needs.
+        """Make the outputs of the input embeddings require gradients, as reentrant gradient checkpointing needs.
 
-        Overridden because transformers' method would include a frozen vision tower, which then keeps its activations
-        and is back-propagated to no purpose.
+        This overrides transformers' method, which would include a frozen vision tower. The tower would then keep its
+        activations and be back-propagated through without need.
         """
         tower = self.model.vision_model
         inputs = [self.get_input_embeddings()]
         if any(parameter.requires_grad for parameter in tower.parameters()):
             inputs.append(tower.get_input_embeddings())
-        # transformers' `disable_input_require_grads` reads this name; it offers no method to add to the list.
+        # transformers' `disable_input_require_grads` reads this attribute. There is no public method to add to it.
         self._require_grads_hooks = [
             module.register_forward_hook(lambda module, args, output: output.requires_grad_(True)) for module in inputs
         ]
 
     def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """Compute the features of images; see `JanusProModel.get_image_features`."""
+        """Encode images `(M, 3, H, W)` as features for the language model; see `JanusProModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
     def encode_image_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode images `(B, 3, S, S)` in [-1, 1] as codes `(B, P)` int64; see `JanusProVQModel.encode_image_ids`."""
+        """Encode images `(B, 3, S, S)` in [-1, 1] as codes `(B, P)` int64, indices into the codec's codebook.
+
+        See `JanusProVQModel.encode_image_ids`.
+        """
         return self.model.vqmodel.encode_image_ids(pixel_values)
 
     def decode_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
-        """Decode codes `(B, P)` in `[0, K)` to images `(B, 3, S, S)` in about [-1, 1].
+        """Decode codes `(B, P)` (indices into the codec's codebook) to images `(B, 3, S, S)` in about [-1, 1].
 
         See `JanusProVQModel.decode_image_ids`.
         """
@@ -286,21 +299,23 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> JanusProCausalLMOutput:
-        """Compute text logits, or with `labels` the loss of both heads.
+        """Compute text logits, or, if `labels` are given, the training losses of the text head and the image head.
 
-        Arguments that are not listed are those of `JanusProModel.forward`.
+        Arguments that are not listed here are those of `JanusProModel.forward`.
 
         Args:
-            labels: `(B, T)` ids as in `input_ids`. The label at position `t` is predicted from position `t - 1`. -100
-                marks positions that are not trained; the first token of a document must be one of them. Labels below
-                `V` are scored by the text head, the others by the image head.
-            logits_to_keep: Number of positions at the end for which text logits are computed (0 = all), or a tensor of
-                positions.
-            num_items_in_batch: Number that divides the summed loss: that of all labels of an accumulated batch, over
-                all ranks. By default this batch's own number of labels.
+            labels: `(B, T)` ids as in `input_ids`. The label at position `t` is predicted from position `t - 1`.
+                Labels of -100 are ignored; the first label of every training sequence must be -100. Labels below the
+                size of the text vocabulary are scored by the text head, the others by the image head.
+            logits_to_keep: Number of positions at the end for which text logits are computed (0 means all), or a
+                tensor with the indices of these positions.
+            num_items_in_batch: Number by which the summed loss is divided. With gradient accumulation or several ranks
+                it is the number of labels in all accumulated batches on all ranks. By default it is this batch's own
+                number of labels.
 
         Returns:
-            `JanusProCausalLMOutput`. With `labels`, `logits` is None: logits are computed in chunks and dropped.
+            A `JanusProCausalLMOutput`. With `labels` its `logits` is None, because logits are computed in chunks and
+            freed.
         """
         outputs = self.model(
             input_ids=input_ids,

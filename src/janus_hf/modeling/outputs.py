@@ -1,4 +1,4 @@
-"""Output classes of the models. `None` stands for what was not computed.
+"""Output classes of the models. A field is `None` if it was not computed.
 
 `B` batch, `T` sequence, `M` images in the batch, `P` positions or codes per image, `D` width, `V` text vocabulary, `E`
 width of a codebook vector.
@@ -13,26 +13,26 @@ from transformers.utils import ModelOutput
 
 @dataclass
 class JanusProModelOutput(ModelOutput):
-    """Output of `JanusProModel`."""
+    """Output of `JanusProModel`: hidden states of the language model and features of the input images."""
 
     last_hidden_state: torch.Tensor | None = None  # (B, T, D), after the language model's final norm
     past_key_values: Cache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None  # (B, T, D): the embeddings, then each layer's output
+    hidden_states: tuple[torch.Tensor, ...] | None = None  # (B, T, D) each: the embeddings, then every layer's output
     attentions: tuple[torch.Tensor, ...] | None = None  # (B, heads, T, T) per layer
     image_hidden_states: torch.Tensor | None = None  # (M, P, D), features of the images after the aligner
 
 
 @dataclass
 class JanusProCausalLMOutput(ModelOutput):
-    """Output of `JanusProForConditionalGeneration`.
+    """Output of `JanusProForConditionalGeneration`: text logits, or with labels the training losses.
 
-    `loss` is the value to train: the summed cross-entropy of all labels divided by `num_items_in_batch`. `text_loss`
-    and `image_loss` are for logs: means over this batch's own text and image labels (zero without any), in nats per
-    token, without gradient.
+    `loss` is the value to minimise: the summed cross-entropy of all labels, divided by the argument
+    `num_items_in_batch` of `forward`. `text_loss` and `image_loss` are for logs: means over this batch's own text
+    labels and image labels, in nats per token, without gradient. They are zero if the batch has no such labels.
     """
 
     loss: torch.Tensor | None = None  # ()
-    logits: torch.Tensor | None = None  # (B, T or logits_to_keep, V) of the text head; None with labels
+    logits: torch.Tensor | None = None  # (B, T or logits_to_keep, V), text head; None with labels
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None  # as in `JanusProModelOutput`
     attentions: tuple[torch.Tensor, ...] | None = None  # as in `JanusProModelOutput`
@@ -45,7 +45,10 @@ class JanusProCausalLMOutput(ModelOutput):
 
 @dataclass
 class JanusProVQOutput(ModelOutput):
-    """Output of `JanusProVQModel`. The losses are means over all elements of the latents."""
+    """Output of the image codec (`JanusProVQModel`): reconstructed images, codes, latents and training losses.
+
+    The losses are means over all elements of the latents.
+    """
 
     pixel_values: torch.Tensor | None = None  # (B, 3, H, W), reconstruction in about [-1, 1]
     image_ids: torch.Tensor | None = None  # (B, P), int64

@@ -1,4 +1,4 @@
-"""Loading and saving, shared by the model with text head and the bare model."""
+"""`JanusProPreTrainedModel`, which loads and saves `JanusProForConditionalGeneration` and `JanusProModel`."""
 
 import os
 from typing import TYPE_CHECKING, Any, Self
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 
 
 class JanusProPreTrainedModel(PreTrainedModel):
-    """Base class of both models: loads and saves checkpoints in both layouts.
+    """Base class of `JanusProModel` and `JanusProForConditionalGeneration`, which loads and saves checkpoints.
 
-    The underscored class attributes are how transformers asks a model class for these facts; it has no public names
-    for them.
+    It handles two file layouts: "original" (deepseek-ai/Janus) and "transformers" (transformers' own Janus). The class
+    attributes with an underscore declare to transformers what the models support; transformers has no public names for
+    them.
     """
 
     config: JanusProConfig
@@ -45,27 +46,30 @@ class JanusProPreTrainedModel(PreTrainedModel):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, *args: Any, **kwargs: Any
     ) -> Self:
-        """Load a checkpoint in the original layout (`.bin` or safetensors) or the transformers layout, or an adapter.
+        """Load a checkpoint, or an adapter with its base model, and return the model.
 
-        The arguments are those of `PreTrainedModel.from_pretrained`; the following have a meaning of their own:
+        A checkpoint may have the file layout of deepseek-ai/Janus (`.bin` or safetensors) or that of transformers' own
+        Janus. Special token ids that its config lacks are read from its tokenizer. The arguments are those of
+        `PreTrainedModel.from_pretrained`; the following have a meaning of their own:
 
         Args:
-            pretrained_model_name_or_path: Repository id or folder of a checkpoint, or of an adapter that names one as
-                its base model.
-            dtype: By default the dtype that the checkpoint is stored in.
-            quantization_config: "int8" or "int4" for torchao's weight-only quantisation with the kernels of the
-                device that `device_map` names (the CPU if it names none), or the configuration of any of transformers'
+            pretrained_model_name_or_path: Repository id or folder of a checkpoint, or of an adapter that names a
+                checkpoint as its base model.
+            dtype: Dtype of the loaded model; by default that of the checkpoint.
+            quantization_config: "int8" or "int4" for torchao's weight-only quantisation with the kernels of the device
+                that `device_map` names (the CPU if it names none), or the configuration of any of transformers'
                 quantisers. All weights but those of the language model's layers stay in full precision, unless the
-                configuration lists modules to skip itself.
+                configuration itself lists modules to skip.
 
-        Special token ids that the config lacks are read from the checkpoint's tokenizer.
+        Returns:
+            The model, or with `output_loading_info=True` the tuple of the model and transformers' loading info.
 
         Raises:
-            CheckpointError: If weights are missing, unexpected or of the wrong shape, or a local shard or index is
-                broken. Weights are never left at random values.
-            ValueError: If the checkpoint is of another family, the quantisation method cannot skip the modules that
-                must stay in full precision or does not fit the device or the layers, or `ignore_mismatched_sizes=True`
-                or `weights_only=False` is given.
+            CheckpointError: If weights are missing, unexpected or of the wrong shape, or a local weight file or index
+                is broken. Weights are never left at random values.
+            ValueError: If the checkpoint is of another model family; if the quantisation method cannot skip the
+                modules that must stay in full precision, or does not fit the device or the layers; or if
+                `ignore_mismatched_sizes=True` or `weights_only=False` is given.
             ImportError: If `quantization_config` is "int8" or "int4" and torchao is missing.
         """
         source = pretrained_model_name_or_path
@@ -90,18 +94,18 @@ class JanusProPreTrainedModel(PreTrainedModel):
             kwargs["quantization_config"] = skip_all_but_language_model(kwargs["quantization_config"])
 
         want_info = kwargs.pop("output_loading_info", False)
-        # With ignore_mismatched_sizes wrong shapes come back in the info, and check_loaded raises them together with
-        # everything else that is wrong.
+        # With ignore_mismatched_sizes, weights of the wrong shape are reported in the info, and check_loaded names
+        # them in one error with everything else that is wrong.
         model, info = super().from_pretrained(
             source, *args, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
         )
-        # Where `source` is an adapter, this is the adapter's info; the base model was checked in
+        # If `source` is an adapter, `info` describes the adapter; the base model was checked in
         # _finalize_model_loading.
         check_loaded(info, source)
         settle_quantised(model)
         if source is not None:
             model._fill_special_tokens(model.config.name_or_path or source, kwargs)
-        # Any: a tuple if the caller wants the info, which transformers' own annotation omits too.
+        # Any: a tuple if the caller asks for the loading info, which transformers' own annotation omits too.
         result: Any = (model, info) if want_info else model
         return result
 
@@ -111,19 +115,20 @@ class JanusProPreTrainedModel(PreTrainedModel):
     ) -> "LoadStateDictInfo":
         """Finish loading as transformers does, and raise a `CheckpointError` if a weight was not taken from the files.
 
-        Overridden because every way to load passes here. The public way, `output_loading_info`, is not enough: for an
-        adapter folder it describes the adapter and hides its base model.
+        This overrides a private method of transformers, because every way to load a model calls it. The public loading
+        info (`output_loading_info`) is not enough: for the folder of an adapter it describes the adapter and not its
+        base model.
         """
         loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
         check_loaded(loading_info.to_dict(), load_config.pretrained_model_name_or_path)
         return loading_info
 
     def _fill_special_tokens(self, source: str | os.PathLike[str], kwargs: dict[str, Any]) -> None:
-        """Set special token ids that the configuration lacks to those of the checkpoint's tokenizer.
+        """Set the special token ids that the configuration lacks, from the checkpoint's tokenizer.
 
         Args:
             source: Repository id or folder of the checkpoint.
-            kwargs: The arguments of `from_pretrained`, for the Hub.
+            kwargs: The arguments of `from_pretrained`; only those that locate files on the Hub are used.
         """
         generation_config = getattr(self, "generation_config", None)
         if self.config.image_token_id is not None and getattr(generation_config, "pad_token_id", 0) is not None:
@@ -133,9 +138,9 @@ class JanusProPreTrainedModel(PreTrainedModel):
         if self.config.image_token_id is None:
             self.config.image_token_id = ids.pop("image_token_id", None)
         for name in ("bos_token_id", "eos_token_id"):
-            # The original's language_config does not state them, so they are Llama's defaults until now. pad stays
-            # None, because the embedding row that is the padding_idx gets no gradient, and the unconditional prompt is
-            # made of pads.
+            # The original language_config does not state these ids, so they still have Llama's defaults. pad_token_id
+            # stays None, because the embedding row at padding_idx gets no gradient, and the unconditional prompt
+            # consists of padding tokens.
             setattr(self.config.text_config, name, ids.get(name, getattr(self.config.text_config, name)))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if generation_config is not None and name in ids:
@@ -144,17 +149,17 @@ class JanusProPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, layout: Layout | None = None, **kwargs: Any
     ) -> None:
-        """Write safetensors, `config.json` and `generation_config.json`.
+        """Write the weights (safetensors), `config.json` and `generation_config.json` to a folder.
 
         Args:
             save_directory: Folder to write to.
-            layout: `"original"` (the default) is readable by this package and by the original code; `"transformers"`
-                by this package and by transformers' own Janus. Both reload bit-equal. A quantised model exists in the
-                transformers layout only, which then is the default.
+            layout: File layout. `"original"` (the default) can be read by this package and by deepseek-ai/Janus,
+                `"transformers"` by this package and by transformers' own Janus. Weights reload bit-equal from both. A
+                quantised model can be saved in the transformers layout only, which is then the default.
             args, kwargs: As in `PreTrainedModel.save_pretrained` (`max_shard_size`, `push_to_hub`, ...).
 
         Raises:
-            ValueError: If the layout is unknown or cannot hold this model. Nothing is written then.
+            ValueError: If the layout is unknown or cannot store this model. Nothing is written then.
         """
         quantised = getattr(self, "hf_quantizer", None) is not None
         layout = layout or ("transformers" if quantised else "original")
@@ -169,12 +174,12 @@ class JanusProPreTrainedModel(PreTrainedModel):
         if layout == "original" and kwargs.get("state_dict") is None and self.config.tie_word_embeddings:
             kwargs["state_dict"] = copy_tied_head(self.state_dict())
         if self.can_generate():
-            # transformers drops fields that it does not know, such as our image_guidance_scale, when it reads a file
-            # with this mark. GenerationConfig has no public way to clear it.
+            # When transformers reads a file with this mark, it drops fields that it does not know, such as this
+            # package's image_guidance_scale. GenerationConfig has no public way to clear the mark.
             self.generation_config._from_model_config = False
 
-        # Saving reverts the conversions in this attribute, which holds those of the layout that was loaded. The public
-        # way, a registered mapping, is read only for models that were not loaded from files.
+        # Saving reverts the conversions in this attribute, which after loading are those of the layout that was
+        # loaded. The public way, a registered mapping, is used only for models that were not loaded from files.
         loaded_with = getattr(self, "_weight_conversions", None)
         self._weight_conversions = all_conversions(self)
         try:

@@ -1,4 +1,4 @@
-"""Quantisation of the language model's weights: which modules are quantised, and with the kernels of which device."""
+"""Quantisation of the language model's weights: which modules are quantised, and for which device's kernels."""
 
 import copy
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 # Values of the argument `device_map` of `from_pretrained`.
 DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device] | None
 
-# Modules that stay in full precision when the language model is quantised: they are small, and generated images
-# suffer first from errors here. Quantisers match these as regular expressions from the start of a module's name.
-# Adapters that are loaded with the model pass the quantiser too; their ranks are too small for its kernels.
+# Modules that stay in full precision when the language model is quantised: they are small, and errors in them harm
+# generated images first. Quantisers match these regular expressions from the start of a module's name. The last one
+# excludes LoRA adapters that are loaded with the model, because their ranks are too small for the quantised kernels.
 NOT_QUANTISED = tuple(
     rf"(model\.)?{part}"
     for part in (
@@ -37,23 +37,25 @@ NOT_QUANTISED = tuple(
         r".*\.lora_\w+",
     )
 )
-INT4_GROUP_SIZE = 64  # divides every width of the released models, and of the small one in the package
-# Fields in which the quantisers of transformers list modules to skip.
+INT4_GROUP_SIZE = 64  # divides all layer widths of the released models and of this package's small test model
+# Fields in which the configs of transformers' quantisers list modules to skip.
 _SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
-# Values of device_map that name no device.
+# Values of device_map that name a strategy and no device.
 _STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def weight_only_config(bits: str, device_map: DeviceMap = None) -> TorchAoConfig:
-    """Return the configuration that quantises weights to 8 or 4 bits with the kernels of the device they go to.
+    """Return a torchao configuration that quantises weights to 8 or 4 bits.
+
+    Int4 weights are packed for the kernels of the device that the model is loaded to.
 
     Args:
-        bits: "int8", with a scale per output; or "int4", with a scale and a zero point for every `INT4_GROUP_SIZE`
+        bits: "int8", with one scale per output; or "int4", with a scale and a zero point for every `INT4_GROUP_SIZE`
             inputs of an output. On a CPU int4 is fast in bfloat16 and very slow in float32.
-        device_map: The argument of `from_pretrained`.
+        device_map: The argument `device_map` of `from_pretrained`, which names the device.
 
     Raises:
-        ValueError: If `bits` is another word, or there is no int4 kernel for the device.
+        ValueError: If `bits` has another value, or there is no int4 kernel for the device.
         ImportError: If torchao is missing or too old.
     """
     if bits not in ("int8", "int4"):
@@ -81,7 +83,10 @@ def weight_only_config(bits: str, device_map: DeviceMap = None) -> TorchAoConfig
 
 
 def _device_kinds(device_map: DeviceMap) -> set[str]:
-    """Return the types of the devices that a `device_map` puts modules on, "disk" among them."""
+    """Return the types of the devices, such as "cpu" or "cuda", that a `device_map` puts modules on.
+
+    Modules that are offloaded to the disk add the type "disk".
+    """
     devices = device_map.values() if isinstance(device_map, Mapping) else [device_map]
     kinds = set()
     for device in devices:
@@ -98,15 +103,15 @@ def _device_kinds(device_map: DeviceMap) -> set[str]:
 def skip_all_but_language_model(
     quantization_config: "QuantizationConfigMixin | dict[str, Any]",
 ) -> "QuantizationConfigMixin":
-    """Return a copy of the config that skips all modules but the language model's layers.
+    """Return a copy of a quantisation config that skips all modules but the language model's layers.
 
-    A config that lists modules to skip itself is returned as it is.
+    A config that already lists modules to skip is returned as it is.
 
     Args:
         quantization_config: The config of one of transformers' quantisers, or its dictionary.
 
     Raises:
-        ValueError: If the method cannot skip modules by their path.
+        ValueError: If the quantisation method cannot skip modules by their path.
     """
     if isinstance(quantization_config, dict):
         quantization_config = AutoQuantizationConfig.from_dict(quantization_config)
@@ -118,7 +123,7 @@ def skip_all_but_language_model(
             "compares whole layer names and not their paths: use bitsandbytes, torchao or quanto, or name "
             "skip_modules yourself."
         )
-    if any(state.get(name) not in (None, [], ["lm_head"]) for name in fields):  # the last is some methods' default
+    if any(state.get(name) not in (None, [], ["lm_head"]) for name in fields):  # some methods' default is the last
         return quantization_config
     changed = copy.copy(quantization_config)
     changed.__dict__.update({name: list(NOT_QUANTISED) for name in fields})
@@ -126,12 +131,15 @@ def skip_all_but_language_model(
 
 
 def settle_quantised(model: nn.Module) -> None:
-    """Pack the int4 weights of a model just loaded for their device, and check that torchao skipped no layer.
+    """Pack the int4 weights of a loaded model for its device's kernel, and check that torchao skipped no layer.
+
+    A model that was not quantised by torchao is left unchanged.
 
     Raises:
-        CheckpointError: If the file's int4 weights have no kernel on this device.
-        ValueError: If a layer whose inputs do not fit the config's groups was left in full precision. A layer that a
-            config by names (torchao's `FqnToConfig`) leaves out on purpose is no error.
+        CheckpointError: If the int4 weights are stored in an order for which this device has no kernel.
+        ValueError: If torchao left a layer in full precision because the config's group size does not divide its
+            number of inputs. A layer that a config by names (torchao's `FqnToConfig`) leaves out on purpose is no
+            error.
     """
     quantiser: Any = getattr(model, "hf_quantizer", None)  # Any: quantisers share no base class with these fields
     config = getattr(quantiser, "quantization_config", None)
@@ -141,17 +149,17 @@ def settle_quantised(model: nn.Module) -> None:
     for name, module in linears.items():
         module.weight = pack_for_device(name, module.weight)
     if quantiser.pre_quantized or config.modules_to_not_convert != list(NOT_QUANTISED):
-        return  # layers of a file are as they were saved, and a user's list may skip any
+        return  # a quantised file is loaded as it was saved, and a caller's list may skip any layer
     layers = [name for name in linears if should_convert_module(name, config.modules_to_not_convert)]
     _check_none_skipped(config.quant_type, {name: linears[name].weight for name in layers})
 
 
 def _check_none_skipped(config: "AOBaseConfig", weights: dict[str, torch.Tensor]) -> None:
-    """Raise a ValueError if torchao silently skipped a layer whose shape its group size does not divide.
+    """Raise a ValueError if torchao silently skipped a layer whose number of inputs the group size does not divide.
 
     Args:
         config: The torchao config that was applied.
-        weights: Weights by name of the layer, without those of modules that were to be skipped.
+        weights: Weight of every layer that was to be quantised, by name of the layer.
     """
     wanted = {name: one for name in weights if getattr(one := layer_config(name, config), "group_size", None)}
     left = [name for name in wanted if type(weights[name].data) is torch.Tensor]

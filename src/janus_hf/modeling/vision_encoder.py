@@ -1,8 +1,9 @@
-"""The understanding encoder: SigLIP without pooling head or class token.
+"""`JanusProVisionModel`, the vision tower that encodes images to be understood.
 
-The tower of transformers' Janus reproduces the original bit for bit (float32, measured against the goldens), so it is
-used as it is. It is subclassed only for its name: the conversion of original weights is registered per class name (see
-`checkpoint.py`).
+It is a SigLIP encoder without pooling head or class token. The vision tower of transformers' Janus computes the same
+as deepseek-ai/Janus, bit for bit (in float32, measured against recorded outputs of that code), so it is used
+unchanged. It is subclassed only to have its own name, because the conversion of original weights is registered per
+class name (see `checkpoint.py`).
 """
 
 from transformers.models.janus.modeling_janus import JanusVisionModel
@@ -11,9 +12,10 @@ from ..configuration import JanusProVisionConfig
 
 
 class JanusProVisionModel(JanusVisionModel):
-    """SigLIP tower: maps normalised pixels `(M, 3, H, W)` of `M` images to `(M, P, width)` features of their patches.
+    """SigLIP vision tower: maps normalised pixels `(M, 3, H, W)` of `M` images to patch features `(M, P, width)`.
 
-    The features are those of the last block after the final norm, in `last_hidden_state` of the output.
+    The features are those of the last transformer layer after the final norm, `P` per image. They are in the output's
+    `last_hidden_state`.
     """
 
     config: JanusProVisionConfig

@@ -1,4 +1,4 @@
-"""Checks of a local checkpoint's weight files before they are loaded: all there, and none cut short."""
+"""Checks of a local checkpoint before it is loaded: every weight file must exist and must not be cut short."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from ..errors import CheckpointError
 
 
-# In the order in which transformers looks for them.
+# Names of weight files and their indices, in the order in which transformers looks for them.
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -26,7 +26,7 @@ def check_local_files(
 ) -> None:
     """Raise a `CheckpointError` if a local checkpoint's index is unreadable, or a weight file is missing or cut short.
 
-    Only the files that `from_pretrained` will load are opened, and of these only the tables of contents are read.
+    Only the files that `from_pretrained` will load are opened, and only the table of contents of each is read.
     Checkpoints on the Hub are checked by the download itself. The arguments are those of
     `PreTrainedModel.from_pretrained`.
     """
@@ -43,7 +43,11 @@ def check_local_files(
 
 
 def _indexed_files(path: str) -> list[str]:
-    """Return the paths of the shards that an index names. Raise a `CheckpointError` if one of them does not exist."""
+    """Return the paths of the weight files (shards) that are listed in the index file at `path`.
+
+    Raises:
+        CheckpointError: If the index is unreadable or a shard does not exist.
+    """
     try:
         with open(path, encoding="utf-8") as file:
             shards = sorted(set(json.load(file)["weight_map"].values()))
@@ -63,7 +67,7 @@ def _indexed_files(path: str) -> list[str]:
 
 
 def _check_table_of_contents(path: str) -> None:
-    """Raise a `CheckpointError` if a weight file is empty, cut short or of another format."""
+    """Raise a `CheckpointError` if the weight file at `path` is empty, cut short or of another format."""
     try:
         if path.endswith(".safetensors"):
             with safe_open(path, framework="pt"):
@@ -72,7 +76,7 @@ def _check_table_of_contents(path: str) -> None:
             raise EOFError("the file is empty")
         else:
             with open(path, "rb") as file:
-                is_zip = file.read(2) == b"PK"  # files of torch before 1.6 are pickles, which have no such table
+                is_zip = file.read(2) == b"PK"  # files of torch before 1.6 are bare pickles without a table
             if is_zip:
                 zipfile.ZipFile(path).close()
     except (SafetensorError, EOFError, zipfile.BadZipFile) as error:

@@ -1,7 +1,7 @@
-"""Turn texts into rows of ids with their character spans, splice image ids into them, and pad rows to one batch.
+"""Functions that tokenize texts, insert the ids of images, cut and pad the results, and check the number of images.
 
-The ids of an image take the place of its placeholder token after tokenization, as in deepseek-ai/Janus, so that the
-tokenizer never sees the expanded text.
+An image's ids replace its placeholder token after tokenization, as in deepseek-ai/Janus. The tokenizer therefore never
+sees the expanded text.
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ Row: TypeAlias = list[tuple[int, tuple[int, int]]]
 
 
 def check_texts(text: Any, name: str) -> list[str]:
-    """Return a string as a list of one string, and a non-empty list of strings as a new list.
+    """Return `text` as a list of strings: a string becomes a list of one, and a list is copied.
 
     Args:
         text: The caller's argument.
-        name: Its name, for messages.
+        name: Name of that argument, for messages.
 
     Raises:
-        TypeError: If it is neither a string nor a list of strings.
+        TypeError: If `text` is neither a string nor a list of strings.
         ValueError: If the list is empty.
     """
     texts = [text] if isinstance(text, str) else text
@@ -36,10 +36,14 @@ def check_texts(text: Any, name: str) -> list[str]:
 
 
 def encode(tokenizer: TokenizersBackend, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[Row]:
-    """Tokenize every text on its own. With `add_special_tokens`, every row begins with exactly one BOS."""
+    """Tokenize every text separately and return a list with one encoded text for each.
+
+    An encoded text has for every position the token id and the character span `(start, end)` of the text that the id
+    came from. With `add_special_tokens` it begins with exactly one BOS, even if the text already contains one.
+    """
     rows = []
     for text in texts:
-        # Chat templates may have written BOS already; the tokenizer would add a second one.
+        # A chat template may have written BOS into the text already, and the tokenizer would add a second one.
         start = 0
         while add_special_tokens and text.startswith(tokenizer.bos_token, start):
             start += len(tokenizer.bos_token)
@@ -50,12 +54,12 @@ def encode(tokenizer: TokenizersBackend, texts: Sequence[str], *, add_special_to
 
 
 def check_counts(counts: Sequence[int], images: Any, *, image_token: str) -> None:
-    """Raise `ValueError` unless the number of images equals the number of placeholders.
+    """Raise `ValueError` unless the texts contain exactly one placeholder for every image.
 
     Args:
         counts: Number of placeholders in each text.
-        images: The caller's images. Nested lists are compared text by text, flat ones in total.
-        image_token: The placeholder, for messages.
+        images: The caller's images. A nested list is compared with `counts` text by text, a flat one in total.
+        image_token: The placeholder token, for messages.
     """
     items = images if isinstance(images, (list, tuple)) else []
     nested = [item is None or isinstance(item, (list, tuple)) for item in items]
@@ -73,7 +77,10 @@ def check_counts(counts: Sequence[int], images: Any, *, image_token: str) -> Non
 
 
 def _check_count(placeholders: int, images: int, image_token: str, where: str) -> None:
-    """Raise `ValueError` unless both numbers are equal; `where` names the text or texts in the message."""
+    """Raise `ValueError` unless the number of `placeholders` equals the number of `images`.
+
+    The message names the placeholder token (`image_token`) and the text or texts that were counted (`where`).
+    """
     if placeholders != images:
         raise ValueError(
             f"`images` must be one image per {image_token} in {where}, got {placeholders} placeholders and {images} "
@@ -82,15 +89,27 @@ def _check_count(placeholders: int, images: int, image_token: str, where: str) -
 
 
 def splice_images(row: Row, *, image_id: int, spliced_ids: Sequence[int]) -> Row:
-    """Replace every placeholder id `image_id` by `spliced_ids`, which all get the placeholder's span."""
+    """Return an encoded text in which every placeholder id `image_id` is replaced by the ids of a whole image.
+
+    Args:
+        row: The encoded text: for every position the token id and a character span.
+        image_id: Id of the placeholder token.
+        spliced_ids: The ids of an image, which all get the placeholder's character span.
+    """
     return [(new, span) for token, span in row for new in (spliced_ids if token == image_id else (token,))]
 
 
 def truncate(row: Row, *, max_length: int, side: str, image_id: int) -> Row:
-    """Return the first `max_length` positions if `side` is "right", else the last.
+    """Return the first `max_length` positions of an encoded text if `side` is "right", otherwise the last.
+
+    Args:
+        row: The encoded text: for every position the token id and a character span.
+        max_length: Number of positions to keep.
+        side: Side that is cut, "left" or "right".
+        image_id: Id of the placeholder token, which fills the positions of images.
 
     Raises:
-        ValueError: If that would cut an image.
+        ValueError: If an image would be cut.
     """
     kept = row[:max_length] if side == "right" else row[-max_length:]
     if sum(token == image_id for token, _ in kept) != sum(token == image_id for token, _ in row):
@@ -104,16 +123,17 @@ def truncate(row: Row, *, max_length: int, side: str, image_id: int) -> Row:
 def collate(
     tokenizer: TokenizersBackend, rows: Sequence[Row], *, padding_side: str | None = None, **padding: Any
 ) -> dict[str, Any]:
-    """Pad rows to one batch.
+    """Pad encoded texts to one batch of equal length.
 
     Args:
-        tokenizer: Gives the padding id, and the side unless `padding_side` is given.
-        rows: B encoded texts.
+        tokenizer: Tokenizer that defines the padding id, and the padding side unless `padding_side` is given.
+        rows: B encoded texts: for every position the token id and a character span.
         padding_side: "left" or "right".
         padding: Further arguments of the tokenizer's `pad`.
 
     Returns:
-        `input_ids`, `attention_mask` (0 at padding) and `offset_mapping` ((0, 0) at padding), each a list of B lists.
+        A dictionary with the keys `input_ids`, `attention_mask` (0 at padding) and `offset_mapping` (character spans,
+        (0, 0) at padding). Each value is a list of B lists.
     """
     side = padding_side or tokenizer.padding_side
     batch = dict(tokenizer.pad({"input_ids": [[t for t, _ in row] for row in rows]}, padding_side=side, **padding))

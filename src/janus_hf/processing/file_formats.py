@@ -1,10 +1,13 @@
-"""The files of a saved processor. Two layouts have the same six files, with different names and keys inside.
+"""Functions that write the files of a processor in one of two layouts.
 
-- "original": read by deepseek-ai/Janus (transformers 4.48) and by this package.
-- "transformers": read by transformers' own `JanusProcessor` and by this package.
+Both layouts consist of the same six files; some files differ in their keys and class names.
 
-Both layouts keep roles and system prompt in tokenizer_config.json: the original processor refuses unknown keys in
-processor_config.json (`TypeError`, tried with 4.48), while the tokenizers of every version keep them.
+- "original": can be read by deepseek-ai/Janus (transformers 4.48) and by this package.
+- "transformers": can be read by transformers' own `JanusProcessor` and by this package.
+
+Both layouts store the roles and the system prompt in tokenizer_config.json. The original processor raises a
+`TypeError` for unknown keys in processor_config.json (tried with 4.48), while the tokenizers of every version keep
+unknown keys.
 """
 
 import json
@@ -20,7 +23,10 @@ from .prompts import BOI_TOKEN, EOI_TOKEN, PAD_TOKEN, ROLES, SYSTEM_PROMPT
 
 
 class SavableProcessor(Protocol):
-    """The attributes of a processor that its files record; `JanusProProcessor` has them."""
+    """Interface of a processor whose files can be written: the attributes that the files record.
+
+    `JanusProProcessor` implements it.
+    """
 
     image_processor: JanusProImageProcessor
     tokenizer: TokenizersBackend
@@ -35,12 +41,18 @@ class SavableProcessor(Protocol):
 
     @property
     def chat_template(self) -> str | dict[str, str]:
-        """The chat template in use."""
+        """The Jinja chat template in use, or a dictionary of several templates by name."""
         ...
 
 
 def write_layout(processor: SavableProcessor, folder: str | os.PathLike[str], *, layout: Layout) -> list[str]:
-    """Write all files of `processor` into `folder`, replacing older ones, and return their paths.
+    """Write all files of `processor` into `folder`, replacing existing ones, and return the paths of the files.
+
+    Args:
+        processor: The processor to save.
+        folder: Folder to write into; it is created if it does not exist.
+        layout: "original" for files that deepseek-ai/Janus can read, "transformers" for files that transformers' own
+            `JanusProcessor` can read.
 
     Raises:
         ValueError: If `layout` is unknown, or the processor has several chat templates instead of one.
@@ -74,7 +86,7 @@ _FILES = (
 
 
 def original_processor_config(processor: SavableProcessor) -> dict[str, Any]:
-    """Return the content of processor_config.json as deepseek-ai/Janus writes it."""
+    """Return the content of processor_config.json for `processor`, with the keys that deepseek-ai/Janus writes."""
     defaults = {"image_start_tag": BOI_TOKEN, "image_end_tag": EOI_TOKEN, "pad_tag": PAD_TOKEN}
     used = {
         "image_start_tag": processor.boi_token,
@@ -95,7 +107,10 @@ def original_processor_config(processor: SavableProcessor) -> dict[str, Any]:
 
 
 def _original(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
-    """Return the JSON files of the "original" layout that depend on the layout: file name -> content."""
+    """Return the files that differ between the two layouts, for the "original" layout (deepseek-ai/Janus).
+
+    Keys are file names, values are the contents of these JSON files.
+    """
     is_plain = processor.roles == ROLES and processor.system_prompt == SYSTEM_PROMPT
     return {
         "processor_config.json": original_processor_config(processor),
@@ -114,13 +129,16 @@ def _original(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
 
 
 def _transformers(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
-    """Return the JSON files of the "transformers" layout that depend on the layout: file name -> content."""
+    """Return the files that differ between the two layouts, for the "transformers" layout (transformers' own Janus).
+
+    Keys are file names, values are the contents of these JSON files.
+    """
     images = processor.image_processor
     return {
         "processor_config.json": {
             **original_processor_config(processor),  # transformers' class ignores the keys it does not know
             "processor_class": "JanusProcessor",
-            "use_default_system_prompt": False,  # the chat template renders it; true would add it twice
+            "use_default_system_prompt": False,  # the chat template adds the prompt; true would add it twice
         },
         "preprocessor_config.json": {
             "do_normalize": images.do_normalize,
@@ -145,19 +163,19 @@ def _transformers(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
                 "eoi_token": processor.eoi_token,
             },
             "processor_class": "JanusProcessor",
-            # The generic class keeps tokenizer.json as it is, while "LlamaTokenizer" rebuilds parts of it.
+            # This generic class uses tokenizer.json as it is, while "LlamaTokenizer" rebuilds parts of it.
             "tokenizer_class": "PreTrainedTokenizerFast",
         },
     }
 
 
 def _chat_settings(processor: SavableProcessor) -> dict[str, Any]:
-    """Return the keys that this package adds to tokenizer_config.json."""
+    """Return the entries that this package adds to tokenizer_config.json: `roles` and `system_prompt`."""
     return {"roles": list(processor.roles), "system_prompt": processor.system_prompt}
 
 
 def _tokenizer(processor: SavableProcessor) -> dict[str, Any]:
-    """Return the keys of tokenizer_config.json that both layouts share."""
+    """Return the entries of tokenizer_config.json that are the same in both file layouts."""
     tokenizer = processor.tokenizer
     return {
         **_special_tokens(processor),
@@ -170,7 +188,7 @@ def _tokenizer(processor: SavableProcessor) -> dict[str, Any]:
 
 
 def _special_tokens(processor: SavableProcessor) -> dict[str, Any]:
-    """Return the content of special_tokens_map.json."""
+    """Return the content of special_tokens_map.json: the named special tokens and a list of the additional ones."""
     tokenizer = processor.tokenizer
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     named = {name: token for name in names if (token := getattr(tokenizer, name)) is not None}

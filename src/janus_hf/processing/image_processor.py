@@ -1,8 +1,8 @@
-"""Convert images to pixel tensors and back, bit for bit as deepseek-ai/Janus does.
+"""The image processor: converts images to pixel tensors and back, with exactly the values of deepseek-ai/Janus.
 
-Only Pillow resizes, on purpose: the original resizes PIL images, and torchvision's bicubic on tensors differs from
-Pillow's by 1 to 5 of 255 levels (measured), so a second backend would make results depend on which libraries are
-installed.
+Images are resized with Pillow only. deepseek-ai/Janus resizes PIL images, and torchvision's bicubic interpolation of
+tensors differs from Pillow's by 1 to 5 of 255 levels (measured). A second backend would make results depend on which
+libraries are installed.
 """
 
 import math
@@ -20,14 +20,14 @@ from .pictures import flatten_images, load_picture
 
 Mode: TypeAlias = Literal["understanding", "generation"]
 
-# Settings that files of transformers' own Janus spell out and that are the only behaviour of this class.
+# Settings that files of transformers' own Janus contain, each with the only value that this class supports.
 _FIXED = {"do_resize": True, "do_pad": True, "do_rescale": True, "do_convert_rgb": True, "resample": 3}
-# Keys of saved files that change nothing: the background colour follows from the mean, the others name classes.
+# Keys of saved files that have no effect: the background colour is computed from the mean, the others name classes.
 _FILE_KEYS = {"background_color", "image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
 
 
 class JanusProImageKwargs(ImagesKwargs):
-    """The settings that a caller of `from_pretrained` may replace.
+    """Settings of the image processor that a caller of `from_pretrained` may override.
 
     image_size (`int`): Side of the model's square input, in pixels.
     min_size (`int`): Smallest side of a resized image, in pixels.
@@ -40,23 +40,24 @@ class JanusProImageKwargs(ImagesKwargs):
 class JanusProImageProcessor(BaseImageProcessor):
     """Converter of images to `pixel_values` `(M, 3, S, S)` float32, and of decoded pixels to images.
 
-    There are two modes, one for each half of the model:
+    `M` is the number of images and `S` the side of the model's square input. There are two modes:
 
-    - "understanding": the long side becomes S, the short side follows (truncated, at least `min_size`), and the rest
-      of the square is filled with the mean colour. Values are `(x / 255 - image_mean) / image_std`.
-    - "generation", the input of the image codec: the short side becomes S, and the long side is cropped around its
-      centre. Values are in [-1, 1] for every `image_mean`.
+    - "understanding", for the vision tower: the long side of an image is resized to S. The short side keeps the
+      proportions (rounded down, at least `min_size`), and the rest of the square is filled with the mean colour.
+      Values are `(x / 255 - image_mean) / image_std`.
+    - "generation", for the image codec: the short side of an image is resized to S, and the long side is cropped
+      around its centre. Values are in [-1, 1] for every `image_mean`.
 
     Args:
         image_size: S, in pixels.
         min_size: Smallest side after resizing, in pixels; keeps the short side of a very thin image above zero.
-        image_mean: Mean per channel, in [0, 1]. It also gives `background_color`, the padding colour.
+        image_mean: Mean per channel, in [0, 1]. It also determines `background_color`, the padding colour.
         image_std: Standard deviation per channel, in the units of `image_mean`.
-        rescale_factor: Factor that the 8-bit values are multiplied by before they are normalised.
+        rescale_factor: Factor by which the 8-bit values are multiplied before they are normalised.
         do_normalize: `False` leaves the values of "understanding" in [0, 1].
-        size: `{"height": S, "width": S}`, the name of `image_size` in transformers' own Janus.
-        kwargs: Further keys of saved files, which are accepted as long as they would not change the result. A given
-            `background_color` is ignored and derived from the mean, as in deepseek-ai/Janus.
+        size: `{"height": S, "width": S}`, the form in which transformers' own Janus states `image_size`.
+        kwargs: Further keys of saved files, which are accepted if they would not change the result. A given
+            `background_color` is ignored and computed from the mean, as in deepseek-ai/Janus.
 
     Raises:
         TypeError: If a setting is unknown.
@@ -106,15 +107,16 @@ class JanusProImageProcessor(BaseImageProcessor):
 
     @property
     def size(self) -> dict[str, int]:
-        """`{"height": S, "width": S}`, the name of `image_size` in transformers' own Janus."""
+        """Size of the model's input as `{"height": S, "width": S}`, the form that transformers' own Janus uses."""
         return {"height": self.image_size, "width": self.image_size}
 
     @classmethod
     def from_dict(cls, image_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build an image processor from the settings of a file; `kwargs` replace them. Both may use either size name.
+        """Build an image processor from the settings of a file. Settings in `kwargs` override those of the file.
 
-        A file without mean and standard deviation gets CLIP's, which are the class defaults of deepseek-ai/Janus and
-        of transformers' own Janus. All released files spell out 0.5, which is the default of this class.
+        Both may name the input size `image_size` or `size`. A file without mean and standard deviation gets CLIP's,
+        which are the class defaults of deepseek-ai/Janus and of transformers' own Janus. All released files state 0.5,
+        which is the default of this class.
         """
         settings = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, **image_processor_dict}
         if "image_size" in kwargs:
@@ -128,19 +130,20 @@ class JanusProImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Any, *, mode: Mode = "understanding", return_tensors: str | None = "pt"
     ) -> BatchFeature:
-        """Turn images into the model's input. Calling the image processor itself does the same.
+        """Turn images into pixel tensors for the model. Calling the image processor object does the same.
 
         Args:
-            images: An image in any form that `load_picture` takes, a batch array, or any nesting of lists of images,
-                which is flattened in reading order.
-            mode: "understanding" or "generation", see the class.
+            images: An image in any form that `load_picture` takes, a 4-D array of images, or any nesting of lists of
+                images, which is flattened in reading order.
+            mode: "understanding" for the vision tower or "generation" for the image codec; see the class.
             return_tensors: "pt" or "np"; `None` gives a list of arrays.
 
         Returns:
-            A `BatchFeature` with `pixel_values` `(M, 3, S, S)`, float32.
+            A `BatchFeature` with `pixel_values` `(M, 3, S, S)` float32: `M` images, each with sides of `image_size`
+            pixels.
 
         Raises:
-            FileNotFoundError: If an image is a path to no file.
+            FileNotFoundError: If an image is given as a path that does not exist.
             ValueError: If there is no image, an image cannot be decoded or cropped, or the mode is unknown.
         """
         prepare = {"understanding": self._prepare_understanding, "generation": self._prepare_generation}.get(mode)
@@ -155,12 +158,14 @@ class JanusProImageProcessor(BaseImageProcessor):
     def postprocess(
         self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> list[Image.Image] | np.ndarray | torch.Tensor:
-        """Convert decoded pixels to images. The 8-bit values are TRUNCATED, as in deepseek-ai/Janus, not rounded.
+        """Convert the output pixels of the image codec to images.
+
+        The 8-bit values of "pil" are TRUNCATED, as in deepseek-ai/Janus, not rounded.
 
         Args:
             pixel_values: `(B, 3, H, W)`, any floating dtype, nominally in [-1, 1]; values outside are clipped.
-            output_type: "pil": B RGB images. "np": `(B, H, W, 3)` float32 in [0, 1]. "pt": `(B, 3, H, W)` float32
-                in [0, 1] on the CPU.
+            output_type: "pil": B RGB images. "np": `(B, H, W, 3)` float32 in [0, 1]. "pt": `(B, 3, H, W)` float32 in
+                [0, 1] on the CPU.
 
         Raises:
             ValueError: If shape or dtype are wrong, a value is NaN, or `output_type` is unknown.
@@ -177,7 +182,7 @@ class JanusProImageProcessor(BaseImageProcessor):
                 "`pixel_values` must be numbers, got NaN: decode in bfloat16 or float32, because float16 overflows."
             )
         pixels_BCHW = pixels.float().numpy()
-        # The original's order of operations, so that the values that are truncated are the same float32 numbers.
+        # The order of operations is that of deepseek-ai/Janus, so that the same float32 numbers are truncated.
         if output_type == "pil":
             levels_BHWC = np.clip((pixels_BCHW.transpose(0, 2, 3, 1) + 1) / 2 * 255, 0, 255).astype(np.uint8)
             return [Image.fromarray(levels_HWC) for levels_HWC in levels_BHWC]
@@ -189,9 +194,13 @@ class JanusProImageProcessor(BaseImageProcessor):
         raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}: choose one of them.")
 
     def _prepare_understanding(self, image: Image.Image) -> np.ndarray:
-        """Fit the long side of an RGB image, pad it to a square and normalise it: `(3, S, S)` float32."""
+        """Resize an RGB image until its long side is `image_size`, pad it to a square and normalise it.
+
+        Returns:
+            `(3, S, S)` float32, where `S` is `image_size`.
+        """
         long, side = max(image.size), self.image_size
-        # int(), not round(): transformers' own Janus rounds, and 47% of image sizes then come out one pixel different.
+        # int(), not round(): transformers' own Janus rounds, which changes 47% of image sizes by one pixel.
         width, height = (max(int(length / long * side), self.min_size) for length in image.size)
         square = Image.new("RGB", (side, side), tuple(self.background_color))
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -202,13 +211,20 @@ class JanusProImageProcessor(BaseImageProcessor):
         return (_unit(square, self.rescale_factor) - mean_C11) / std_C11
 
     def _prepare_generation(self, image: Image.Image) -> np.ndarray:
-        """Fit the short side of an RGB image and crop the long one: `(3, S, S)` float32 in [-1, 1].
+        """Resize an RGB image until its short side is `image_size`, and crop the long side around its centre.
 
         The source is section 3.1 of the technical report; deepseek-ai/Janus has no code for it.
+
+        Returns:
+            `(3, S, S)` float32 in [-1, 1], where `S` is `image_size`.
+
+        Raises:
+            ValueError: If the resized image would exceed Pillow's limit on pixels.
         """
         short, side = min(image.size), self.image_size
         width, height = (int(side * length / short) for length in image.size)
-        # A long strip grows with its short side; beyond Pillow's own limit the resized image could exhaust memory.
+        # Enlarging the short side of a long strip also enlarges its long side. Beyond Pillow's own limit on pixels the
+        # resized image could exhaust memory.
         if math.prod((width, height)) > (Image.MAX_IMAGE_PIXELS or math.inf):
             raise ValueError(
                 f"An image must be small enough to be cropped to a square, got {image.width}x{image.height} (WxH), "
@@ -220,8 +236,8 @@ class JanusProImageProcessor(BaseImageProcessor):
 
 
 def _unit(image: Image.Image, factor: float) -> np.ndarray:
-    """Return an RGB image as `(3, H, W)` float32, multiplied by `factor`.
+    """Return the pixels of an RGB image as `(3, H, W)` float32, multiplied by `factor`.
 
-    The product is taken in float64, like `rescale` of transformers 4.48.
+    The product is computed in float64, as by `rescale` of transformers 4.48.
     """
     return (np.asarray(image).transpose(2, 0, 1).astype(np.float64) * factor).astype(np.float32)

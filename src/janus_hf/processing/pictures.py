@@ -1,9 +1,9 @@
-"""Load an image from any common source as the 8-bit RGB image that a person would see.
+"""Functions that load an image from any common source as 8-bit RGB, with the colours and orientation of a viewer.
 
-The original (deepseek-ai/Janus, `load_pil_images`) calls `convert("RGB")` and nothing else. That ignores the EXIF
-orientation, turns transparent pixels into the colour stored beneath them (mostly black) and clips 16-bit greyscale to
-white. Plain RGB, greyscale and palette images come out here exactly as there; for the other kinds this module corrects
-the original.
+The original (deepseek-ai/Janus, `load_pil_images`) only calls `convert("RGB")`. That ignores the EXIF orientation,
+turns transparent pixels into the colour stored beneath them (mostly black) and clips 16-bit greyscale to white. For
+plain RGB, greyscale and palette images the result here is exactly that of the original; for the other kinds it
+corrects the original.
 """
 
 import base64
@@ -23,21 +23,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | np.ndarray | torch.Tensor
 
 _SOURCES = "a PIL image, a path, an http(s) URL, a base64 string, encoded bytes, or a numpy/torch array"
-_HEADERS = {"User-Agent": "janus_hf"}  # many image hosts refuse Python's default
+_HEADERS = {"User-Agent": "janus_hf"}  # many image hosts refuse Python's default user agent
 _SHAPES = "(H, W), (H, W, 1|3|4) or (1|3|4, H, W)"
 
 
 def load_picture(source: ImageSource) -> Image.Image:
-    """Return `source` as a new RGB `PIL.Image.Image`; the caller's object is never changed.
+    """Load an image from any common source as a new RGB `PIL.Image.Image`; `source` is never changed.
 
-    EXIF orientation is applied, transparency is composited over white, 16-bit greyscale is scaled to 8 bit, and the
-    first frame of an animation is taken.
+    EXIF orientation is applied, transparency is composited over white, 16-bit greyscale is scaled to 8 bit, and of an
+    animation the first frame is used.
 
     Args:
         source: A PIL image of any mode but "F"; a path; an http(s) URL; a `data:` URL or bare base64 string; the bytes
-            of an encoded file; or a numpy/torch array `(H, W)`, `(H, W, 1|3|4)` or `(1|3|4, H, W)`, uint8 in
-            [0, 255] or floating point in [0, 1]. If both the first and the last axis of an array could be channels,
-            numpy is read as channels-last and torch as channels-first, as is the custom of each library.
+            of an encoded file; or a numpy/torch array `(H, W)`, `(H, W, 1|3|4)` or `(1|3|4, H, W)`, uint8 in [0, 255]
+            or floating point in [0, 1]. If both the first and the last axis of an array could be channels, numpy is
+            read as channels-last and torch as channels-first, as is the custom of each library.
 
     Raises:
         FileNotFoundError: If `source` is a string that is neither an existing file nor a URL nor base64.
@@ -57,7 +57,7 @@ def load_picture(source: ImageSource) -> Image.Image:
 
 
 def flatten_images(images: Any) -> list[ImageSource]:
-    """Return all images as one list in reading order.
+    """Return all images in `images` as one flat list, in reading order.
 
     Args:
         images: One image, a 4-D array of images, `None` for no image, or any nesting of lists of these.
@@ -72,7 +72,14 @@ def flatten_images(images: Any) -> list[ImageSource]:
 
 
 def _locate(source: str) -> str | BytesIO:
-    """Return the path of an existing file unchanged, and download a URL or decode base64 into a buffer."""
+    """Return what Pillow can open for a string: the path of an existing file, or a buffer with an encoded image.
+
+    A URL is downloaded into the buffer, and base64 is decoded into it.
+
+    Raises:
+        FileNotFoundError: If `source` is neither an existing file nor a URL nor base64 of an image.
+        ValueError: If a URL cannot be downloaded.
+    """
     if source.startswith(("http://", "https://")):
         try:
             with urllib.request.urlopen(urllib.request.Request(source, headers=_HEADERS), timeout=60) as reply:
@@ -89,7 +96,7 @@ def _locate(source: str) -> str | BytesIO:
         content = base64.b64decode("".join(source.partition(",")[2 if is_data_url else 0].split()), validate=True)
     except (binascii.Error, ValueError):
         content = b""
-    # A relative path may happen to be valid base64; only a known file signature makes it an image.
+    # A misspelled path may happen to be valid base64, so the content must also begin like an image file.
     if is_data_url or (content and _is_encoded_image(content)):
         return BytesIO(content)
     raise FileNotFoundError(
@@ -99,29 +106,29 @@ def _locate(source: str) -> str | BytesIO:
 
 
 def _is_encoded_image(content: bytes) -> bool:
-    """Return whether Pillow recognises the format of an encoded file by its first bytes."""
+    """Return whether `content` begins like a file of an image format that Pillow knows."""
     try:
         Image.open(BytesIO(content)).close()
     except UnidentifiedImageError:
         return False
-    except Image.DecompressionBombError:  # it is an image, which `_decode` refuses with an explanation
+    except Image.DecompressionBombError:  # it is an image, and `_decode` raises a ValueError for it
         return True
     return True
 
 
 def _decode(source: Image.Image | str | BytesIO, name: str) -> Image.Image:
-    """Decode the first frame and apply its EXIF orientation.
+    """Return the first frame of an image, decoded and rotated by its EXIF orientation.
 
-    Pillow warns about an image of more than `MAX_IMAGE_PIXELS`, and the warning passes through; at twice as many
-    pixels it raises `DecompressionBombError`, which becomes a `ValueError` like all other failures.
+    Pillow warns about an image of more than `MAX_IMAGE_PIXELS`, and the caller sees this warning. At twice as many
+    pixels Pillow raises `DecompressionBombError`, which becomes a `ValueError` like all other failures.
 
     Args:
         source: A PIL image, which may not be decoded yet, a path, or an encoded file in memory.
-        name: What messages call the source.
+        name: Name of the source, for messages.
     """
     try:
         if isinstance(source, Image.Image):
-            return ImageOps.exif_transpose(source)  # a copy even if there is nothing to rotate
+            return ImageOps.exif_transpose(source)  # returns a copy even if nothing is rotated
         with Image.open(source) as image:
             return ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:
@@ -139,7 +146,11 @@ def _decode(source: Image.Image | str | BytesIO, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode but "F" to RGB, compositing transparency over white."""
+    """Convert an image of any PIL mode but "F" to RGB, compositing transparency over white.
+
+    Raises:
+        ValueError: If the mode is "F", whose range of values is unknown, or a side has zero pixels.
+    """
     _check_sides(image.size)
     if image.mode.startswith("I"):
         image = _from_16_bit(image)
@@ -148,7 +159,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
             "An image must have values of a known range, got PIL mode 'F' (any float): scale it to [0, 1] and pass it "
             "as a float array, or to [0, 255] and convert it to mode 'L'."
         )
-    if image.mode == "La":  # premultiplied alpha, which Pillow converts to "LA" only
+    if image.mode == "La":  # premultiplied alpha, which Pillow can convert to "LA" only
         image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -157,7 +168,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Scale greyscale of mode "I" or "I;16*" with values in [0, 65535] to 8 bit, mode "L"."""
+    """Scale a greyscale image of PIL mode "I" or "I;16*", with values in [0, 65535], to 8 bits (mode "L").
+
+    Raises:
+        ValueError: If a value is out of this range.
+    """
     values_HW = np.asarray(image).astype(np.int64)
     if values_HW.min() < 0 or values_HW.max() > 65535:
         raise ValueError(
@@ -168,7 +183,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
 
 
 def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
-    """Check shape, dtype and range of an array and return it as an image of mode "L", "RGB" or "RGBA"."""
+    """Check the shape, dtype and range of a pixel array, and return it as a PIL image of mode "L", "RGB" or "RGBA"."""
     kind = f"{type(array).__name__} of shape {tuple(array.shape)} and dtype {array.dtype}"
     channels_first = isinstance(array, torch.Tensor)
     if isinstance(array, torch.Tensor):
@@ -198,12 +213,12 @@ def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
 
 
 def _check_sides(size: Sequence[int]) -> None:
-    """Raise `ValueError` if width or height, in this order, is zero."""
+    """Raise `ValueError` if an image of this size has a side of zero pixels. `size` is (width, height)."""
     if min(size) < 1:
         raise ValueError(f"An image must have at least 1x1 pixel, got {size[0]}x{size[1]} (WxH): leave it out.")
 
 
 def _short(source: object) -> str:
-    """Return the source as text for a message, cut to 100 characters because base64 may be megabytes long."""
+    """Return an image source as text for a message, cut to 100 characters because base64 may be megabytes long."""
     text = str(source)
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -1,6 +1,6 @@
-"""One processor for both halves of Janus-Pro: it prepares conversations and prompts, and decodes text and images.
+"""`JanusProProcessor`, which prepares conversations and prompts for Janus-Pro and decodes its text and images.
 
-The batch contract, the same for inference, training and evaluation:
+The batch that it returns has the same form for inference, training and evaluation:
 
 | key | shape, dtype | meaning |
 |---|---|---|
@@ -8,8 +8,9 @@ The batch contract, the same for inference, training and evaluation:
 | `attention_mask` | `(B, T)` int64 | 1 = real, 0 = padding; padding is on the left |
 | `pixel_values` | `(M, 3, S, S)` float32 | all images of the batch in reading order; absent when M is 0 |
 
-P is `num_image_tokens`. The placeholder ids in `input_ids` are the only image mask that a model needs: there are
-exactly M * P of them.
+`B` texts, `T` length of the longest, `M` images in the batch, `S` side of the model's image input in pixels, `P`
+placeholders per image (`num_image_tokens`). The placeholder ids in `input_ids` are the only image mask that a model
+needs: there are exactly M * P of them.
 """
 
 from collections.abc import Sequence
@@ -42,28 +43,29 @@ from .tokenizer import fit_tokenizer
 class JanusProProcessor(ProcessorFiles):
     """Tokenizer, image processor and prompt format of a Janus-Pro checkpoint.
 
-    It opens original repositories (deepseek-ai/Janus-*), folders of transformers' own `JanusProcessor`, and the files
-    that `save_pretrained` writes. A folder of `JanusProcessor` is rendered by this class's rules, which are the
-    original's, not by the template in the folder; pass `chat_template=` to use another one.
+    `from_pretrained` reads original repositories (deepseek-ai/Janus-*), folders of transformers' own `JanusProcessor`,
+    and the files that `save_pretrained` writes. Conversations are rendered in the format of deepseek-ai/Janus, even if
+    the folder of a `JanusProcessor` contains another chat template; pass `chat_template=` to use another one.
 
     Args:
-        image_processor: Prepares images.
+        image_processor: Converts images to pixel tensors and back.
         tokenizer: Any `tokenizers`-backed tokenizer with Janus's special tokens. If it does not meet Janus's
-            requirements (it adds no BOS, pads on the right, ...), a corrected copy is used; see `tokenizer.py`.
-        chat_template: Jinja template; by default the original format with `roles` and `system_prompt`.
-        num_image_tokens: P, number of placeholder ids per image.
+            requirements (for example, it adds no BOS or pads on the right), a corrected copy is used; see
+            `tokenizer.py`.
+        chat_template: Jinja template; by default the format of deepseek-ai/Janus with `roles` and `system_prompt`.
+        num_image_tokens: Number of placeholder ids per image (P).
         roles: Names of user and assistant in rendered text: `ROLES` (Janus-Pro) or `JANUS_1_3B_ROLES`.
-        system_prompt: System prompt of conversations without a system message; `None` or "" for none. Image generation
-            never uses it.
+        system_prompt: System prompt of conversations without a system message; `None` or "" for none. Prompts for
+            image generation never contain it.
         image_tag: Placeholder token. The ids of this and the following tokens are always looked up, because they
             differ between checkpoints.
         image_start_tag: Begin-of-image token.
         image_end_tag: End-of-image token.
         pad_tag: Padding token.
-        add_special_token: A key of the original's files; must be `False`, as in all Janus checkpoints.
-        sft_format: A key of the original's files; must be "deepseek", as in all Janus checkpoints.
-        mask_prompt: A key of the original's files; it is saved again and has no other effect.
-        ignore_id: A key of the original's files; it is saved again and has no other effect.
+        add_special_token: A key of deepseek-ai/Janus's files; must be `False`, as in all Janus checkpoints.
+        sft_format: A key of deepseek-ai/Janus's files; must be "deepseek", as in all Janus checkpoints.
+        mask_prompt: A key of deepseek-ai/Janus's files; it is saved again and has no other effect.
+        ignore_id: A key of deepseek-ai/Janus's files; it is saved again and has no other effect.
         use_default_system_prompt: A key of the files of transformers' own Janus; ignored, because `system_prompt`
             decides.
 
@@ -72,7 +74,7 @@ class JanusProProcessor(ProcessorFiles):
         ValueError: If a setting has a value that no Janus checkpoint has, or the tokenizer is no Janus tokenizer.
     """
 
-    # Not keyword-only, because ProcessorMixin.from_args_and_dict passes only settings with positional names.
+    # The settings are not keyword-only, because ProcessorMixin.from_args_and_dict ignores keyword-only ones.
     def __init__(
         self,
         image_processor: JanusProImageProcessor,
@@ -112,7 +114,10 @@ class JanusProProcessor(ProcessorFiles):
 
     @property
     def chat_template(self) -> str | dict[str, str]:
-        """The Jinja template in use. The default follows `roles` and `system_prompt`; assign `None` to restore it."""
+        """The Jinja chat template in use. Assign `None` to restore the default.
+
+        The default contains the processor's `roles` and `system_prompt`. A dictionary holds several templates by name.
+        """
         return self._chat_template or self._default_template()
 
     @chat_template.setter
@@ -120,17 +125,17 @@ class JanusProProcessor(ProcessorFiles):
         self._chat_template = None if template == self._default_template() else template
 
     def _default_template(self) -> str:
-        """Return the chat template of deepseek-ai/Janus with the present `roles` and `system_prompt`."""
+        """Return the chat template of deepseek-ai/Janus with the current `roles` and `system_prompt`."""
         return build_chat_template(roles=self.roles, system_prompt=self.system_prompt, image_token=self.image_token)
 
     @property
     def bos_token_id(self) -> int:
-        """Id of beginning-of-sentence."""
+        """Id of the beginning-of-sentence token."""
         return self._token_id(self.tokenizer.bos_token)
 
     @property
     def eos_token_id(self) -> int:
-        """Id of end-of-sentence, which ends an answer."""
+        """Id of the end-of-sentence token, which ends an answer."""
         return self._token_id(self.tokenizer.eos_token)
 
     @property
@@ -140,24 +145,24 @@ class JanusProProcessor(ProcessorFiles):
 
     @property
     def boi_token_id(self) -> int:
-        """Id of begin-of-image."""
+        """Id of the begin-of-image token."""
         return self._token_id(self.boi_token)
 
     @property
     def eoi_token_id(self) -> int:
-        """Id of end-of-image."""
+        """Id of the end-of-image token."""
         return self._token_id(self.eoi_token)
 
     @property
     def image_token_id(self) -> int:
-        """Id of the placeholder token, which stands for one of the P features of an image."""
+        """Id of the image placeholder token, which occupies `num_image_tokens` positions for each input image."""
         return self._token_id(self.image_token)
 
     def _token_id(self, token: str) -> int:
-        """Look a token's id up in the vocabulary."""
+        """Return the id of `token` in the tokenizer's vocabulary."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
-    def __call__(  # a closed signature: a misspelled argument raises
+    def __call__(  # without **kwargs, so that a misspelled argument raises
         self,
         text: str | Sequence[str] | None = None,
         images: Any = None,
@@ -175,31 +180,36 @@ class JanusProProcessor(ProcessorFiles):
         videos: None = None,
         audio: None = None,
     ) -> BatchFeature:
-        """Turn rendered text and its images into one batch, see the module docstring.
+        """Tokenize rendered text, prepare its images, and return both as one batch for the model.
 
         Args:
             text: One string or B strings, already rendered, with one placeholder token per image. BOS is added; a text
                 that begins with BOS does not get a second one.
-            images: Images in reading order (see `load_picture`), flat or as one list per text.
+            images: Images in reading order (see `load_picture`), as a flat list or as one list per text.
             padding: As in transformers' tokenizers.
             padding_side: Side of the padding; the left by default.
             pad_to_multiple_of: As in transformers' tokenizers.
-            truncation: Cut rows to `max_length`; refused if that would cut an image.
+            truncation: Whether to cut encoded texts to `max_length`. An error is raised if that would cut an image.
             max_length: Length for `truncation` and for `padding="max_length"`.
             add_special_tokens: `False` adds no BOS, for texts that contain it already.
-            generation_mode: "image" appends begin-of-image to every text.
+            generation_mode: "image" appends the begin-of-image token to every text.
             return_tensors: "pt", "np" or `None` for lists.
             return_offsets_mapping: Also return `offset_mapping` `(B, T, 2)`, the character spans in `text`. The ids of
                 an image have the span of its placeholder.
-            return_text_replacement_offsets: Passed by transformers and ignored: the offsets need no correction.
+            return_text_replacement_offsets: Passed by transformers and ignored, because the offsets need no
+                correction.
             videos: Must be `None`; transformers passes it.
             audio: Must be `None`; transformers passes it.
 
+        Returns:
+            A `BatchFeature` with `input_ids` and `attention_mask` `(B, T)` if there is text, and `pixel_values`
+            `(M, 3, S, S)` if there are images; see the module docstring.
+
         Raises:
-            FileNotFoundError: If an image is a path to no file.
-            TypeError: If `text` is no string or list of strings.
-            ValueError: If the numbers of placeholders and images differ, an image cannot be decoded, or an argument
-                is out of range.
+            FileNotFoundError: If an image is given as a path that does not exist.
+            TypeError: If `text` is neither a string nor a list of strings.
+            ValueError: If the numbers of placeholders and images differ, an image cannot be decoded, or an argument is
+                out of range.
         """
         if videos is not None or audio is not None:
             raise ValueError("`videos` and `audio` must be None, got videos or audio: pass text and images only.")
@@ -248,14 +258,15 @@ class JanusProProcessor(ProcessorFiles):
         """Render conversations as text, or with `tokenize=True, return_dict=True` as a batch for `model.generate`.
 
         Args:
-            conversation: Messages `{"role", "content"}`, or a list of conversations. Roles: "user", "assistant", a
-                leading "system", or names that are used verbatim ("<|User|>", "User", ...). Content: a string, with
-                one placeholder token per image, or a list of parts `{"type": "text", "text"}` and `{"type": "image",
-                "image" | "url" | "path" | "base64"}`. Messages in the form of deepseek-ai/Janus, with an "images" list
-                and a final empty assistant turn, work too.
-            chat_template: Another template for this call.
-            tokenize: `False` returns the string, or a list of strings, without BOS, which `processor(text, images)`
-                adds.
+            conversation: A list of messages `{"role", "content"}`, or a list of such conversations. A role is "user",
+                "assistant", "system" in the first message, or a name that is rendered verbatim ("<|User|>", "User",
+                ...). A content is a string with one placeholder token per image, or a list of parts
+                `{"type": "text", "text"}` and `{"type": "image", "image" | "url" | "path" | "base64"}`. Messages in
+                the form of deepseek-ai/Janus, with an "images" list and a final empty assistant message, are accepted
+                too.
+            chat_template: Template that replaces the processor's for this call.
+            tokenize: `False` returns a string, or a list of strings for several conversations. These contain no BOS,
+                which `processor(text, images)` adds.
             processor_kwargs: Arguments for `__call__`, e.g. `{"padding": False}`.
             kwargs: `add_generation_prompt`, `continue_final_message`, `return_dict`, `return_tensors`, ... as in
                 transformers. `roles` and `system_prompt` replace the processor's for this call; a `system_prompt` of
@@ -263,7 +274,7 @@ class JanusProProcessor(ProcessorFiles):
                 prompts.
 
         Raises:
-            FileNotFoundError: If an image is a path to no file.
+            FileNotFoundError: If an image is given as a path that does not exist.
             ValueError: If a conversation is malformed, or its numbers of placeholders and images differ.
         """
         is_list = isinstance(conversation, (list, tuple))
@@ -282,17 +293,18 @@ class JanusProProcessor(ProcessorFiles):
     def prepare_image_generation(
         self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None
     ) -> BatchFeature:
-        """Turn prompts into the inputs of `model.generate_images`, padded on the left. There is no system prompt.
+        """Turn text-to-image prompts into the inputs of `model.generate_images`, padded on the left.
 
-        Special-token strings inside a prompt become special tokens, as in deepseek-ai/Janus.
+        No system prompt is added. Special-token strings inside a prompt become special tokens, as in
+        deepseek-ai/Janus.
 
         Args:
-            prompts: One description or B descriptions.
+            prompts: One image description or B descriptions.
             negative_prompts: Descriptions that guidance steers away from: one for all prompts, or one per prompt.
 
         Returns:
-            `input_ids` and `attention_mask` `(B, T)` int64; with negative prompts also `negative_input_ids` and
-            `negative_attention_mask` `(B, T')`.
+            A `BatchFeature` with `input_ids` and `attention_mask` `(B, T)` int64, and with negative prompts also
+            `negative_input_ids` and `negative_attention_mask` `(B, T')`.
 
         Raises:
             TypeError: If a prompt is no string.
@@ -313,7 +325,7 @@ class JanusProProcessor(ProcessorFiles):
         return BatchFeature(batch, tensor_type="pt")
 
     def _generation_batch(self, prompts: list[str]) -> dict[str, Any]:
-        """Render, tokenize and pad prompts of image generation: `input_ids` and `attention_mask`, as lists."""
+        """Render, tokenize and pad text-to-image prompts; return `input_ids` and `attention_mask` as nested lists."""
         texts = [render_generation_prompt(prompt, roles=self.roles, boi_token=self.boi_token) for prompt in prompts]
         batch = collate(self.tokenizer, encode(self.tokenizer, texts))
         del batch["offset_mapping"]
@@ -322,5 +334,8 @@ class JanusProProcessor(ProcessorFiles):
     def post_process_images(
         self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> Any:
-        """Convert decoded pixels `(B, 3, H, W)` in [-1, 1] to images; see `JanusProImageProcessor.postprocess`."""
+        """Convert the image codec's output pixels `(B, 3, H, W)` in [-1, 1] to images.
+
+        `output_type` chooses PIL images, a numpy array or a tensor; see `JanusProImageProcessor.postprocess`.
+        """
         return self.image_processor.postprocess(pixel_values, output_type=output_type)

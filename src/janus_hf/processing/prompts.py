@@ -1,9 +1,10 @@
-"""Special tokens, roles, the chat template and the prompt of image generation: strings only, no tokenizer.
+"""The prompt format of Janus: special tokens, role names, the chat template, text-to-image prompts, and their checks.
 
-The format is that of the "deepseek" conversation of the original code (deepseek-ai/Janus,
-janus/utils/conversation.py). Turns are `role: content` and are separated BY INDEX, not by role: "\\n\\n" after the
-1st, 3rd, ..., end-of-sentence after the 2nd, 4th, .... A turn without content is `role:` and has no separator, which
-is how the original opens an answer.
+Everything here works on strings, without a tokenizer. The format is that of the "deepseek" conversation in the
+original code (deepseek-ai/Janus, janus/utils/conversation.py). A turn is rendered as `role: content`. The separator
+after a turn depends on its INDEX, not on its role: "\\n\\n" after the 1st, 3rd, ... turn, end-of-sentence after the
+2nd, 4th, .... A turn without content is rendered as `role:` without a separator, which is how the original opens an
+answer.
 """
 
 import json
@@ -27,13 +28,13 @@ SYSTEM_PROMPT = (
     "and assist the user with a variety of tasks using natural language."
 )
 
-# Keys of an image part that may hold its source, in the order in which they are tried.
+# Keys under which a message's image part may name its image, in the order in which they are tried.
 _IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
 
-# `roles` and `system_prompt` may be passed at rendering time; the processor's own are written into the template as
-# defaults, so that transformers renders the same without this package. The original strips the finished string; this
-# template never emits outer white space instead. Not a character may change, not even in its message: the files of a
-# saved processor hold the template, and loading recognises it by comparing strings.
+# `roles` and `system_prompt` may be passed when a conversation is rendered. The processor's own are written into the
+# template as defaults, so that transformers renders the same without this package. deepseek-ai/Janus strips the
+# finished string; this template instead emits no white space at the ends. No character may change, not even in the
+# error message: the files of a saved processor contain the template, and loading recognises it by comparing strings.
 _TEMPLATE = """\
 {%- set names = roles if roles else @ROLES@ %}
 {%- set system = system_prompt if system_prompt is defined else @SYSTEM@ %}
@@ -84,17 +85,19 @@ _TEMPLATE = """\
 def build_chat_template(
     *, roles: Sequence[str] = ROLES, system_prompt: str | None = SYSTEM_PROMPT, image_token: str = IMAGE_TOKEN
 ) -> str:
-    """Return the Jinja chat template with these defaults in it; transformers renders it without this package.
+    """Return the Jinja chat template with these arguments as its defaults.
+
+    transformers can render the template without this package.
 
     Args:
         roles: Names of user and assistant in the rendered text.
         system_prompt: System prompt of conversations without a system message; `None` or "" for none.
-        image_token: Placeholder that an image part is rendered as.
+        image_token: Placeholder token as which each image of a message is rendered.
     """
     values = {"ROLES": list(roles), "SYSTEM": system_prompt or "", "IMAGE": image_token, "EOS": EOS_TOKEN}
     template = _TEMPLATE
     for name, value in values.items():
-        # A JSON literal is a Jinja literal, so quotes and braces inside a value stay text.
+        # Every JSON literal is a Jinja literal, so quotes and braces inside a value stay text.
         template = template.replace(f"@{name}@", json.dumps(value, ensure_ascii=False))
     return template
 
@@ -103,10 +106,11 @@ CHAT_TEMPLATE = build_chat_template()
 
 
 def render_generation_prompt(prompt: str, *, roles: Sequence[str] = ROLES, boi_token: str = BOI_TOKEN) -> str:
-    """Return a text-to-image prompt as the model reads it: one user turn, an open answer, begin-of-image.
+    """Render a text-to-image prompt as the text that the model continues with image tokens.
 
-    There is no system prompt. As in deepseek-ai/Janus, the prompt is stripped, and special-token strings inside it
-    become special tokens: clean prompts from untrusted sources.
+    The text consists of one user turn with the prompt, the beginning of an assistant turn, and the begin-of-image
+    token. It has no system prompt. As in deepseek-ai/Janus, white space around the prompt is removed, and
+    special-token strings inside it become special tokens: clean prompts from untrusted sources.
     """
     content = prompt.strip()
     return f"{roles[0]}: {content}\n\n{roles[1]}:{boi_token}" if content else f"{roles[0]}:{roles[1]}:{boi_token}"
@@ -116,7 +120,7 @@ def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES) -> No
     """Raise `ValueError` unless `conversation` is a list of messages that the chat template can render.
 
     Args:
-        conversation: `[{"role": ..., "content": ...}, ...]`; content is a string, or a list of parts
+        conversation: `[{"role": ..., "content": ...}, ...]`; the content is a string, or a list of parts
             `{"type": "text", "text": ...}` and `{"type": "image", "image" | "url" | "path" | "base64": ...}`.
         roles: Names of user and assistant that are accepted besides "user", "assistant", `ROLES` and
             `JANUS_1_3B_ROLES`.
@@ -146,7 +150,12 @@ def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES) -> No
 
 
 def _check_part(part: Any, index: int) -> None:
-    """Raise `ValueError` unless `part` is a text or image part; `index` is the number of its message."""
+    """Raise `ValueError` unless `part`, an item of a message's content list, is a text or an image.
+
+    Args:
+        part: `{"type": "text", "text": ...}`, or a dictionary of type "image" or "image_url".
+        index: Index of the message in the conversation, for the error.
+    """
     if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url"):
         raise ValueError(
             f"The content of message {index} must be a string or a list of parts of type 'text' or 'image', got "
@@ -160,10 +169,15 @@ def _check_part(part: Any, index: int) -> None:
 
 
 def conversation_images(conversation: Sequence[Mapping[str, Any]], *, image_token: str = IMAGE_TOKEN) -> list[Any]:
-    """Return the image sources of a checked conversation in reading order.
+    """Return the images of a conversation in reading order, as paths, URLs, base64 strings or image objects.
 
-    Sources come from image parts and from the "images" key that messages of deepseek-ai/Janus have. The images
-    of that key belong, in order, to the placeholders in the message's text and to its image parts without a source.
+    Images are given as image parts of a message's content, or in a message's "images" list as in deepseek-ai/Janus.
+    The entries of that list belong, in order, to the placeholders in the message's text and to the image parts that
+    name no image themselves.
+
+    Args:
+        conversation: Messages that `check_conversation` has accepted.
+        image_token: Placeholder token of an image in a text.
     """
     images: list[Any] = []
     for message in conversation:
@@ -177,6 +191,6 @@ def conversation_images(conversation: Sequence[Mapping[str, Any]], *, image_toke
             else:
                 images += listed[:wanted]
                 del listed[:wanted]
-        # Surplus images are passed on, so that the count of images is found not to match and named in the message.
+        # Images without a placeholder are returned too, so that the later check of the counts finds and reports them.
         images += listed
     return images

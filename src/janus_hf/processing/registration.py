@@ -1,4 +1,7 @@
-"""Register the processors with transformers' Auto classes, so that these open original Janus-Pro repositories too."""
+"""Registration of the processors with transformers' Auto classes.
+
+It lets the Auto classes load the processors of original Janus-Pro repositories (deepseek-ai) too.
+"""
 
 from typing import Any
 
@@ -9,31 +12,45 @@ from .processor import JanusProProcessor
 
 
 class VLMImageProcessor(JanusProImageProcessor):
-    """The class name in an original preprocessor_config.json; the Auto classes find `JanusProImageProcessor` by it."""
+    """The same as `JanusProImageProcessor`, under the class name in an original preprocessor_config.json.
+
+    transformers' Auto classes find the class by this name.
+    """
 
 
 class VLChatProcessor(JanusProProcessor):
-    """The class name in an original processor_config.json; the Auto classes find `JanusProProcessor` by it."""
+    """Loader of `JanusProProcessor` under the class name in an original processor_config.json.
+
+    transformers' Auto classes find the class by this name.
+    """
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> JanusProProcessor:
-        """Return a `JanusProProcessor`, never an instance of this class; the arguments are the same."""
+        """Load and return a `JanusProProcessor`, not an instance of this class.
+
+        The arguments are those of `JanusProProcessor.from_pretrained`.
+        """
         processor: JanusProProcessor = JanusProProcessor.from_pretrained(*args, **kwargs)
         return processor
 
 
 class _VLChatConfig(PreTrainedConfig):
-    """A key for `VLChatProcessor`: `AutoProcessor` keeps one processor class per config class."""
+    """Config class without content, under which `VLChatProcessor` is registered with `AutoProcessor`.
+
+    `AutoProcessor` keeps one processor class per config class, so a second processor needs a second config class.
+    """
 
 
 def register(config_class: type[PreTrainedConfig]) -> None:
-    """Register both processors for `config_class` and under the class names in the files of original repositories.
+    """Register the processor and the image processor with transformers' Auto classes.
 
-    Registering again has no effect.
+    They are registered for `config_class` and under the class names in the files of original repositories. Calling
+    this function again has no further effect.
     """
-    # One class for both backends: without "torchvision", asking for it (the default where installed) would warn.
+    # Both backends get the same class: without an entry for "torchvision", which is the default where it is installed,
+    # transformers would warn.
     backends: dict[str, type] = {"pil": JanusProImageProcessor, "torchvision": JanusProImageProcessor}
-    backends["original"] = VLMImageProcessor  # not a backend that is ever chosen: it makes the class findable by name
+    backends["original"] = VLMImageProcessor  # never chosen as a backend; makes the class findable by name
     AutoImageProcessor.register(config_class, image_processor_classes=backends, exist_ok=True)
     AutoProcessor.register(config_class, JanusProProcessor, exist_ok=True)
     AutoProcessor.register(_VLChatConfig, VLChatProcessor, exist_ok=True)

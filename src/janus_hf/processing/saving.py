@@ -1,4 +1,7 @@
-"""Load a processor from a folder or the Hub, and save it. `file_formats.py` knows what the files hold."""
+"""`ProcessorFiles`, which loads a processor from a folder or the Hub and saves it.
+
+`file_formats.py` defines the contents of the files.
+"""
 
 import inspect
 import os
@@ -19,10 +22,13 @@ from .tokenizer import load_tokenizer
 
 
 class ProcessorFiles(ProcessorMixin, SavableProcessor):
-    """Loading and saving for `JanusProProcessor`, whose constructor sets the attributes of `SavableProcessor`."""
+    """Base class of `JanusProProcessor` with the methods that load and save a processor.
+
+    The constructor of `JanusProProcessor` sets the attributes that `SavableProcessor` lists.
+    """
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of processor_config.json in the "original" layout."""
+        """Return the content of processor_config.json with the keys that deepseek-ai/Janus writes."""
         return original_processor_config(self)
 
     def save_pretrained(
@@ -36,14 +42,15 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
         token: str | bool | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Write the processor's files and return their paths.
+        """Write the processor's files into a folder and return their paths.
 
         Args:
             save_directory: Folder to write into; it is created if it does not exist.
             push_to_hub: Also upload the files that were written, and no others.
-            layout: "original" is read by deepseek-ai/Janus and this package, "transformers" by transformers' own
-                `JanusProcessor` and this package. This package reopens both with identical behaviour. transformers'
-                class gives the same ids, but rounds image sizes where deepseek-ai/Janus truncates.
+            layout: "original" for files that deepseek-ai/Janus and this package can read, "transformers" for files
+                that transformers' own `JanusProcessor` and this package can read. In this package a processor loaded
+                from either behaves identically. transformers' class gives the same ids, but rounds image sizes where
+                deepseek-ai/Janus truncates.
             repo_id: Repository of the upload; defaults to the folder's name.
             commit_message: Title of the upload's commit.
             token: Hub token of the upload.
@@ -64,30 +71,30 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
             )
         return files
 
-    # The two overrides below are private in transformers; tests/processing/test_processing_canary.py watches them. The
-    # public way, AutoTokenizer and AutoImageProcessor, was tried: the first drops BOS from these files (see
-    # tokenizer.py), the second refuses a folder without preprocessor_config.json.
+    # The next two methods override private ones of transformers; tests/processing/test_processing_canary.py checks
+    # that these exist. The public classes AutoTokenizer and AutoImageProcessor were tried: the first drops BOS from
+    # these files (see tokenizer.py), the second refuses a folder without preprocessor_config.json.
 
     @classmethod
     def _load_tokenizer_from_pretrained(
         cls, sub_processor_type: str, pretrained_model_name_or_path: Any, subfolder: str = "", **kwargs: Any
     ) -> TokenizersBackend:
-        """Load the tokenizer with `load_tokenizer` instead of `AutoTokenizer`."""
+        """Load the tokenizer with `load_tokenizer` of this package instead of transformers' `AutoTokenizer`."""
         return load_tokenizer(pretrained_model_name_or_path, subfolder=subfolder, **kwargs)
 
     @classmethod
     def _get_arguments_from_pretrained(
         cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
     ) -> list[Any]:
-        """Return the image processor and the tokenizer.
+        """Load the image processor and the tokenizer and return them in this order.
 
-        `JanusProImageProcessor` opens the files of three class names and stands in for a missing file, which
-        `AutoImageProcessor` does not.
+        `JanusProImageProcessor` is used in place of `AutoImageProcessor`: it reads files that name any of three image
+        processor classes, and it is built with its default settings if preprocessor_config.json is missing.
         """
         own = set(inspect.signature(cls).parameters)
         kwargs = {key: value for key, value in kwargs.items() if key not in own}
-        # The private argument tells a missing file from an unreachable Hub. The public `has_file` takes no subfolder
-        # and calls both "False"; catching the OSError of `cached_file` would hide an unreachable Hub.
+        # The private argument distinguishes a missing file from an unreachable Hub. The public `has_file` takes no
+        # subfolder and returns False for both; catching the OSError of `cached_file` would hide an unreachable Hub.
         has_file = cached_file(
             pretrained_model_name_or_path,
             IMAGE_PROCESSOR_NAME,
@@ -103,11 +110,13 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
 
     @classmethod
     def from_args_and_dict(cls, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """Build the processor from its parts and its settings, as in transformers' `ProcessorMixin`.
+        """Build the processor from its image processor, its tokenizer and its saved settings.
+
+        This overrides the method of transformers' `ProcessorMixin`.
 
         Args:
-            args: Image processor and tokenizer. Roles and system prompt that tokenizer_config.json holds (see
-                `file_formats`) replace those of `processor_dict`.
+            args: `[image processor, tokenizer]`. If tokenizer_config.json contains roles or a system prompt, these
+                replace those of `processor_dict`.
             processor_dict: Content of processor_config.json.
             kwargs: Settings that replace those of the files.
         """
@@ -118,9 +127,9 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
             system_prompt=settings.get("system_prompt", SYSTEM_PROMPT),
             image_token=settings.get("image_tag", IMAGE_TOKEN),
         )
-        # The template that transformers' own JanusProcessor saves leaves the system prompt to that class.
+        # The template that transformers' own JanusProcessor saves has no system prompt, because that class adds it.
         is_foreign = settings.get("processor_class") == "JanusProcessor" and not saved
         if is_foreign or settings.get("chat_template") == built:
-            # Without a template of its own the processor builds one, which follows `roles` and `system_prompt`.
+            # If no template is passed, the processor builds one from `roles` and `system_prompt`.
             settings.pop("chat_template", None)
         return super().from_args_and_dict(args, settings, **kwargs)

@@ -1,7 +1,7 @@
-"""Load the tokenizer so that it gives the ids of deepseek-ai/Janus, with exactly one BOS.
+"""Functions that load or correct a tokenizer, so that it gives the ids of deepseek-ai/Janus with exactly one BOS.
 
-The public loaders fail at this (transformers 5.23): `AutoTokenizer` reads the byte-level tokenizer.json correctly but
-drops `add_bos_token`, and with it BOS; `LlamaTokenizer`, the class that the files name, replaces the pre-tokenizer and
+The public loaders of transformers 5.23 fail at this. `AutoTokenizer` reads the byte-level tokenizer.json correctly but
+drops `add_bos_token`, and with it BOS. `LlamaTokenizer`, the class that the files name, replaces the pre-tokenizer and
 gives other ids.
 """
 
@@ -18,7 +18,9 @@ from .prompts import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN
 
 
 def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> TokenizersBackend:
-    """Load tokenizer.json without rebuilding any part of it, whatever tokenizer class the files name.
+    """Load a tokenizer exactly as its tokenizer.json defines it, whatever tokenizer class the other files name.
+
+    BOS is added in front of every text, and padding is on the left.
 
     Args:
         path: Folder or Hub repository.
@@ -27,7 +29,7 @@ def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> TokenizersBac
     Raises:
         OSError: If there is no tokenizer.json.
     """
-    cached_file(path, FULL_TOKENIZER_FILE, **hub_arguments(kwargs))  # raises, naming the missing file and the folder
+    cached_file(path, FULL_TOKENIZER_FILE, **hub_arguments(kwargs))  # the error names the missing file and folder
     kwargs |= {"add_bos_token": True, "padding_side": "left"}
     tokenizer: TokenizersBackend = TokenizersBackend.from_pretrained(path, **kwargs)
     if has_token(tokenizer, PAD_TOKEN):
@@ -36,24 +38,24 @@ def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> TokenizersBac
 
 
 def has_token(tokenizer: TokenizersBackend, token: str) -> bool:
-    """Return whether `token` is one entry of the vocabulary."""
+    """Return whether `token` is a single entry of the tokenizer's vocabulary."""
     return tokenizer.backend_tokenizer.token_to_id(token) is not None
 
 
 def fit_tokenizer(
     tokenizer: TokenizersBackend, *, pad_token: str, boi_token: str, eoi_token: str, image_token: str
 ) -> TokenizersBackend:
-    """Return `tokenizer` if it meets Janus's requirements, else a corrected copy; the caller's object is not changed.
+    """Return `tokenizer` if it meets Janus's requirements, otherwise a corrected copy. `tokenizer` is never changed.
 
-    The requirements: every special token is in the vocabulary, padding is on the left with `pad_token`, and a text is
-    encoded as exactly one BOS followed by ids that decode to the text.
+    The requirements are: every special token is in the vocabulary, padding is on the left with `pad_token`, and a text
+    is encoded as exactly one BOS followed by ids that decode to the text.
 
     Args:
         tokenizer: A tokenizer backed by the `tokenizers` library.
         pad_token: Padding token.
         boi_token: Begin-of-image token.
         eoi_token: End-of-image token.
-        image_token: Placeholder token of images; it is added if the vocabulary lacks it, as deepseek-ai/Janus does.
+        image_token: Placeholder token of images; it is added if the vocabulary lacks it, as in deepseek-ai/Janus.
 
     Raises:
         TypeError: If the tokenizer is not backed by the `tokenizers` library.
@@ -79,7 +81,8 @@ def fit_tokenizer(
             setattr(tokenizer, name, value)
         if not has_token(tokenizer, image_token):
             tokenizer.add_special_tokens({"extra_special_tokens": [image_token]}, replace_extra_special_tokens=False)
-        # Setting either attribute makes transformers replace the file's post-processor, so only if it is wrong.
+        # Setting either attribute makes transformers replace the post-processor of tokenizer.json, so this is done
+        # only if that post-processor is wrong.
         if not _adds_bos_only(tokenizer):
             for name, value in {"add_eos_token": False, "add_bos_token": True}.items():
                 setattr(tokenizer, name, value)
@@ -88,13 +91,13 @@ def fit_tokenizer(
 
 
 def _adds_bos_only(tokenizer: TokenizersBackend) -> bool:
-    """Return whether encoding with special tokens adds one BOS in front and nothing else."""
+    """Return whether the tokenizer, when it adds special tokens, adds one BOS in front of a text and nothing else."""
     bare, full = (tokenizer.encode("a", add_special_tokens=added) for added in (False, True))
     return bool(full == [tokenizer.bos_token_id, *bare])
 
 
 def _check_encoding(tokenizer: TokenizersBackend) -> None:
-    """Raise `ValueError` unless a sample text is encoded as one BOS and ids that decode to the text."""
+    """Raise `ValueError` unless the tokenizer encodes a sample text as one BOS and ids that decode to that text."""
     ids = tokenizer.encode("a a")
     text = str(tokenizer.decode(ids[1:]))
     if not _adds_bos_only(tokenizer) or text.strip() != "a a":

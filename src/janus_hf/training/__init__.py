@@ -1,7 +1,7 @@
-"""Training: stages, trainers and recipes.
+"""Training of Janus-Pro: stages (named choices of what is trained), trainers, and recipes (YAML files of a run).
 
-Most of it needs the `train` extra (trl, peft, datasets); `stages`, `memory` (without recipe files) and
-`trainers.codec` do not. The names below are imported when they are first used.
+Most modules of this package need the `train` extra (trl, peft, datasets). `stages`, `memory` (unless it reads recipe
+files) and `trainers.codec` do not. Therefore the public names below are imported only when they are first used.
 """
 
 import importlib
@@ -43,7 +43,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first used, so that each part needs only its own libraries."""
+    """Import a public name of this package from its submodule when it is first used, and return the object.
+
+    So the optional libraries of a submodule are needed only if a name of that submodule is used.
+    """
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name], __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The types of datasets and collators, and the grey image that the trainer adds to batches without images."""
+"""Types of the trainers' datasets and collators, and a function that adds a grey image to a batch without images."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -12,44 +12,44 @@ from ..data.grey_image import grey_document
 
 
 class MapStyleDataset(Protocol):
-    """Dataset of rows that are read by index, such as `janus_hf.data.PackedDataset` or a list."""
+    """A dataset whose rows are read by index, such as a `janus_hf.data.PackedDataset` or a list."""
 
     def __len__(self) -> int:
-        """Return the number of rows."""
+        """Return the number of rows of the dataset."""
         ...
 
     def __getitem__(self, index: int, /) -> Any:
-        """Return the row of an index; the collator knows its type."""
+        """Return the row at an index. It may be of any type that the run's collator accepts."""
         ...
 
 
-# Datasets that the trainer accepts: by index, or as a stream.
+# The trainers accept datasets that are read by index, and datasets that are streamed.
 TrainingRows = MapStyleDataset | datasets.Dataset | datasets.IterableDataset
-# Function from a list of a dataset's rows to a batch of tensors.
+# A collator is a function from a list of a dataset's rows to a batch of tensors.
 Collator = Callable[[list[Any]], dict[str, Any]]
 
 
 def with_dummy_picture(batch: dict[str, Any], config: JanusProConfig) -> dict[str, Any]:
-    """Return the batch with one more document: a grey image without labels that no other document attends to.
+    """Add a grey image without labels to a batch that has no images, and return the new batch.
 
-    A batch without images would leave the vision tower and its aligner without gradients. Then ranks whose batches
-    contain images would wait for those whose batches contain none. And Adam would update differently than with the
-    same rows in one batch, because it skips parameters without a gradient but keeps moving those whose gradient is
-    zero. With the grey image the gradients are zero. `janus_hf.data`'s collator adds such an image itself; this
-    function is for other collators.
+    No other token attends to the image, and the losses stay the same. Without an image, the vision tower and its
+    aligner would get no gradients. Then ranks whose batches contain images would wait for ranks whose batches contain
+    none. Adam would also update the parameters differently, because it skips parameters without a gradient, but keeps
+    moving those whose gradient is zero. With the grey image the gradients are zero. The collator of `janus_hf.data`
+    adds such an image itself; this function is for other collators.
 
     Args:
-        batch: `input_ids`, `labels`, `position_ids` `(B, T)`, optionally `task_ids`, and no `pixel_values`; not
-            modified.
+        batch: A batch with `input_ids`, `labels`, `position_ids` and optionally `task_ids`, each `(B, T)`, and without
+            `pixel_values`; not modified.
         config: The model's configuration.
 
     Returns:
-        The batch with `P` more columns (`P` image tokens per understood image), which hold image placeholders in the
-        first row and padding in the others, and `pixel_values (1, 3, S, S)` of zeros.
+        The batch with `P` more columns, where `P` is the number of tokens of an input image, and with `pixel_values`
+        `(1, 3, S, S)` of zeros. The new columns contain image placeholders in the first row and padding in all others.
 
     Raises:
-        ValueError: If the batch would exceed the model's context, has a mask or no positions, or already has the
-            arguments of variable-length attention.
+        ValueError: If the batch would exceed the model's context, has an `attention_mask` or no `position_ids`, or
+            already has the arguments of variable-length attention (`cu_seq_lens_q`).
     """
     if batch.get("attention_mask") is not None or batch.get("position_ids") is None:
         raise ValueError(
@@ -73,12 +73,13 @@ def with_dummy_picture(batch: dict[str, Any], config: JanusProConfig) -> dict[st
     document = grey_document(config.image_token_id, num_image_tokens)
 
     def append(name: str, first: list[int], others: int) -> torch.Tensor:
-        """Append columns to a tensor of the batch: `first` in the first row, `others` in all other rows."""
+        """Return the batch's tensor `name` with columns appended: `first` in row 0, and `others` in all other rows."""
         columns = batch[name].new_full((rows, num_image_tokens), others)
         columns[0] = columns.new_tensor(first)
         return torch.cat([batch[name], columns], dim=1)
 
-    # Positions from 0 in every row: the columns are a document of their own in each, so nothing else attends to them.
+    # Position ids restart at 0 in every row, so that attention treats the new columns of a row as a sequence of their
+    # own.
     positions = torch.arange(num_image_tokens).to(batch["position_ids"]).expand(rows, -1)
     added = {
         "input_ids": append("input_ids", document["input_ids"], 0),

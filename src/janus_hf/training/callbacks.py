@@ -1,4 +1,4 @@
-"""`SampleCallback`: images generated and questions answered by the model while it trains."""
+"""`SampleCallback`, with which a model generates images and answers questions at regular intervals of its training."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -28,15 +28,16 @@ class SampleCallback(TrainerCallback):
 
     The callback writes `samples/step-N.png` (a grid with one image per prompt, row by row) and `samples/step-N.json`
     (prompts, questions, answers) into the output folder, and sends both to TensorBoard, W&B and trackio if the run
-    reports to them. Every time the same seeds are used, so that images of different steps can be compared. Random
-    states, training mode and caches are the same afterwards as before: a run with samples equals one without.
+    reports to them. The same seeds are used every time, so that images of different steps can be compared. Random
+    states, training mode and caches are the same afterwards as before, so a run trains in the same way with samples as
+    without.
 
     Args:
         processor: The model's processor.
         prompts: Prompts of the images to generate.
-        questions: Questions to answer: `{"question": text, "image": path or image}`, where `image` is optional.
-        every: Number of steps between samples; the last step is always sampled.
-        guidance_scale: Guidance scale of the images; None uses the model's default.
+        questions: Questions to answer, each a dict `{"question": text, "image": path or image}`; `image` is optional.
+        every: Number of training steps between samples. Samples are also made after the last step.
+        guidance_scale: Scale of the classifier-free guidance of the images; None uses the model's default.
         max_new_tokens: Upper bound on the number of tokens of an answer.
         seed: Seed of the first image; the seed of each further image is one higher.
 
@@ -64,7 +65,7 @@ class SampleCallback(TrainerCallback):
         self.processor, self.prompts, self.every = processor, list(prompts), every
         self.guidance_scale, self.max_new_tokens, self.seed = guidance_scale, max_new_tokens, seed
         self.questions = [dict(question) for question in questions]
-        # Read now, so that an unreadable file stops the run before its first step.
+        # Images are read now, so that an unreadable file stops the run before its first step.
         self._question_images = [load_picture(q["image"]) if "image" in q else None for q in self.questions]
         # All callbacks of the trainer, among them those that write logs; set by the trainer.
         self.loggers: Sequence[TrainerCallback] = ()
@@ -77,9 +78,9 @@ class SampleCallback(TrainerCallback):
         model: "JanusProForConditionalGeneration | PeftModel | None" = None,
         **kwargs: Any,
     ) -> None:
-        """Sample after every `every`-th step and after the last step.
+        """Make samples after every `every`-th training step and after the last one, and write and log them.
 
-        All processes run the model, because it may be sharded over them; the main process writes the samples.
+        All processes run the model, because it may be sharded over them. Only the main process writes and logs.
         """
         if state.global_step % self.every and state.global_step != state.max_steps:
             return
@@ -92,15 +93,15 @@ class SampleCallback(TrainerCallback):
     def sample(
         self, model: "JanusProForConditionalGeneration | PeftModel", *, autocast: bool = False
     ) -> tuple[list[Image.Image], list[str]]:
-        """Generate the images and answer the questions, leaving the model and all random states as they are.
+        """Generate the images of all prompts and answer all questions, without changing the model or random states.
 
         Args:
-            model: The model, with adapters or without, sharded by FSDP2 or not.
-            autocast: Compute in bfloat16, as in training with `bf16=True`: there the trained weights are float32 among
-                frozen bfloat16 weights, which only autocast can combine.
+            model: The model, with or without PEFT's adapters, sharded by FSDP2 or not.
+            autocast: Whether to compute under bfloat16 autocast, as training with `bf16=True` does. In such a run the
+                trained weights may be float32 and the frozen weights bfloat16, and only autocast can combine them.
 
         Returns:
-            One RGB image per prompt and one answer per question.
+            A list of one RGB image per prompt, and a list of one answer per question.
         """
         device_type = next(model.parameters()).device.type
         with _sampling_mode(model), torch.autocast(device_type, torch.bfloat16, enabled=autocast):
@@ -108,15 +109,15 @@ class SampleCallback(TrainerCallback):
             answers = [self._answer(base_model(model), index) for index in range(len(self.questions))]
         return images, answers
 
-    # One prompt and one question at a time, because most of the memory is in use by the training.
+    # Prompts and questions are not batched, because the training uses most of the GPU's memory.
     @torch.no_grad()
     def _generate_image(self, model: JanusProForConditionalGeneration, index: int) -> Image.Image:
-        """Generate the image of one prompt."""
+        """Generate the RGB image of the prompt at position `index` in `self.prompts`."""
         image_ids = model.generate_images(
             **self.processor.prepare_image_generation([self.prompts[index]]).to(model.device),
             pad_token_id=self.processor.pad_token_id,
             guidance_scale=self.guidance_scale,
-            # A generator of its own for every prompt: an image does not depend on the other prompts.
+            # Every prompt has a random generator of its own, so that its image does not depend on the other prompts.
             generator=torch.Generator().manual_seed(self.seed + index),
             cache_implementation="dynamic",
         )
@@ -124,7 +125,7 @@ class SampleCallback(TrainerCallback):
         return image
 
     def _answer(self, model: JanusProForConditionalGeneration, index: int) -> str:
-        """Answer one question greedily."""
+        """Return the model's answer, decoded greedily, to the question at position `index` in `self.questions`."""
         content: list[dict[str, Any]] = [{"type": "text", "text": self.questions[index]["question"]}]
         if (image := self._question_images[index]) is not None:
             content.insert(0, {"type": "image", "image": image})
@@ -132,7 +133,14 @@ class SampleCallback(TrainerCallback):
         return answer(model, self.processor, [messages], max_new_tokens=self.max_new_tokens)[0]
 
     def _write(self, folder: Path, step: int, images: list[Image.Image], answers: list[str]) -> None:
-        """Write the files of one step into the samples folder."""
+        """Write the samples of one training step as `step-N.png` (grid of the images) and `step-N.json` (texts).
+
+        Args:
+            folder: Folder of the samples; created if it is missing.
+            step: Number `N` of the step.
+            images: One image per prompt; without images only the JSON file is written.
+            answers: One answer per question.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         if images:
             image_grid(images, background="black").save(folder / f"step-{step}.png")
@@ -146,11 +154,11 @@ class SampleCallback(TrainerCallback):
     def log_samples(
         self, args: TrainingArguments, step: int, images: Sequence[Image.Image], answers: Sequence[str]
     ) -> None:
-        """Send samples to TensorBoard, W&B and trackio, as far as the run reports to them.
+        """Send the samples of one training step to TensorBoard, W&B and trackio, if the run reports to them.
 
         Args:
-            args: The run's arguments; `report_to` names the libraries.
-            step: Number of the optimizer step.
+            args: The run's arguments, whose `report_to` names the logging libraries.
+            step: Number of the optimizer step after which the samples were made.
             images: One image per prompt.
             answers: One answer per question.
         """
@@ -168,16 +176,16 @@ class SampleCallback(TrainerCallback):
 
 
 def _log_images(name: str, prompts: Sequence[str], images: Sequence[Image.Image], text: str, step: int) -> None:
-    """Log images and answers to W&B or trackio.
+    """Log the sampled images and answers of one training step to W&B or trackio.
 
     Args:
-        name: "wandb" or "trackio"; `Image` and `log` of the two libraries take the same arguments here.
-        prompts: Captions of the images.
+        name: Name of the library, "wandb" or "trackio". Both have `Image` and `log` with the arguments used here.
+        prompts: Captions of the images, one per image.
         images: The images.
         text: Questions and answers in Markdown.
-        step: Number of the optimizer step.
+        step: Number of the optimizer step after which the samples were made.
     """
-    library = __import__(name)  # by name, because both libraries are optional
+    library = __import__(name)  # imported by its name, because both libraries are optional
     captioned = [library.Image(image, caption=prompt) for prompt, image in zip(prompts, images, strict=True)]
     entries = {f"samples/{i}": image for i, image in enumerate(captioned)}
     # transformers makes the metric `train/global_step` the x-axis of W&B's charts.
@@ -189,11 +197,15 @@ def _log_images(name: str, prompts: Sequence[str], images: Sequence[Image.Image]
 
 @contextmanager
 def _sampling_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Set the model to eval mode; afterwards restore the mode of every module and all of torch's random states."""
-    # Of every module, because frozen parts are in eval mode while the others train.
+    """Prepare a model that is being trained for sampling inside the `with` block.
+
+    The model is set to eval mode, and weights that FSDP2 has sharded are gathered. Afterwards the weights are sharded
+    again, and the training mode of every module and torch's random states are restored.
+    """
+    # The mode of every module is kept, because frozen parts of the model are in eval mode while the others train.
     modes = {module: module.training for module in model.modules()}
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    # FSDP2 gathers weights in the forward pass of the root, but sampling calls parts of the model directly.
+    # FSDP2 gathers weights in the forward pass of the root module, but sampling calls parts of the model directly.
     unshard, reshard = getattr(model, "unshard", None), getattr(model, "reshard", None)
     with torch.random.fork_rng(devices):
         model.eval()

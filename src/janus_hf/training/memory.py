@@ -1,10 +1,12 @@
-"""Computed estimate of the GPU memory that a recipe needs: weights, gradients, optimizer, activations, logits.
+"""Functions that estimate the GPU memory of a training run: weights, gradients, optimizer, activations and logits.
 
-Nothing is measured. The following come on top: fragmentation of the allocator, the CUDA context (about 0.5 GiB), the
-weights that FSDP gathers (one layer at a time, and the heads for the whole step), and the activations of the vision
-tower. Parameters are counted on the real architecture, built without storage.
+The estimates are computed, not measured. They leave out the fragmentation of the allocator, the CUDA context (about
+0.5 GiB), the weights that FSDP gathers (those of one layer at a time, and those of the output heads for the whole
+step), and the activations of the vision tower. Parameters are counted in the full model, which is built without
+storage on the meta device.
 
-`python -m janus_hf.training.memory recipes/*.yaml` prints the table of recipes, without loading or fetching anything.
+`python -m janus_hf.training.memory recipes/*.yaml` prints a table of the estimates for recipe files. It neither loads
+weights nor downloads anything.
 """
 
 import os
@@ -29,11 +31,12 @@ if TYPE_CHECKING:
 
 Sharding = Literal["ddp", "zero2", "zero3", "fsdp2"]
 GIB = 2**30
-# Bytes per weight. In "4bit", 4 bits plus double-quantised scales.
+# Bytes per weight. "4bit" counts 4 bits plus the double-quantised scales.
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1.0, "4bit": 0.53}
 
-# Language model of the released 7B; all other defaults of `JanusProConfig` are those of the 1B. From config.json of
-# deepseek-ai/Janus-Pro-7B, which leaves most sizes of the language model to Llama's defaults.
+# Configuration of the language model of Janus-Pro-7B, because the defaults of `JanusProConfig` are those of
+# Janus-Pro-1B. The source is config.json of deepseek-ai/Janus-Pro-7B, which leaves most sizes of the language model to
+# Llama's defaults.
 _LANGUAGE_7B = {
     "model_type": "llama",
     "hidden_size": 4096,
@@ -44,13 +47,13 @@ _LANGUAGE_7B = {
     "num_key_value_heads": 32,
     "vocab_size": 102400,
 }
-# Number of GPUs for the rows of sharded training in the printed table: those of one machine.
+# Number of GPUs (those of one machine) in the rows of the printed table that are for sharded training.
 _SHARDED_OVER = 8
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Estimated memory on one GPU in GiB, by what it holds."""
+    """Estimated memory on one GPU during training, in GiB, with one field for each use, such as the gradients."""
 
     weights: float
     gradients: float
@@ -60,7 +63,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Sum of all fields, in GiB."""
+        """The sum of all fields, in GiB."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.logits
 
 
@@ -78,30 +81,30 @@ def estimate_memory(
     lora_vision_tower: bool = False,
     chunk_size: int = CHUNK_SIZE,
 ) -> Memory:
-    """Estimate the memory of one training step that computes in bfloat16.
+    """Estimate the memory that one training step with AdamW takes on each GPU if it computes in bfloat16.
 
     Args:
         config: The model's configuration.
-        stage: Name of the stage, which decides the trained weights.
+        stage: Name of the training stage (a key of `STAGES`), which decides which weights are trained.
         dtype: Dtype of the frozen weights, "float32" or "bfloat16". Trained weights are counted as float32.
         quantization: "4bit" or "8bit" if the linear layers of the language model are quantised, else None.
-        sharding: "ddp" keeps everything on every GPU, "zero2" shards gradients and optimizer, "zero3" and "fsdp2"
-            shard the weights too.
+        sharding: "ddp" keeps everything on every GPU, "zero2" shards gradients and optimizer states over the GPUs,
+            "zero3" and "fsdp2" shard the weights too.
         num_processes: Number of GPUs.
-        tokens: Tokens per micro-batch, `per_device_train_batch_size * max_length`.
+        tokens: Number of tokens per GPU and micro-batch, `per_device_train_batch_size * max_length`.
         checkpointing: Whether activations are recomputed layer by layer in the backward pass.
         lora_r: Rank of the adapters in LoRA stages.
-        lora_vision_tower: Whether LoRA stages add adapters to the vision tower.
+        lora_vision_tower: Whether LoRA stages also add adapters to the vision tower.
         chunk_size: Number of positions whose logits are held at the same time.
 
     Returns:
-        Estimates in GiB.
+        The estimates for one GPU, in GiB.
 
     Raises:
-        ValueError: If there is no such stage.
+        ValueError: If `STAGES` has no such stage.
     """
     trained, frozen, adapters, quantised = _count_parameters(config, stage, lora_r, lora_vision_tower)
-    if quantization:  # quantised weights are frozen, and added at their own size below
+    if quantization:  # quantised weights are frozen, and their own size is added below
         frozen -= quantised
     weights = 4.0 * (trained + adapters) + _BYTES[dtype] * frozen
     weights += _BYTES[quantization] * quantised if quantization else 0.0
@@ -111,7 +114,7 @@ def estimate_memory(
     return Memory(
         weights=weights / weight_shards / GIB,
         gradients=gradients / gradient_shards / GIB,
-        # AdamW's two moments, each as large as the gradients.
+        # AdamW keeps two moments, each as large as the gradients.
         optimizer=2 * gradients / gradient_shards / GIB,
         activations=_activations(config, tokens, checkpointing) / GIB,
         logits=_logits(config, min(tokens, chunk_size)) / GIB,
@@ -119,19 +122,19 @@ def estimate_memory(
 
 
 def _count_parameters(config: JanusProConfig, stage: str, rank: int, tower: bool) -> tuple[int, int, int, int]:
-    """Count the parameters of a model in a stage.
+    """Count the parameters of a model by how a training stage uses them.
 
     Args:
         config: The model's configuration.
-        stage: Name of the stage.
+        stage: Name of the training stage, a key of `STAGES`.
         rank: Rank of the adapters in LoRA stages.
-        tower: Whether LoRA stages add adapters to the vision tower.
+        tower: Whether LoRA stages also add adapters to the vision tower.
 
     Returns:
-        The numbers of trained parameters, of frozen parameters, of adapter parameters, and of parameters that a
-        quantiser would compress (the last are among the first two).
+        Four numbers: trained parameters without adapters, frozen parameters, parameters of the LoRA adapters, and
+        parameters that quantisation would compress. The last are also counted in the first or the second number.
     """
-    # On the meta device parameters have a size but no storage.
+    # The meta device is used, because there parameters have a size but no storage.
     with torch.device("meta"):
         model = JanusProForConditionalGeneration(config)
     adapters = copies = 0
@@ -139,7 +142,7 @@ def _count_parameters(config: JanusProConfig, stage: str, rank: int, tower: bool
         targets = f"({LANGUAGE_TARGETS}|{VISION_TARGETS})" if tower else LANGUAGE_TARGETS
         hits = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(targets, name)]
         adapters = sum(rank * (module.in_features + module.out_features) for module in hits)
-        # PEFT trains a copy of each whole module (`modules_to_save`) and keeps the original, frozen, beside it.
+        # PEFT trains a copy of each module in `modules_to_save`, and keeps the module itself, frozen, beside the copy.
         copies = sum(_num_parameters(model.get_submodule(PARTS[part])) for part in trained_parts(stage))
         model.requires_grad_(False)
     else:
@@ -151,21 +154,24 @@ def _count_parameters(config: JanusProConfig, stage: str, rank: int, tower: bool
 
 
 def _num_parameters(module: nn.Module) -> int:
-    """Return the number of parameters of a module."""
+    """Return the number of all parameters of a module, trained or not."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _activations(config: JanusProConfig, tokens: int, checkpointing: bool) -> float:
-    """Return the bytes of the language model's activations that the backward pass needs, 2 bytes per number.
+    """Return the size in bytes of the language model's activations that are kept for the backward pass.
 
-    Without checkpointing, each layer keeps for every token the inputs and outputs of two norms, queries, keys, values,
-    the attention's output, and three vectors of the MLP's width and their product. With checkpointing, each layer
-    keeps only its input, and one layer at a time is recomputed.
+    Each number takes 2 bytes.
+
+    Without checkpointing, each layer keeps for every token the inputs and outputs of two norms, the queries, keys and
+    values, the output of the attention, and four vectors of the MLP's inner width (gate, activated gate, up
+    projection, and the product of the last two). With checkpointing, each layer keeps only its input, and the
+    activations of one layer at a time are recomputed.
 
     Args:
         config: The model's configuration.
-        tokens: Tokens per micro-batch.
-        checkpointing: Whether activations are recomputed layer by layer.
+        tokens: Number of tokens per micro-batch.
+        checkpointing: Whether activations are recomputed layer by layer in the backward pass.
     """
     text = config.text_config
     width, inner = text.hidden_size, text.intermediate_size
@@ -176,8 +182,15 @@ def _activations(config: JanusProConfig, tokens: int, checkpointing: bool) -> fl
 
 
 def _logits(config: JanusProConfig, rows: int) -> float:
-    """Return the bytes of the logits of `rows` positions: 2 in bfloat16, 4 in float32 and 4 for their gradient."""
-    # The heads run one after the other, so the larger one decides.
+    """Return the size in bytes of the logits of a number of positions.
+
+    Each logit takes 10 bytes: 2 in bfloat16, 4 for its float32 copy and 4 for its gradient.
+
+    Args:
+        config: The model's configuration.
+        rows: Number of positions.
+    """
+    # The text head and the image head run one after the other, so the one with more classes decides.
     classes = max(config.text_config.vocab_size, config.vq_config.num_embeddings)
     return rows * classes * (2.0 + 4.0 + 4.0)
 
@@ -185,20 +198,20 @@ def _logits(config: JanusProConfig, rows: int) -> float:
 def recipe_memory(
     recipe: "Recipe", config: JanusProConfig, *, sharding: Sharding = "ddp", num_processes: int = 1
 ) -> Memory:
-    """Estimate the memory of one training step of a recipe; see `estimate_memory`.
+    """Estimate the memory that one training step of a recipe takes on each GPU.
 
     Args:
-        recipe: The recipe.
+        recipe: The recipe, which sets the stage, the dtype, the batch size and the LoRA options.
         config: Configuration of the recipe's model.
-        sharding: How the training is sharded.
+        sharding: How the training is sharded over the GPUs; see `estimate_memory`.
         num_processes: Number of GPUs.
 
     Returns:
-        Estimates in GiB.
+        The estimates for one GPU, in GiB.
     """
     training = recipe.training
     dtype = recipe.model.get("dtype") or "auto"
-    if dtype == "auto":  # as training decides on a device that computes in bfloat16
+    if dtype == "auto":  # the same choice as `run.py` makes on a device that computes in bfloat16
         dtype = "bfloat16" if find_stage(training["stage"]).lora else "float32"
     # The defaults below are those of JanusProSFTConfig, which needs the `train` extra and is not imported here.
     return estimate_memory(
@@ -216,7 +229,11 @@ def recipe_memory(
 
 
 def memory_table(rows: dict[str, Memory]) -> str:
-    """Return a Markdown table of estimates in GiB, one row per name."""
+    """Return a Markdown table of memory estimates in GiB.
+
+    Args:
+        rows: Name of each row of the table -> its estimate.
+    """
     lines = [
         "| recipe | weights | gradients | optimizer | activations | logits | total (GiB) |",
         "|---|---:|---:|---:|---:|---:|---:|",
@@ -228,7 +245,7 @@ def memory_table(rows: dict[str, Memory]) -> str:
 
 
 def released_config(size: str) -> JanusProConfig:
-    """Return the configuration of a released Janus-Pro model, without access to the Hub.
+    """Return the configuration of Janus-Pro-1B or Janus-Pro-7B without access to the Hub.
 
     Args:
         size: "1b" or "7b".
@@ -245,18 +262,19 @@ def released_config(size: str) -> JanusProConfig:
 
 
 def recipes_table(paths: Sequence[str | os.PathLike[str]]) -> str:
-    """Return the Markdown table of the memory that recipe files need, in GiB.
+    """Return a Markdown table of the estimated memory per GPU of recipe files, in GiB.
 
-    A recipe that trains adapters on the 1B also has a row for the 7B. A recipe without adapters has one row for a copy
-    of everything on every GPU (`ddp.yaml`) and one for FSDP2 over eight GPUs (`fsdp2.yaml`).
+    A recipe that trains LoRA adapters on the 1B model has a second row for the 7B model. A recipe without adapters has
+    one row for data parallelism, with a copy of everything on every GPU (`ddp.yaml`), and one row for FSDP2 over eight
+    GPUs (`fsdp2.yaml`).
 
     Args:
-        paths: Recipe files. The paths of their models must end with the size, 1B or 7B.
+        paths: Recipe files. The `path` of the model in each of them must end with the model's size, 1B or 7B.
 
     Raises:
         ValueError: If the path of a recipe's model ends otherwise.
     """
-    from .recipes import load_recipe  # here, because it needs the `train` extra and the estimates do not
+    from .recipes import load_recipe  # imported here, because it needs the `train` extra and the estimates do not
 
     rows = {}
     for path in sorted(map(Path, paths)):

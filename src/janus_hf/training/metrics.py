@@ -1,4 +1,8 @@
-"""Losses per head and per task, exact over accumulation steps and processes."""
+"""`LossRecord`, which computes the mean losses of text labels, of image labels and of each task for the training log.
+
+The means are exact over accumulation steps and processes, because sums of losses and numbers of labels are added up
+and divided only once.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,39 +20,45 @@ from ..modeling.outputs import JanusProCausalLMOutput
 
 
 class LossRecord:
-    """Sums of losses and numbers of labels since the last log, kept on the model's device.
+    """Sums of losses and numbers of labels since the last log, from which mean losses are computed.
 
-    Training and evaluation have separate sums. `text_loss` and `image_loss` are means over all text labels and all
-    image labels since the last log. If the batches have `task_ids`, the mean loss of each task is computed as well:
-    `loss_text`, `loss_understanding`, `loss_drawing`.
+    For every micro-batch, run the model inside `watch` and pass its outputs to `add`. `reduce` returns the means:
+    `text_loss` and `image_loss` over all text labels and all image labels, and, if the batches have `task_ids`, also
+    `loss_text`, `loss_understanding` and `loss_drawing` over the labels of each task (drawing is image generation).
+    Training and evaluation have separate sums. The sums are kept on the model's device.
     """
 
     def __init__(self) -> None:
         self._sums: dict[bool, torch.Tensor | None] = {True: None, False: None}
 
     def add(self, outputs: JanusProCausalLMOutput, labels: torch.Tensor, *, training: bool) -> None:
-        """Add the losses of one micro-batch.
+        """Add the text loss and the image loss of one micro-batch to the sums.
 
         Args:
-            outputs: The model's outputs with the mean loss and the number of labels of each head.
-            labels: The batch's labels `(B, T)`; their number is counted as tokens.
-            training: Whether the batch belongs to training rather than evaluation.
+            outputs: The model's outputs, of which the mean loss and the number of labels of text and of images are
+                used.
+            labels: The labels of the micro-batch, `(B, T)`. All `B * T` positions are counted as tokens.
+            training: True adds to the sums of training, False to those of evaluation.
         """
         sums = self._get_sums(labels.device, training)
         text, images = outputs["num_text_labels"].to(sums), outputs["num_image_labels"].to(sums)
-        # The model returns means. Times the numbers of labels they are sums, which can be added over batches.
+        # The model returns means. Multiplied by the numbers of labels, they become sums, which can be added up.
         sums[:4] += torch.stack([outputs["text_loss"] * text, text, outputs["image_loss"] * images, images])
         sums[4] += labels.numel()
 
     def _get_sums(self, device: torch.device, training: bool) -> torch.Tensor:
-        """Return the current sums, a vector that may be changed in place; start with zeros after a log.
+        """Return the vector of the sums since the last log, which callers change in place.
 
         The entries are: sum of text losses, number of text labels, sum of image losses, number of image labels, number
         of tokens, then sum of losses and number of labels of each task. The dtype is float64, or float32 on MPS.
+
+        Args:
+            device: Device on which a vector of zeros is created if nothing was added since the last log.
+            training: True returns the sums of training, False those of evaluation.
         """
         sums = self._sums[training]
         if sums is None:
-            # float64, so that many losses can be added without rounding errors; MPS does not have it.
+            # float64, so that many losses can be added without rounding errors; MPS does not support float64.
             dtype = torch.float32 if device.type == "mps" else torch.float64
             sums = self._sums[training] = torch.zeros(5 + 2 * len(TASKS), dtype=dtype, device=device)
         return sums
@@ -62,16 +72,17 @@ class LossRecord:
         *,
         training: bool,
     ) -> Iterator[None]:
-        """Context manager around the model's forward pass that also sums the losses per task.
+        """Add the losses per task of the model's forward pass inside the `with` block to the sums.
 
-        The model returns one loss per head. Its heads compute the logits of the labelled positions in reading order,
-        in chunks; hooks on the heads give the loss of every position without a second forward pass.
+        The model itself returns only the mean losses of text and of images. Its text head and its image head compute
+        the logits of the labelled positions in reading order, in chunks. Hooks on the two heads compute the loss of
+        every position from these logits, so that no second forward pass is needed.
 
         Args:
             model: The model without PEFT's wrapper.
-            labels: Labels `(B, T)`.
-            task_ids: Index into `TASKS` of each position, `(B, T)`; None leaves the context without effect.
-            training: Whether the batch belongs to training rather than evaluation.
+            labels: The labels of the micro-batch, `(B, T)`.
+            task_ids: Index of each position's task in `TASKS`, `(B, T)`; if None, nothing is added.
+            training: True adds to the sums of training, False to those of evaluation.
         """
         if task_ids is None:
             yield
@@ -93,16 +104,24 @@ class LossRecord:
                 handle.remove()
 
     def reduce(self, accelerator: Accelerator, *, training: bool) -> dict[str, float]:
-        """Return the means over all processes since the last log, and start anew.
+        """Return the mean losses since the last log over all processes, and reset the sums to zero.
 
         Every process must call this method, because it communicates, unless no process has added a batch.
+
+        Args:
+            accelerator: The run's accelerator, which adds the sums of all processes.
+            training: True reduces the sums of training, False those of evaluation.
+
+        Returns:
+            `tokens`, `text_labels` and `image_labels` (numbers), `text_loss`, `image_loss` and `loss_<task>` (means in
+            nats per label). A mean over no labels is left out. Without any batch the dict is empty.
         """
         sums, self._sums[training] = self._sums[training], None
         if sums is None:
             return {}
         text_sum, text, image_sum, images, tokens, *tasks = accelerator.reduce(sums, reduction="sum").tolist()
         values = {"tokens": tokens, "text_labels": text, "image_labels": images}
-        # A mean over no labels is undefined, so its entry is left out of the log.
+        # A mean over no labels is undefined, so its entry is left out.
         values |= {"text_loss": text_sum / text} if text else {}
         values |= {"image_loss": image_sum / images} if images else {}
         for task, total, count in zip(TASKS, tasks[::2], tasks[1::2], strict=True):
@@ -111,24 +130,24 @@ class LossRecord:
 
 
 def _sum_losses(head: nn.Module, labels_N: torch.Tensor, tasks_N: torch.Tensor, sums: torch.Tensor) -> RemovableHandle:
-    """Hook a head so that the losses of its next forward pass are added to `sums`.
+    """Register a hook on an output head that adds the losses of the model's next forward pass to `sums`, by task.
 
     Args:
-        head: The module that computes the logits of the labels, in order and in chunks.
-        labels_N: Class of each labelled position, in the head's own numbering.
-        tasks_N: Task of each labelled position.
+        head: The text head or the image head. The model calls it with the labelled positions in order, in chunks.
+        labels_N: Class of each labelled position, as an index into the head's logits, `(N,)`.
+        tasks_N: Index of each labelled position's task in `TASKS`, `(N,)`.
         sums: Sum of losses and number of labels of each task, `(tasks, 2)`; changed in place.
 
     Returns:
-        The hook's handle.
+        The handle that removes the hook.
     """
     seen = 0
 
     def hook(module: nn.Module, args: Any, logits: torch.Tensor) -> None:
-        """Add the losses of one chunk of logits."""
+        """Add the losses of one chunk of the head's logits, `(positions, classes)`, to the sums of their tasks."""
         nonlocal seen
-        # After its last label a head may compute rows of weight zero: one if it has no label at all, and under ZeRO-3
-        # as many chunks as the rank with the most.
+        # After its last label a head may be called again, with losses of weight zero: once if it has no label at all,
+        # and under ZeRO-3 until it has computed as many chunks as the rank with the most.
         if seen == len(labels_N):
             return
         chunk = slice(seen, seen + len(logits))

@@ -1,7 +1,8 @@
-"""Data of a recipe: open or prepare the sources, plan the packs, make the collator.
+"""`load_mixture`, which makes the training data of a recipe from its data sources, and the class of its result.
 
-A pack is one row of a training batch: several documents one after another, up to `max_length` ids. A plan lists the
-documents of every pack in advance, so that a run can be repeated and resumed exactly.
+A document is one prepared (tokenized) row of a source. A pack is one row of a training batch: several documents one
+after another, up to `max_length` tokens. A plan lists the documents of every pack in advance, so that a run can be
+repeated and resumed exactly.
 """
 
 import hashlib
@@ -24,12 +25,13 @@ from .trainers.sft_config import JanusProSFTConfig
 
 @dataclass
 class TrainingData:
-    """The data of a training run.
+    """The dataset and the collator of a training run, with facts about the data.
 
     Args:
-        dataset: Packs, either map-style (with `__len__` and `__getitem__`) or a `datasets.IterableDataset`.
-        collator: Function from a list of packs to a batch; see `JanusProSFTTrainer`.
-        facts: `plan_hash` and further entries for the model card.
+        dataset: The packs (rows of the training batches, each with several tokenized examples), either map-style (with
+            `__len__` and `__getitem__`) or a `datasets.IterableDataset`.
+        collator: Function from a list of packs to a batch with the keys that `JanusProTrainerMixin` describes.
+        facts: Entries for the checkpoints and the model card, such as `plan_hash`, a hash of the order of the data.
     """
 
     dataset: TrainingRows
@@ -43,30 +45,33 @@ def load_mixture(
     model: JanusProForConditionalGeneration,
     processor: JanusProProcessor,
 ) -> TrainingData:
-    """Return the packs and the collator of a recipe: open or prepare its sources and plan the packs.
+    """Make the training data of a recipe: the dataset, which mixes the recipe's data sources, and its collator.
 
-    A pack is one row of a training batch, which holds several documents; the plan lists the documents of all packs.
+    The rows of the dataset are packs. A pack is one row of a training batch and contains several documents (tokenized
+    examples). A plan lists the documents of all packs in advance; with `streaming`, packs are made while the data are
+    read, and there is no plan.
 
-    A source whose `path` is a folder written by `janus-hf prepare` is opened. Any other source is first prepared into
-    `<output_dir>/_prepared/<name>`; its further keys are arguments of `janus_hf.data.prepare` (`adapter`, `task`,
-    `split`, ...). That is suitable for small data; prepare large data once with the command.
+    If the `path` of a source is a folder written by `janus-hf prepare`, its rows are used as they are. Any other
+    source is first prepared into `<output_dir>/_prepared/<name>`; its further keys are arguments of
+    `janus_hf.data.prepare` (`adapter`, `task`, `split`, ...). That is suitable for small data; prepare large data once
+    with the command.
 
-    Without `max_steps`, the plan covers `num_train_epochs` passes over the data, and `args.num_train_epochs` is set to
-    1, because the plan then counts as one epoch.
+    Without `max_steps`, the plan covers `num_train_epochs` passes over the data. Then `args.num_train_epochs` is set
+    to 1, because one pass over the plan contains them all.
 
     Args:
-        section: The recipe's section `data`: `sources`, and optionally `seed` (default: the training's seed) and
+        section: The recipe's section `data`, with the key `sources` and optionally `seed` (default: `args.seed`) and
             `streaming`.
-        args: The configuration, of which `max_length`, `caption_drop`, `max_steps` and the batch sizes matter here.
-        model: The model, whose codec encodes target images and whose context limits `max_length`.
+        args: The run's configuration; its `max_length`, `caption_drop`, `max_steps` and batch sizes are used here.
+        model: The model, whose image codec encodes the images to generate and whose context limits `max_length`.
         processor: The model's processor.
 
     Returns:
-        Packs, collator and facts.
+        The dataset, the collator and facts about the data, such as the hash of the plan.
 
     Raises:
-        ValueError: If `max_length` exceeds the context, a source cannot be read or prepared, a source was prepared for
-            another model, or a prepared source has options that would have no effect.
+        ValueError: If `max_length` exceeds the model's context, a source cannot be read or prepared, a source was
+            prepared for another model, or a source that is already prepared has options that would have no effect.
     """
     limit = model.config.text_config.max_position_embeddings
     assert args.max_length is not None  # checked by the configuration
@@ -84,7 +89,7 @@ def load_mixture(
         caption_drop=args.caption_drop,
         seed=seed,
         max_length=limit,  # packs fill `args.max_length`, but a grey image may be appended to one
-        # Ranks of a sharded run gather the tower's weights together, so each of their batches must use the tower.
+        # Ranks of a sharded run gather the vision tower's weights together, so each of their batches must use it.
         always_picture="aligner" in parts or "vision_tower" in parts or args.lora_vision_tower or args.sharded,
         # transformers has no public attribute for this: `attn_implementation` is an argument of from_pretrained only.
         varlen="flash" in (model.config._attn_implementation or ""),
@@ -103,19 +108,21 @@ def load_mixture(
     extent: dict[str, Any] = {**_plan_extent(args), "folder": Path(args.output_dir) / "_plan"}
     plan = make_plan(lengths, max_length=args.max_length, ratios=ratios, seed=seed, **extent)
     dataset = PackedDataset(prepared, plan)
-    # Computed before the loader's workers are forked, so that they share the packs that were planned for it.
+    # These facts are computed before the loader's workers are forked, because that plans packs, which the workers then
+    # share.
     counts, efficiency = plan.counts(), round(dataset.efficiency(), 4)
     facts = {"plan_hash": plan.hash, "data_seed": seed, "packs": len(plan), "packing_efficiency": efficiency}
-    if len(plan) <= AHEAD:  # of longer plans `counts` covers the first block of packs only
+    if len(plan) <= AHEAD:  # of longer plans `counts` covers only the first 16,384 packs
         facts["documents"] = counts
     return TrainingData(dataset, collator, facts)
 
 
 def _plan_extent(args: JanusProSFTConfig) -> dict[str, Any]:
-    """Return the arguments of `make_plan` that set how many packs the plan lists.
+    """Return the keyword argument of `make_plan` that sets how many packs (rows of a batch) the data plan lists.
 
-    That is the number of packs that `max_steps` steps use, or else as many as `num_train_epochs` passes over the data
-    fill. In the second case set `args.num_train_epochs` to 1, because the plan contains all passes.
+    With `args.max_steps`, the result is `{"num_packs": n}` with the number of packs that these steps use. Otherwise it
+    is `{"epochs": n}` with the number of passes over the data, and `args.num_train_epochs` is set to 1, because one
+    pass over the plan contains them all.
     """
     if args.max_steps > 0:
         packs_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
@@ -130,12 +137,19 @@ def _find_or_prepare(
     model: JanusProForConditionalGeneration,
     processor: JanusProProcessor,
 ) -> Path:
-    """Return the folder of a source's prepared rows (token ids, labels and images, ready to be packed).
+    """Return the folder of the prepared rows (token ids, labels and images) of a data source.
 
-    If the source's path is not such a folder, all processes prepare the source together.
+    If the source's `path` is not such a folder, all processes first prepare the source together, into
+    `<output_dir>/_prepared/<name>`.
+
+    Args:
+        source: Entry of `data.sources` in the recipe: `name`, `path`, `ratio`, and options of `janus_hf.data.prepare`.
+        args: The run's configuration; its output folder, device and `max_length` are used.
+        model: The model, whose image codec encodes the images to generate; the codec is moved to the run's device.
+        processor: The model's processor.
 
     Raises:
-        ValueError: If a prepared source has options, or a source cannot be prepared.
+        ValueError: If a source that is already prepared has options, or a source cannot be prepared.
     """
     options = {key: value for key, value in source.items() if key not in ("name", "path", "ratio")}
     if (Path(source["path"]) / META).is_file():
@@ -145,7 +159,7 @@ def _find_or_prepare(
                 "leave it out, or name the raw data."
             )
         return Path(source["path"])
-    # The underscore keeps the data private: `push_to_hub` leaves out names that begin with one.
+    # The underscore keeps the data private, because `push_to_hub` leaves out names that begin with one.
     folder = Path(args.output_dir) / "_prepared" / source["name"]
     model.model.vqmodel.to(args.device)
     prepare(source["path"], folder, model, processor, **{"max_length": args.max_length, **options})

@@ -1,4 +1,6 @@
-"""Recipes: one YAML file and overrides of single values, checked and returned as a `Recipe`.
+"""Reader of training recipes: `load_recipe` reads a YAML file, applies overrides, checks it and returns a `Recipe`.
+
+A recipe describes a training run: the model to start from, the data, and the settings.
 
 ```yaml
 model:                      # the model to start from
@@ -6,15 +8,17 @@ model:                      # the model to start from
   dtype: auto               # dtype of the weights: bfloat16 if they are frozen (LoRA) and the device computes in
                             # bfloat16, else float32; trained weights are always held in float32
   quantization: null        # 4bit or 8bit for QLoRA
-data:                       # the training data: folders of `janus-hf prepare`, or anything that this command reads
+data:                       # the training data: folders written by `janus-hf prepare`, or any input of this command
   sources:
     - {name: pictures, path: data/pictures, ratio: 1}
-training:                   # fields of JanusProSFTConfig
+training:                   # the settings: fields of JanusProSFTConfig
   stage: lora_drawing
   output_dir: runs/pictures
 ```
 
-`janus-hf train recipe.yaml training.learning_rate=2e-5 data.sources.0.path=elsewhere` changes single values.
+Overrides on the command line replace single values of the file:
+
+`janus-hf train recipe.yaml training.learning_rate=2e-5 data.sources.0.path=elsewhere`
 """
 
 import os
@@ -35,17 +39,17 @@ _DATA_KEYS = ("sources", "seed", "streaming")
 
 @dataclass
 class Recipe:
-    """A recipe: the three sections of the file, with overrides applied.
+    """The three sections of a recipe file (model, data and settings of a training run), with overrides applied.
 
     Args:
-        model: Section `model`: `path`, and optionally `revision`, `dtype`, `quantization`, `attn_implementation` and
-            `processor`.
-        data: Section `data`: `sources`, and optionally `seed` and `streaming`.
-        training: Section `training`: fields of `JanusProSFTConfig`.
-        name: Name of the recipe, for the model card.
+        model: Section `model`, with the key `path` and optionally `revision`, `dtype`, `quantization`,
+            `attn_implementation` and `processor`.
+        data: Section `data`, with the key `sources` and optionally `seed` and `streaming`.
+        training: Section `training`, with fields of `JanusProSFTConfig`.
+        name: Name of the recipe, which is stated on the model card.
 
     Raises:
-        ValueError: If a key is unknown or a required key is missing.
+        ValueError: If a key is unknown, a required key is missing, or two sources have the same name.
     """
 
     model: dict[str, Any]
@@ -54,7 +58,7 @@ class Recipe:
     name: str = "recipe"
 
     def __post_init__(self) -> None:
-        # Fields without `init` are computed by transformers and cannot be set.
+        # Fields of the configuration without `init` are computed by transformers and cannot be set.
         known = {entry.name for entry in fields(JanusProSFTConfig) if entry.init}
         _check_keys("model", self.model, _MODEL_KEYS, required=("path",))
         _check_keys("data", self.data, _DATA_KEYS, required=("sources",))
@@ -72,24 +76,25 @@ class Recipe:
                 raise ValueError(
                     f"Every source must have a name, a path and a ratio, got {source!r}: add the missing keys."
                 )
-        # Names are keys of the plan and folders of prepared data, where two equal ones would overwrite each other.
+        # A source's name is its key in the data plan and the name of the folder of its prepared rows. Two sources with
+        # the same name would overwrite each other.
         names = [source["name"] for source in sources]
         if len(set(names)) != len(names):
             raise ValueError(f"The names of the sources must differ, got {names}: rename one.")
 
     @property
     def ratios(self) -> dict[str, float]:
-        """Share of each source in the mixture, by the source's name; the shares need not add up to 1."""
+        """The share of each data source in the training rows, by the source's name; they need not add up to 1."""
         return {source["name"]: float(source["ratio"]) for source in self.data["sources"]}
 
 
 def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply overrides.
+    """Read a recipe file, apply overrides to it, check it and return it.
 
     Args:
-        path: The YAML file.
-        overrides: Changes `section.key=value`, with the value in YAML; entries of lists are addressed by their index
-            (`data.sources.0.path=...`).
+        path: The recipe's YAML file.
+        overrides: Changes of single values, each written `section.key=value` with the value in YAML. Entries of lists
+            are addressed by their index (`data.sources.0.path=...`).
 
     Raises:
         ValueError: If the file or an override is malformed, a key is unknown, or a required key is missing.
@@ -101,7 +106,7 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
             f"A recipe must be a mapping with the sections model, data and training, got {type(content).__name__}: "
             f"add them to {path}."
         )
-    # Before the checks, which then apply to the values that are used.
+    # Overrides come before the checks, so that the checks apply to the values that are used.
     for override in overrides:
         _apply_override(content, override)
     _check_keys("a recipe", content, ("model", "data", "training"), required=("model", "data", "training"))
@@ -109,10 +114,14 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader that reads 1e-4 as a number. YAML 1.1 requires a dot and a signed exponent there."""
+    """YAML loader that reads `1e-4` as a number.
+
+    `yaml.SafeLoader` follows YAML 1.1, which requires a dot and a signed exponent in such numbers, and would read it
+    as a string.
+    """
 
 
-# A copy first: `add_implicit_resolver` would otherwise change the table that all SafeLoaders share.
+# The table is copied first, because `add_implicit_resolver` would otherwise change the one that all SafeLoaders share.
 _Loader.yaml_implicit_resolvers = {**yaml.SafeLoader.yaml_implicit_resolvers}
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
@@ -120,13 +129,13 @@ _Loader.add_implicit_resolver(
 
 
 def _check_keys(where: str, section: Any, known: Iterable[str], *, required: Sequence[str]) -> None:
-    """Raise unless a section is a mapping with known keys only and with all required ones.
+    """Raise `ValueError` unless a section of a recipe is a mapping with only known keys and with all required keys.
 
     Args:
-        where: Name of the section in messages.
-        section: The section as YAML gave it.
+        where: Name of the section in error messages.
+        section: Content of the section, as read from YAML.
         known: All allowed keys.
-        required: Keys that must be present and neither null nor empty.
+        required: Keys that must be present, with values that are neither null nor empty.
     """
     if not isinstance(section, dict):
         raise ValueError(f"{where} must be a mapping, got {section!r}: write `key: value` lines below it.")
@@ -138,14 +147,14 @@ def _check_keys(where: str, section: Any, known: Iterable[str], *, required: Seq
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
-    """Set one value of a recipe's content, in place.
+    """Apply one override, a change of a single value, to the content of a recipe file.
 
     Args:
-        content: Content of the YAML file.
-        override: The change, `section.key=value`.
+        content: Content of the YAML file; changed in place.
+        override: The change, written `section.key=value`.
 
     Raises:
-        ValueError: If the override is malformed, or leads through a key or an index that does not exist.
+        ValueError: If the override is malformed, or a key or an index before its last one does not exist.
     """
     path, equals, value = override.partition("=")
     *parents, last = path.split(".")

@@ -1,7 +1,8 @@
-"""Facts about a run, written into its checkpoints and its card, and the checks when another run reads them.
+"""Functions that find a run's checkpoints, check them before training resumes, and describe the run on its model card.
 
-A checkpoint can only be resumed by a run with the same stage and the same data plan: otherwise the data would not
-continue where they stopped.
+Every checkpoint contains the file `janus_training.json` with facts about its run, such as the training stage. A
+checkpoint can only be resumed by a run with the same stage and the same data plan (order of the training data).
+Otherwise the data would not continue where the checkpoint's run stopped.
 """
 
 import json
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from .trainers.sft_config import JanusProSFTConfig
 
 FACTS_FILE = "janus_training.json"
-# The facts that decide which rows come next. Other settings, such as the learning rate, may change when resuming.
+# Facts that must be the same in a checkpoint and in the run that resumes it, because they decide which rows come next.
+# Other settings, such as the learning rate, may change when a run is resumed.
 _MUST_AGREE = ("stage", "plan_hash")
 
 _SECTION = """
@@ -51,33 +53,33 @@ _LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_vision_tower")
 
 
 def newest_checkpoint(folder: str | Path) -> str | None:
-    """Return the path of a run's newest complete checkpoint, or None if there is none.
+    """Return the path of a run's newest complete checkpoint (`checkpoint-N` with the highest N), or None without any.
 
-    A checkpoint is complete if it contains the trainer's state, which transformers writes last.
+    A checkpoint is complete if it contains `trainer_state.json`, which transformers writes last.
 
     Args:
         folder: The run's output folder; it need not exist.
     """
     complete = [path.parent for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*/{TRAINER_STATE_NAME}")]
-    # By number, because as text checkpoint-10 would come before checkpoint-2.
+    # Compared by number, because as text checkpoint-10 would come before checkpoint-2.
     return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
 
 
 def read_state(checkpoint: str | Path) -> TrainerState:
-    """Read the trainer's state (steps, logs) from a checkpoint's folder."""
+    """Return the state of transformers' Trainer (number of steps, log history) from a checkpoint's folder."""
     return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
 
 
 def check_same_run(checkpoint: str | Path, facts: Mapping[str, Any]) -> None:
-    """Raise unless a checkpoint was written by a run with the same stage and the same data in the same order.
+    """Raise unless a checkpoint was written by a run with the same training stage and the same order of the data.
 
     Args:
-        checkpoint: The checkpoint's folder.
-        facts: Facts of this run, of which `stage` and `plan_hash` (a hash of the order of the data) must agree with
-            the checkpoint's.
+        checkpoint: Folder of the checkpoint.
+        facts: Facts about the current run. Its `stage` and `plan_hash` (a hash of the order of the training data) must
+            equal those in the checkpoint.
 
     Raises:
-        ValueError: If the stage or the data plan differs, or the folder is no checkpoint of this trainer.
+        ValueError: If the stage or the plan hash differs, or the folder is no checkpoint of a trainer of this package.
     """
     file = Path(checkpoint) / FACTS_FILE
     if not file.is_file():
@@ -106,17 +108,18 @@ def training_card(
     tags: Sequence[str],
     adapter_base: str | None,
 ) -> ModelCard:
-    """Add a section on the training to a model card, in place.
+    """Add a section on the training to a model card, and complete the card's metadata.
 
     Args:
-        card: A card of the trained model.
-        args: The run's configuration; its hyper-parameters are listed.
-        facts: Further entries to list, such as the stage, the mixture and the data plan.
-        steps: Number of optimizer steps.
-        table: Markdown table of the model's parameters.
+        card: Card of the trained model; changed in place.
+        args: The run's configuration; its hyper-parameters are listed in the section.
+        facts: Further entries of the section, such as the training stage, the ratios of the data and the plan hash.
+        steps: Number of optimizer steps of the training.
+        table: Markdown table of the numbers of the model's parameters.
         tags: Tags to add to the card's metadata.
-        adapter_base: Folder or Hub repository of the model that an adapter belongs to. Folders are not stated, because
-            they mean nothing to readers of the card. Ignored in stages without adapters.
+        adapter_base: Folder or Hub repository of the model on which LoRA adapters were trained; None if unknown. Only
+            a repository is stated on the card, because a folder means nothing to its readers. Ignored in stages
+            without adapters.
 
     Returns:
         The same card.
@@ -128,7 +131,7 @@ def training_card(
     entries |= {name: getattr(args, name) for name in names}
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in entries.items())
     card.text = card.text.rstrip() + "\n" + _SECTION.format(rows=rows, table=table)
-    # Sorted, so that the same run always writes the same card.
+    # Tags are sorted, so that the same run always writes the same card.
     card.data.tags = sorted({*(card.data.tags or []), *tags})
     if lora:
         card.data.library_name = "peft"
@@ -137,7 +140,10 @@ def training_card(
 
 
 def _cell(value: Any) -> str:
-    """Format a value for one cell of a Markdown table."""
+    """Return a value as text for one cell of a Markdown table.
+
+    A dict becomes `key: value` pairs, or "-" if it is empty; an enum member becomes its value.
+    """
     if isinstance(value, dict):
         return ", ".join(f"{key}: {entry}" for key, entry in value.items()) or "-"
     return str(getattr(value, "value", value)).replace("|", "\\|").replace("\n", " ")

@@ -1,12 +1,13 @@
-"""Training stages: which parts of the model each stage trains.
+"""Training stages: a table of the parts of Janus-Pro that each stage trains, and functions that apply it to a model.
 
-A stage trains some parts of the model completely. A LoRA stage also adds low-rank adapters to the language model (and,
-on request, to the vision tower). No stage trains the image codec.
+A stage trains all weights of some parts of the model, such as the aligner; `PARTS` lists the parts. A LoRA stage also
+adds low-rank adapters to the language model (and, on request, to the vision tower). No stage trains the image codec.
 
-The paper's Table 2: stage 1 trains "adaptors and image head", stage 2 "all but the two encoders", stage 3 the
-understanding encoder as well. The paper does not say whether the code embeddings count as an adaptor in stage 1. Here
-they do, because otherwise the inputs of image generation would stay at random values in a model that is trained from
-scratch; `train_generation_embeddings=False` excludes them.
+The stages follow Table 2 of the Janus-Pro paper: stage 1 trains "adaptors and image head", stage 2 "all but the two
+encoders", stage 3 the understanding encoder as well. The paper does not say whether the embeddings of the image codes
+count as an adaptor in stage 1. Here they do: otherwise these embeddings, which are the inputs of image generation,
+would keep their random values in a model that is trained from scratch. `train_generation_embeddings=False` excludes
+them.
 """
 
 import re
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..modeling import JanusProForConditionalGeneration
 
-# Name of each part -> name of its module in `JanusProForConditionalGeneration`.
+# Name of each part of the model -> name of its module in `JanusProForConditionalGeneration`.
 PARTS = {
     "vision_tower": "model.vision_model",
     "aligner": "model.aligner",
@@ -38,13 +39,13 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """The parts of the model that one stage trains, and the learning rate that suits it.
+    """One training stage: the parts of the model that it trains, and its default learning rate.
 
     Args:
-        parts: Names (keys of `PARTS`) of the parts whose weights are all trained.
-        learning_rate: Default learning rate. The paper's stages use the paper's value, full fine-tuning uses that of
-            stage 3, which it continues, and LoRA stages use 1e-4, a usual value for LoRA.
-        lora: Whether the language model is trained through adapters.
+        parts: Names (keys of `PARTS`) of the parts of the model whose weights are all trained.
+        learning_rate: Default learning rate. Stages 1 to 3 use the values of the Janus-Pro paper. Full fine-tuning
+            uses the value of stage 3, which it continues. LoRA stages use 1e-4, a usual value for LoRA.
+        lora: Whether the stage also trains LoRA adapters on the language model.
     """
 
     parts: tuple[str, ...]
@@ -59,23 +60,23 @@ STAGES = {
     "stage1": Stage(("aligner", "generation_embeddings", *_GENERATION), learning_rate=1e-3),
     "stage2": Stage(_ALL_BUT_ENCODERS, learning_rate=1e-4),
     "stage3": Stage(("vision_tower", *_ALL_BUT_ENCODERS), learning_rate=4e-5),
-    # The parts of stage 3: full fine-tuning continues that stage on other data.
+    # Full fine-tuning trains the parts of stage 3, because it continues that stage on other data.
     "full": Stage(("vision_tower", *_ALL_BUT_ENCODERS), learning_rate=4e-5),
     "lora_understanding": Stage(("aligner",), learning_rate=1e-4, lora=True),
     "lora_drawing": Stage(_GENERATION, learning_rate=1e-4, lora=True),
     "lora_both": Stage(("aligner", *_GENERATION), learning_rate=1e-4, lora=True),
 }
 
-# Whole module names, because the vision tower has modules named q_proj, k_proj and v_proj too.
+# Both expressions match whole module names, because the vision tower too has modules named q_proj, k_proj and v_proj.
 LANGUAGE_TARGETS = r"model\.language_model\.layers\.\d+\.(self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj"
 VISION_TARGETS = r"model\.vision_model\..*\.(self_attn\.([qkv]_proj|projection_layer)|mlp\.fc[12])"
 
 
 def find_stage(name: str) -> Stage:
-    """Return the stage of the given name.
+    """Return the training stage that `STAGES` lists under a name.
 
     Raises:
-        ValueError: If there is no such stage.
+        ValueError: If `STAGES` has no such name.
     """
     if name not in STAGES:
         raise ValueError(f"`stage` must be one of {', '.join(STAGES)}, got {name!r}: choose one of them.")
@@ -83,15 +84,17 @@ def find_stage(name: str) -> Stage:
 
 
 def trained_parts(name: str, train_generation_embeddings: bool | None = None) -> tuple[str, ...]:
-    """Return the names of the parts whose weights a stage trains completely, in the order of `PARTS`.
+    """Return the names of the parts of the model whose weights a training stage trains, not counting LoRA adapters.
+
+    The names are keys of `PARTS`, in its order.
 
     Args:
-        name: Name of the stage.
-        train_generation_embeddings: True adds the embeddings of the image codes, False removes them, None leaves the
-            stage's own choice.
+        name: Name of the stage, a key of `STAGES`.
+        train_generation_embeddings: True adds the embeddings of the image codes to the trained parts, False removes
+            them, and None keeps the stage's default.
 
     Raises:
-        ValueError: If there is no such stage.
+        ValueError: If `STAGES` has no such name.
     """
     parts = set(find_stage(name).parts)
     if train_generation_embeddings is not None:
@@ -104,17 +107,19 @@ def trained_parts(name: str, train_generation_embeddings: bool | None = None) ->
 def apply_stage(
     model: "JanusProForConditionalGeneration", name: str, *, train_generation_embeddings: bool | None = None
 ) -> None:
-    """Set `requires_grad` to True for exactly the parameters that a stage trains.
+    """Set `requires_grad` to True for the parameters that a training stage trains, and to False for all others.
 
-    For LoRA stages, wrap the model with PEFT and the configuration of `lora_config` instead.
+    This function is for stages without adapters. For a LoRA stage, wrap the model with PEFT instead, with the
+    configuration that `lora_config` returns.
 
     Args:
         model: The model; changed in place.
-        name: Name of the stage.
-        train_generation_embeddings: See `trained_parts`.
+        name: Name of the stage, a key of `STAGES`.
+        train_generation_embeddings: Whether to train the embeddings of the image codes; None keeps the stage's
+            default.
 
     Raises:
-        ValueError: If there is no such stage, or it is a LoRA stage.
+        ValueError: If `STAGES` has no such name, or the stage is a LoRA stage.
     """
     if find_stage(name).lora:
         raise ValueError(
@@ -137,22 +142,25 @@ def lora_config(
     targets: str | None = None,
     train_generation_embeddings: bool | None = None,
 ) -> "LoraConfig":
-    """Return PEFT's configuration of a LoRA stage.
+    """Return the PEFT configuration with which a model is wrapped for a LoRA stage.
+
+    The parts of the model that the stage trains without adapters become `modules_to_save`.
 
     Args:
-        model: The model to be wrapped; used to check which modules the targets match.
-        name: Name of the stage.
+        model: The model to be wrapped; not modified. It is used to check which modules the targets match.
+        name: Name of the stage, a key of `STAGES`.
         rank: Rank of the adapters.
         alpha: Adapters are scaled by `alpha / rank`.
         dropout: Dropout probability of the adapters' inputs.
-        vision_tower: Add adapters to the vision tower as well.
-        targets: Regular expression that is matched against whole module names; by default it matches the projections
-            of the language model (`LANGUAGE_TARGETS`).
-        train_generation_embeddings: See `trained_parts`. The trained parts become `modules_to_save`.
+        vision_tower: Whether to add adapters to the vision tower as well.
+        targets: Regular expression that is matched against whole names of modules; modules that match get adapters.
+            The default (`LANGUAGE_TARGETS`) matches the projections of the language model.
+        train_generation_embeddings: Whether to train the embeddings of the image codes; None keeps the stage's
+            default.
 
     Raises:
-        ValueError: If the stage is no LoRA stage, or the targets match no module, a module of the codec, or a module
-            of a part that the stage trains completely.
+        ValueError: If the stage is no LoRA stage, or the targets match no module, a module of the image codec, or a
+            module of a part that the stage trains without adapters.
     """
     from peft import LoraConfig
 
@@ -168,7 +176,7 @@ def lora_config(
             f"`targets` must match modules of the model, got {targets!r}, which match no module: write a regular "
             "expression for whole names such as 'model.language_model.layers.0.self_attn.q_proj'."
         )
-    # After the search above, because this expression is our own and needs no check.
+    # The vision tower's targets are added after the search above, because this expression of our own needs no check.
     if vision_tower:
         targets = f"({targets}|{VISION_TARGETS})"
     forbidden = [PARTS["codec"], *whole]
@@ -182,7 +190,8 @@ def lora_config(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets,
-        # Whole names, because PEFT compares the ends of names: "aligner" would match the generation aligner too.
+        # Whole names of modules, because PEFT compares the ends of names: "aligner" would match the generation aligner
+        # too.
         modules_to_save=whole,
         # Merging and PEFT read the base model from the adapter's configuration.
         base_model_name_or_path=getattr(model, "name_or_path", None) or None,
@@ -190,24 +199,30 @@ def lora_config(
 
 
 def base_model(model: "JanusProForConditionalGeneration | PeftModel") -> "JanusProForConditionalGeneration":
-    """Return the Janus-Pro model inside PEFT's wrapper; adapters stay in place. Return an unwrapped model itself."""
+    """Return the Janus-Pro model inside a PEFT wrapper, or the model itself if it is not wrapped.
+
+    Adapters that PEFT has added to the model's layers are neither removed nor merged.
+    """
     wrapped = getattr(model, "get_base_model", None)
     return cast("JanusProForConditionalGeneration", wrapped() if wrapped else model)
 
 
 def frozen_parts(model: "JanusProForConditionalGeneration | PeftModel") -> list[nn.Module]:
-    """Return the modules of those parts of the model (see `PARTS`) of which no parameter is trained."""
+    """Return the modules of those parts of the model (see `PARTS`) in which no parameter requires gradients."""
     base = base_model(model)
     parts = (base.get_submodule(path) for path in PARTS.values())
     return [part for part in parts if not any(parameter.requires_grad for parameter in part.parameters())]
 
 
 def hold_still(part: nn.Module) -> None:
-    """Switch dropout off in a frozen part, without switching activation checkpointing off.
+    """Switch dropout off in a frozen part of the model, and leave its activation checkpointing on.
 
-    Gradients pass through a frozen language model, so its layers need activation checkpointing, and transformers
+    Gradients pass through a frozen language model, so its layers need activation checkpointing. But transformers
     checkpoints a layer only if the layer itself is in training mode. Therefore the layers stay in training mode, while
     all modules inside them, dropout included, are set to eval mode.
+
+    Args:
+        part: Module of the frozen part; the modes of its modules are changed in place.
     """
     part.eval()
     for module in part.modules():
@@ -216,16 +231,20 @@ def hold_still(part: nn.Module) -> None:
 
 
 def trains_understanding(model: "JanusProForConditionalGeneration | PeftModel") -> bool:
-    """Return whether the vision tower or its aligner is trained, so that every batch must pass through them."""
+    """Return whether any parameter of the vision tower or of its aligner requires gradients.
+
+    If so, every training batch must contain an image, so that it passes through both modules.
+    """
     base = base_model(model)
     paths = (PARTS["vision_tower"], PARTS["aligner"])
     return any(parameter.requires_grad for path in paths for parameter in base.get_submodule(path).parameters())
 
 
 def trainable_table(model: "JanusProForConditionalGeneration | PeftModel") -> str:
-    """Return a Markdown table of the numbers of parameters and trained parameters of each part.
+    """Return a Markdown table of the numbers of all parameters and of trained parameters of a model.
 
-    Adapters are counted with the part that contains them.
+    The table has one row for each part of the model (see `PARTS`) and a last row for their sum. LoRA adapters are
+    counted in the part to which they were added.
     """
     rows = list(_count_parts(base_model(model)))
     rows.append(("**all**", sum(row[1] for row in rows), sum(row[2] for row in rows)))
@@ -234,7 +253,11 @@ def trainable_table(model: "JanusProForConditionalGeneration | PeftModel") -> st
 
 
 def _count_parts(base: nn.Module) -> Iterator[tuple[str, int, int]]:
-    """Yield name, number of parameters and number of trained parameters of each part."""
+    """Yield `(name, number of parameters, number of trained parameters)` of each part of the model (see `PARTS`).
+
+    Args:
+        base: The Janus-Pro model without PEFT's wrapper.
+    """
     for part, path in PARTS.items():
         parameters = list(base.get_submodule(path).parameters())
         trained = (parameter for parameter in parameters if parameter.requires_grad)
@@ -242,10 +265,11 @@ def _count_parts(base: nn.Module) -> Iterator[tuple[str, int, int]]:
 
 
 def _count_elements(parameter: nn.Parameter) -> int:
-    """Return the number of weights of a parameter, however it is stored."""
-    # DeepSpeed's ZeRO-3 empties the tensor on this rank and keeps the true size in `ds_numel`.
+    """Return the number of weights of a parameter, also if it is sharded by ZeRO-3 or quantised to 4 bits."""
+    # DeepSpeed's ZeRO-3 empties the parameter's tensor on this rank and keeps the true size in `ds_numel`.
     partitioned = getattr(parameter, "ds_numel", None)
-    # bitsandbytes stores two weights of 4 bits in one byte. Compared by name, because it is an optional library.
+    # bitsandbytes stores two weights of 4 bits in one byte. The type is compared by name, because the library
+    # is optional.
     packed = 2 if type(parameter).__name__ == "Params4bit" else 1
     return partitioned if partitioned is not None else parameter.numel() * packed
 

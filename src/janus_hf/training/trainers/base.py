@@ -1,12 +1,15 @@
-"""`JanusProTrainerMixin`: everything that trainers of Janus-Pro share except the loss.
+"""`JanusProTrainerMixin`, the base class of the trainers of Janus-Pro, which does everything but compute the loss.
 
-Trainers place this class before TRL's `SFTTrainer` and define `compute_loss`. TRL 1.16 replaces `model.forward` on the
-instance by one that knows a single head, reads its weight instead of calling it (under FSDP2 that gives wrong
-gradients), and computes the loss itself. Janus-Pro has two heads and one id space for text tokens and image tokens.
-So three parts of TRL are set aside: the replaced `forward` and the demand that the training data be a
-`datasets.Dataset` (a pack plan is not one) in this file, `compute_loss` in each trainer. TRL still sets up PEFT and
-QLoRA with its ZeRO-3 corrections, offloads activations, and provides the arguments class and the tags.
-`tests/training/test_canary.py` fails when a new TRL changes this contract.
+Trainers inherit from this class first and from TRL's `SFTTrainer` second, and define `compute_loss`. TRL 1.16 replaces
+`model.forward` on the instance. The new `forward` supports only one output head, reads the head's weight instead of
+calling the head (which gives wrong gradients under FSDP2), and computes the loss itself. But Janus-Pro has two heads,
+one for text and one for images, and one id space for text tokens and image tokens.
+
+So three things of TRL are not used: its `forward`, its requirement that the training data be a `datasets.Dataset`
+(this package's `PackedDataset` is not one), and its `compute_loss`. The first two are undone in this file; each
+trainer replaces the third. TRL still sets up PEFT and QLoRA with its corrections for ZeRO-3, offloads activations, and
+provides the class of the arguments and the tags. `tests/training/test_canary.py` fails if a new version of TRL changes
+what this file relies on.
 """
 
 import json
@@ -46,35 +49,37 @@ if TYPE_CHECKING:
 
 
 class JanusProTrainerMixin(Trainer):
-    """Train one stage of Janus-Pro: freezing, adapters, checkpoints, resuming, sharding, loss record and samples.
+    """Base class of the trainers of Janus-Pro; it does everything but compute the loss.
 
-    Subclasses put TRL's `SFTTrainer` behind this class and define `compute_loss`, which calls `prepare_batch` before
-    the model and `check_loss` after it, and adds its losses to `loss_record`.
+    It freezes parameters and adds LoRA adapters as the training stage requires, saves and resumes checkpoints, shards
+    the model, logs losses, and makes samples. Subclasses inherit from this class first and from TRL's `SFTTrainer`
+    second. They define `compute_loss`, which calls `prepare_batch` before the model and `check_loss` after it, and
+    adds its losses to `loss_record`.
 
     Args:
-        model: The model to train. Which of its parameters require gradients is set here, from `args.stage`.
-        args: The configuration.
+        model: The model to train. `args.stage` decides which of its parameters are set to require gradients.
+        args: The configuration of the run.
         train_dataset: A `datasets.Dataset` or `IterableDataset`, or any map-style dataset. Its rows go to the
             collator.
-        data_collator: Function from a list of rows to a batch: `input_ids (B, T)` int64 in the model's joint id space
-            (text ids, then the text vocabulary's size plus image tokens), `labels (B, T)` in the same space (-100
-            where nothing is trained, which includes the first position of every document), `position_ids (B, T)`
-            that restart at 0 in every document, no `attention_mask`; optionally `pixel_values (M, 3, S, S)` and
-            `task_ids (B, T)` (indices into `janus_hf.data.TASKS`, -1 where nothing is trained). With `task_ids` the
-            losses are logged per task.
+        data_collator: Function from a list of rows to a batch, a dict of tensors: `input_ids (B, T)` int64, where a
+            text token has its id and an image token has its id plus the size of the text vocabulary; `labels (B, T)`
+            with the same ids (-100 where nothing is trained, which includes the first position of every document);
+            `position_ids (B, T)` that restart at 0 in every document (tokenized example; a row can contain several);
+            no `attention_mask`; optionally `pixel_values (M, 3, S, S)` and `task_ids (B, T)` (indices into
+            `janus_hf.data.TASKS`, -1 where nothing is trained). With `task_ids` the losses are logged per task.
         processing_class: The model's processor, saved with the model.
-        facts: Further entries for the checkpoint's facts file and the card, such as `plan_hash`. A checkpoint with
-            another plan hash is not resumed.
+        facts: Further entries for the file of facts in the checkpoints and for the model card, such as `plan_hash`, a
+            hash of the order of the data. A checkpoint with another plan hash is not resumed.
         kwargs: Further arguments of `transformers.Trainer` (`eval_dataset`, `callbacks`, `optimizers`, ...).
 
     Raises:
         TypeError: If the model, the configuration or the collator is of the wrong kind, or `peft_config` is given.
         ValueError: If the number of processes is not what the launcher started, FSDP was requested and is not active,
-            or a parallelism is on that packed documents do not allow.
+            or context or sequence parallelism is on, which would mix the documents of a row.
     """
 
     args: JanusProSFTConfig
-    # TRL writes these tags on the model. It has no public name for them: `add_model_tags` adds and cannot replace.
+    # TRL writes these tags on the model. No public name replaces them: `add_model_tags` can only add tags.
     _tag_names: list[str]
 
     def __init__(
@@ -138,11 +143,14 @@ class JanusProTrainerMixin(Trainer):
 
     @property
     def base_model(self) -> JanusProForConditionalGeneration:
-        """The Janus-Pro model itself, without PEFT's wrapper."""
+        """The Janus-Pro model that is trained, without PEFT's wrapper."""
         return base_model(self.model)
 
     def _add_samples(self) -> None:
-        """Add a `SampleCallback` if the configuration asks for samples, and give all of them the run's loggers."""
+        """Add a `SampleCallback`, which makes images and answers during training, if `args.sample_steps` is set.
+
+        Also give every `SampleCallback` of the trainer the list of all callbacks, among them those that write logs.
+        """
         if self.args.sample_steps:
             samples = SampleCallback(
                 self.processing_class,
@@ -161,16 +169,16 @@ class JanusProTrainerMixin(Trainer):
     # Loss
 
     def prepare_batch(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], torch.Tensor | None]:
-        """Make a collated batch ready for the model, and switch dropout off in the frozen parts while training.
+        """Convert a batch of the collator to inputs of the model, and in training switch dropout off in frozen parts.
 
         Args:
             inputs: A batch of the collator; not modified.
 
         Returns:
-            The model's inputs, with an untrained grey image where every batch must pass through the vision tower, and
-            the batch's `task_ids` `(B, T)`, or None if it has none.
+            The model's inputs, and the batch's `task_ids` `(B, T)`, or None if it has none. If every batch must pass
+            through the vision tower, a batch without images gets a grey image that has no labels.
         """
-        # At every batch, because transformers puts the whole model into training mode before every batch.
+        # This is repeated at every batch, because transformers sets the whole model to training mode before each.
         for part in self._frozen if self.model.training else ():
             hold_still(part)
         batch = dict(inputs)
@@ -179,15 +187,16 @@ class JanusProTrainerMixin(Trainer):
         return batch, batch.pop("task_ids", None)
 
     def check_loss(self, loss: torch.Tensor, num_items_in_batch: torch.Tensor | int | None) -> None:
-        """Raise unless the loss is finite, so that no update is made with it.
+        """Raise if the loss of a micro-batch is infinite or NaN, so that the weights are not updated with it.
 
         Args:
-            loss: The scalar loss of a micro-batch.
-            num_items_in_batch: Number of trained labels of the accumulated batch over all processes; None if unknown.
+            loss: The scalar loss of the micro-batch.
+            num_items_in_batch: Number of trained labels in all micro-batches of the step, over all processes; None if
+                unknown.
 
         Raises:
-            ValueError: If no label of the accumulated batch is trained.
-            FloatingPointError: If the loss is infinite or NaN for another reason.
+            ValueError: If the loss is not finite because the step has no trained label.
+            FloatingPointError: If the loss is not finite for another reason.
         """
         if torch.isfinite(loss):
             return
@@ -201,12 +210,12 @@ class JanusProTrainerMixin(Trainer):
             "before. Lower the learning rate, lengthen the warm-up, or look for broken rows in the data."
         )
 
-    # The public callback `on_pre_optimizer_step` runs at the right time, but transformers does not pass it the norm.
+    # The public callback `on_pre_optimizer_step` runs at the right time, but does not get the norm of the gradients.
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        """Clip the gradients as transformers does, and return their norm.
+        """Clip the gradients as transformers does, and return their norm before clipping.
 
         Raises:
-            FloatingPointError: If the norm is not finite; the optimizer has not moved then.
+            FloatingPointError: If the norm is infinite or NaN. The weights have not been updated then.
         """
         norm = super()._clip_grad_norm(model)
         if norm is not None and not torch.isfinite(torch.as_tensor(norm)):
@@ -217,24 +226,32 @@ class JanusProTrainerMixin(Trainer):
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log `logs` together with the losses per head and per task since the last log.
+        """Log `logs` together with the mean losses of text, of images and of each task since the last log.
 
-        Every process must call this method, because the losses are summed over processes.
+        Every process must call this method, because the losses are summed over all processes.
+
+        Args:
+            logs: Names and values to log. If a name begins with `eval_`, the mean losses of the evaluation are added
+                under names with this prefix, otherwise those of the training.
+            start_time: See `transformers.Trainer.log`.
         """
         prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
         values = self.loss_record.reduce(self.accelerator, training=not prefix)
-        # Past TRL's `log`, which averages metrics that only TRL's own loss collects.
+        # TRL's `log` is skipped, because it averages metrics that only TRL's own loss collects.
         Trainer.log(self, {**logs, **{f"{prefix}{key}": value for key, value in values.items()}}, start_time)
 
     # Sharding
 
-    # The public callback `on_train_begin` runs too late: the model is sharded, and the checkpoint loaded, by then.
+    # The public callback `on_train_begin` runs too late: the model is sharded and the checkpoint loaded already.
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Wrap and shard the model as transformers does, with the text head in FSDP2's root unit.
+        """Wrap and shard the model as transformers does, but let FSDP2 shard the text head with the root module.
+
+        The arguments and the result are those of the method of `transformers.Trainer`.
 
         Raises:
-            ValueError: If the checkpoint belongs to another run. FSDP and DeepSpeed load checkpoints without
-                `_load_from_checkpoint`, so that its check would not see them.
+            ValueError: If the run of the checkpoint has another training stage or another order of the data. This is
+                checked here, because FSDP and DeepSpeed load checkpoints without calling `_load_from_checkpoint`,
+                which checks it too.
         """
         if resume_from_checkpoint is not None:
             check_same_run(resume_from_checkpoint, self.facts)
@@ -245,7 +262,15 @@ class JanusProTrainerMixin(Trainer):
 
     # The public `save_model` gathers a sharded model's weights and calls this method with them.
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the model in `args.save_layout` (or the adapter), the processor, the arguments and the run's facts."""
+        """Save the model (or only its LoRA adapter), the processor, the arguments and the facts about the run.
+
+        A full model is saved in the file layout `args.save_layout`: that of deepseek-ai/Janus ("original") or of
+        transformers.
+
+        Args:
+            output_dir: Folder to save to; by default the run's output folder.
+            state_dict: Weights to save, such as the gathered ones of a sharded model; by default the model's own.
+        """
         folder = Path(output_dir or self.args.output_dir)
         writes = self.args.should_save
         if isinstance(self.model, PeftModel):
@@ -260,26 +285,32 @@ class JanusProTrainerMixin(Trainer):
             (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2, default=str) + "\n", encoding="utf-8")
 
     def restore(self, checkpoint: str) -> None:
-        """Load the weights and the trainer's state of a checkpoint without training. The model must not be sharded.
+        """Load the weights and the trainer's state (number of steps, log history) of a checkpoint, without training.
+
+        The model must not be sharded.
 
         Args:
             checkpoint: Folder of a checkpoint of this run.
 
         Raises:
-            ValueError: If the checkpoint belongs to another run.
+            ValueError: If the checkpoint's run has another training stage or another order of the data.
         """
         self._load_from_checkpoint(checkpoint)
         self.state = read_state(checkpoint)
 
-    # `Trainer.train` calls this method to resume. It has no public argument or callback that replaces the loading.
+    # `Trainer.train` calls this method to resume. No public argument or callback of it replaces the loading.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the weights of a checkpoint in either layout.
+        """Load the weights of a checkpoint in the file layout of deepseek-ai/Janus ("original") or of transformers.
 
-        transformers' own method looks for the parameter names of the model in memory. It finds none of them in the
-        original layout, and goes on without an error.
+        The method of transformers looks for the parameter names of the model in memory. It finds none of them in the
+        original layout, and continues without an error.
+
+        Args:
+            resume_from_checkpoint: Folder of the checkpoint.
+            model: Model into which the weights are loaded; by default the trainer's model.
 
         Raises:
-            ValueError: If the checkpoint belongs to another run.
+            ValueError: If the checkpoint's run has another training stage or another order of the data.
         """
         check_same_run(resume_from_checkpoint, self.facts)
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
@@ -288,17 +319,19 @@ class JanusProTrainerMixin(Trainer):
         saved = JanusProForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
         (model or self.model).load_state_dict(saved.state_dict())
 
-    # `Trainer.train` calls this method for `load_best_model_at_end`, with the same fault as the method above.
+    # `Trainer.train` calls this method for `load_best_model_at_end`. transformers' version of it fails on the original
+    # layout in the same way as the method above.
     def _load_best_model(self) -> None:
-        """Load the weights of the best checkpoint in either layout."""
+        """Load the weights of the run's best checkpoint into the model, whatever file layout they are saved in."""
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             super()._load_best_model()
         else:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write the output folder's README.md: a model card with the stage, the data and the hyper-parameters.
+        """Write a model card to `README.md` in the output folder; only the main process does so.
 
+        The card states the training stage, facts about the data, the hyper-parameters and the numbers of parameters.
         The arguments are those of `transformers.Trainer.create_model_card` and are ignored.
         """
         if not self.is_world_process_zero():
@@ -317,7 +350,11 @@ class JanusProTrainerMixin(Trainer):
 
 
 def _set_up_stage(model: JanusProForConditionalGeneration, args: JanusProSFTConfig) -> "LoraConfig | None":
-    """Set which parameters of the model require gradients; for a LoRA stage, return its adapters' configuration."""
+    """Prepare the model for the training stage `args.stage`.
+
+    In a stage without adapters, set which parameters of the model require gradients, and return None. In a LoRA stage,
+    leave the model unchanged and return the PEFT configuration with which it is to be wrapped.
+    """
     if not find_stage(args.stage).lora:
         apply_stage(model, args.stage, train_generation_embeddings=args.train_generation_embeddings)
         return None
@@ -334,12 +371,12 @@ def _set_up_stage(model: JanusProForConditionalGeneration, args: JanusProSFTConf
 
 
 def _restore_forward(model: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Undo TRL's replacement of `model.forward`.
+    """Undo TRL's replacement of `model.forward`, in place.
 
     Args:
-        model: The model that TRL's constructor changed.
-        forward: The `forward` that was set on the instance before, for example by accelerate's hooks; None if there
-            was none.
+        model: The model whose `forward` TRL's constructor replaced.
+        forward: The `forward` that was set on the model instance before, for example by accelerate's hooks; None if
+            the instance had none of its own.
     """
     model.__dict__.pop("forward", None)
     if forward is not None:

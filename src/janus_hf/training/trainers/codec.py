@@ -1,15 +1,16 @@
-"""`CodecTrainer`: training the image codec with the VQ objective of its original.
+"""`CodecTrainer`, which trains an image codec (VQ tokenizer), with its arguments and the initialisation of a codebook.
 
-The codec maps an image to a grid of codes and back; its codebook holds one vector per code. All stages of Janus-Pro
-keep the released codec frozen. Images of another kind, such as those of a synthetic world, need a codec of their own,
+The codec maps an image to a grid of codes and back; its codebook holds one vector per code. All training stages of
+Janus-Pro keep the released codec frozen. Images of another kind, such as synthetic ones, need a codec of their own,
 which this trainer trains. There are two ways to learn the codes:
 
 * without a teacher: with reconstruction, codebook and commitment losses, as in LlamaGen, whose tokenizer Janus uses.
-  Start with `initialise_codebook`. During the first part of training, codes that are no longer used restart at
-  positions that are reconstructed badly.
+  Call `initialise_codebook` before training. During the first part of training, the vectors of codes that are no
+  longer used are replaced by the encoder's outputs at positions that are reconstructed badly (restarts).
 * with a teacher: if images consist of few distinct patches, k-means over the pixels of patches already assigns codes
   without error. The encoder then learns to predict the teacher's code at every position (a classification), and the
-  decoder learns to reconstruct the image from the codes. The codebook is fixed, so its use cannot collapse.
+  decoder learns to reconstruct the image from the codes. The codebook is fixed, so its use cannot collapse to a few
+  codes.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,13 +28,15 @@ from ...modeling.outputs import JanusProVQOutput
 from .patch_teacher import PatchTeacher, kmeans
 
 
-# Loss of a reconstruction and its target, both `(B, 3, S, S)` in about [-1, 1]; returns a scalar.
+# Function from a reconstruction and its target, both `(B, 3, S, S)` with values in about [-1, 1], to a scalar loss.
 Hook = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
 class CodecTrainingArguments(TrainingArguments):
-    """transformers' training arguments with the weights of the codec's losses and the settings of restarts.
+    """transformers' training arguments, with the weights of the codec's losses and the settings of restarts.
+
+    A restart gives new vectors to codes that are no longer used.
 
     Raises:
         ValueError: If a weight is negative or a setting of restarts is out of range.
@@ -69,36 +72,38 @@ class CodecTrainingArguments(TrainingArguments):
 
 @torch.no_grad()
 def initialise_codebook(model: JanusProVQModel, batches: Iterable[torch.Tensor], *, seed: int = 0) -> None:
-    """Set the codebook to k-means centres of the encoder's own outputs, so that all codes are in use at the start.
+    """Set the codebook of a codec to k-means centres of its encoder's outputs, so that all codes are used at first.
 
     Args:
         model: The codec; its codebook is changed in place.
-        batches: Images `(B, 3, S, S)` in [-1, 1]. Together they must have at least as many positions as there are
-            codes.
-        seed: Seed of k-means.
+        batches: Batches of images `(B, 3, S, S)` with values in [-1, 1]. The encoder's outputs for all of them must
+            have at least as many positions as there are codes.
+        seed: Random seed of k-means.
 
     Raises:
         ValueError: If there are fewer positions than codes.
     """
-    # Unit vectors, because the codec compares latents and codes by their angle.
+    # The latents are scaled to unit length, because the codec compares latents and codes by their angle.
     latents = [F.normalize(model.encode_latents(batch).movedim(1, -1).flatten(0, 2), dim=-1) for batch in batches]
     centres = kmeans(torch.cat(latents).float(), model.config.num_embeddings, seed=seed)
     model.quantize.embedding.weight.copy_(F.normalize(centres, dim=-1))
 
 
 class CodecTrainer(Trainer):
-    """transformers' `Trainer` for a `JanusProVQModel`.
+    """transformers' `Trainer` for the image codec, a `JanusProVQModel`.
 
-    Rows of the dataset are `{"pixel_values": (3, S, S)}` with float values in [-1, 1].
+    Rows of the dataset are dicts `{"pixel_values": (3, S, S)}` with float values in [-1, 1].
 
     Args:
         model: The codec.
-        teacher: Function that assigns the codes; its codebook replaces the codec's and is frozen. None learns the
-            codes, see the module's docstring.
-        perceptual: Optional further loss, such as LPIPS.
+        teacher: Function that assigns a code to every patch of an image. The encoder learns to predict these codes,
+            and the teacher's codebook replaces the codec's and is frozen. With None, the codec learns its own codes by
+            reconstruction, codebook and commitment losses.
+        perceptual: Optional further loss between reconstruction and image, such as LPIPS.
         adversarial: Optional generator loss of a discriminator, which the caller trains.
-        temperature: Temperature of the classification with a teacher: its logits are cosines divided by it.
-        kwargs: Arguments of `Trainer`, with `args` a `CodecTrainingArguments`.
+        temperature: Temperature of the classification with a teacher. Its logits are the cosines between the encoder's
+            outputs and the codebook, divided by the temperature.
+        kwargs: Arguments of `transformers.Trainer`; `args` must be a `CodecTrainingArguments`.
     """
 
     args: CodecTrainingArguments
@@ -118,9 +123,9 @@ class CodecTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.teacher, self.perceptual, self.adversarial = teacher, perceptual, adversarial
         self.temperature = temperature
-        # Sums of the loss terms since the last log, and the number of batches in them.
+        # Sum of each loss term since the last log, and under "batches" the number of micro-batches in the sums.
         self.sums: dict[str, float] = {}
-        # Number of times that each code was chosen since the last restart.
+        # Number of times that each code was used since the last restart.
         self.usage = torch.zeros(model.config.num_embeddings, dtype=torch.long)
         if teacher is not None:
             codes = teacher.codebook(model.config.num_embeddings, model.config.embed_dim, seed=self.args.seed)
@@ -134,16 +139,16 @@ class CodecTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the weighted sum of the losses, and record each of them for the log.
+        """Return the weighted sum of the codec's losses on a micro-batch, and record each loss for the log.
 
         Args:
-            model: The codec, wrapped as the run requires.
+            model: The codec, wrapped as the run requires (for example by DDP).
             inputs: A batch with `pixel_values` `(B, 3, S, S)` in [-1, 1].
-            return_outputs: Return the codec's outputs as well.
-            num_items_in_batch: Not used; all losses are means.
+            return_outputs: Whether to return the codec's outputs as well.
+            num_items_in_batch: Not used, because all losses are means.
 
         Returns:
-            The scalar loss, or the tuple of loss and outputs.
+            The scalar loss, or the tuple of the loss and the codec's outputs.
         """
         pixel_values = inputs["pixel_values"]
         if self.teacher is None:
@@ -171,7 +176,7 @@ class CodecTrainer(Trainer):
         return (loss, output) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log `logs` together with the mean of each loss since the last log."""
+        """Log `logs` together with the mean of each of the codec's losses since the last log."""
         if batches := self.sums.pop("batches", 0.0):
             logs = logs | {f"{name}_loss": round(value / batches, 6) for name, value in self.sums.items()}
             self.sums = {}
@@ -179,13 +184,15 @@ class CodecTrainer(Trainer):
 
     @torch.no_grad()
     def restart_unused_codes(self, model: nn.Module, pixel_values: torch.Tensor, output: JanusProVQOutput) -> None:
-        """Count the codes of a micro-batch; if a restart is due, move unused codes to badly reconstructed positions.
+        """Count which codes a micro-batch uses and, if a restart is due, give new vectors to the unused codes.
 
-        A code restarts at the latent vector of its new position, so that it is the nearest code there.
+        The new vectors are the encoder's outputs at the positions of the micro-batch that are reconstructed worst, so
+        that the codes are the nearest ones there. A restart is due every `restart_every` steps in the first part
+        (`restart_until`) of the training.
 
         Args:
-            model: The codec, wrapped as the run requires; its codebook is changed in place.
-            pixel_values: The images `(B, 3, S, S)`.
+            model: The codec, wrapped as the run requires (for example by DDP); its codebook is changed in place.
+            pixel_values: The images of the micro-batch, `(B, 3, S, S)`.
             output: The codec's outputs for these images.
         """
         assert output.image_ids is not None
@@ -193,10 +200,11 @@ class CodecTrainer(Trainer):
         assert output.pixel_values is not None
         every, step = self.args.restart_every, self.state.global_step
         self.usage += output.image_ids.flatten().bincount(minlength=len(self.usage)).cpu()
-        # Once per step, after its last micro-batch: a single micro-batch leaves many codes unused.
+        # Codes restart at most once per step, after its last micro-batch: a single one leaves many codes unused.
         if not self.accelerator.sync_gradients or not every or (step + 1) % every:
             return
-        # Early only: later it would split what is frequent, such as a plain background, into many equivalent codes.
+        # Codes restart only early in training. Later, restarts would split what is frequent, such as a plain
+        # background, into many equivalent codes.
         if step >= self.args.restart_until * self.state.max_steps:
             return
         codec = self.accelerator.unwrap_model(model)
@@ -206,7 +214,7 @@ class CodecTrainer(Trainer):
         worst = error.flatten().topk(min(len(unused), error.numel())).indices
         table = codec.quantize.embedding.weight
         table[unused[: len(worst)]] = output.latents.flatten(0, 1)[worst].to(table)
-        # Ranks have different images, hence different worst positions: all take the first rank's choice.
+        # Ranks have different images and so different worst positions. All ranks use the codebook of the first rank.
         broadcast(table.data)
         self.usage.zero_()
 

@@ -1,4 +1,7 @@
-"""Corrections of what transformers and accelerate would do silently: process counts, float32 sums, FSDP2 units."""
+"""Functions that check or correct what transformers and accelerate would otherwise do silently.
+
+They concern the number of processes, the sharding of the text head by FSDP2, and the dtypes of gradients and weights.
+"""
 
 import dataclasses
 import os
@@ -14,12 +17,14 @@ from .sft_config import JanusProSFTConfig
 
 
 def check_processes(accelerator: Accelerator, args: JanusProSFTConfig, *, is_fsdp_enabled: bool) -> None:
-    """Raise unless the run is distributed as requested and keeps packed documents apart.
+    """Raise unless the run is distributed as requested, and in a way that does not mix the documents of a row.
+
+    A row of a training batch contains several documents (tokenized examples), which must not attend to each other.
 
     Args:
         accelerator: The trainer's accelerator.
-        args: The configuration.
-        is_fsdp_enabled: Whether the trainer found FSDP active.
+        args: The configuration of the run.
+        is_fsdp_enabled: Whether FSDP is active in the trainer.
 
     Raises:
         ValueError: If the launcher started another number of processes, FSDP was requested and is not active, FSDP is
@@ -46,14 +51,16 @@ def check_processes(accelerator: Accelerator, args: JanusProSFTConfig, *, is_fsd
 
 @contextmanager
 def root_unit_text_head(model: nn.Module) -> Iterator[None]:
-    """Hide the text head from accelerate's FSDP2 sharding, so that it falls into the root unit.
+    """Let FSDP2 shard the text head with the root module if accelerate shards the model inside the `with` block.
 
-    accelerate makes FSDP2 units of the layers that the model names as its input and output embeddings. A unit
-    communicates with the other ranks at every call (it gathers weights, it sums gradients), and the text head is
-    called once per chunk of labels: ranks with different numbers of chunks would wait for each other forever. The
-    root unit communicates once per step. The image head is not named, so it belongs to the root unit anyway.
+    FSDP2 shards a model in units: modules whose weights are gathered, and whose gradients are summed, together.
+    accelerate makes a unit of each module that the model returns as its input or output embeddings; so the text head
+    would be one. A unit communicates with the other ranks at every call. The text head is called once per chunk of
+    labels, so ranks with different numbers of chunks would wait for each other forever. The root unit, which holds
+    everything outside other units, communicates once per step. The image head belongs to it anyway, because the model
+    does not return it as output embeddings.
     """
-    # An attribute of the instance hides the method of the class, and can be deleted again.
+    # An attribute of the instance hides the method of the class, and can be deleted afterwards.
     model.__dict__["get_output_embeddings"] = lambda: None
     try:
         yield
@@ -62,10 +69,9 @@ def root_unit_text_head(model: nn.Module) -> Iterator[None]:
 
 
 def sum_gradients_in_float32(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Change an FSDP2 plugin to sum gradients in float32 and to leave the loss in float32.
+    """Change the mixed precision of accelerate's FSDP2 plugin, in place, so that gradients and loss stay in float32.
 
-    By default accelerate's mixed precision sums gradients over ranks and micro-batches in bfloat16, and converts the
-    loss to bfloat16.
+    By default the plugin sums gradients over ranks and micro-batches in bfloat16, and converts the loss to bfloat16.
     """
     policy = plugin.mixed_precision_policy
     if policy is not None:
@@ -75,15 +81,15 @@ def sum_gradients_in_float32(plugin: FullyShardedDataParallelPlugin) -> None:
 def keep_trained_in_float32(model: nn.Module, *, autocast: bool) -> None:
     """Convert the parameters that require gradients to float32, in place.
 
-    bfloat16 holds 8 significant bits: an update smaller than 1/256 of a weight would be rounded away.
+    bfloat16 has only 8 significant bits, so an update smaller than 1/256 of a weight would be lost in rounding.
 
     Args:
-        model: The model, its frozen parameters already frozen.
+        model: The model, in which `requires_grad` is already False for frozen parameters.
         autocast: Whether the forward pass runs under bfloat16 autocast, which allows float32 parameters beside
             bfloat16 ones.
 
     Raises:
-        ValueError: If a trained parameter is not float32 and the forward pass would then mix dtypes.
+        ValueError: If a trained parameter is not float32 and there is no autocast, so that dtypes would be mixed.
     """
     narrow = [p for p in model.parameters() if p.requires_grad and p.is_floating_point() and p.dtype != torch.float32]
     if narrow and not autocast:
@@ -91,7 +97,7 @@ def keep_trained_in_float32(model: nn.Module, *, autocast: bool) -> None:
             f"Trained weights must be float32, got {narrow[0].dtype}: load the model with dtype float32, or set "
             "bf16=True, which keeps trained weights in float32 and computes in bfloat16."
         )
-    # Through `.data`: the optimizer and the hooks must keep the same Parameter objects.
+    # The data are replaced through `.data`, because the optimizer and the hooks must keep the same Parameter objects.
     for parameter in narrow:
         parameter.data = parameter.data.float()
 

@@ -1,14 +1,16 @@
-"""K-means over the pixels of image patches: a teacher that assigns codes to images for training a codec."""
+"""`PatchTeacher`, which assigns codes to image patches as targets for training an image codec, and `kmeans`."""
 
 import torch
 import torch.nn.functional as F
 
 
 class PatchTeacher:
-    """Function that assigns a code to every patch of an image: the index of the nearest of `K` centres.
+    """Callable that assigns a code to every patch of an image: the index of the nearest of `K` centres in pixel space.
+
+    The codes are targets for training an image codec.
 
     Args:
-        centres: `(K, 3 * f * f)` float32, pixels of the centres in [-1, 1].
+        centres: Pixels of the centres, `(K, 3 * f * f)` float32 in [-1, 1].
         patch_size: Side `f` of a patch in pixels, which is the codec's downsampling factor.
     """
 
@@ -22,28 +24,30 @@ class PatchTeacher:
 
         Args:
             pixel_values: Images `(B, 3, S, S)` in [-1, 1].
-            num_codes: Maximum number of centres. If there are no more distinct patches than this, every patch becomes
-                a centre, and the teacher loses nothing on these images.
+            num_codes: Maximum number of centres. If there are at most this many distinct patches, each of them becomes
+                a centre, and the codes represent these images without loss.
             patch_size: Side of a patch in pixels; must divide `S`.
-            seed: Seed of k-means.
+            seed: Random seed of k-means.
         """
         patches = torch.unique(_cut_patches(pixel_values, patch_size), dim=0)
         return cls(patches if len(patches) <= num_codes else kmeans(patches, num_codes, seed=seed), patch_size)
 
     def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Return the codes of images, row by row.
+        """Return the code of every patch of the images, with the patches of an image in row-major order.
 
         Args:
             pixel_values: Images `(B, 3, S, S)` in [-1, 1].
 
         Returns:
-            `(B, P)` int64 in `[0, K)`, where `P` is the number of patches per image.
+            Codes `(B, P)`, int64 in `[0, K)`, where `P` is the number of patches per image and `K` that of centres.
         """
         patches = _cut_patches(pixel_values, self.patch_size)
         return torch.cdist(patches, self.centres.to(patches)).argmin(dim=-1).view(len(pixel_values), -1)
 
     def codebook(self, num_codes: int, width: int, *, seed: int = 0, steps: int = 60) -> torch.Tensor:
-        """Return unit vectors for the codes: similar patches get vectors near each other, but far enough to separate.
+        """Return a codebook with one unit vector per code, in which similar patches have vectors near each other.
+
+        The vectors are then pushed apart, so that a classifier can separate them.
 
         Args:
             num_codes: Number of vectors, at least the number of centres. Codes without a centre get random vectors.
@@ -52,7 +56,7 @@ class PatchTeacher:
             steps: Number of optimisation steps that push the vectors apart.
 
         Returns:
-            `(num_codes, width)` float32.
+            The vectors, `(num_codes, width)` float32.
         """
         generator = torch.Generator().manual_seed(seed)
         # Whitened principal components keep similar patches near each other and use all directions equally.
@@ -76,21 +80,21 @@ class PatchTeacher:
 
 
 def _cut_patches(pixel_values: torch.Tensor, size: int) -> torch.Tensor:
-    """Cut images `(B, 3, S, S)` into patches `(B * (S / size) ** 2, 3 * size * size)`, row by row."""
+    """Cut images `(B, 3, S, S)` into patches `(B * (S / size) ** 2, 3 * size * size)`, row by row of each image."""
     return F.unfold(pixel_values, size, stride=size).transpose(1, 2).flatten(0, 1)
 
 
 def kmeans(points: torch.Tensor, num_centres: int, *, iterations: int = 30, seed: int = 0) -> torch.Tensor:
-    """Return the centres of k-means (Lloyd's algorithm from a k-means++ start).
+    """Return the centres that k-means finds for points (Lloyd's algorithm, initialised by k-means++).
 
     Args:
-        points: `(N, D)` float.
+        points: The points, `(N, D)` float.
         num_centres: Number of centres.
-        iterations: Maximum number of iterations; stop earlier once no centre moves.
-        seed: Seed of the start.
+        iterations: Maximum number of iterations. The algorithm stops earlier if no centre moves any more.
+        seed: Random seed of the initialisation.
 
     Returns:
-        `(num_centres, D)`, in the dtype and on the device of the points.
+        The centres, `(num_centres, D)`, in the dtype and on the device of the points.
 
     Raises:
         ValueError: If there are fewer points than centres.
@@ -106,7 +110,7 @@ def kmeans(points: torch.Tensor, num_centres: int, *, iterations: int = 30, seed
     chosen = [int(torch.randint(len(points), (1,), generator=generator))]
     distance = torch.cdist(points, points[chosen]).squeeze(1).square()
     for _ in range(num_centres - 1):
-        # With fewer distinct points than centres all distances become zero, and any point will do.
+        # With fewer distinct points than centres all distances become zero, and any point can be chosen.
         weights = distance if distance.sum() > 0 else torch.ones_like(distance)
         chosen.append(int(torch.multinomial(weights.cpu(), 1, generator=generator)))
         distance = torch.minimum(distance, torch.cdist(points, points[chosen[-1:]]).squeeze(1).square())

@@ -1,4 +1,4 @@
-"""`JanusProSFTTrainer`: supervised fine-tuning on the model's own loss."""
+"""`JanusProSFTTrainer`, the trainer for supervised fine-tuning with the loss that the model itself computes."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from .base import JanusProTrainerMixin
 
 
 class JanusProSFTTrainer(JanusProTrainerMixin, SFTTrainer):
-    """Train one stage of Janus-Pro by supervised fine-tuning, on text and images in the same batches.
+    """Trainer for the supervised fine-tuning of Janus-Pro, on text and images in the same batches.
 
-    The arguments, and what a batch must contain, are described at `JanusProTrainerMixin`.
+    `JanusProTrainerMixin` describes the arguments, and what a batch must contain.
     """
 
     _tag_names = ["janus_hf", "trl", "sft"]
@@ -24,26 +24,26 @@ class JanusProSFTTrainer(JanusProTrainerMixin, SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the model's own loss on a micro-batch: cross-entropy of the text head and of the image head.
+        """Return the loss that the model computes on a micro-batch: the cross-entropy of its text and image labels.
 
         Args:
-            model: The trained model, wrapped as the run requires.
+            model: The trained model, wrapped as the run requires (by PEFT, DDP, FSDP or DeepSpeed).
             inputs: A batch of the collator.
-            return_outputs: Return the model's outputs as well.
-            num_items_in_batch: Number of trained labels of the accumulated batch over all processes, by which the
-                model divides its sum of losses.
+            return_outputs: Whether to return the model's outputs as well.
+            num_items_in_batch: Number of trained labels in all micro-batches of the step, over all processes. The
+                model divides the sum of its losses by this number.
 
         Returns:
-            The scalar loss, or the tuple of loss and outputs.
+            The scalar loss, or the tuple of the loss and the model's outputs.
 
         Raises:
-            FloatingPointError: If the loss is not finite.
-            ValueError: If no label of the accumulated batch is trained.
+            FloatingPointError: If the loss is infinite or NaN.
+            ValueError: If the loss is not finite because the step has no trained label.
         """
         training = self.model.training
         inputs, task_ids = self.prepare_batch(inputs)
         with self.loss_record.watch(self.base_model, inputs["labels"], task_ids, training=training):
-            # `Trainer.compute_loss`, past TRL's own, which computes a loss of a single head.
+            # This calls `Trainer.compute_loss` and skips TRL's method, which computes the loss of a single head.
             loss, outputs = super(SFTTrainer, self).compute_loss(
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )

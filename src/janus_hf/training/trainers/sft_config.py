@@ -1,4 +1,4 @@
-"""`JanusProSFTConfig`: TRL's `SFTConfig` with the paper's defaults and the options of this package.
+"""`JanusProSFTConfig`: TRL's `SFTConfig` with the defaults of the Janus-Pro paper and with options of this package.
 
 Options of TRL that prepare data or choose a loss are refused, because this package does both itself.
 """
@@ -31,12 +31,12 @@ _FIXED_OPTIONS = {
 
 
 def _is_set(variable: str) -> bool:
-    """Return whether an environment variable is set to 1 or true."""
+    """Return whether an environment variable is set to "1" or "true", in upper or lower case."""
     return os.environ.get(variable, "").lower() in ("1", "true")
 
 
 def _option(default: Any, help: str) -> Any:
-    """Return a dataclass field with a default and a help text."""
+    """Return a dataclass field with a default value, and with a help text in its metadata."""
     return field(default=default, metadata={"help": help})
 
 
@@ -44,9 +44,9 @@ def _option(default: Any, help: str) -> Any:
 class JanusProSFTConfig(SFTConfig):
     """Settings of a training run, except the model and the data.
 
-    Fields of TRL and transformers keep their names. Their defaults are the paper's where it states one: AdamW with
-    betas 0.9 and 0.95, no weight decay, gradients clipped at 1, constant learning rate after the warm-up, context
-    4096.
+    Fields of TRL and transformers keep their names. Their defaults are those of the Janus-Pro paper where it states
+    them: AdamW with betas 0.9 and 0.95, no weight decay, gradients clipped at norm 1, constant learning rate after the
+    warm-up, rows of up to 4096 tokens.
 
     Raises:
         ValueError: If a value is out of range, options contradict each other, or an option of TRL is changed that must
@@ -97,7 +97,7 @@ class JanusProSFTConfig(SFTConfig):
     )
     sample_max_new_tokens: int = _option(64, "Upper bound on the number of tokens of a sampled answer.")
 
-    # Fields of TRL and transformers with other defaults: the paper's, and those that our data and loss require.
+    # These fields of TRL and transformers have other defaults: the paper's, and those that our data and loss require.
     learning_rate: float | None = _option(None, "Peak learning rate; null uses the stage's default.")  # type: ignore[assignment]
     lr_scheduler_type: str = _option("constant_with_warmup", "Schedule after the warm-up.")
     adam_beta1: float = _option(0.9, "AdamW's first beta.")
@@ -123,7 +123,7 @@ class JanusProSFTConfig(SFTConfig):
         stage = find_stage(self.stage)
         if self.learning_rate is None:
             self.learning_rate = stage.learning_rate
-        # Before TRL's own __post_init__, which would set it to true on every device unless fp16 is set.
+        # `bf16` is set before TRL's __post_init__, which would set it to true on every device unless fp16 is set.
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
         # TRL would otherwise tokenize the dataset, whose rows are token ids already.
@@ -134,28 +134,37 @@ class JanusProSFTConfig(SFTConfig):
         super().__post_init__()
         self._check_processes()
         if self.wants_fsdp:
-            # Otherwise every process would hold the gradients of the whole model between micro-batches.
+            # Without this, every process would hold the gradients of the whole model between micro-batches.
             given = self.accelerator_config.gradient_accumulation_kwargs or {}
             self.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True, **given}
 
     @property
     def wants_fsdp(self) -> bool:
-        """Whether these arguments or the launcher ask for FSDP, which accelerate leaves out silently without a GPU."""
+        """Whether these arguments or the launcher request FSDP.
+
+        FSDP need not be active then: accelerate leaves it out silently without a GPU.
+        """
         return bool(self.fsdp) or _is_set("ACCELERATE_USE_FSDP")
 
     @property
     def sharded(self) -> bool:
-        """Whether FSDP or DeepSpeed is requested, under which every process must call every part of the model."""
+        """Whether these arguments or the launcher request FSDP or DeepSpeed.
+
+        With either, every process must run every part of the model in every batch, or the others wait for it.
+        """
         return self.wants_fsdp or bool(self.deepspeed) or _is_set("ACCELERATE_USE_DEEPSPEED")
 
     def _check_fixed_options(self) -> None:
-        """Raise if an option of TRL or transformers is changed that must keep its value here."""
+        """Raise `ValueError` if an option of TRL or transformers does not have the only value that is allowed here."""
         for name, (only, reason) in _FIXED_OPTIONS.items():
             if (value := getattr(self, name)) != only:
                 raise ValueError(f"`{name}` must be {only!r} here, got {value!r}: leave it out, because {reason}.")
 
     def _check_ranges(self) -> None:
-        """Raise if a value that does not depend on stage and processes is out of range."""
+        """Raise `ValueError` if an option of this package is out of range or contradicts another.
+
+        Options of LoRA adapters and of the number of processes are not checked here.
+        """
         if not 0 <= self.caption_drop < 1:
             raise ValueError(f"`caption_drop` must be in [0, 1), got {self.caption_drop}: set a share below 1.")
         if self.save_layout not in ("original", "transformers"):
@@ -186,10 +195,10 @@ class JanusProSFTConfig(SFTConfig):
             raise ValueError(f"`ratios` must not be negative, got {self.ratios}: use 0 to leave a source out.")
 
     def _check_lora(self, lora: bool) -> None:
-        """Raise if an option of adapters is out of range, or set in a stage without adapters.
+        """Raise `ValueError` if an option of LoRA adapters is out of range, or set in a stage without adapters.
 
         Args:
-            lora: Whether the stage has adapters.
+            lora: Whether the training stage has adapters.
         """
         if self.lora_r < 1 or self.lora_alpha <= 0 or not 0 <= self.lora_dropout < 1:
             raise ValueError(
@@ -203,9 +212,13 @@ class JanusProSFTConfig(SFTConfig):
             )
 
     def _check_processes(self) -> None:
-        """Raise if the number of processes is not as requested, and set the accumulation steps.
+        """Check the number of processes, and set `gradient_accumulation_steps` if `total_batch_size` is given.
 
-        `total_batch_size` is divided by the number of packs that all processes work on at the same time.
+        The number of accumulation steps is `total_batch_size / (per_device_train_batch_size * world_size)`.
+
+        Raises:
+            ValueError: If a process sees several GPUs, the number of processes is not the requested one, or the batch
+                sizes contradict each other.
         """
         if self.n_gpu > 1:
             # transformers would wrap the model in DataParallel, which splits the rows of a micro-batch over GPUs.
@@ -230,7 +243,7 @@ class JanusProSFTConfig(SFTConfig):
                 f"{self.total_batch_size}: change one of them."
             )
         steps = self.total_batch_size // packs_at_once
-        # 1 is the default, which cannot be told from an explicit 1.
+        # 1 is allowed too, because it is the default, which cannot be distinguished from an explicit 1.
         if self.gradient_accumulation_steps not in (1, steps):
             raise ValueError(
                 f"`gradient_accumulation_steps` must be {steps} with total_batch_size={self.total_batch_size} on "

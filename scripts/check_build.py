@@ -1,7 +1,7 @@
-"""Check the wheel and the sdist in a folder, as `make build` does: what they hold, and that the wheel works.
+"""Check the wheel and the sdist in a folder: that no file is missing, and that the wheel works; used by `make build`.
 
-The wheel is installed into a new virtual environment with nothing else in it, and the commands of the README that need
-no download run there, offline and outside the repository.
+The wheel is installed into a new, empty virtual environment. The commands of the README that need no download are run
+in that environment, offline and outside the repository.
 
     python scripts/check_build.py dist
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# Files that are not Python modules, so that a wrong package-data pattern would lose them without a word.
+# Files, most of them not Python modules, that a wrong package-data pattern in pyproject.toml would drop silently.
 IN_THE_WHEEL = (
     "janus_hf/py.typed",
     "janus_hf/generation/x86/cpu_kernels.cpp",
@@ -30,10 +30,11 @@ IN_THE_SDIST = (*(f"src/{name}" for name in IN_THE_WHEEL), "LICENSE", "README.md
 
 
 def main(folder: Path) -> None:
-    """Check the only wheel and the only sdist of a folder.
+    """Check the one wheel and the one sdist in a folder.
 
     Raises:
-        SystemExit: If a file is missing, or a command fails.
+        SystemExit: If a file is missing from the wheel or the sdist, or a command of the installed wheel fails.
+        ValueError: If the folder does not hold exactly one wheel and one sdist.
     """
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     with zipfile.ZipFile(wheel) as archive:
@@ -46,19 +47,33 @@ def main(folder: Path) -> None:
 
 
 def check_names(archive: Path, found: list[str], expected: tuple[str, ...]) -> None:
-    """Exit unless every expected name is among those found."""
+    """Exit with an error unless every expected file name is among the names found in an archive.
+
+    Args:
+        archive: Path of the archive, for the message.
+        found: Names of all entries of the archive.
+        expected: Names that the archive must contain.
+    """
     if missing := sorted(set(expected) - set(found)):
         sys.exit(f"{archive} lacks {', '.join(missing)}: correct [tool.setuptools] in pyproject.toml.")
     print(f"{archive.name}: {len(found)} entries, nothing missing")
 
 
 def try_wheel(wheel: Path, work: Path) -> None:
-    """Install the wheel into a new environment below `work` and run the commands that need no download."""
+    """Install the wheel into a new virtual environment and run the `janus-hf` commands that need no download.
+
+    Args:
+        wheel: Absolute path of the wheel.
+        work: Empty folder, in which the environment and the commands' output are created.
+
+    Raises:
+        SystemExit: If a command fails.
+    """
     environment, place = work / "environment", work / "elsewhere"
     place.mkdir()
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
-    # torch first, as in the Makefile: a CPU build, where one is offered, then satisfies everything else.
+    # torch is installed first, as in the Makefile. If pip finds a CPU build of it, the wheel's dependencies use that.
     for package in ("torch", str(wheel)):
         subprocess.run([python, "-m", "pip", "install", "-q", package, "-c", ROOT / "constraints.txt"], check=True)
     offline = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}

@@ -1,7 +1,7 @@
 """Generate images and answer questions with the small model inside the package; `make demo` runs this, offline.
 
-The exact detector of the small world checks every image against its prompt. Every answer is compared with the one that
-follows from the scene.
+The model knows images of coloured shapes on a board. A rule-based detector of such shapes checks every generated image
+against its prompt. Every answer is compared with the correct one, which is known for every question.
 """
 
 import sys
@@ -27,7 +27,7 @@ SCALE, COLUMNS, MARGIN, CAPTION = 3, 4, 16, 30
 
 
 def main() -> int:
-    """Run the demo, print what comes out and return 0; images are written to `FOLDER`."""
+    """Generate images, ask questions, print which results are correct, write the images to `FOLDER`, and return 0."""
     start = time.perf_counter()
     FOLDER.mkdir(exist_ok=True)
     pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
@@ -61,7 +61,12 @@ def main() -> int:
 
 
 def make_grid(drawings: list[Drawing], images: list[Image.Image]) -> Image.Image:
-    """Return one image that shows all images enlarged, each above its prompt."""
+    """Return one image that shows all images in a grid, enlarged `SCALE` times, each above its prompt.
+
+    Args:
+        drawings: The prompts, as `Drawing.prompt`, one per image.
+        images: The generated images, all of the same size.
+    """
     side = images[0].width * SCALE
     cell, rows = (side + MARGIN, side + CAPTION + MARGIN), -(-len(images) // COLUMNS)
     grid = Image.new("RGB", (COLUMNS * cell[0] + MARGIN, rows * cell[1] + MARGIN), "gainsboro")

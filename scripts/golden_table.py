@@ -1,10 +1,10 @@
-"""Print the largest deviation from the original implementation, per quantity, as a Markdown table.
+"""Print how far this package deviates from deepseek-ai/Janus: the largest deviation per quantity, as a Markdown table.
 
     python scripts/golden_table.py
 
-The goldens were computed by deepseek-ai/Janus @ 1daa72f under transformers 4.48.3 in float32 from the tiny
-original-format checkpoint in `tests/goldens` (its `manifest.json` explains each tensor). The script exits with 1 if
-any quantity deviates by more than is allowed.
+The reference tensors ("goldens") were computed by deepseek-ai/Janus @ 1daa72f under transformers 4.48.3 in float32
+from a tiny checkpoint in that code's file format. Tensors and checkpoint are in `tests/goldens`, where `manifest.json`
+explains each tensor. The script exits with status 1 if any quantity deviates by more than is allowed.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from janus_hf.processing import JanusProImageProcessor
 
 
 GOLDENS = Path(__file__).parents[1] / "tests" / "goldens"
-FLOAT = 1e-4  # deviation that the goldens' authors allow for float32 logits, embeddings and pixels
-PIXEL = 1e-6  # deviation that they allow for preprocessed pixel values
+FLOAT = 1e-4  # deviation that the authors of the reference tensors allow for float32 logits, embeddings and pixels
+PIXEL = 1e-6  # deviation that these authors allow for preprocessed pixel values
 EXACT = 0.0
 
 Goldens = dict[str, torch.Tensor]
@@ -35,7 +35,11 @@ Measurement = tuple[str, float, float]
 
 
 def measure() -> Iterator[Measurement]:
-    """Measure every quantity on the golden checkpoint, stage by stage."""
+    """Yield the deviation of every quantity on the tiny checkpoint, from tokenization to generated images.
+
+    Yields:
+        The name of the quantity, its largest deviation from the reference, and the allowed deviation.
+    """
     golden = load_file(GOLDENS / "golden.safetensors")
     manifest = json.loads((GOLDENS / "manifest.json").read_text(encoding="utf-8"))
     processor = JanusProProcessor.from_pretrained(GOLDENS / "checkpoint")
@@ -49,24 +53,33 @@ def measure() -> Iterator[Measurement]:
 
 
 def _image(name: str) -> Image.Image:
-    """Open one of the images that the goldens were computed from."""
+    """Return one of the input images of the reference tensors, by its file name without suffix."""
     return Image.open(GOLDENS / "images" / f"{name}.png")
 
 
 def _deviation(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Return the largest absolute difference, taken in float64."""
+    """Return the largest absolute difference between two tensors of the same shape, computed in float64."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return (ours.double() - theirs.double()).abs().max().item()
 
 
 def _differences(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Return the number of elements that differ."""
+    """Return the number of elements in which two tensors of the same shape differ."""
     assert ours.shape == theirs.shape, (ours.shape, theirs.shape)
     return float((ours != theirs).sum())
 
 
 def _text(processor: JanusProProcessor, golden: Goldens, manifest: dict[str, Any]) -> Iterator[Measurement]:
-    """Compare rendered conversations, token ids, masks and prompts of image generation."""
+    """Yield the deviations of the processor's text: rendered chats, token ids, masks and image-generation prompts.
+
+    Args:
+        processor: Processor of the tiny checkpoint.
+        golden: Reference tensors by name.
+        manifest: Content of `manifest.json`, which holds the texts.
+
+    Yields:
+        The name of the quantity, its largest deviation from the reference, and the allowed deviation.
+    """
     conversations = [manifest["strings"][name] for name in ("conv1", "conv2")]
     rendered = [processor.apply_chat_template(c["messages"], tokenize=False) for c in conversations]
     yield (
@@ -102,7 +115,18 @@ def _text(processor: JanusProProcessor, golden: Goldens, manifest: dict[str, Any
 
 
 def _preprocessing(golden: Goldens, manifest: dict[str, Any]) -> Iterator[Measurement]:
-    """Compare the pixel values of understanding, at the checkpoint's size, at 96 and at 384 pixels."""
+    """Yield the deviations of the pixel values that the vision encoder receives.
+
+    Images are preprocessed at the tiny checkpoint's size, at 96 pixels and at 384 pixels. For 384 pixels the reference
+    is a SHA-256 hash, so the deviation is the number of images whose hash differs.
+
+    Args:
+        golden: Reference tensors by name.
+        manifest: Content of `manifest.json`, which holds the hashes.
+
+    Yields:
+        The name of the quantity, its largest deviation from the reference, and the allowed deviation.
+    """
     sizes = {"model": (24, 4), "96": (96, 14)}
     worst = 0.0
     for key in (k for k in golden if k.startswith("proc.")):
@@ -122,13 +146,21 @@ def _preprocessing(golden: Goldens, manifest: dict[str, Any]) -> Iterator[Measur
 
 
 def _understanding(model: JanusProForConditionalGeneration, golden: Goldens) -> Iterator[Measurement]:
-    """Compare the understanding path from image features to greedy answers."""
+    """Yield the deviations of image understanding: image features, embeddings, hidden states, logits, greedy answers.
+
+    Args:
+        model: Model of the tiny checkpoint in float32.
+        golden: Reference tensors by name.
+
+    Yields:
+        The name of the quantity, its largest deviation from the reference, and the allowed deviation.
+    """
     features = model.get_image_features(golden["und.single.pixel_values"][0])
     yield "vision features", _deviation(features.last_hidden_state, golden["vis.features"]), FLOAT
     yield "aligned features", _deviation(features.pooler_output, golden["vis.aligned"]), FLOAT
     yield "text logits", _deviation(model(input_ids=golden["text.input_ids"]).logits, golden["text.logits"]), FLOAT
     worst, worst_embeds, worst_hidden, greedy = 0.0, 0.0, 0.0, 0.0
-    # The embeddings of text and images together are no output, so a hook takes them on their way into the trunk.
+    # The embeddings of text and images together are not returned, so a hook records the language model's inputs.
     seen: dict[str, torch.Tensor] = {}
     hook = model.model.language_model.register_forward_pre_hook(
         lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True
@@ -159,7 +191,16 @@ def _understanding(model: JanusProForConditionalGeneration, golden: Goldens) -> 
 def _codec(
     model: JanusProForConditionalGeneration, processor: JanusProProcessor, golden: Goldens
 ) -> Iterator[Measurement]:
-    """Compare the image codec: encoding, quantising, decoding and its training losses."""
+    """Yield the deviations of the image codec (VQ tokenizer): latents, image tokens, pixels and training losses.
+
+    Args:
+        model: Model of the tiny checkpoint in float32.
+        processor: Processor of the tiny checkpoint, which converts pixels to uint8 images.
+        golden: Reference tensors by name.
+
+    Yields:
+        The name of the quantity, its largest deviation from the reference, and the allowed deviation.
+    """
     codec = model.model.vqmodel
     yield "codec latents", _deviation(codec.encode_latents(golden["vq.input"]), golden["vq.pre_quant"]), FLOAT
     yield "codec ids", _differences(model.encode_image_ids(golden["vq.input"]), golden["vq.encode_ids"]), EXACT
@@ -188,7 +229,19 @@ def _codec(
 def _generation(
     model: JanusProForConditionalGeneration, processor: JanusProProcessor, golden: Goldens, manifest: dict[str, Any]
 ) -> Iterator[Measurement]:
-    """Compare image generation: teacher-forced logits and loss, and greedy image tokens with and without guidance."""
+    """Yield the deviations of image generation: teacher-forced logits and loss, greedy image tokens, their images.
+
+    Image tokens are generated with and without guidance, and with both kinds of attention cache.
+
+    Args:
+        model: Model of the tiny checkpoint in float32.
+        processor: Processor of the tiny checkpoint.
+        golden: Reference tensors by name.
+        manifest: Content of `manifest.json`, which holds the prompts.
+
+    Yields:
+        The name of the quantity, its largest deviation from the reference, and the allowed deviation.
+    """
     num_text = model.config.text_config.vocab_size
     prompt, codes = golden["tf.prompt_ids"], golden["tf.image_ids"]
     yield "code embeddings", _deviation(model.model.embed_image_ids(codes), golden["tf.gen_embeds"]), FLOAT
@@ -243,7 +296,7 @@ def _generation(
 
 
 def main() -> int:
-    """Print the table and return 1 if any quantity deviates by more than is allowed, else 0."""
+    """Print the table of deviations; return 1 if any quantity deviates by more than is allowed, otherwise 0."""
     failed = False
     print("| quantity | largest deviation | allowed |\n|---|---|---|")
     for quantity, deviation, allowed in measure():

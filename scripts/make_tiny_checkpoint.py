@@ -2,9 +2,9 @@
 
     python scripts/make_tiny_checkpoint.py [FOLDER]
 
-It has all parts of a Janus-Pro, only smaller: 64-pixel images of 8x8 image tokens, and a byte-level tokenizer with
-DeepSeek's special tokens. Weights are random with a recorded seed, in bfloat16, in the original layout. An existing
-FOLDER is replaced; by default it is the one that the tests read.
+The checkpoint has all parts of a Janus-Pro in a smaller size: 64-pixel images of 8x8 image tokens, and a byte-level
+tokenizer with DeepSeek's special tokens. Its weights are random with a fixed seed, in bfloat16, in the file layout of
+deepseek-ai's releases. An existing FOLDER is replaced. The default is the folder that the tests read.
 """
 
 import shutil
@@ -35,7 +35,7 @@ CORPUS = [
 
 
 def make_model() -> janus_hf.JanusProForConditionalGeneration:
-    """Return a model with random weights from the recorded seed."""
+    """Return a tiny Janus-Pro in bfloat16, with random weights drawn with the seed `SEED`."""
     text = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
@@ -80,8 +80,8 @@ def main() -> None:
             num_image_tokens=64,
         )
     model = make_model()
-    # Logits of zero keep special tokens from being the most likely ones: untrained answers are noise, but readable
-    # noise of the requested length.
+    # The logits of special tokens become zero, which keeps these from being the most likely tokens. The untrained
+    # model's answers are then readable random text of the requested length.
     for token in SPECIAL_TOKENS:
         model.lm_head.weight.data[processor.tokenizer.convert_tokens_to_ids(token)] = 0
     save_checkpoint(model, processor, folder)

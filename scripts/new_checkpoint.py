@@ -1,4 +1,4 @@
-"""Write the tokenizer and the files of a new, small checkpoint: shared by the scripts that make one."""
+"""Functions that write the tokenizer and the files of a new, small checkpoint; shared by the scripts that make one."""
 
 import json
 from collections.abc import Iterable
@@ -23,13 +23,15 @@ SPECIAL_TOKENS = [
 
 
 def write_tokenizer(folder: Path, corpus: Iterable[str], *, vocab_size: int, context: int) -> None:
-    """Learn a byte-level BPE with DeepSeek's special tokens and write it in the files of the released checkpoints.
+    """Train a byte-level BPE tokenizer, add DeepSeek's special tokens and write it to a folder.
+
+    The files are those of the released checkpoints: `tokenizer.json` and `tokenizer_config.json`.
 
     Args:
         folder: Existing folder to write into.
-        corpus: Texts to learn from.
-        vocab_size: Largest number of tokens, special tokens included.
-        context: Largest number of tokens in a text.
+        corpus: Texts to train the tokenizer on.
+        vocab_size: Largest number of tokens in the vocabulary, special tokens included.
+        context: Largest number of tokens in a text, written as `model_max_length`.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -52,7 +54,7 @@ def write_tokenizer(folder: Path, corpus: Iterable[str], *, vocab_size: int, con
 
 
 def save_checkpoint(model: JanusProForConditionalGeneration, processor: JanusProProcessor, folder: Path) -> None:
-    """Copy the processor's special ids into the model's configuration and save both in `folder`."""
+    """Copy the processor's special token ids into the model's configs and save model and processor in `folder`."""
     model.config.image_token_id = processor.image_token_id
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model.generation_config, name, getattr(processor, name))

@@ -2,10 +2,11 @@
 
     python scripts/teach_house.py [--work FOLDER] [--prompts-per-tag 100]
 
-The script goes the way of a user who has images and wants an adapter. It writes a folder of images with
-`metadata.jsonl`, trains an adapter with the LoRA recipe for image generation, loads it into the pipeline, and merges
-it into a model of its own. It prints the share of correct images before and after, for houses and for all other
-prompts, and checks that adapter and merged model generate the same images. It takes three minutes on two cores.
+The script does what a user does who has images and wants an adapter. It writes a folder of images with
+`metadata.jsonl`, trains an adapter with the LoRA recipe for image generation, loads the adapter into the pipeline, and
+writes a new checkpoint of the base model with the adapter merged into it. It prints the share of correct images before
+and after training, for houses and for all other prompts. It also checks that the model with the adapter and the merged
+model generate the same images. The script takes three minutes on two cores.
 """
 
 import argparse
@@ -30,28 +31,32 @@ from janus_hf.training.run import train
 ROOT = Path(__file__).parents[1]
 SEED = 20261122
 PROMPT = "a photo of a house"
-HOUSES, OTHERS = 90, 110  # images of houses, and of prompts the model knows, so that it does not forget them
+HOUSES, OTHERS = 90, 110  # images of houses, and images of known prompts, so that the model does not forget those
 
 
 def house(rng: np.random.Generator) -> Scene:
-    """Return a scene with one house on random cells."""
+    """Return a scene with one house (a red triangle right on top of a brown square) at a random position."""
     row, column = (int(rng.integers(size)) for size in (3, 4))
     return Scene((Thing("red", "triangle", row, column), Thing("brown", "square", row + 1, column)))
 
 
 def is_house(image: Image.Image) -> bool:
-    """Return whether an image shows one house and nothing else."""
+    """Return whether an image shows one house and nothing else: a red triangle right on top of a brown square."""
     detections = detect(image)
     found = {f"{one.color} {one.label}": one.box for one in detections}
     if len(detections) != 2 or set(found) != {"red triangle", "brown square"}:
         return False
     roof, wall = found["red triangle"], found["brown square"]
-    # The roof's left edge above the wall's, and no gap between them: half a cell, 8 pixels, of tolerance.
+    # The roof must stand directly above the wall without a gap. The tolerance is half a cell: 8 pixels.
     return abs(roof[0] - wall[0]) < 8 and 0 <= wall[1] - roof[3] < 8
 
 
 def write_images(folder: Path) -> None:
-    """Write images and `metadata.jsonl` with their prompts, the form that the "imagefolder" of `datasets` reads."""
+    """Write the training images to a new folder, with their prompts in `metadata.jsonl`.
+
+    This is the format that the "imagefolder" loader of `datasets` reads. There are `HOUSES` images of houses and
+    `OTHERS` images of prompts that the model knows already.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(SEED)
     scenes = [(PROMPT, house(rng)) for _ in range(HOUSES)]
@@ -65,7 +70,16 @@ def write_images(folder: Path) -> None:
 
 
 def train_adapter(images: Path, output: Path, *, steps: int = 120) -> Path:
-    """Train an adapter and return its folder: `janus-hf train recipes/lora_drawing.yaml` with the settings below."""
+    """Train a LoRA adapter like `janus-hf train recipes/lora_drawing.yaml`, with settings for the small model.
+
+    Args:
+        images: Folder of the training images, see `write_images`.
+        output: Folder of the training run.
+        steps: Number of optimizer steps.
+
+    Returns:
+        The folder of the trained adapter.
+    """
     settings: dict[str, Any] = {
         "model.path": DEFAULT_MODEL,
         "model.dtype": "float32",
@@ -91,24 +105,29 @@ def train_adapter(images: Path, output: Path, *, steps: int = 120) -> Path:
 
 
 def draw_houses(pipe: JanusProPipeline, count: int) -> tuple[torch.Tensor, float]:
-    """Generate `count` images of `PROMPT`; return their image tokens `(count, P)` and the share that shows a house."""
+    """Generate `count` images from `PROMPT`, "a photo of a house".
+
+    Returns:
+        The image tokens `(count, P)` int64, and the share of images that show a house, in [0, 1].
+    """
     seeds = [torch.Generator().manual_seed(SEED + index) for index in range(count)]
     output = pipe(PROMPT, num_images_per_prompt=count, generator=seeds, batch_size=50)
     return output.image_ids, float(np.mean([is_house(image) for image in output.images]))
 
 
 def teach(work: Path, *, prompts_per_tag: int = 100, questions: int = 600, houses: int = 100) -> dict[str, Any]:
-    """Write the images, train the adapter, merge it, and measure before and after.
+    """Write the images, train the adapter, merge it, and measure the model before and after training.
 
     Args:
         work: Folder for images, adapter and merged model; it must not exist.
-        prompts_per_tag: Prompts per tag of the small world's benchmark.
-        questions: Questions of the small world's benchmark.
-        houses: Number of houses to generate.
+        prompts_per_tag: Number of prompts of the shapes benchmark (`ShapesWorld`) for each of GenEval's six tags.
+        questions: Number of questions of the shapes benchmark.
+        houses: Number of images to generate from `PROMPT`, "a photo of a house".
 
     Returns:
-        `before` and `after`: the `Report`s of the shapes benchmark. `houses_before` and `houses_after`: shares of
-        houses among the images of `PROMPT`. `equal`: whether the merged model generates the adapter's image tokens.
+        A dict with the keys `before` and `after` (the `Report`s of the shapes benchmark), `houses_before` and
+        `houses_after` (shares of houses among the images generated from `PROMPT`), and `equal` (whether the merged
+        model and the model with the adapter generate the same image tokens).
     """
     write_images(work / "pictures")
     pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype="float32")
@@ -129,7 +148,7 @@ def teach(work: Path, *, prompts_per_tag: int = 100, questions: int = 600, house
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """Print the result of `teach` as a Markdown table."""
+    """Print the dict that `teach` returns, the scores before and after training, as a Markdown table."""
     reports: list[Report] = [result["before"], result["after"]]
     before, after = (report.metrics for report in reports)
     print("| | before | after |\n|---|---:|---:|")

@@ -2,14 +2,14 @@
 
     python scripts/train_shapes.py [--work FOLDER] [--only PIECE ...] [--threads N]
 
-The run is a sequence of pieces (`PIECES` below). Each piece writes a folder below `--work` and is skipped if that
-folder is complete, so a run that was stopped continues with the piece in progress; stages also resume from the
-trainer's own checkpoints. Seeds are recorded: the same machine trains the same weights.
+The run is a sequence of tasks, called pieces (`PIECES` below). Each piece writes a folder below `--work` and is
+skipped if that folder is complete, so a run that was stopped continues with the unfinished piece. Training stages also
+resume from the trainer's own checkpoints. Seeds are fixed: the same machine trains the same weights.
 
-What differs from the paper: it starts from a trained SigLIP, a trained VQ tokenizer and a trained language model. Here
-all three begin with random weights, so three pieces come before stage 1: the codec, the tower and the language model.
-The world is small (64-pixel boards of coloured shapes), every model is small, and learning rates are those of small
-models.
+The training differs from that of the paper, which starts from a trained SigLIP, a trained VQ tokenizer and a trained
+language model. Here all three begin with random weights, so they are trained before the paper's stage 1: the image
+codec (VQ tokenizer), the vision encoder and the language model. The images are simple (64-pixel boards of coloured
+shapes), every model is small, and learning rates are those of small models.
 """
 
 import argparse
@@ -29,7 +29,11 @@ from small_world.start import make_start
 
 
 def export(folder: Path) -> None:
-    """Write the checkpoint that ships, in bfloat16 and the original layout, and a report of its scores."""
+    """Write the checkpoint that ships with the package, and a report of its scores, to `folder`.
+
+    The model is that of the last training stage, in the folder `end` beside `folder`. It is written to
+    `folder / "model"` in bfloat16 and the file layout of deepseek-ai's releases, the report to `folder / "report.md"`.
+    """
     source = folder.parent / "end"
     model = JanusProForConditionalGeneration.from_pretrained(source, dtype=torch.bfloat16)
     model.generation_config.image_guidance_scale = GUIDANCE_SCALE
@@ -42,7 +46,11 @@ def export(folder: Path) -> None:
 
 
 def draw_figures(folder: Path) -> None:
-    """Plot the loss curves of all stages for docs/; needs matplotlib."""
+    """Plot the loss curves of all training stages and write them to `loss_curves.png` in `folder`, for docs/.
+
+    The losses are read from the `log.json` that every stage has written to its folder beside `folder`. The package
+    matplotlib is needed.
+    """
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.2))
@@ -61,7 +69,7 @@ def draw_figures(folder: Path) -> None:
     figure.savefig(folder / "loss_curves.png", dpi=80)
 
 
-# Name of a piece -> the function that writes it into the folder of that name. The order is that of the run.
+# Name of a piece -> the function that does it and writes the folder of that name. The order is that of the run.
 PIECES: dict[str, Callable[[Path], None]] = {
     "codec": train_codec,
     "start": make_start,

@@ -1,1 +1,1 @@
-"""The parts of `train_shapes.py`, which trains the small Janus-Pro that ships with the package."""
+"""Modules of the script `train_shapes.py`, which trains the small Janus-Pro that ships with the package."""

@@ -1,4 +1,4 @@
-"""Datasets of random boards, for the codec and for the pre-training of the understanding tower."""
+"""Datasets of images of random boards of coloured shapes, on which the image codec and the vision encoder train."""
 
 import numpy as np
 import torch
@@ -13,16 +13,21 @@ CROWDS = [1, 2, 3, 4, 6, 10, 14]  # possible numbers of objects on a board
 
 
 def to_pixels(images: list[np.ndarray]) -> torch.Tensor:
-    """Convert `(H, W, 3)` uint8 images to one tensor `(B, 3, H, W)` float32 in [-1, 1]."""
+    """Convert B images `(H, W, 3)` uint8 in [0, 255] to one tensor `(B, 3, H, W)` float32 in [-1, 1]."""
     return torch.from_numpy(np.stack(images)).movedim(-1, 1).float() / 127.5 - 1
 
 
 class Boards(Dataset):
-    """Sparse and crowded boards of every colour and shape; board i depends on the seed and on i only.
+    """A dataset of images of random boards with 1 to 14 coloured shapes; item i depends only on `seed` and i.
 
-    Items are `{"pixel_values": (3, SIDE, SIDE) float32 in [-1, 1]}`. Boards show the combinations that are held out
-    from generation and questions, just as the released codec has seen images of everything: an image could not be
-    generated at all if the codec had no tokens for it.
+    Items are `{"pixel_values": tensor}` with the image `(3, SIDE, SIDE)` float32 in [-1, 1]. All combinations of
+    colour and shape occur, also those that the prompts and questions of training leave out (`HELD_OUT`): an image
+    could not be generated at all if the codec had no tokens for it. The released codec, too, was trained on images of
+    all kinds.
+
+    Args:
+        count: Number of boards.
+        seed: Seed of the boards.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -32,7 +37,7 @@ class Boards(Dataset):
         return self.count
 
     def scene(self, index: int) -> Scene:
-        """Return the scene of a board."""
+        """Return the scene (the objects and their cells) that item `index` shows."""
         rng = np.random.default_rng((self.seed, index))
         kinds = [(str(rng.choice(list(COLORS))), str(rng.choice(SHAPES))) for _ in range(int(rng.choice(CROWDS)))]
         return place(kinds, rng)
@@ -42,10 +47,10 @@ class Boards(Dataset):
 
 
 class LabelledBoards(Boards):
-    """Boards with a label for every patch.
+    """`Boards` whose items also have four labels for each of the `P` patches of the image.
 
-    Items also have `labels` `(4, P)` int64 for the P patches of the image: colour and shape (0 where there is no
-    object, else index + 1), row and column.
+    The key "labels" of an item holds a tensor `(4, P)` int64. Its rows are the colour and the shape of the object in
+    the patch (index in `COLORS` or `SHAPES` plus 1, or 0 if there is no object), and the patch's row and column.
     """
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:

@@ -1,7 +1,7 @@
-"""Train the image codec, the VQ tokenizer, on random boards.
+"""Functions that train and test the image codec (VQ tokenizer) on images of random boards of coloured shapes.
 
-A codec trained with a random codebook did not work: the codebook collapsed within 400 steps (docs/small_world.md). So
-k-means over raw patches finds the world's patches first, and a teacher tells the codec which token each patch has.
+Training from a random codebook did not work: the codebook collapsed within 400 steps (docs/small_world.md). Therefore
+k-means first finds the distinct image patches of the boards, and a teacher tells the codec which token each patch has.
 """
 
 import json
@@ -23,17 +23,21 @@ from .trainer_files import last_checkpoint, record_log
 
 
 def patch_teacher() -> PatchTeacher:
-    """Return a teacher that has found the world's 129 patches by k-means."""
+    """Return a teacher that gives each of the 129 distinct patches of board images a token of its own.
+
+    `PatchTeacher.fit` finds the patches by k-means, in images of one object of every colour and shape.
+    """
     rng = np.random.default_rng(SEED)
     kinds = [(color, shape) for color in COLORS for shape in SHAPES]
     return PatchTeacher.fit(to_pixels([render(place([kind], rng)) for kind in kinds]), CODEC["num_embeddings"], PATCH)
 
 
 def train_codec(folder: Path) -> None:
-    """Train the codec and save it in `folder`.
+    """Train the image codec and save it in `folder`; resume if `folder` has checkpoints of an earlier run.
 
     Raises:
-        SystemExit: If too many images are unrecognisable after encoding and decoding, see `round_trip`.
+        SystemExit: If, for any tag, less than 98 % of images still meet their prompt after encoding and decoding (see
+            `round_trip`).
     """
     torch.manual_seed(SEED)
     codec = JanusProVQModel(JanusProVQConfig(**CODEC))
@@ -68,11 +72,17 @@ def train_codec(folder: Path) -> None:
 
 @torch.no_grad()
 def round_trip(codec: JanusProVQModel, prompts: int = 100) -> dict[str, float]:
-    """Return, for each tag, the share of images that still meet their prompt after encoding and decoding.
+    """Encode and decode images with the codec and return the share that still meets their prompt, for each tag.
+
+    Tags are GenEval's six categories of prompts. The images are rendered without a model, and rules judge whether an
+    image meets its prompt.
 
     Args:
-        codec: The codec to test; it is put into evaluation mode.
-        prompts: Number of prompts per tag, each with the rendered image of its own scene.
+        codec: The image codec to test; it is put into evaluation mode.
+        prompts: Number of prompts per tag, each with one image.
+
+    Returns:
+        The share of images for each tag, in [0, 1].
     """
     codec.eval()
     rng = np.random.default_rng(SEED + 1)

@@ -1,4 +1,4 @@
-"""Make and prepare the training data, in the columns of a user's own data (see `janus_hf.data`)."""
+"""Functions that generate the training data and prepare it like a user's own data (see `janus_hf.data`)."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +15,8 @@ from janus_hf.shapes import Scene, ask, describe, make_drawing, picture, random_
 from .settings import LENGTH, SEED
 
 
-# Shares of GenEval's tags among the prompts. Numbers, positions and the binding of colours are learned last
-# (measured), so their prompts are more frequent.
+# Shares of GenEval's tags (categories of prompts) among the prompts. Counting, positions and which object has which
+# colour are learned last (measured), so prompts about them are more frequent.
 TAG_WEIGHTS = {
     "single_object": 0.04,
     "two_object": 0.08,
@@ -33,17 +33,20 @@ HARD_TAG_WEIGHTS = {
     "position": 0.36,
     "color_attr": 0.15,
 }
-# Probability that a random question is kept, by kind of question, for the same reason.
+# Kind of question -> probability that a random question of this kind is kept. Kinds that are learned last are kept
+# more often.
 HARD_QUESTIONS = {"where": 1.0, "count": 1.0, "describe": 0.8, "exists": 0.5, "colour": 0.25, "shape": 0.2}
 PLACE_QUESTIONS = {"where": 1.0, "count": 0.1, "describe": 0.1, "exists": 0.05, "colour": 0.05, "shape": 0.05}
 
 
 def drawing_rows(count: int, weights: dict[str, float], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield rows `{"prompt", "image"}` for image generation; half of the prompts name the colour of every object.
+    """Yield training rows for image generation, each a dict with the keys "prompt" and "image" (a PIL image).
+
+    Half of the prompts name the colour of every object.
 
     Args:
         count: Number of rows.
-        weights: Probability of every tag.
+        weights: Probability of each tag (GenEval's category of prompt).
         seed: Seed of the rows.
     """
     rng = np.random.default_rng(seed)
@@ -54,7 +57,11 @@ def drawing_rows(count: int, weights: dict[str, float], seed: int) -> Iterator[d
 
 
 def caption_rows(count: int) -> Iterator[dict[str, Any]]:
-    """Yield rows `{"messages", "images"}`: an image and the question for a caption of all objects, with the answer."""
+    """Yield `count` training rows for image understanding: an image, a request for a caption, and the caption.
+
+    A row is a dict with the keys "messages" (a conversation of two chat messages) and "images" (a list of one PIL
+    image). The caption names all objects of the image and their positions.
+    """
     rng = np.random.default_rng(SEED + 8)
     for _ in range(count):
         scene = random_scene(rng)
@@ -64,11 +71,13 @@ def caption_rows(count: int) -> Iterator[dict[str, Any]]:
 
 
 def question_rows(count: int, kept: dict[str, float] | None, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield rows `{"messages", "images"}`: an image and up to eight different questions about it, with the answers.
+    """Yield training rows for image understanding: an image and up to eight different questions with their answers.
+
+    A row is a dict with the keys "messages" (a conversation of chat messages) and "images" (a list of one PIL image).
 
     Args:
-        count: Number of scenes; a scene without any question that is kept gives no row.
-        kept: Probability that a question is kept, by kind; None keeps all.
+        count: Number of images; an image of which no question is kept gives no row.
+        kept: Kind of question -> probability that a question of this kind is kept; None keeps all questions.
         seed: Seed of the rows.
     """
     rng = np.random.default_rng(seed)
@@ -80,7 +89,10 @@ def question_rows(count: int, kept: dict[str, float] | None, seed: int) -> Itera
 
 
 def text_rows(count: int) -> Iterator[dict[str, Any]]:
-    """Yield rows `{"messages"}` without images: a scene in words and up to five different questions about it."""
+    """Yield `count` training rows without images: a scene described in words and up to five questions with answers.
+
+    A row is a dict with the key "messages", a conversation of chat messages. Its first message describes the scene.
+    """
     rng = np.random.default_rng(SEED + 6)
     for _ in range(count):
         scene = random_scene(rng, most=3)
@@ -90,14 +102,18 @@ def text_rows(count: int) -> Iterator[dict[str, Any]]:
 def dialogue(
     scene: Scene, rng: np.random.Generator, most: int, kept: dict[str, float] | None = None, *, opening: str
 ) -> list[dict[str, str]]:
-    """Return up to `most` different questions and their answers as the messages of one conversation.
+    """Return different random questions about a scene and their answers as the chat messages of one conversation.
 
     Args:
         scene: The scene that the questions are about.
         rng: Source of all random choices.
         most: Largest number of questions.
-        kept: Probability that a question is kept, by kind; None keeps all.
+        kept: Kind of question -> probability that a question of this kind is kept; None keeps all questions.
         opening: Text in front of the first question.
+
+    Returns:
+        Messages with the keys "role" and "content", of user and assistant in turn; an empty list if no question is
+        kept.
     """
     asked: dict[str, str] = {}
     # A kind that is rarely kept takes more attempts; a scene with few possible questions must not loop forever.
@@ -114,7 +130,7 @@ def dialogue(
     return messages
 
 
-# Name of a data source -> the function that yields its rows, and the arguments of the function.
+# Name of a data source -> the function that yields its rows, and the keyword arguments of that function.
 ROWS: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], dict[str, Any]]] = {
     "drawing": (drawing_rows, {"count": 60_000, "weights": TAG_WEIGHTS, "seed": SEED + 4}),
     "hard_drawing": (drawing_rows, {"count": 60_000, "weights": HARD_TAG_WEIGHTS, "seed": SEED + 104}),
@@ -127,7 +143,10 @@ ROWS: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], dict[str, Any]]] 
 
 
 def prepare_data(folder: Path) -> None:
-    """Prepare every data source in a folder of its own below `folder`, as `janus-hf prepare` does."""
+    """Tokenize the rows of every data source in `ROWS` and write them below `folder`, as `janus-hf prepare` does.
+
+    Each source gets a folder of its name. The model and the processor are those in the folder `start` beside `folder`.
+    """
     model = JanusProForConditionalGeneration.from_pretrained(folder.parent / "start", dtype=torch.float32)
     processor = JanusProProcessor.from_pretrained(folder.parent / "start")
     for name, (make_rows, arguments) in ROWS.items():

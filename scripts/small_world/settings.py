@@ -1,17 +1,23 @@
-"""Seed and sizes of the small model and of its training."""
+"""Constants of the small model and its training: the seed, sizes, and arguments of the model's configs."""
 
 from janus_hf.shapes import SIDE
 
 
-SEED = 20261121  # every source of random numbers is seeded with this, or with this plus a number of its own
-PATCH = 8  # pixels per side of an image token: a quarter of a cell, so the world has 4 x 8 x 4 + 1 distinct patches
+SEED = 20261121  # every random generator is seeded with this number, or with this plus a constant of its own
+# Side of the image patch of one image token, in pixels: half the side of a board's cell. Boards are therefore made of
+# 4 x 8 x 4 + 1 distinct patches: four per object, eight colours, four shapes, and the empty patch.
+PATCH = 8
 WIDTH = 192  # hidden size of the language model
-VOCAB_SIZE = 512  # text tokens
-CONTEXT = 256  # positions of the language model
-LENGTH = 248  # positions of a training row: three prompts with images, or one and an image with its questions
-ROWS_PER_STEP = 21
-MATRIX_DECAY = 0.1  # without it the matrices' norms grew sevenfold in 4,000 steps, and nothing new was learned
-GUIDANCE_SCALE = 1.25  # with which this model generates best: 1.5 costs counting, 1 costs positions
+VOCAB_SIZE = 512  # number of text tokens
+CONTEXT = 256  # largest number of positions of the language model
+# Number of positions of a training sequence, into which several examples are packed: three prompts with images to
+# generate, or one of these and an image with its questions.
+LENGTH = 248
+ROWS_PER_STEP = 21  # training sequences per optimizer step
+# Weight decay of the language model's matrices. Without it their norms grew sevenfold in 4,000 steps, and nothing new
+# was learned.
+MATRIX_DECAY = 0.1
+GUIDANCE_SCALE = 1.25  # scale at which this model generates best: 1.5 is worse at counting, 1 at positions
 
 TEXT = {
     "vocab_size": VOCAB_SIZE,

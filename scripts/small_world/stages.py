@@ -1,4 +1,4 @@
-"""The stages of training after codec and tower: which data each uses, its schedule, and the run of one stage."""
+"""The training stages after codec and vision encoder: the data and schedule of each, and a function that runs one."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,41 +16,45 @@ from .trainer_files import last_checkpoint, record_log
 
 @dataclass(frozen=True)
 class Recipe:
-    """The data and the schedule of one stage."""
+    """The trained parts, the data and the schedule of one training stage."""
 
-    stage: str  # stage of `JanusProSFTConfig`, which decides which parts of the model are trained
-    start: str  # folder of the model to start from
-    ratios: dict[str, float]  # data source -> its share of the rows
-    steps: int
+    stage: str  # value of `JanusProSFTConfig.stage`, which decides which parts of the model are trained
+    start: str  # name of the folder whose model the stage starts from, usually that of the stage before
+    ratios: dict[str, float]  # name of a data source -> relative share of its rows among the training rows
+    steps: int  # number of optimizer steps
     learning_rate: float
-    schedule: str = "constant_with_warmup"
+    schedule: str = "constant_with_warmup"  # `lr_scheduler_type` of transformers' trainer
 
 
+# Name of a data source -> relative share of its rows among the training rows of a stage.
 MIXTURE = {"captions": 0.5, "questions": 3, "text": 0.5, "drawing": 7}
 HARD_MIXTURE = {"captions": 1.5, "hard_questions": 3, "text": 0.5, "hard_drawing": 6}
 END_MIXTURE = {"captions": 0.5, "hard_questions": 2, "place_questions": 1.5, "text": 0.3, "hard_drawing": 6}
+# Name of a stage -> its settings. The order is that of the run.
 RECIPES = {
-    # In place of the trained language model that the paper starts from: words, and which object has which colour,
-    # learned from text.
+    # The paper starts from a trained language model. In its place this stage learns from text what words mean, and
+    # which object has which colour.
     "language": Recipe("stage2", "start", {"text": 1}, 150, 1e-3),
-    # In place of the images that those models have seen: which objects an image shows, and the words for them. Learned
-    # here, before image generation, in 300 steps; beside image generation it had not been learned in 4,300.
+    # The paper's trained models have seen many images. In their place this stage learns which objects an image shows,
+    # and the words for them. Before image generation that takes 300 steps; together with image generation the model
+    # had not learned it in 4,300.
     "looking": Recipe("stage2", "language", {"captions": 1, "questions": 2}, 300, 1e-3, "cosine"),
-    # The paper's ratios (understanding : text : generation) are 1:0:3, 2:3:5 and 5:1:4.
+    # The paper's ratios (understanding : text : generation) are 1:0:3, 2:3:5 and 5:1:4 in stages 1, 2 and 3.
     "stage1": Recipe("stage1", "looking", {"captions": 1, "drawing": 3}, 60, 5e-4),
     "stage2": Recipe("stage2", "stage1", MIXTURE, 1250, 1e-3),
     "stage3": Recipe("stage3", "stage2", HARD_MIXTURE, 1600, 1e-3, "cosine"),
-    # The one skill that was not learned beside image generation: to tell where an object is. By itself it is learned
-    # within 100 steps.
+    # One skill was not learned together with image generation: to say where an object is. Alone it is learned within
+    # 100 steps.
     "places": Recipe("stage3", "stage3", {"captions": 0.3, "hard_questions": 1, "place_questions": 3}, 130, 7e-4),
     "end": Recipe("stage3", "places", END_MIXTURE, 220, 6e-4, "cosine"),
 }
 
 
 def train_stage(folder: Path) -> None:
-    """Train one stage and save the model in `folder`, whose name is the stage's name in `RECIPES`.
+    """Run one training stage and save the model in `folder`, whose name is the stage's name in `RECIPES`.
 
-    The stage starts from the model of the previous stage, or resumes from its own last checkpoint.
+    The stage starts from the model in the folder of an earlier stage beside `folder` (`Recipe.start`). If `folder` has
+    checkpoints of this stage, it resumes from the last one.
     """
     recipe = RECIPES[folder.name]
     source = folder.parent / recipe.start
@@ -91,7 +95,7 @@ def train_stage(folder: Path) -> None:
         processing_class=processor,
         facts={"plan_hash": plan.hash},
     )
-    # Only now, because the trainer has just frozen the parameters that its stage does not train.
+    # The optimizer is made after the trainer, which freezes the parameters that its stage does not train.
     trainer.optimizer = Muon(model, recipe.learning_rate)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.save_model()

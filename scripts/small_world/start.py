@@ -1,4 +1,4 @@
-"""Make the tokenizer, and the model that training starts from."""
+"""Functions that make the text tokenizer and the model from which the training stages start."""
 
 from pathlib import Path
 
@@ -16,7 +16,10 @@ from .tower import pretrain_tower
 
 
 def make_tokenizer(folder: Path) -> None:
-    """Learn a byte-level BPE, the kind of the released tokenizer, from the world's prompts, captions and questions."""
+    """Train a byte-level BPE tokenizer, as the released models have, and write it to `folder`.
+
+    It is trained on the prompts, captions, questions and answers of random scenes.
+    """
     rng = np.random.default_rng(SEED + 2)
     corpus = []
     for index in range(6000):
@@ -28,7 +31,11 @@ def make_tokenizer(folder: Path) -> None:
 
 
 def make_start(folder: Path) -> None:
-    """Save tokenizer and model in `folder`: the trained codec, a pre-trained tower and random weights elsewhere."""
+    """Make the tokenizer and the model from which the training stages start, and save them in `folder`.
+
+    The model has the trained image codec of the folder `codec` beside `folder`, and a vision encoder that is
+    pre-trained here. Image token embeddings are copied from the codec. All other weights are random.
+    """
     make_tokenizer(folder)
     processor = JanusProProcessor.from_pretrained(
         folder,
@@ -41,7 +48,7 @@ def make_start(folder: Path) -> None:
     model = JanusProForConditionalGeneration(config)
     codec = JanusProVQModel.from_pretrained(folder.parent / "codec")
     model.model.vqmodel.load_state_dict(codec.state_dict())
-    # The language model has an embedding table of its own for image tokens; it starts as a copy of the codec's.
+    # The language model has its own embedding table for image tokens, which starts as a copy of the codec's codebook.
     model.model.generation_embeddings.weight.data.copy_(codec.quantize.embedding.weight)
     pretrain_tower(model.model.vision_model)
     save_checkpoint(model, processor, folder)

@@ -1,4 +1,4 @@
-"""Pre-train the understanding tower, in place of the SigLIP pre-training that the paper starts from."""
+"""A function that pre-trains the vision encoder (tower), in place of the trained SigLIP that the paper starts from."""
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,16 @@ from .settings import PATCH, SEED, VISION
 
 
 def pretrain_tower(tower: nn.Module, steps: int = 400, batch_size: int = 32) -> None:
-    """Train the tower so that linear probes read colour, shape, row and column off the features of every patch.
+    """Train the vision encoder so that a linear probe can predict labels of every patch from the patch's features.
 
-    Row and column matter: off a tower that had only learned to classify patches, they could be read for two thirds.
+    The labels are the colour and shape of the object in the patch, and the patch's row and column. Row and column are
+    needed: they could be predicted for only two thirds of the patches from an encoder that had learned to classify
+    colour and shape only.
 
     Args:
         tower: The vision encoder, changed in place and left in evaluation mode.
         steps: Number of optimizer steps.
-        batch_size: Boards per step.
+        batch_size: Number of images per step.
     """
     boards = LabelledBoards(steps * batch_size, SEED + 3)
     sizes = (1 + len(COLORS), 1 + len(SHAPES), SIDE // PATCH, SIDE // PATCH)

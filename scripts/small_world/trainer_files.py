@@ -1,4 +1,4 @@
-"""Resume a trainer from its checkpoints, and keep its loss log."""
+"""Functions that find the last checkpoint of a trainer and save its log of losses."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,12 @@ from transformers import Trainer
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """Return the path of the trainer's last checkpoint in `folder`, None if there is none."""
+    """Return the path of the last checkpoint (`checkpoint-STEP`) in a trainer's folder, or None if there is none."""
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     return str(found[-1]) if found else None
 
 
 def record_log(folder: Path, trainer: Trainer) -> None:
-    """Write the trainer's log history to `log.json` in `folder`, from which `draw_figures` plots the loss curves."""
+    """Write the trainer's log history to `log.json` in `folder`; the script plots the loss curves from this file."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "log.json").write_text(json.dumps(trainer.state.log_history, indent=1) + "\n")

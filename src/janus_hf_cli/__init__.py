@@ -1,8 +1,8 @@
-"""The `janus-hf` command.
+"""The command line `janus-hf`: the parser of its arguments and the function that runs a sub-command.
 
-It is a package beside `janus_hf` and not in it: importing `janus_hf` registers the model with transformers and loads
-torch, which takes seconds, and `janus-hf --help` should not wait for that. For the same reason every heavy import
-stands inside a handler, the function that runs a sub-command.
+`janus_hf_cli` is a package beside `janus_hf` and not inside it. Importing `janus_hf` registers the model with
+transformers and loads torch, which takes seconds, and `janus-hf --help` should not wait for that. For the same reason
+every slow import is inside a handler, the function that runs a sub-command.
 """
 
 import argparse
@@ -18,16 +18,17 @@ from .training_commands import add_prepare_parser, add_train_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command and return the exit status.
+    """Run one sub-command of `janus-hf` and return the exit status.
 
     Args:
-        argv: The arguments; None takes those of the process.
+        argv: The arguments after the name of the program; None takes those of `sys.argv`.
 
     Returns:
-        0 on success, 1 after an error, which is printed on standard error in one line, 130 after an interrupt.
+        0 on success, 1 after an error (its message is printed on standard error), 130 after Ctrl-C, or the status that
+        the sub-command returns.
 
     Raises:
-        SystemExit: If the arguments do not parse (status 2), or after `--help` and `--version` (status 0).
+        SystemExit: If the arguments cannot be parsed (status 2), or after `--help` and `--version` (status 0).
     """
     arguments = make_parser().parse_args(argv)
     try:
@@ -43,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all sub-commands; each sets `handler`, the function that runs it."""
+    """Return the parser of `janus-hf` with all sub-commands.
+
+    The parsed arguments have the attribute `handler`, the function that runs the chosen sub-command.
+    """
     parser = argparse.ArgumentParser(
         prog="janus-hf", description="Janus-Pro: generate images, ask questions about images."
     )

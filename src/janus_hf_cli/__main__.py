@@ -1,4 +1,4 @@
-"""Entry point of `python -m janus_hf_cli COMMAND ...`, which `accelerate launch -m` runs in several processes."""
+"""Run `janus-hf COMMAND ...` as `python -m janus_hf_cli COMMAND ...`; `accelerate launch -m` needs this form."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`janus-hf ask` and `janus-hf chat`: questions about images."""
+"""The commands `janus-hf ask` and `janus-hf chat`, which answer questions about images."""
 
 import argparse
 import sys
@@ -17,7 +17,7 @@ CHAT_HELP = "/image PATH adds an image to your next message, /reset starts over,
 
 
 def add_ask_parser(commands: Commands) -> None:
-    """Add the sub-command `ask`."""
+    """Add the sub-command `ask` to the parser of `janus-hf`."""
     ask = commands.add_parser("ask", help="ask a question about images")
     ask.add_argument("image", nargs="+", help="paths or URLs, then the question")
     ask.add_argument("question", help="the question")
@@ -26,7 +26,7 @@ def add_ask_parser(commands: Commands) -> None:
 
 
 def add_chat_parser(commands: Commands) -> None:
-    """Add the sub-command `chat`."""
+    """Add the sub-command `chat` to the parser of `janus-hf`."""
     chat = commands.add_parser("chat", help="talk with the model; images by path")
     chat.add_argument("--image", action="append", default=[], help="an image of the first message (repeatable)")
     _add_answer_arguments(chat)
@@ -34,7 +34,7 @@ def add_chat_parser(commands: Commands) -> None:
 
 
 def _add_answer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the settings of text generation, which `ask` and `chat` share, and those of the model."""
+    """Add the arguments that `ask` and `chat` share to a parser: those of text generation and those of the model."""
     parser.add_argument("--max-new-tokens", type=int, default=512)
     parser.add_argument("--sample", action="store_true", help="sample the answer (default: take the likeliest tokens)")
     parser.add_argument("--temperature", type=float, help="with --sample")
@@ -43,13 +43,16 @@ def _add_answer_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ask(arguments: argparse.Namespace) -> None:
-    """Print the answer while it is generated."""
+    """Run `janus-hf ask`: answer the question about the images and print the answer while it is generated."""
     pipe, images, settings = _begin(arguments)
     pipe.ask(images, arguments.question, **settings)
 
 
 def _chat(arguments: argparse.Namespace) -> None:
-    """Read messages and slash commands from standard input until it ends; print each answer while it is generated."""
+    """Run `janus-hf chat`: read messages and slash commands from standard input and print the answers.
+
+    Each answer is printed while it is generated. The command ends with the input, or at "/quit".
+    """
     from janus_hf.processing import load_picture
 
     pipe, images, settings = _begin(arguments)
@@ -79,10 +82,17 @@ def _chat(arguments: argparse.Namespace) -> None:
 
 
 def _begin(arguments: argparse.Namespace) -> tuple["JanusProPipeline", "list[Image]", dict[str, Any]]:
-    """Check the settings and read the images of `--image`, then load the pipeline, which takes longest.
+    """Load the images and the pipeline for `ask` or `chat`, and return them with the settings of text generation.
+
+    Settings are checked and images are read before the pipeline is loaded, because loading it takes longest.
 
     Returns:
-        The pipeline, the images, and the keyword arguments for `ask` or `chat` with a streamer that prints the answer.
+        The pipeline, the images, and the keyword arguments of `pipe.ask` or `pipe.chat`. These contain a streamer,
+        which prints the answer while it is generated.
+
+    Raises:
+        ValueError: If `--temperature` is given without `--sample`, an image cannot be read, or the device cannot be
+            used.
     """
     from transformers import TextStreamer
 

@@ -1,4 +1,4 @@
-"""The sub-commands of `janus-hf eval` that run a benchmark: their arguments, options and output, one row each."""
+"""The table `COMMANDS` of the benchmarks that `janus-hf eval` runs: arguments, evaluator options, printed text."""
 
 import argparse
 from collections.abc import Callable
@@ -20,15 +20,16 @@ def _report_text(report: "Report") -> str:
 
 
 class Command(NamedTuple):
-    """The sub-command of one benchmark.
+    """How `janus-hf eval` runs one benchmark: a row of the table `COMMANDS`.
 
     Args:
-        help: Help text.
-        add_arguments: Adds the benchmark's own arguments to its parser.
-        options: Returns the options of `make_evaluator` from the parsed arguments. It enters what must be ended after
-            the run into the stack.
-        to_text: Returns the text that is printed of a report.
-        keeps: Whether the run has a folder by default; without one it keeps nothing.
+        help: Help text of the benchmark's sub-command.
+        add_arguments: Function that adds the benchmark's own arguments to the parser of its sub-command.
+        options: Function that returns the keyword arguments of `evaluators.make_evaluator` for the parsed arguments.
+            It enters an external judge, which must be closed after the run, into the `ExitStack`.
+        to_text: Function that returns the text to print for a report.
+        keeps: Whether images, answers and report are kept in a folder by default. If False, they are kept only in a
+            folder that the user names.
     """
 
     help: str
@@ -39,7 +40,7 @@ class Command(NamedTuple):
 
 
 def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every benchmark that reads data."""
+    """Add to a parser the arguments of every benchmark that reads its prompts or questions from a file."""
     parser.add_argument("--data", type=Path, help="the benchmark's file (default: download it where that is allowed)")
     parser.add_argument("-o", "--output", type=Path, help="folder of this run (default: evaluations/MODEL/BENCHMARK)")
     parser.add_argument("--limit", type=int, help="use only this number of prompts or questions, the first ones")
@@ -47,7 +48,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of every benchmark that generates images from data."""
+    """Add to a parser the arguments of every benchmark that generates images from the prompts in a file."""
     _add_common_arguments(parser)
     parser.add_argument("--guidance-scale", type=float, help="default: the model's own, 5 if it has none")
     parser.add_argument("--temperature", type=float, help="default: 1")
@@ -155,8 +156,9 @@ def _question_options(arguments: argparse.Namespace, stack: "ExitStack") -> Opti
     return _common_options(arguments) | {"images": arguments.images, "max_new_tokens": arguments.max_new_tokens}
 
 
-# The benchmarks of `janus_hf.evaluation.evaluators.TABLE` (a test compares the names). That table has no arguments,
-# and this one no classes, because `--help` reads this table and the other one can only be imported with torch.
+# Name of a benchmark -> its sub-command. The names are those of `janus_hf.evaluation.evaluators.TABLE`; a test
+# compares the two tables. They are separate because `--help` needs this one, and importing the other one, which holds
+# the evaluators' classes, loads torch.
 COMMANDS: dict[str, Command] = {
     "shapes": Command(
         "the shapes world: exact, offline", _add_shapes_arguments, _shapes_options, _shapes_text, keeps=False

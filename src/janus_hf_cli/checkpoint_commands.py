@@ -1,4 +1,4 @@
-"""`janus-hf convert`, `janus-hf info` and `janus-hf merge`: commands that work on whole checkpoints."""
+"""The commands `janus-hf convert`, `janus-hf info` and `janus-hf merge`, which work on whole checkpoints."""
 
 import argparse
 from pathlib import Path
@@ -10,7 +10,7 @@ LAYOUTS = ("original", "transformers")
 
 
 def add_convert_parser(commands: Commands) -> None:
-    """Add the sub-command `convert`."""
+    """Add the sub-command `convert` to the parser of `janus-hf`."""
     convert = commands.add_parser("convert", help="rewrite a checkpoint in the other layout, verified by reloading")
     convert.add_argument("source", help="repository id or folder")
     convert.add_argument("destination", type=Path, help="new folder")
@@ -27,7 +27,7 @@ def add_convert_parser(commands: Commands) -> None:
 
 
 def add_info_parser(commands: Commands) -> None:
-    """Add the sub-command `info`."""
+    """Add the sub-command `info` to the parser of `janus-hf`."""
     info = commands.add_parser("info", help="describe a checkpoint (family, sizes, dtype, memory) or this environment")
     info.add_argument("source", nargs="?", help="repository id or folder (default: the model inside the package)")
     add_revision_argument(info)
@@ -40,7 +40,7 @@ def add_info_parser(commands: Commands) -> None:
 
 
 def add_merge_parser(commands: Commands) -> None:
-    """Add the sub-command `merge`."""
+    """Add the sub-command `merge` to the parser of `janus-hf`."""
     merge = commands.add_parser("merge", help="merge an adapter into its base, verified by reloading")
     merge.add_argument("adapter", help="folder or repository")
     merge.add_argument("destination", type=Path, help="new folder")
@@ -50,7 +50,7 @@ def add_merge_parser(commands: Commands) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> None:
-    """Write the converted checkpoint and print its folder."""
+    """Run `janus-hf convert`: write the checkpoint in the other file layout and print the path of its folder."""
     from janus_hf.checkpoints.convert import convert_checkpoint
 
     convert_checkpoint(
@@ -65,7 +65,7 @@ def _convert(arguments: argparse.Namespace) -> None:
 
 
 def _info(arguments: argparse.Namespace) -> None:
-    """Print the environment, the checkpoint, or both."""
+    """Run `janus-hf info`: print a description of a checkpoint, of this environment, or of both."""
     if arguments.environment:
         from .environment import describe_environment
 
@@ -80,7 +80,7 @@ def _info(arguments: argparse.Namespace) -> None:
 
 
 def _merge(arguments: argparse.Namespace) -> None:
-    """Write the merged checkpoint and print its folder."""
+    """Run `janus-hf merge`: merge an adapter into its base model and print the path of the new checkpoint's folder."""
     from janus_hf.checkpoints.merge import merge_adapter
 
     folder = merge_adapter(arguments.adapter, arguments.destination, base=arguments.base, layout=arguments.layout)

@@ -1,4 +1,4 @@
-"""`janus-hf draw`: generate images from prompts."""
+"""The command `janus-hf draw`, which generates images from prompts."""
 
 import argparse
 import re
@@ -11,7 +11,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def add_draw_parser(commands: Commands) -> None:
-    """Add the sub-command `draw`."""
+    """Add the sub-command `draw` to the parser of `janus-hf`."""
     draw = commands.add_parser("draw", help="generate images from prompts")
     draw.add_argument("prompt", nargs="+", help="description of the image; several prompts make several images")
     draw.add_argument("-o", "--output", type=Path, default=Path("."), help="folder, or a .png file for a single image")
@@ -40,7 +40,7 @@ def add_draw_parser(commands: Commands) -> None:
 
 
 def _draw(arguments: argparse.Namespace) -> None:
-    """Generate the images, write each to a file and print the file's path."""
+    """Run `janus-hf draw`: generate images from prompts, write each image to a file and print the file's path."""
     import torch
 
     num_images = len(arguments.prompt) * arguments.num_images
@@ -66,7 +66,7 @@ def _draw(arguments: argparse.Namespace) -> None:
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
-        # A generator per image: the image of a seed does not depend on the batch size or on the number of images.
+        # One generator per image, so that the image of a seed depends neither on the batch size nor on other images.
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
         batch_size=arguments.batch_size,
         speculative_window=arguments.speculative_window,
@@ -80,5 +80,8 @@ def _draw(arguments: argparse.Namespace) -> None:
 
 
 def _slug(prompt: str) -> str:
-    """Return a prompt as a file name: lower case, words joined by dashes, at most 48 characters."""
+    """Return a file name, without suffix, made of a prompt: lower case, words joined by dashes, up to 48 characters.
+
+    A prompt without any letter or digit becomes "picture".
+    """
     return re.sub(r"[^\w]+", "-", prompt.lower()).strip("-")[:48] or "picture"

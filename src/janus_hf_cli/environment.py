@@ -1,4 +1,4 @@
-"""`janus-hf info --environment`: versions, devices and kernels, as Markdown for a bug report."""
+"""Functions that describe this environment for a bug report, which `janus-hf info --environment` prints."""
 
 import os
 import re
@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     import torch
 
 
-# Optional packages that no extra of this package installs: attention kernels, torch.compile's GPU back end, harnesses.
+# Optional packages that no extra of janus_hf installs: attention kernels, torch.compile's GPU back end, and frameworks
+# that evaluate models.
 OTHER_PACKAGES = ("flash-attn", "triton", "lmms-eval", "ms-vlmeval")
 
 
 def describe_environment() -> str:
-    """Return one Markdown bullet per fact, without paths, host or user names. Nothing is compiled or downloaded."""
+    """Return the versions, devices and kernels of this environment as a Markdown list with one fact per line.
+
+    The text has no paths, host names or user names. Nothing is compiled or downloaded.
+    """
     import platform
 
     import torch
@@ -37,7 +41,7 @@ def describe_environment() -> str:
 
 
 def _dependencies() -> list[str]:
-    """Return the packages this package requires, with all extras but `dev`, torch first."""
+    """Return the names of the packages that janus_hf and its extras (except `dev`) require, torch first."""
     names = {
         re.split(r"[^\w.-]", requirement, maxsplit=1)[0]: None  # a dict keeps the order and drops repetitions
         for requirement in metadata.requires("janus_hf") or []
@@ -54,7 +58,10 @@ def _version(package: str) -> str:
 
 
 def _describe_cpu() -> str:
-    """Return the instruction set that PyTorch uses, the numbers of cores and threads, and the memory."""
+    """Return, in one line of text, the CPU's architecture, instruction set, cores, threads and memory.
+
+    The instruction set is the one that PyTorch uses on this CPU.
+    """
     import platform
 
     import torch
@@ -68,7 +75,7 @@ def _describe_cpu() -> str:
 
 
 def _describe_gpus() -> str:
-    """Return the name, memory and compute capability of every GPU."""
+    """Return, in one line of text, the name, memory and compute capability of every GPU; "none" without a GPU."""
     import torch
 
     if torch.cuda.is_available():
@@ -80,7 +87,7 @@ def _describe_gpus() -> str:
 
 
 def _describe_cuda() -> str:
-    """Return the versions of CUDA, or ROCm, and cuDNN that PyTorch was built with."""
+    """Return, in one line of text, the versions of CUDA and cuDNN, or of ROCm, that PyTorch was built with."""
     import torch
 
     if torch.version.hip:
@@ -91,7 +98,10 @@ def _describe_cuda() -> str:
 
 
 def _describe_attention() -> str:
-    """Return the values of `attn_implementation` that can be used here; sdpa with its enabled GPU back ends."""
+    """Return, in one line of text, which values of transformers' `attn_implementation` can be used here.
+
+    For "sdpa" the text lists the kernels that PyTorch may choose from.
+    """
     import torch
     from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
 
@@ -111,7 +121,7 @@ def _describe_attention() -> str:
 
 
 def _describe_x86_kernels() -> str:
-    """Return whether this package's CPU kernels suit the processor and whether a compiler for them is present."""
+    """Return, in one line of text, whether janus_hf's C++ kernels suit the processor and whether they can be built."""
     import torch
 
     from janus_hf.generation.x86.cpu_kernels import kernels_fit
@@ -122,10 +132,10 @@ def _describe_x86_kernels() -> str:
 
 
 def _why_not_compilable(device: "torch.device") -> str | None:
-    """Return why `torch.compile` would fail on the device, or None.
+    """Return the reason why `torch.compile` would fail on `device`, as "no: ...", or None if it should work.
 
-    `torch.compile` compiles at the first call of what it returns, and already checks the platform when it is called;
-    the compilers that its back ends need are only looked up.
+    Nothing is compiled. `torch.compile` checks the platform when it is called, and compiles only when the function
+    that it returns is called. The compilers that its back ends need are only searched for.
     """
     import torch
 
@@ -147,11 +157,11 @@ def _identity(value: "torch.Tensor") -> "torch.Tensor":
 
 
 def _why_no_cpp() -> str | None:
-    """Return what is missing to compile C++ that PyTorch can load, or None."""
+    """Return what is missing here to compile C++ extensions for PyTorch, or None if nothing is missing."""
     import shutil
     import sysconfig
 
-    # The names that PyTorch's inductor looks for unless the variable CXX names another compiler.
+    # PyTorch's inductor looks for these names, unless the environment variable CXX names another compiler.
     compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     if shutil.which(compiler) is None:
         return f"the C++ compiler {os.path.basename(compiler)} is not installed"

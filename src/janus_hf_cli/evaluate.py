@@ -1,4 +1,4 @@
-"""`janus-hf eval`: run benchmarks, and print their reports."""
+"""The command `janus-hf eval`, which runs benchmarks and prints their reports."""
 
 import argparse
 import sys
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def add_eval_parser(commands: Commands) -> None:
-    """Add the command `eval`, with one sub-command per benchmark and `report`."""
+    """Add the command `eval` to the parser of `janus-hf`.
+
+    It has one sub-command per benchmark, and `report`, which prints a table of finished runs.
+    """
     evaluate = commands.add_parser(
         "eval",
         help="run a benchmark, or print reports beside the paper",
@@ -38,7 +41,11 @@ def add_eval_parser(commands: Commands) -> None:
 
 
 def _run_benchmark(arguments: argparse.Namespace) -> int:
-    """Run a benchmark and print its report; return 1 if an item could not be judged, otherwise 0."""
+    """Run `janus-hf eval BENCHMARK`: run the benchmark and print its report.
+
+    Returns:
+        The exit status: 1 if an image or answer could not be judged, otherwise 0.
+    """
     from contextlib import ExitStack
 
     from janus_hf.evaluation.evaluators import make_evaluator
@@ -50,13 +57,24 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         evaluator = make_evaluator(arguments.benchmark, arguments.data, **command.options(arguments, stack))
         pipe = load_pipeline(arguments)
-        pipe.set_progress_bar_config(disable=folder is not None)  # then the benchmark shows its own
+        pipe.set_progress_bar_config(disable=folder is not None)  # with a folder the benchmark shows its own bar
         report = evaluator(pipe, folder)
     return _print_report(report, command.to_text(report), folder)
 
 
 def _print_report(report: "Report", text: str, folder: Path | None) -> int:
-    """Print a report, the files it was saved in, and the share of failures; return 1 if there are any, otherwise 0."""
+    """Print a report's text, then the files of the run and the share of items that could not be judged.
+
+    In a launch of several processes only the main process prints, and all processes wait for each other.
+
+    Args:
+        report: The report.
+        text: The report as text.
+        folder: Folder of the run; None if nothing was kept.
+
+    Returns:
+        The exit status: 1 if an item could not be judged, otherwise 0.
+    """
     from accelerate import PartialState
 
     if PartialState().is_main_process:
@@ -74,19 +92,19 @@ def _print_report(report: "Report", text: str, folder: Path | None) -> int:
 
 
 def use_device(chosen: str | None) -> str:
-    """Tell accelerate which device this process works on, and return it.
+    """Make accelerate and PyTorch use a device in this process, and return the name of the device.
 
     Args:
-        chosen: Device given by `--device`; None is the best there is.
+        chosen: Value of `--device`; None chooses the best device (see `best_device`).
 
     Raises:
-        ValueError: If the device cannot be used, or a launcher gave this process another one.
+        ValueError: If the device cannot be used, or the launcher gave this process another device.
     """
     import torch
     from accelerate import PartialState
 
     chosen = chosen or model_arguments.best_device()
-    # Before anything else: in a launched process it determines which GPU "cuda" means.
+    # This must come first, because in a launched process it determines which GPU "cuda" means.
     given = PartialState(cpu=chosen == "cpu").device
     device = torch.device(model_arguments.check_device(chosen))
     if None not in (device.index, given.index) and device.index != given.index:
@@ -94,22 +112,26 @@ def use_device(chosen: str | None) -> str:
             f"--device must be the device that the launcher gave this process, {given}, got {device}: leave it out."
         )
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # accelerate and the judges say "cuda" only, which then means this one
+        torch.cuda.set_device(device)  # accelerate and the judges use "cuda" without an index, which is then this one
     return str(device)
 
 
 def _model_name(name: str | None) -> str:
-    """Return the name of a model's folder under `evaluations`."""
+    """Return the name of the folder below `evaluations` that holds the runs of a model.
+
+    Args:
+        name: Value of `--model`: a folder or a repository id; None is the small model inside the package.
+    """
     if name is None:
         return "janus-shapes"
     return Path(name).resolve().name if Path(name).is_dir() else name.replace("/", "--")
 
 
-# CLIPScore and FID, of images that exist already
+# The sub-commands `clipscore` and `fid`, which measure images that exist already
 
 
 def _add_image_metrics(benchmarks: Commands) -> None:
-    """Add the sub-commands `clipscore` and `fid`."""
+    """Add the sub-commands `clipscore` and `fid`, which measure existing images, to the parser of `janus-hf eval`."""
     clipscore = benchmarks.add_parser("clipscore", help="how well generated images fit their prompts, by CLIP")
     clipscore.add_argument("--clip", default="openai/clip-vit-large-patch14", help="name or folder of a CLIP")
     fid = benchmarks.add_parser("fid", help="how far generated images are from reference images")
@@ -132,7 +154,11 @@ def _add_image_metrics(benchmarks: Commands) -> None:
 
 
 def _run_clip_score(arguments: argparse.Namespace) -> int:
-    """Measure CLIPScore; return 1 if an image could not be read, otherwise 0."""
+    """Run `janus-hf eval clipscore`: measure the CLIPScore of existing images and print the report.
+
+    Returns:
+        The exit status: 1 if an image could not be read, otherwise 0.
+    """
     from janus_hf.evaluation.benchmarks.image_metrics import evaluate_clip_score, prompted_pictures, run_pictures
     from janus_hf.rewards.clip import ClipScore
 
@@ -142,7 +168,11 @@ def _run_clip_score(arguments: argparse.Namespace) -> int:
 
 
 def _run_fid(arguments: argparse.Namespace) -> int:
-    """Measure FID; return 1 if an image could not be read, otherwise 0."""
+    """Run `janus-hf eval fid`: measure the FID of existing images and print the report.
+
+    Returns:
+        The exit status: 1 if an image could not be read, otherwise 0.
+    """
     from janus_hf.evaluation.benchmarks.image_metrics import (
         VisionFeatures,
         evaluate_fid,
@@ -161,15 +191,17 @@ def _run_fid(arguments: argparse.Namespace) -> int:
 
 
 def _measure(arguments: argparse.Namespace, chosen: Options, measure: "Callable[[], Report]") -> int:
-    """Validate the output folder and the run's settings first, then measure, save the report and print it.
+    """Measure existing images for `clipscore` or `fid`, save the report in a folder and print it.
+
+    The folder and the settings are checked before measuring: a folder belongs to one set of settings.
 
     Args:
-        arguments: The parsed command line.
-        chosen: Settings that the outcome depends on; JSON values.
-        measure: Makes the report.
+        arguments: The parsed arguments of the command line.
+        chosen: Settings that the result depends on, by name; JSON values.
+        measure: Function that measures the images and returns the report.
 
     Returns:
-        1 if an image could not be read, otherwise 0.
+        The exit status: 1 if an image could not be read, otherwise 0.
     """
     from accelerate import PartialState
 
@@ -189,7 +221,7 @@ def _measure(arguments: argparse.Namespace, chosen: Options, measure: "Callable[
 
 
 def _print_comparison(arguments: argparse.Namespace) -> None:
-    """Print one table of finished runs."""
+    """Run `janus-hf eval report`: print one table that compares the reports of finished runs."""
     from janus_hf.evaluation.report import Report, compare
 
     print(compare({str(folder): Report.load(folder) for folder in arguments.folder}))

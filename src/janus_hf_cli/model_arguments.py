@@ -1,4 +1,4 @@
-"""Arguments that several commands share: the checkpoint, the device and the dtype; and the pipeline they describe."""
+"""Arguments that several commands share (model, device, dtype), and a function that loads the pipeline they name."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Commands(Protocol):
-    """The object returned by `ArgumentParser.add_subparsers`, whose class is private to argparse."""
+    """Type of the object that `ArgumentParser.add_subparsers` returns, whose class is private to argparse."""
 
     def add_parser(self, *args: Any, **kwargs: Any) -> argparse.ArgumentParser:
         """Add a sub-command and return its parser."""
@@ -19,7 +19,10 @@ class Commands(Protocol):
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--model`, `--revision`, `--device`, `--dtype` and `--quantize` to a command that loads a pipeline."""
+    """Add to a parser the arguments with which `load_pipeline` loads a pipeline.
+
+    These are `--model`, `--revision`, `--device`, `--dtype` and `--quantize`.
+    """
     group = parser.add_argument_group("model")
     group.add_argument("-m", "--model", help="repository id or folder (default: the tiny model inside the package)")
     add_revision_argument(group)
@@ -33,13 +36,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _HasArguments(Protocol):
-    """A parser or a group of its arguments."""
+    """Type of an argument parser, or of a group of a parser's arguments."""
 
     def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action: ...
 
 
 def add_dtype_argument(parser: _HasArguments) -> None:
-    """Add `--dtype` to a parser or a group of arguments."""
+    """Add the argument `--dtype`, the dtype of a model's weights, to a parser or a group of arguments."""
     parser.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
@@ -49,21 +52,23 @@ def add_dtype_argument(parser: _HasArguments) -> None:
 
 
 def add_revision_argument(parser: _HasArguments) -> None:
-    """Add `--revision` to a parser or a group of arguments."""
+    """Add the argument `--revision`, a version of a Hub repository, to a parser or a group of arguments."""
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
 
 
 def revision_kwargs(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return `{"revision": ...}` for `from_pretrained` if `--revision` was given, else an empty dict."""
+    """Return `{"revision": value}` for `from_pretrained` if `--revision` was given, otherwise an empty dict."""
     return {"revision": arguments.revision} if arguments.revision else {}
 
 
 def load_pipeline(arguments: argparse.Namespace) -> "JanusProPipeline":
-    """Load the checkpoint of `--model` on the device of `--device`; by default the model inside the package.
+    """Load the pipeline that the arguments of `add_model_arguments` describe, and return it on its device.
+
+    Without `--model` it is the small model inside the package. Without `--device` the device is `best_device()`.
 
     Raises:
         ValueError: If the device cannot be used.
-        CheckpointError: If the weights are not exactly the model's.
+        CheckpointError: If the files of the model do not hold exactly its weights.
     """
     from transformers.utils import logging
 
@@ -87,7 +92,10 @@ def load_pipeline(arguments: argparse.Namespace) -> "JanusProPipeline":
 
 
 def best_device() -> str:
-    """Return the name of this process's GPU, else of Apple's GPU, else "cpu"."""
+    """Return "cuda" if there is a CUDA GPU, else "mps" if there is an Apple GPU, else "cpu".
+
+    In a process of `accelerate launch` the name includes the index of the GPU of this process, for example "cuda:1".
+    """
     import torch
 
     if torch.cuda.is_available():
@@ -97,7 +105,7 @@ def best_device() -> str:
 
 
 def check_device(device: str) -> str:
-    """Return the name of a device after allocating an empty tensor on it.
+    """Return `device` unchanged after checking that PyTorch can allocate a tensor on it.
 
     Raises:
         ValueError: If the device cannot be used.

@@ -1,4 +1,4 @@
-"""`janus-hf prepare` and `janus-hf train`."""
+"""The commands `janus-hf prepare`, which writes training data, and `janus-hf train`, which trains a recipe."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ PREPARE_OPTIONS = ("task", "adapter", "split", "max_length", "batch_size", "num_
 
 
 def add_prepare_parser(commands: Commands) -> None:
-    """Add the sub-command `prepare`."""
+    """Add the sub-command `prepare` to the parser of `janus-hf`."""
     prepare = commands.add_parser("prepare", help="turn images and conversations into training shards")
     prepare.add_argument("source", nargs="+", help="folder, file or dataset id; name=SOURCE to name its output folder")
     prepare.add_argument("-o", "--output", type=Path, required=True, help="folder for one sub-folder per source")
@@ -27,7 +27,7 @@ def add_prepare_parser(commands: Commands) -> None:
 
 
 def add_train_parser(commands: Commands) -> None:
-    """Add the sub-command `train`."""
+    """Add the sub-command `train` to the parser of `janus-hf`."""
     train = commands.add_parser(
         "train", help="train a recipe; in several processes: accelerate launch -m janus_hf_cli train RECIPE ..."
     )
@@ -37,7 +37,7 @@ def add_train_parser(commands: Commands) -> None:
 
 
 def _prepare(arguments: argparse.Namespace) -> None:
-    """Write the shards of every source and print their numbers of rows."""
+    """Run `janus-hf prepare`: write the training shards of every data source and print its number of rows."""
     from janus_hf.data import prepare_mixture
 
     sources = {}
@@ -61,7 +61,7 @@ def _prepare(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    """Train the recipe and print its progress on standard error."""
+    """Run `janus-hf train`: train the model of a recipe (YAML file) and print the progress on standard error."""
     from janus_hf.training.run import train
 
     train(arguments.recipe, arguments.overrides, report=lambda line: print(line, file=sys.stderr))

@@ -1,1 +1,1 @@
-"""Operations on whole checkpoints: convert, merge, inspect, describe in a model card."""
+"""Functions for whole checkpoints: convert, merge and inspect them, verify them, and write their model cards."""

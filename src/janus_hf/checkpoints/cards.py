@@ -1,4 +1,4 @@
-"""Model cards: the README.md of a checkpoint that this package saves or uploads."""
+"""A function that makes the model card (README.md) of a checkpoint that this package saves or uploads."""
 
 import os
 
@@ -32,11 +32,12 @@ print(pipe.ask("fox.png", "What is in this image?"))
 
 
 def model_card(model: JanusProForConditionalGeneration, repo_id: str = "<this repository>") -> ModelCard:
-    """Return a card that states the model's sizes and dtype and shows how to use it.
+    """Return a model card that states the model's sizes and dtype and shows the code that uses the model.
 
     Args:
-        model: The model. If it was loaded from the Hub, the card names that repository as `base_model`.
-        repo_id: Repository that the card is for; without one the card's code has a placeholder.
+        model: The model. If it was loaded from another Hub repository, the card names that one as `base_model`.
+        repo_id: Id of the repository that the card belongs to. The code in the card loads the model from it; by
+            default that code has a placeholder for it.
     """
     config = model.config
     source = config.name_or_path

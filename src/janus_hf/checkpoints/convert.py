@@ -1,4 +1,4 @@
-"""Rewriting a checkpoint in the other layout."""
+"""A function that rewrites a checkpoint in another file layout: deepseek-ai's "original" one or "transformers"."""
 
 import os
 from typing import Any
@@ -20,19 +20,22 @@ def convert_checkpoint(
     max_shard_size: int | str = "5GB",
     **hub_kwargs: Any,
 ) -> None:
-    """Read a checkpoint in any layout, write it in `layout` as safetensors, reload it and compare every tensor.
+    """Read a checkpoint in either file layout, write it in `layout`, reload the copy and compare every tensor.
+
+    The weights are written as safetensors. The processor's files are written too.
 
     Args:
-        source: Repository id or folder.
-        destination: Folder to write; it is created and must be empty or absent.
-        layout: "original" or "transformers".
-        dtype: Convert the weights to this dtype; "auto" keeps the stored one.
-        max_shard_size: Upper bound of one weight file, in bytes or as "5GB".
-        hub_kwargs: Where on the Hub the source is: `revision`, `token`, `cache_dir`, ...
+        source: Repository id or folder of the checkpoint.
+        destination: Folder to write to. It must be empty, or not exist yet.
+        layout: File layout of the copy: "original" (that of deepseek-ai's releases) or "transformers" (that of
+            transformers' own Janus).
+        dtype: Dtype to convert the weights to; "auto" keeps the stored one.
+        max_shard_size: Largest size of one weight file, in bytes or as a string such as "5GB".
+        hub_kwargs: Arguments that say where on the Hub the source is: `revision`, `token`, `cache_dir`, ...
 
     Raises:
-        CheckpointError: If the source is broken, or the reloaded copy differs.
-        ValueError: If the destination is in use or the layout cannot hold the model.
+        CheckpointError: If the source does not hold exactly the model's weights, or the reloaded copy differs.
+        ValueError: If the destination is not empty, or the layout is unknown or cannot hold the model.
     """
     folder = check_new_folder(destination)
     model = JanusProForConditionalGeneration.from_pretrained(source, dtype=dtype, **hub_kwargs)

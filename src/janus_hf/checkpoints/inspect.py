@@ -1,4 +1,4 @@
-"""Describing a checkpoint from its config.json alone: family, sizes, memory."""
+"""A function that describes a checkpoint (architecture, sizes, memory) from its config.json alone."""
 
 import os
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from ..layouts import layout_of
 from ..modeling import JanusProForConditionalGeneration
 
 
-# Names of the released models by (layers, width) of the language model.
+# (number of layers, hidden size) of the language model -> name of the released model that has them.
 _RELEASED = {(24, 2048): "Janus-Pro-1B (or Janus-1.3B, which shares its architecture)", (30, 4096): "Janus-Pro-7B"}
 
-# Parts of the model by the beginnings of their parameters' names.
+# Name of a part of the model -> prefixes of the names of its parameters.
 _PARTS = {
     "language model": ("model.language_model.", "lm_head."),
     "understanding encoder": ("model.vision_model.",),
@@ -26,20 +26,20 @@ _PARTS = {
 
 @dataclass
 class CheckpointInfo:
-    """Facts about a checkpoint; `str(info)` is a table of them.
+    """Facts about a checkpoint; `str(info)` formats them as a table.
 
     Attributes:
         family: Name of the released model with this architecture, or a note that there is none.
-        layout: "original" or "transformers".
-        dtype: Dtype of the stored weights, as the config states it.
-        parameters: Number of parameters of each part of the model.
-        weight_bytes: Memory of the weights in `dtype`, in bytes.
-        cache_bytes_per_picture: Memory in bytes of the attention cache while one image is generated with guidance from
-            a prompt of 50 tokens.
+        layout: File layout: "original" (that of deepseek-ai's releases) or "transformers".
+        dtype: Dtype of the stored weights, as config.json states it.
+        parameters: Name of each part of the model -> its number of parameters.
+        weight_bytes: Memory that the weights take in `dtype`, in bytes.
+        cache_bytes_per_picture: Memory in bytes that the attention cache takes while one image is generated with
+            guidance from a prompt of 50 tokens.
         image_size: Width and height of generated images, in pixels.
         num_image_tokens: Number of image tokens per generated image.
-        codebook_size: Number of different image tokens.
-        context_length: Largest number of tokens of a conversation, images included.
+        codebook_size: Number of different image tokens, which is the size of the image codec's codebook.
+        context_length: Largest number of tokens of a conversation, those of images included.
         vocab_size: Number of different text tokens.
     """
 
@@ -73,14 +73,14 @@ class CheckpointInfo:
 
 
 def inspect_checkpoint(source: str | os.PathLike[str], **hub_kwargs: Any) -> CheckpointInfo:
-    """Describe a checkpoint without reading its weights.
+    """Describe a Janus or Janus-Pro checkpoint from its config.json, without reading its weights.
 
     Args:
-        source: Repository id or folder.
-        hub_kwargs: Where on the Hub the source is: `revision`, `token`, `cache_dir`, ...
+        source: Repository id or folder of the checkpoint.
+        hub_kwargs: Arguments that say where on the Hub the source is: `revision`, `token`, `cache_dir`, ...
 
     Raises:
-        ValueError: If the source is of another model family, or its config.json names none.
+        ValueError: If the source is another kind of model, or has no config.json that names a `model_type`.
         OSError: If the source does not exist.
     """
     raw, _ = PreTrainedConfig.get_config_dict(source, **hub_kwargs)
@@ -103,7 +103,7 @@ def inspect_checkpoint(source: str | os.PathLike[str], **hub_kwargs: Any) -> Che
     heads = text.num_key_value_heads * (
         getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     )
-    rows, positions = 2, 50 + vq.num_image_tokens  # guidance runs the prompt and the unconditional prompt
+    rows, positions = 2, 50 + vq.num_image_tokens  # guidance runs each prompt twice: as it is, and unconditionally
     return CheckpointInfo(
         family=_RELEASED.get(
             (text.num_hidden_layers, text.hidden_size), "Janus-Pro architecture, of no released size"

@@ -1,4 +1,4 @@
-"""Merging an adapter into its base model, so that one plain model can be shared."""
+"""A function that merges a PEFT adapter into its base model and saves the result as one plain checkpoint."""
 
 import json
 import logging
@@ -27,23 +27,27 @@ def merge_adapter(
     dtype: torch.dtype | str = "auto",
     max_shard_size: int | str = "5GB",
 ) -> Path:
-    """Write the base model with the adapter's changes added to its weights, reload it and compare every tensor.
+    """Add an adapter's changes to the weights of its base model, write the result and check the files by reloading.
+
+    The merged model is written as safetensors, reloaded, and compared tensor by tensor. A processor is written too if
+    the adapter or the base model has one.
 
     Args:
-        adapter: PEFT folder or repository.
-        destination: New or empty folder.
+        adapter: Folder or Hub repository of the adapter in PEFT's format.
+        destination: Folder to write to. It must be empty, or not exist yet.
         base: Folder or repository of the base model; by default the one that the adapter's config names.
-        layout: See `JanusProPreTrainedModel.save_pretrained`.
-        dtype: Convert the base model's weights to this dtype first; "auto" keeps the stored one.
-        max_shard_size: Upper bound of one weight file, in bytes or as "5GB".
+        layout: File layout of the merged model: "original" (that of deepseek-ai's releases) or "transformers" (that of
+            transformers' own Janus).
+        dtype: Dtype to convert the base model's weights to before merging; "auto" keeps the stored one.
+        max_shard_size: Largest size of one weight file, in bytes or as a string such as "5GB".
 
     Returns:
-        The destination.
+        The path of the destination.
 
     Raises:
         ValueError: If the destination is not empty, or the adapter does not name its base and none is given.
-        CheckpointError: If the adapter does not fit the base, the merged weights are not finite, or the reloaded
-            model differs.
+        CheckpointError: If the adapter does not fit the base model, the merged weights are not finite, or the reloaded
+            model differs from the merged one.
     """
     folder = check_new_folder(destination)
     base, model = _merge(adapter, base, dtype)
@@ -55,7 +59,16 @@ def merge_adapter(
 def _merge(
     adapter: str | os.PathLike[str], base: str | os.PathLike[str] | None, dtype: torch.dtype | str
 ) -> tuple[str | os.PathLike[str], JanusProForConditionalGeneration]:
-    """Return the folder or repository of the base model, and the merged model."""
+    """Load the base model and merge the adapter into it.
+
+    Args:
+        adapter: Folder or repository of the adapter.
+        base: Folder or repository of the base model; None takes the one that the adapter's config names.
+        dtype: Dtype of the base model's weights; "auto" keeps the stored one.
+
+    Returns:
+        The folder or repository of the base model, and the merged model.
+    """
     from peft import PeftConfig, PeftModel
 
     base = base or PeftConfig.from_pretrained(adapter).base_model_name_or_path
@@ -72,7 +85,7 @@ def _merge(
 
 
 def _save_processor(sources: Iterable[str | os.PathLike[str]], folder: Path) -> None:
-    """Save the processor of the first source that has one; if none has, write nothing."""
+    """Save the processor of the first source that has one in `folder`; write nothing if no source has one."""
     for source in sources:
         try:
             processor = JanusProProcessor.from_pretrained(source)

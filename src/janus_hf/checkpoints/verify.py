@@ -1,4 +1,4 @@
-"""Writing a checkpoint and proving, by reloading it, that it holds the model: shared by `convert` and `merge`."""
+"""Functions that write a checkpoint and check by reloading it that it holds the model; for `convert` and `merge`."""
 
 import os
 from pathlib import Path
@@ -11,7 +11,9 @@ from ..modeling import JanusProForConditionalGeneration
 
 
 def check_new_folder(destination: str | os.PathLike[str]) -> Path:
-    """Return the path of a folder that is to be written.
+    """Return `destination` as a path after checking that a checkpoint can be written there.
+
+    The folder may be empty or not exist yet; it is not created.
 
     Raises:
         ValueError: If the folder exists and is not empty.
@@ -26,13 +28,14 @@ def check_new_folder(destination: str | os.PathLike[str]) -> Path:
 def save_and_verify(
     model: JanusProForConditionalGeneration, folder: Path, *, layout: Layout, max_shard_size: int | str
 ) -> None:
-    """Write a model as safetensors, reload it from there and compare every tensor.
+    """Write a model to a folder as safetensors, reload it from the folder and compare every tensor.
 
     Args:
         model: Model to write.
-        folder: Folder to write to; see `check_new_folder`.
-        layout: "original" or "transformers".
-        max_shard_size: Upper bound of one weight file, in bytes or as "5GB".
+        folder: Folder to write to, which must be empty or not exist yet (see `check_new_folder`).
+        layout: File layout: "original" (that of deepseek-ai's releases) or "transformers" (that of transformers' own
+            Janus).
+        max_shard_size: Largest size of one weight file, in bytes or as a string such as "5GB".
 
     Raises:
         CheckpointError: If a tensor is missing, added or changed in the reloaded model.

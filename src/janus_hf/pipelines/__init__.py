@@ -1,4 +1,4 @@
-"""The model as a pipeline: generate images, ask about images, chat, adapters."""
+"""`JanusProPipeline`: a diffusers pipeline that generates images, answers questions and loads LoRA adapters."""
 
 from .pipeline import JanusProPipeline, JanusProPipelineOutput
 

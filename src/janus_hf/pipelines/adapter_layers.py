@@ -1,7 +1,8 @@
-"""Finding, switching and removing the layers that PEFT puts into a model.
+"""Functions that find, switch and remove the layers that PEFT adds to a model for its adapters.
 
-An adapter adds a tuner layer around each layer that it changes by a low-rank product. Modules that it trains as a
-whole (`modules_to_save` of its config) get a wrapper that holds the original and one trained copy per adapter.
+PEFT puts a tuner layer (`BaseTunerLayer`) around each layer that an adapter changes by a low-rank product. It puts a
+`ModulesToSaveWrapper` around each module that an adapter trains completely (`modules_to_save` in the adapter's
+config). That wrapper holds the base model's module and one trained copy per adapter.
 """
 
 from collections.abc import Sequence
@@ -16,33 +17,34 @@ if TYPE_CHECKING:
 
 
 def tuner_layers(model: nn.Module) -> "list[BaseTunerLayer]":
-    """Return the layers that adapters change by a low-rank product."""
+    """Return PEFT's tuner layers in the model; each wraps a layer that adapters change by a low-rank product."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
 def whole_modules(model: nn.Module) -> "list[ModulesToSaveWrapper]":
-    """Return the wrappers of modules of which adapters bring a trained copy."""
+    """Return PEFT's wrappers of the modules that adapters train completely (`modules_to_save`)."""
     from peft.utils import ModulesToSaveWrapper
 
     return [module for module in model.modules() if isinstance(module, ModulesToSaveWrapper)]
 
 
 def fused_adapters(model: nn.Module) -> list[str]:
-    """Return the names of the adapters whose products are added into the weights, sorted."""
+    """Return the sorted names of the fused adapters: those whose low-rank products are added into the weights."""
     if not hasattr(model, "peft_config"):
         return []
     return sorted({name for layer in tuner_layers(model) for name in layer.merged_adapters})
 
 
 def activate(model: nn.Module, names: Sequence[str]) -> None:
-    """Make these adapters the active ones.
+    """Make the adapters of these names the active ones and all others inactive.
 
-    transformers' `set_adapter` fails where an adapter does not bring a whole module that another one does.
+    transformers' `set_adapter` is not used, because it fails if one adapter has a trained copy of a module
+    (`modules_to_save`) and another adapter has none.
 
     Raises:
-        ValueError: If two of the adapters bring a copy of the same whole module.
+        ValueError: If two of the adapters have a trained copy of the same module, because copies cannot be added.
     """
     from peft.functional import set_adapter
 
@@ -56,24 +58,27 @@ def activate(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def set_enabled(model: nn.Module, enabled: bool) -> None:
-    """Let the active adapters take effect, or not.
+    """Turn the model's active adapters on or off; they stay loaded and active.
 
-    transformers' `enable_adapters` and `disable_adapters` leave whole modules as they are.
+    transformers' `enable_adapters` is not used, because it turns on low-rank products only and leaves the trained
+    copies of modules (`modules_to_save`) off.
     """
     for module in [*tuner_layers(model), *whole_modules(model)]:
         module.enable_adapters(enabled)
 
 
 def remove_adapter_layers(model: nn.Module) -> None:
-    """Replace tuner layers and wrappers by the layers and modules inside them.
+    """Replace every tuner layer and wrapper that PEFT added to the model by the layer or module inside it.
 
-    A whole module has no sum to fuse into: the trained copy stays if its adapter is fused, else the original.
+    The low-rank products of fused adapters stay in the weights. A module that an adapter trains completely
+    (`modules_to_save`) has no product to add. For it the trained copy stays if the adapter is fused, otherwise the
+    base model's module.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
     fused = fused_adapters(model)
-    # Innermost first, because a whole module may hold tuner layers.
+    # Innermost first, because a module that is trained completely may hold tuner layers.
     for name, module in reversed(list(model.named_modules())):
         if isinstance(module, BaseTunerLayer):
             plain = module.get_base_layer()

@@ -1,4 +1,4 @@
-"""Checks of the arguments of `JanusProPipeline.__call__`, before any of the work."""
+"""A function that checks the arguments of `JanusProPipeline.__call__` before anything is computed."""
 
 from collections.abc import Iterable
 from typing import Literal, get_args
@@ -10,7 +10,7 @@ from ..processing.batching import check_texts
 
 
 OutputType = Literal["pil", "np", "pt", "latent"]
-# Tensors that `callback_on_step_end` can receive.
+# Names of the tensors that `callback_on_step_end` can receive.
 CALLBACK_TENSORS = ("image_ids",)
 
 
@@ -28,20 +28,22 @@ def check_call_arguments(
     output_type: str,
     callback_tensors: Iterable[str],
 ) -> tuple[list[str], list[str] | None]:
-    """Check the arguments that the pipeline itself uses; the model checks those of generation.
+    """Check arguments of `JanusProPipeline.__call__` and repeat the prompts, so that there is one per image.
+
+    Only the arguments that the pipeline uses itself are checked here. The model's `generate_images` checks the others.
 
     Args:
-        vq_config: Config of the image codec, which says how large the model's images are.
-        callback_tensors: `callback_on_step_end_tensor_inputs`.
+        vq_config: Config of the image codec, which states the size of the images that the model generates.
+        callback_tensors: The argument `callback_on_step_end_tensor_inputs` of `JanusProPipeline.__call__`.
         prompt, negative_prompt, height, width, num_images_per_prompt, generator, image_ids, batch_size, output_type:
             As in `JanusProPipeline.__call__`.
 
     Returns:
-        One prompt and one negative prompt per image, images of the same prompt next to each other; None in place of
-        the negative prompts if there are none.
+        The prompts and the negative prompts, two lists with one string per image. Images of the same prompt follow
+        each other. The second list is None if no negative prompt is given.
 
     Raises:
-        ValueError, TypeError: If an argument is out of range or of the wrong kind.
+        ValueError, TypeError: If an argument is out of range or of the wrong type.
     """
     prompts = check_texts(prompt, "prompt")
     side = vq_config.image_size

@@ -1,4 +1,4 @@
-"""`ask` and `chat`: the methods of the pipeline that answer questions about images."""
+"""The pipeline methods `ask` and `chat`, which answer questions about images."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ChatPipelineMixin:
-    """Add `ask` and `chat` to a diffusers pipeline with the components `model` and `processor`."""
+    """Add the methods `ask` and `chat` to a diffusers pipeline that has the components `model` and `processor`."""
 
     model: "JanusProForConditionalGeneration"
     processor: "JanusProProcessor"
@@ -27,19 +27,20 @@ class ChatPipelineMixin:
     ) -> str | list[str]:
         """Answer a question about one or several images, or a list of questions about the same images.
 
-        A list of questions is answered as one batch and every answer is that of the question alone. The images are
-        encoded once, and the model reads the beginning that all prompts share once.
+        A list of questions is answered as one batch. Each answer is the same as if its question were asked alone. The
+        images are encoded only once, and the model processes the prefix that all prompts share only once.
 
         Args:
             image: PIL image, path, URL or array; or a list of them.
-            question: Plain text, or a list.
-            kwargs: See `chat`.
+            question: Plain text, or a list of plain texts.
+            kwargs: Keyword arguments of `chat`, for example `max_new_tokens`.
 
         Returns:
-            The answer; for a list of questions a list of answers.
+            The answer; for a list of questions a list with one answer per question.
 
         Raises:
-            ValueError: As `chat`; and for a list of questions if `kwargs` names a streamer, beams or another cache.
+            ValueError: If images and question fill the model's context, or an image cannot be read. For a list of
+                questions also if `kwargs` asks for a streamer, beam search, several sequences or another cache.
         """
         images = image if isinstance(image, (list, tuple)) else [image]
         shown = [{"type": "image", "image": one} for one in images]
@@ -63,14 +64,17 @@ class ChatPipelineMixin:
         system_prompt: str | None = "default",
         **generate_kwargs: Any,
     ) -> str:
-        """Continue a conversation about any number of images.
+        """Answer the last message of a conversation, which may contain any number of images.
 
         Args:
-            messages: Standard chat messages; `content` is a string or a list of text and image parts.
-            max_new_tokens: Upper bound on the tokens of the answer, which also ends where the context is full.
-            do_sample: Sample the answer; the default takes the likeliest token each time, as the original's demo does.
+            messages: Chat messages as in transformers, with the keys `role` and `content`; `content` is a string or a
+                list of text and image parts.
+            max_new_tokens: Upper bound on the number of tokens of the answer. The answer also ends where the model's
+                context is full.
+            do_sample: Whether to sample the answer. The default takes the most likely token at every step, as the demo
+                of deepseek-ai/Janus does.
             streamer: A transformers streamer, which shows the answer while it is generated.
-            system_prompt: "default" uses the processor's own; None or "" uses none.
+            system_prompt: "default" uses the processor's system prompt; None or "" uses none.
             generate_kwargs: Further arguments of `model.generate`.
 
         Returns:
@@ -89,7 +93,10 @@ class ChatPipelineMixin:
         )[0]
 
     def _answer(self, conversations: list[Conversation], **kwargs: Any) -> list[str]:
-        """Answer conversations that show the same images."""
+        """Answer a batch of conversations about the same images; return one answer per conversation.
+
+        If the model is offloaded, it is moved to its device and back. `kwargs` are arguments of `answering.answer`.
+        """
         device = bring_in(self)
         answers = answer(self.model, self.processor, conversations, share_prefix=True, device=device, **kwargs)
         self.maybe_free_model_hooks()

@@ -1,8 +1,8 @@
-"""LoRA adapters on a pipeline, with the method names of diffusers' pipelines.
+"""Pipeline methods that load, combine, fuse and remove LoRA adapters, named as in diffusers' pipelines.
 
-PEFT does the work, through transformers' adapter methods on the model. Adapters are PEFT folders or repositories
-(`adapter_config.json` plus `adapter_model.safetensors`), whether made on this package's model, on transformers' own
-Janus, or under the original names.
+PEFT does the work, through transformers' adapter methods of the model. An adapter is a folder or Hub repository in
+PEFT's format (`adapter_config.json` and `adapter_model.safetensors`). Its weights may have the names of this package's
+model, of transformers' own Janus, or of the code of deepseek-ai/Janus.
 """
 
 import logging
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 
 class LoraPipelineMixin(LoraBaseMixin):
-    """Add the adapter methods to a pipeline with the component `model`. They need `peft`.
+    """Add the methods for LoRA adapters to a pipeline that has the component `model`. They need the package `peft`.
 
-    diffusers recognises pipelines that can load LoRA adapters by `LoraBaseMixin`. Its methods are replaced: tried with
-    diffusers 0.42, they handle a plain adapter exactly, but for adapters with `modules_to_save`, which this package's
-    own recipes train, its `disable_lora` and `unload_lora_weights` do not bring the base model back.
+    The base class is `LoraBaseMixin` because diffusers recognises pipelines that can load LoRA adapters by it. The
+    methods of `LoraBaseMixin` are overridden. Tried with diffusers 0.42, they handle an adapter of low-rank products
+    exactly. But for an adapter that trains modules completely (`modules_to_save`), as this package's own recipes do,
+    `disable_lora` and `unload_lora_weights` of `LoraBaseMixin` do not restore the base model.
     """
 
     model: "JanusProForConditionalGeneration"
@@ -39,18 +40,21 @@ class LoraPipelineMixin(LoraBaseMixin):
     def load_lora_weights(
         self, pretrained_model_name_or_path: str | os.PathLike[str], adapter_name: str | None = None, **kwargs: Any
     ) -> None:
-        """Load an adapter and make it the active one.
+        """Load a LoRA adapter and make it the only active one.
+
+        After any error the model is the same as before the call.
 
         Args:
-            pretrained_model_name_or_path: Folder or repository in PEFT's format.
-            adapter_name: Name of the adapter in this pipeline; by default the first free one of `default_0`,
-                `default_1`, ...
-            kwargs: Where on the Hub the adapter is: `revision`, `token`, `subfolder`, `cache_dir`, ...
+            pretrained_model_name_or_path: Folder or Hub repository of the adapter in PEFT's format.
+            adapter_name: Name of the adapter in this pipeline; by default the first of `default_0`, `default_1`, ...
+                that is not in use.
+            kwargs: Arguments that say where on the Hub the adapter is: `revision`, `token`, `subfolder`, `cache_dir`,
+                ...
 
         Raises:
-            CheckpointError: If the adapter's weights do not fit the model. After this and every other error the model
-                is as it was.
-            ValueError: If the name is taken, the adapter is of another kind than LoRA, or adapters are fused.
+            CheckpointError: If the adapter's weights do not fit the model.
+            ValueError: If `adapter_name` is in use, the adapter is not a LoRA adapter, or adapters are fused into the
+                weights (`fuse_lora`).
         """
         loaded, active = self._adapter_names(), self.get_active_adapters()
         self._refuse_if_fused()
@@ -69,11 +73,23 @@ class LoraPipelineMixin(LoraBaseMixin):
         set_enabled(self.model, True)
 
     def _load(self, source: str | os.PathLike[str], name: str, hub_kwargs: dict[str, Any]) -> None:
-        """Load an adapter under a name and raise unless its weights are exactly those that the model needs for it."""
+        """Load an adapter into the model and check that the file holds exactly the weights that the adapter needs.
+
+        After an error, the part of the adapter that was loaded stays in the model; `_forget` removes it.
+
+        Args:
+            source: Folder or Hub repository of the adapter.
+            name: Name of the adapter in this pipeline.
+            hub_kwargs: Arguments that say where on the Hub the adapter is, for example `revision`.
+
+        Raises:
+            CheckpointError: If weights are missing, unexpected or of the wrong shape.
+            ValueError: If the adapter is not a LoRA adapter.
+        """
         doubt = f"The adapter {str(source)!r} does not fit this model, so it was not loaded"
         try:
             with _without_false_alarms():
-                # Wrong shapes come back in the info, and are raised below together with everything else that is wrong.
+                # The returned info lists weights of wrong shape; below, one error names them and all other mistakes.
                 info = self.model.load_adapter(
                     source, adapter_name=name, adapter_kwargs=hub_kwargs, ignore_mismatched_sizes=True
                 )
@@ -85,7 +101,7 @@ class LoraPipelineMixin(LoraBaseMixin):
                 f"`pretrained_model_name_or_path` must be a LoRA adapter, got {str(source)!r}, an adapter of kind "
                 f"{kind}; pipelines take LoRA adapters only: train one with a LoraConfig."
             )
-        # transformers also counts parameters of other adapters, and every parameter whose name contains the adapter's.
+        # transformers also lists parameters of other adapters, and every parameter whose name contains the adapter's.
         own = re.compile(rf"\.(lora_\w+|modules_to_save)\.{re.escape(name)}(\.|$)")
         missing = {key for key in info.missing_keys if own.search(key)}
         if missing or info.unexpected_keys or info.mismatched_keys:
@@ -97,9 +113,9 @@ class LoraPipelineMixin(LoraBaseMixin):
             )
 
     def _forget(self, name: str, *, then_use: Sequence[str]) -> None:
-        """Remove an adapter, also one that was loaded in part, and make `then_use` the active ones."""
+        """Remove the adapter `name`, even if only a part of it was loaded, and make the adapters `then_use` active."""
         if name in self._adapter_names():
-            if then_use:  # PEFT deletes a whole module while at most one other adapter is active
+            if then_use:  # PEFT cannot delete a trained copy of a module while several other adapters are active
                 activate(self.model, then_use[:1])
             self.model.delete_adapter(name)
         if not self._adapter_names():
@@ -108,7 +124,7 @@ class LoraPipelineMixin(LoraBaseMixin):
             activate(self.model, then_use)
 
     def get_list_adapters(self) -> dict[str, list[str]]:
-        """Return the names of the loaded adapters as `{"model": names}`, or `{}` if none is loaded."""
+        """Return the names of all loaded adapters as `{"model": [name, ...]}`, or `{}` if none is loaded."""
         names = self._adapter_names()
         return {"model": names} if names else {}
 
@@ -116,30 +132,34 @@ class LoraPipelineMixin(LoraBaseMixin):
         return list(getattr(self.model, "peft_config", {}))
 
     def get_active_adapters(self) -> list[str]:
-        """Return the names of the active adapters, also while they are disabled."""
+        """Return the names of the active adapters, even while `disable_lora` has turned them off."""
         return list(self.model.active_adapters()) if self._adapter_names() else []
 
     @property
     def fused_loras(self) -> set[str]:
-        """Names of the adapters that are fused into the weights."""
+        """Names of the adapters that `fuse_lora` has added into the model's weights."""
         return set(fused_adapters(self.model))
 
     @property
     def num_fused_loras(self) -> int:
-        """Number of adapters that are fused into the weights."""
+        """Number of adapters that `fuse_lora` has added into the model's weights."""
         return len(self.fused_loras)
 
     def set_adapters(
         self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
     ) -> None:
-        """Use these adapters together, each scaled by its weight (1 if not given).
+        """Make these adapters the active ones; the model adds their low-rank products, each scaled by a weight.
 
-        Modules that an adapter trained as a whole (`modules_to_save`) cannot be scaled, nor added to those of another
+        A module that an adapter trained completely (`modules_to_save`) cannot be scaled, nor added to that of another
         adapter.
 
+        Args:
+            adapter_names: One name of a loaded adapter, or several.
+            adapter_weights: One weight for all adapters, or one per adapter; None is 1.
+
         Raises:
-            ValueError: If a name is not loaded, there is not one weight per name, two of the adapters bring the same
-                whole module, or adapters are fused.
+            ValueError: If no adapter of a name is loaded, the number of weights is not the number of names, two of the
+                adapters have a trained copy of the same module, or adapters are fused into the weights.
         """
         names = self._check_loaded(adapter_names)
         weights = adapter_weights if isinstance(adapter_weights, Sequence) else [adapter_weights] * len(names)
@@ -156,25 +176,27 @@ class LoraPipelineMixin(LoraBaseMixin):
                 layer.set_scale(name, 1.0 if weight is None else float(weight))
 
     def enable_lora(self) -> None:
-        """Use the active adapters again after `disable_lora`."""
+        """Turn the active adapters on again after `disable_lora`."""
         set_enabled(self.model, True)
 
     def disable_lora(self) -> None:
-        """Generate and answer with the base model; the adapters stay loaded.
+        """Turn the adapters off, so that the pipeline generates and answers with the base model.
+
+        The adapters stay loaded; `enable_lora` turns them on again.
 
         Raises:
-            ValueError: If adapters are fused.
+            ValueError: If adapters are fused into the weights.
         """
         self._refuse_if_fused()
         set_enabled(self.model, False)
 
     def delete_adapters(self, adapter_names: str | Sequence[str]) -> None:
-        """Remove these adapters; the base model's weights stay as they are.
+        """Remove the adapters of these names from the model, without changing the base model's weights.
 
-        If no active adapter is left, the first one that is still loaded becomes active.
+        If this removes all active adapters, the first adapter that is still loaded becomes active.
 
         Raises:
-            ValueError: If a name is not loaded, or adapters are fused.
+            ValueError: If no adapter of a name is loaded, or adapters are fused into the weights.
         """
         self._refuse_if_fused()
         for name in self._check_loaded(adapter_names):
@@ -184,17 +206,19 @@ class LoraPipelineMixin(LoraBaseMixin):
     def fuse_lora(
         self, adapter_names: str | Sequence[str] | None = None, lora_scale: float = 1.0, safe_fusing: bool = False
     ) -> None:
-        """Add adapters into the weights: the model then has its full speed, and after `unload_lora_weights` it is a
-        plain model that can be saved.
+        """Fuse adapters: add their low-rank products into the model's weights.
+
+        The model is then as fast as without adapters. After `unload_lora_weights` it is a plain model that can be
+        saved.
 
         Args:
-            adapter_names: Adapters to add, which become the active ones; by default the active ones.
-            lora_scale: Scales what is added, on top of the adapters' weights.
-            safe_fusing: Refuse to fuse if a weight would become NaN or infinite.
+            adapter_names: Names of the adapters to fuse, which become the active ones; by default all active adapters.
+            lora_scale: Factor of the products, in addition to the weights that `set_adapters` gave the adapters.
+            safe_fusing: Whether to raise an error and fuse nothing if a weight would become NaN or infinite.
 
         Raises:
-            ValueError: If no adapter is loaded, a name is not loaded, adapters are fused already, or a weight would
-                not be finite.
+            ValueError: If no adapter is loaded, no adapter of a name is loaded, adapters are fused already, or
+                `safe_fusing` is set and a weight would not be finite.
         """
         if not self._adapter_names():
             raise ValueError("There is nothing to fuse: load an adapter with load_lora_weights first.")
@@ -213,15 +237,17 @@ class LoraPipelineMixin(LoraBaseMixin):
             raise
 
     def unfuse_lora(self) -> None:
-        """Take fused adapters out of the weights again (exact up to rounding in the weights' dtype)."""
+        """Subtract fused adapters from the weights again; this is exact up to rounding in the weights' dtype."""
         for layer in tuner_layers(self.model):
             if layer.merged:
                 layer.unmerge()
             layer.scaling.update(layer.__dict__.pop("scaling_before_fusing", {}))
 
     def unload_lora_weights(self) -> None:
-        """Remove every adapter. Fused adapters stay in the weights; without `fuse_lora` the base model comes back
-        exactly.
+        """Remove all adapters from the model.
+
+        What `fuse_lora` has added to the weights stays in them. If no adapter is fused, the model is then exactly the
+        base model.
         """
         remove_adapter_layers(self.model)
         if self._adapter_names():
@@ -230,7 +256,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         self.model._hf_peft_config_loaded = False
 
     def save_lora_weights(self, save_directory: str | os.PathLike[str]) -> None:
-        """Write the active adapter as a PEFT folder.
+        """Write the active adapter to a folder in PEFT's format.
 
         Raises:
             ValueError: If not exactly one adapter is active.
@@ -242,7 +268,11 @@ class LoraPipelineMixin(LoraBaseMixin):
         self.model.save_pretrained(save_directory)
 
     def _check_loaded(self, adapter_names: str | Sequence[str]) -> list[str]:
-        """Return the names as a list; raise ValueError if there is none or one is not loaded."""
+        """Return one or several adapter names as a list.
+
+        Raises:
+            ValueError: If there is no name, or no adapter of a name is loaded.
+        """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if unknown := sorted(set(names) - set(self._adapter_names())):
             raise ValueError(
@@ -256,7 +286,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         return names
 
     def _refuse_if_fused(self) -> None:
-        """Raise ValueError if adapters are fused."""
+        """Raise ValueError if adapters are fused into the model's weights (`fuse_lora`)."""
         if fused := fused_adapters(self.model):
             raise ValueError(
                 f"Adapters {fused} are fused into the weights: take them out with unfuse_lora() first, or keep them "
@@ -266,10 +296,11 @@ class LoraPipelineMixin(LoraBaseMixin):
 
 @contextmanager
 def _without_false_alarms() -> Iterator[None]:
-    """Silence warnings about correct adapters while one is loaded; `LoraPipelineMixin` raises if weights are missing.
+    """Silence two false warnings of PEFT and transformers while an adapter is loaded inside the `with` block.
 
-    PEFT warns of every second adapter. transformers reports the weights of the base model and of other adapters as
-    missing from the adapter's file.
+    PEFT warns when an adapter is loaded beside another one. transformers reports the weights of the base model and of
+    other adapters as missing from the adapter's file. No real error is lost: `LoraPipelineMixin` itself raises an
+    error if weights are missing.
     """
 
     def is_no_report(record: logging.LogRecord) -> bool:

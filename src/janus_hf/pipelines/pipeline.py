@@ -1,7 +1,8 @@
-"""`JanusProPipeline`: the model as a diffusers pipeline that also answers questions.
+"""`JanusProPipeline`: a diffusers pipeline that generates images from prompts and answers questions about images.
 
-Strings and images outside, token ids inside: it calls the model's `generate_images` and `generate`. Its components are
-the model and its processor. A saved pipeline is one flat folder that `AutoModel` and `AutoProcessor` read as well.
+Its components are the Janus-Pro model and the model's processor. The pipeline takes and returns strings and images. It
+calls the model's `generate_images` and `generate`, which take and return token ids. A saved pipeline is one flat
+folder, which transformers' `AutoModel` and `AutoProcessor` can load as well.
 """
 
 import os
@@ -29,12 +30,13 @@ from .pipeline_files import PipelineFilesMixin
 
 @dataclass
 class JanusProPipelineOutput(BaseOutput):
-    """Generated images.
+    """The `N` images that one call of `JanusProPipeline` has generated, each from `P` image tokens.
 
     Args:
-        images: `output_type` decides: a list of PIL images, `(N, H, W, 3)` float32 in [0, 1] ("np"), `(N, 3, H, W)` in
-            [0, 1] ("pt"), or `(N, P)` int64 image tokens ("latent").
-        image_ids: `(N, P)` int64, the image tokens in every case.
+        images: The images in the form that `output_type` names: a list of PIL images ("pil"), an array
+            `(N, H, W, 3)` float32 in [0, 1] ("np"), a tensor `(N, 3, H, W)` in [0, 1] ("pt"), or the image tokens
+            `(N, P)` int64 ("latent").
+        image_ids: `(N, P)` int64: the image tokens, for every `output_type`.
     """
 
     images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
@@ -42,11 +44,13 @@ class JanusProPipelineOutput(BaseOutput):
 
 
 class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin, DiffusionPipeline):
-    """Janus-Pro as a pipeline: `pipe("a prompt").images[0]` is an image, `pipe.ask(image, "a question")` an answer.
+    """A pipeline that generates images and answers questions about images with a Janus-Pro model.
+
+    `pipe("a prompt").images[0]` is a generated image, and `pipe.ask(image, "a question")` returns an answer.
 
     Args:
-        model: The model with both heads.
-        processor: The model's processor.
+        model: The Janus-Pro model, which generates text tokens and image tokens.
+        processor: The processor that belongs to the model.
     """
 
     model: JanusProForConditionalGeneration
@@ -89,33 +93,42 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         """Generate images from prompts.
 
         Args:
-            prompt: Description of the image; a list makes one image (or `num_images_per_prompt`) for each.
-            negative_prompt: Description of what the images must not show: one string for all prompts or one for each.
-                Guidance then leads away from it, instead of from the unconditional prompt.
-            height, width: Only the model's own image size is possible.
-            guidance_scale: 1 generates without guidance at half the cost; None is the model's own, which is 5 for the
-                released ones.
-            num_images_per_prompt: Images of one prompt follow each other in the result.
-            do_sample, temperature, top_k, top_p: How image tokens are sampled; the default samples the full softmax,
-                as the original does.
-            generator: One for all images, or a list with one for each (`len(prompt) * num_images_per_prompt`): the
-                same seed then generates the same image whatever else is in the batch.
-            image_ids: `(N, p)` int64 image tokens that the images begin with, one row per image.
-            batch_size: Number of images generated at a time; each needs its own attention cache (0.25 GB for the 1B in
-                bfloat16, 0.6 GB for the 7B). The result does not depend on it.
+            prompt: Description of the image. For a list, one image (or `num_images_per_prompt`) is generated for each
+                of its prompts.
+            negative_prompt: Description of what the images must not show: one string for all prompts, or a list with
+                one for each. Guidance then leads away from this description, instead of from the unconditional prompt
+                (the prompt with its text replaced by padding tokens).
+            height, width: Size of the images in pixels; None, or the only size that the model generates.
+            guidance_scale: Scale of classifier-free guidance. 1 generates without guidance at half the cost. None uses
+                the scale of the model's generation config, or 5 if it has none, like the released models.
+            num_images_per_prompt: Number of images per prompt; images of the same prompt follow each other.
+            do_sample, temperature, top_k, top_p: How image tokens are sampled (see
+                `JanusProForConditionalGeneration.generate_images`). The default samples from the full softmax, as
+                deepseek-ai/Janus does.
+            generator: One random generator for all images, or a list with one per image
+                (`len(prompt) * num_images_per_prompt`). With a list, the same seed generates the same image in every
+                batch.
+            image_ids: `(N, p)` int64: the first `p` image tokens of every image, from which generation continues.
+            batch_size: Number of images generated at a time. Each needs its own attention cache (0.25 GB for
+                Janus-Pro-1B in bfloat16, 0.6 GB for Janus-Pro-7B). The images do not depend on this number.
             output_type: "pil", "np", "pt" or "latent" (image tokens); see `JanusProPipelineOutput`.
-            return_dict: False returns `(images, image_ids)`.
-            callback_on_step_end: Called as `callback(pipe, step, step, {"image_ids": tokens so far})` after every
-                image token of a batch. If it returns a dict with "image_ids", the last column replaces the newest
-                tokens.
-            callback_on_step_end_tensor_inputs: Names of the tensors that the callback receives: "image_ids" or none.
-            speculative_window: Guess this number of image tokens ahead and accept the correct guesses: the same images
-                in fewer, larger steps (see `JanusProForConditionalGeneration.generate_images`). 1 guesses nothing.
-            cache_implementation: "static" or "dynamic".
+            return_dict: Whether to return a `JanusProPipelineOutput`; False returns the tuple `(images, image_ids)`.
+            callback_on_step_end: Function that is called as `callback(pipe, step, step, {"image_ids": ids})` after
+                every image token of a batch of `B` images, where `ids` `(B, step + 1)` are the tokens so far. If it
+                returns a dict with the key "image_ids", the last column of that tensor replaces the newest tokens.
+            callback_on_step_end_tensor_inputs: Names of the tensors that the callback receives: "image_ids", or an
+                empty sequence.
+            speculative_window: Number of image tokens that the model processes in one step. All but the first are
+                guesses, of which the correct ones are accepted. The images are the same, in fewer, larger steps (see
+                `JanusProForConditionalGeneration.generate_images`). 1 guesses nothing.
+            cache_implementation: "static" allocates the whole attention cache at once; "dynamic" lets it grow.
+
+        Returns:
+            The images and their image tokens.
 
         Raises:
-            ValueError, TypeError: If an argument is out of range or of the wrong kind.
-            FloatingPointError: If the model's logits stop being finite.
+            ValueError, TypeError: If an argument is out of range or of the wrong type.
+            FloatingPointError: If the model's logits are not finite.
         """
         prompts, negatives = check_call_arguments(
             self.model.config.vq_config,
@@ -170,16 +183,19 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
     def enable_fast_decoding(
         self, batch_sizes: Sequence[int] = (1,), *, speculative_window: int = 1, mode: str | None = None
     ) -> bool:
-        """Compile the step that generates an image token; see `JanusProForConditionalGeneration.compile_generation`.
+        """Compile the step that generates one image token with `torch.compile`.
+
+        See `JanusProForConditionalGeneration.compile_generation`.
 
         Args:
-            batch_sizes: Numbers of images at once to compile for now; the step is compiled for other numbers when they
-                first occur. Give the `batch_size` that you will generate with.
-            speculative_window: The one that you will generate with.
-            mode: Mode of `torch.compile`, instead of the package's choice.
+            batch_sizes: Values of `batch_size` that you will generate with; the step is compiled for them now, and for
+                any other number of images when it first occurs.
+            speculative_window: Value of `speculative_window` that you will generate with.
+            mode: `mode` of `torch.compile`; None uses this package's choice.
 
         Returns:
-            Whether the step is compiled now. Without a working compiler it is not, and a warning says so.
+            Whether the step is compiled now. If `torch.compile` does not work on this machine, the result is False and
+            a warning says why.
 
         Raises:
             ValueError: If the model is spread over devices or offloaded.
@@ -187,23 +203,26 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         return self.model.compile_generation(mode=mode, warm_up=batch_sizes, speculative_window=speculative_window)
 
     def disable_fast_decoding(self) -> None:
-        """Undo `enable_fast_decoding`."""
+        """Undo `enable_fast_decoding`: generate with the uncompiled step again."""
         self.model.compile_generation(False)
 
     def decode(
         self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
-        """Decode image tokens `(N, P)` to images, in the forms of `JanusProPipelineOutput.images`."""
+        """Decode image tokens `(N, P)` to `N` images.
+
+        The form of the result is that of `JanusProPipelineOutput.images` for the same `output_type`.
+        """
         device = bring_in(self)
         pixel_values = self.model.decode_image_ids(image_ids.to(device))
         return self.processor.post_process_images(pixel_values, output_type=output_type)
 
     def encode(self, images: ImageSource | Sequence[ImageSource]) -> torch.Tensor:
-        """Encode images as image tokens `(N, P)` int64.
+        """Encode `N` images and return their image tokens `(N, P)` int64, from which `decode` reconstructs them.
 
         Args:
-            images: PIL images, paths, URLs or arrays; one or a list. The short side is resized to the model's image
-                size and the centre is cropped.
+            images: One image or a list of images, each a PIL image, path, URL or array. The short side is resized to
+                the model's image size and the centre is cropped.
         """
         device = bring_in(self)
         pixel_values = self.processor.image_processor(images, mode="generation", return_tensors="pt").pixel_values
@@ -219,19 +238,21 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         torch_dtype: torch.dtype | str | None = None,
         **kwargs: Any,
     ) -> "JanusProPipeline":
-        """Load from a repository or folder: an original release, a transformers conversion, or a saved pipeline.
+        """Load a pipeline from a folder or Hub repository.
+
+        The files may be a release by deepseek-ai, a conversion for transformers' own Janus, or a saved pipeline.
 
         Args:
             pretrained_model_name_or_path: Repository id or folder.
-            model, processor: Components to use instead of loading them.
-            torch_dtype: Another name of `dtype`, as diffusers calls it.
-            kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to both components;
-                everything else (`dtype`, `device_map`, `quantization_config`, `variant`, ...) to the model's
-                `from_pretrained`.
+            model, processor: Model or processor to use instead of loading it.
+            torch_dtype: The argument `dtype` under the name that it has in diffusers.
+            kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
+                both model and processor. All other arguments (`dtype`, `device_map`, `quantization_config`, `variant`,
+                ...) go to that of the model.
 
         Raises:
-            CheckpointError: If the weights are not exactly the model's.
-            ValueError: If `model` is given together with arguments that load one.
+            CheckpointError: If the files do not hold exactly the model's weights.
+            ValueError: If `model` is given together with arguments that are used for loading a model.
         """
         if torch_dtype is not None:
             kwargs.setdefault("dtype", torch_dtype)
@@ -245,23 +266,28 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
                 f"`model` must be left out where other arguments load one, got both it and {', '.join(ignored)}: pass "
                 "either."
             )
-        # Original checkpoints name the placeholder in their tokenizer only.
+        # Checkpoints released by deepseek-ai name the placeholder token of images in their tokenizer only.
         if model.config.image_token_id is None:
             model.config.image_token_id = processor.image_token_id
         return cls(model=model, processor=processor)
 
     @property
     def default_guidance_scale(self) -> float:
-        """The guidance scale that `guidance_scale=None` stands for: the model's own, or the original's 5."""
+        """Guidance scale used if `guidance_scale` is None: that of the model's generation config, or 5 without one."""
         return float(getattr(self.model.generation_config, "image_guidance_scale", GUIDANCE_SCALE))
 
     def _step_callback(
         self, report_progress: Callable[[], object], callback: Callable[..., Any] | None, names: Sequence[str]
     ) -> Callable[[int, torch.Tensor], torch.Tensor | None]:
-        """Return the callback for `generate_images` that reports progress and runs the caller's callback.
+        """Return a callback for the model's `generate_images` that reports progress and runs the caller's callback.
 
-        It is called with the number of the step and the image tokens so far `(B, step + 1)`, and returns the `(B,)`
-        tokens that replace the newest ones, or None.
+        The returned function receives the number of the step and the image tokens so far `(B, step + 1)`. It returns
+        the `(B,)` tokens that replace the newest ones, or None to keep those.
+
+        Args:
+            report_progress: Function that advances the progress bar by one step.
+            callback: The caller's `callback_on_step_end`; None if there is none.
+            names: The caller's `callback_on_step_end_tensor_inputs`.
         """
 
         def on_step(step: int, image_ids: torch.Tensor) -> torch.Tensor | None:
@@ -275,7 +301,7 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
 
 
 def _join(parts: list[Any]) -> Any:
-    """Return the batches of one output type, lists of images, arrays or tensors, as one."""
+    """Concatenate the images of all batches, which are either tensors, arrays, or lists of PIL images."""
     if isinstance(parts[0], torch.Tensor):
         return torch.cat(parts)
     if isinstance(parts[0], np.ndarray):

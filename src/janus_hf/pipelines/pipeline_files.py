@@ -1,4 +1,4 @@
-"""Saving a pipeline as one folder, and uploading it to the Hub."""
+"""The pipeline methods `save_pretrained` and `push_to_hub`: save a pipeline as one folder and upload it to the Hub."""
 
 import json
 import os
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class UploadArguments(TypedDict, total=False):
-    """Arguments of `push_to_hub` that go to the Hub; `save_pretrained(push_to_hub=True)` takes them too."""
+    """Keyword arguments of an upload to the Hub, for `push_to_hub` and for `save_pretrained(push_to_hub=True)`."""
 
     repo_id: str
     private: bool | None
@@ -28,7 +28,7 @@ class UploadArguments(TypedDict, total=False):
 
 
 class PipelineFilesMixin:
-    """Add `save_pretrained` and `push_to_hub` to a diffusers pipeline with a `model` that takes adapters."""
+    """Add `save_pretrained` and `push_to_hub` to a diffusers pipeline with a `model`, a `processor` and adapters."""
 
     model: "JanusProForConditionalGeneration"
     processor: "JanusProProcessor"
@@ -46,20 +46,23 @@ class PipelineFilesMixin:
         safe_serialization: bool = True,
         **kwargs: Unpack[UploadArguments],
     ) -> None:
-        """Write one flat folder that this pipeline, `AutoModel` and `AutoProcessor` load.
+        """Write the model, the processor, the pipeline's config and a model card into one flat folder.
 
-        Depending on the layout, the original code or transformers loads it as well.
+        This pipeline, `AutoModel` and `AutoProcessor` can load the folder. Depending on `layout`, the code of
+        deepseek-ai/Janus or transformers' own Janus can load it as well.
 
         Args:
             save_directory: Folder to write to.
-            layout: See `JanusProPreTrainedModel.save_pretrained`.
-            variant, max_shard_size: As in transformers.
-            push_to_hub: Upload the folder afterwards.
-            safe_serialization: Weights are always written as safetensors; False is refused.
-            kwargs: Arguments of `push_to_hub`; `repo_id` defaults to the folder's name.
+            layout: File layout: "original" (that of deepseek-ai's releases) or "transformers". None is "original", but
+                "transformers" for a quantised model.
+            variant, max_shard_size: As in the `save_pretrained` of transformers' models.
+            push_to_hub: Whether to upload the folder after writing it.
+            safe_serialization: Must be True, because weights are always written as safetensors.
+            kwargs: Keyword arguments of the upload, see `UploadArguments`; `repo_id` defaults to the folder's name.
 
         Raises:
-            ValueError: If adapters are loaded: the folder would hold only them.
+            ValueError: If adapters are loaded, because the folder would then hold only them; if `safe_serialization`
+                is False; or if the layout is unknown or cannot hold the model.
             TypeError: If an argument is unknown, or is for the upload and `push_to_hub` is False.
         """
         known = UploadArguments.__annotations__ if push_to_hub else {}
@@ -91,14 +94,15 @@ class PipelineFilesMixin:
             self._upload(save_directory, **upload)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Upload the pipeline with a model card.
+        """Upload the pipeline with a model card to a repository on the Hub.
 
         Args:
             repo_id: `name` or `organisation/name`; the repository is created if it does not exist.
-            kwargs: The other `UploadArguments`; everything else goes to `save_pretrained`.
+            kwargs: Keyword arguments of the upload (`private`, `token`, `commit_message`, `create_pr`); all others are
+                arguments of `save_pretrained`.
 
         Returns:
-            The commit's URL.
+            The URL of the commit.
         """
         upload = {name: kwargs.pop(name) for name in UploadArguments.__annotations__ if name in kwargs}
         with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +110,10 @@ class PipelineFilesMixin:
             return self._upload(folder, repo_id=repo_id, **upload)
 
     def _upload(self, folder: str | os.PathLike[str], **upload: Unpack[UploadArguments]) -> str:
-        """Upload a saved pipeline with a model card that names its repository, and return the commit's URL."""
+        """Upload the folder of a saved pipeline and return the URL of the commit.
+
+        The folder's model card (README.md) is rewritten first, so that it names the repository.
+        """
 
         def write_card(full_id: str) -> None:
             model_card(self.model, full_id).save(Path(folder, "README.md"))

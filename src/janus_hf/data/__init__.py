@@ -1,7 +1,9 @@
-"""From images, prompts and conversations to training batches. Needs `pip install janus_hf[train]`.
+"""Functions and classes that turn images, prompts and conversations into batches for training.
 
-`prepare` (once, to disk) or `prepare_rows` (in memory) makes rows of ids. `make_plan` orders them and groups them into
-packs, each of which fills one row of a batch. `PackedDataset` reads the packs, and `JanusProCollator` makes batches.
+They need `pip install janus_hf[train]`. `prepare` (to disk, once) or `prepare_rows` (in memory) tokenizes the rows of
+a data set. `make_plan` decides the order of the tokenized rows and groups them into packs; a pack is a list of them
+that shares one row of a batch. `PackedDataset` reads the packs of a plan by number, `stream_packs` makes packs without
+a plan, and `JanusProCollator` makes a batch of tensors from a list of packs.
 """
 
 from importlib.util import find_spec

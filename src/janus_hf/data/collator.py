@@ -1,7 +1,8 @@
-"""From packs of documents to the batch that `JanusProForConditionalGeneration.forward` trains on.
+"""`JanusProCollator`, which makes a batch for `JanusProForConditionalGeneration.forward` from a list of packs.
 
-Documents of a row are isolated by position ids that restart at 0, WITHOUT an attention mask: transformers builds the
-block-diagonal mask from positions only if there is no mask, and leaks silently between documents if there is one.
+A pack is a list of documents (tokenized rows) that share one row of the batch. The documents of a row are isolated by
+position ids that restart at 0, WITHOUT an attention mask: transformers builds the block-diagonal mask from the
+positions only if there is no mask. If there is one, documents attend to each other, and no error is raised.
 """
 
 import hashlib
@@ -18,38 +19,39 @@ from .schema import TASKS
 
 
 class JanusProCollator:
-    """Function of a trainer that makes a batch of B rows from a list of B packs.
+    """Collate function for a trainer or DataLoader, which makes a batch of B rows from a list of B packs.
 
-    A pack is a list of documents that share one row of the batch. Joint ids are token ids in which image code c is
-    `V + c`, V being the size of the text vocabulary.
+    A pack is a list of documents (tokenized rows) that share one row of the batch. Joint ids are token ids in which
+    image code c is `V + c`, V being the size of the text vocabulary.
 
     | key | shape, dtype | meaning |
     |---|---|---|
     | `input_ids` | `(B, T)` int64 | joint ids; padding on the right is one more document |
     | `labels` | `(B, T)` int64 | joint ids, -100 where nothing is trained |
     | `position_ids` | `(B, T)` int64 | positions, from 0 in every document |
-    | `pixel_values` | `(M, 3, S, S)` float32 | images to understand, in reading order |
-    | `cu_seq_lens_q`, `_k` | `(documents + 1,)` int32 | with `varlen`: where documents start in `B * T` |
+    | `pixel_values` | `(M, 3, S, S)` float32 | the M images to understand, in reading order |
+    | `cu_seq_lens_q`, `_k` | `(documents + 1,)` int32 | with `varlen`: starts in the flattened batch, then `B * T` |
     | `max_length_q`, `_k` | int | with `varlen`: length of the longest document |
     | `task_ids` | `(B, T)` int64 | with `return_task_ids`: index in `TASKS` of each trained label, else -1 |
 
-    If a batch has no image, an untrained document with a grey one is appended to the shortest row, or forms a row of
-    its own if it does not fit there. So all ranks of a distributed run go through the vision tower.
+    If a batch has no image, an untrained document with a grey image is appended to the shortest row, or becomes a row
+    of its own if it does not fit there. So all ranks of a distributed run go through the vision tower.
 
     Args:
-        processor: The processor of inference; it makes the pixels.
-        caption_drop: Probability that a drawing row (a prompt and the image to generate) is learned without its
-            prompt: all ids between BOS and BOI (begin-of-image) become padding that is attended to, as in the
-            sampler's unconditional row. The length stays. `seed` and the document's `source`, `row` and `visit` alone
-            decide, so that a resumed run and any rank decide the same.
+        processor: The processor that is used in inference; its image processor makes the pixels.
+        caption_drop: Probability that a drawing document (a prompt and the image to generate) is learned without its
+            prompt: all ids between BOS and BOI (begin-of-image) become padding ids that are attended to, as in the
+            unconditional row of classifier-free guidance. The length stays the same. `seed` and the document's
+            `source`, `row` and `visit` alone decide, so that a resumed run and any rank decide the same.
         seed: Seed of the caption drop.
-        max_length: Length of the longest row that the grey image may make: the model's context, not the length of
+        max_length: Largest length to which the grey image may extend a row: the model's context, not the length of
             packs, which are full. By default the tokenizer's `model_max_length`.
         pad_to: Pad all rows to this number of ids (static shapes); by default to the longest row of the batch.
-        always_picture: False leaves batches without images without `pixel_values`. That is cheaper, and right where
-            the vision tower and its aligner are not trained.
-        varlen: Add the arguments of flash-attention's variable-length kernels.
-        return_task_ids: Add `task_ids`, for losses per task. The model does not take them: pop them first.
+        always_picture: Whether a batch without images gets a grey one. False leaves such batches without
+            `pixel_values`, which is cheaper, and correct where the vision tower and its aligner are not trained.
+        varlen: Add the arguments of flash-attention's variable-length kernels (see the table).
+        return_task_ids: Add `task_ids`, from which losses per task are computed. The model does not accept them:
+            remove them from the batch first.
     """
 
     def __init__(
@@ -75,13 +77,14 @@ class JanusProCollator:
         """Make a batch of tensors from packs.
 
         Args:
-            packs: `{"documents": [prepared rows]}` dicts, or bare prepared rows, which are packs of one.
+            packs: `{"documents": [prepared rows]}` dicts, one per row of the batch. A prepared row (dict with
+                `input_ids`, `labels`, ...) may be given instead and is then the only document of its pack.
 
         Returns:
-            The tensors of the class's table.
+            A dict of tensors with the keys of the table in the class docstring.
 
         Raises:
-            ValueError: If there is nothing to collate, or a row is longer than `pad_to`.
+            ValueError: If `packs` is empty, or a row is longer than `pad_to`.
         """
         if not packs:
             raise ValueError("`packs` must hold at least one pack, got none: leave out empty batches.")
@@ -129,15 +132,19 @@ class JanusProCollator:
         return batch | (_varlen(starts, len(rows) * width) if self.varlen else {})
 
     def drops_caption(self, document: Mapping[str, Any]) -> bool:
-        """Return whether a document is learned without its prompt at this visit of its row.
+        """Return whether a document is trained without its prompt: True with the probability `caption_drop`.
+
+        A hash of `seed` and of the document's `source`, `row` and `visit` decides.
 
         Args:
-            document: A prepared row with `source`, `row` and `visit`.
+            document: A prepared row with the keys `source` (name of its data set), `row` (which row of it) and `visit`
+                (number of times that the row came before).
 
         Raises:
-            ValueError: If the document does not say which row it is: all such documents would have the same fate.
+            ValueError: If one of these keys is missing, unless `caption_drop` is 0 or 1. The decision would be the
+                same for all such documents.
         """
-        # Where nothing is decided by chance, rows that do not say which they are can be collated too.
+        # If nothing is decided by chance, a document need not have the keys that identify its row.
         if self.caption_drop in (0, 1):
             return bool(self.caption_drop)
         if missing := {"source", "row", "visit"} - set(document):
@@ -145,13 +152,13 @@ class JanusProCollator:
                 "A drawing row must say which row it is for its caption to be dropped, got one without "
                 f"{sorted(missing)}: take it from a PackedDataset or stream_packs, or set caption_drop=0."
             )
-        # A hash instead of a generator: the decision must not depend on which documents came before.
+        # A hash decides, because a random generator would make the decision depend on the documents before this one.
         identity = f"{self.seed}/{document['source']}/{document['row']}/{document['visit']}"
         number = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big")
         return number < self.caption_drop * 2**64
 
     def _input_ids(self, document: Mapping[str, Any]) -> np.ndarray:
-        """Return the document's joint ids `(T,)`, with the prompt replaced by padding if it is dropped."""
+        """Return the token ids `(T,)` of a document, with padding ids for the prompt if `drops_caption` drops it."""
         ids = np.asarray(document["input_ids"])
         if document["prompt_end"] < 0 or not self.drops_caption(document):
             return ids
@@ -161,7 +168,12 @@ class JanusProCollator:
         return ids
 
     def _add_dummy(self, rows: list[list[Mapping[str, Any]]]) -> None:
-        """Append an untrained document with a grey image to the shortest row, or as a row of its own, in place."""
+        """Add an untrained document with a grey image to a batch without images, in place.
+
+        Args:
+            rows: The documents of every row of the batch. The shortest row gets the document; if it does not fit
+                there, it becomes a row of its own.
+        """
         processor = self.processor
         dummy = grey_document(
             processor.image_token_id,
@@ -178,11 +190,15 @@ class JanusProCollator:
 
 
 def _varlen(starts: list[int], total: int) -> dict[str, Any]:
-    """Return the arguments of flash-attention's variable-length kernels.
+    """Return the arguments of flash-attention's variable-length kernels as a dict.
 
     Args:
-        starts: First positions of all documents in the flattened batch.
+        starts: First positions of all documents (tokenized rows) in the flattened batch.
         total: Number of positions of the flattened batch.
+
+    Returns:
+        `cu_seq_lens_q` and `cu_seq_lens_k`, `starts` followed by `total`, `(documents + 1,)` int32; `max_length_q` and
+        `max_length_k`, the length of the longest document.
     """
     bounds = torch.tensor([*starts, total], dtype=torch.int32)
     longest = int(bounds.diff().max())

@@ -1,8 +1,10 @@
-"""Packs as data sets: by number, from a plan (exact, resumable), or as a stream over shards (too large to plan).
+"""Data sets of packs: `PackedDataset` reads the packs of a plan by number, `stream_packs` makes a stream of packs.
 
-A pack is a list of documents that share one row of the batch; both data sets yield it as `{"documents": [...]}`. A
-document is a prepared row (see `store.table_row`) plus `source` (name), `row` and `visit` (how often the row came
-before), which together decide what is random about it (caption drop). `JanusProCollator` takes lists of such packs.
+A pack is a list of documents (tokenized rows) that share one row of the batch. Both data sets yield a pack as
+`{"documents": [...]}`. A plan is exact and can be resumed at any pack; a stream is for data too large to plan. A
+document is the dict that `store.table_row` returns, plus `source` (name of its data set), `row` (which row of the
+source) and `visit` (number of times that the row came before). These three decide what is random about the document:
+whether its caption is dropped. `JanusProCollator` makes a batch from a list of packs.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,14 +21,16 @@ from .store import PreparedDataset, read_index, read_shard, shard_paths, table_r
 
 
 class PackedDataset:
-    """The packs of a plan by number: `packed[i]` is `{"documents": [...]}` of pack `i`.
+    """Map-style data set of the packs of a plan: `packed[i]` is pack `i` as `{"documents": [...]}`.
 
-    Any DataLoader reads it as a map-style data set, without shuffling, because the plan is shuffled already.
+    A pack is a list of documents (tokenized rows) that share one row of the batch. Use a DataLoader without shuffling,
+    because the order of the packs in the plan is random already.
 
     Args:
-        sources: Name -> prepared rows.
-        plan: A plan made for these sources. By default every row comes once, in packs of `max_length`.
-        max_length: Number of ids that a pack of the default plan holds at most.
+        sources: Source name -> prepared rows.
+        plan: Plan that `make_plan` made for these sources. By default a plan in which every row comes once, in packs
+            of `max_length`.
+        max_length: Largest number of ids in a pack of the default plan.
 
     Raises:
         ValueError: If the plan was made for other sources, or both or neither of `plan` and `max_length` are given.
@@ -47,7 +51,7 @@ class PackedDataset:
                 f"`sources` must be those of the plan, {sorted(plan.names)}, got {sorted(sources)}: open the same "
                 "sources, or make a new plan."
             )
-        # Names alone would accept a source that was prepared again, with other rows.
+        # The names would also match a source that was prepared again, with other rows.
         plan.check_lengths(_lengths(sources))
         self.sources, self.plan = dict(sources), plan
 
@@ -65,25 +69,29 @@ class PackedDataset:
         }
 
     def efficiency(self) -> float:
-        """Return the share of positions that hold documents, in [0, 1]; see `PackPlan.efficiency`."""
+        """Return the share of the packs' positions that hold documents, not padding, in [0, 1]."""
         return self.plan.efficiency(_lengths(self.sources))
 
     def to_hf(self) -> datasets.Dataset:
         """Return the packs as a `datasets.Dataset`, the only kind of data set that TRL accepts.
 
-        It has one column, `pack`, and a transform that reads the documents: rows come out as `{"documents": ...}`.
-        Train with `remove_unused_columns=False`, because the Trainer would drop the documents otherwise.
+        It has one column, `pack` (the number of the pack), and a transform that reads the documents, so that indexing
+        it returns `{"documents": ...}`. Train with `remove_unused_columns=False`, because the Trainer would drop the
+        documents otherwise.
         """
         dataset = datasets.Dataset.from_dict({"pack": np.arange(len(self), dtype=np.int32)})
         return dataset.with_transform(self._read)
 
     def _read(self, batch: Mapping[str, list[int]]) -> dict[str, list[Any]]:
-        """Return the documents of a batch of pack numbers; the transform of `to_hf`."""
+        """Return `{"documents": [...]}`, with one list of documents for each of the pack numbers in `batch["pack"]`.
+
+        `to_hf` sets this function as the transform of its data set.
+        """
         return {"documents": [self[index]["documents"] for index in batch["pack"]]}
 
 
 def _lengths(sources: Mapping[str, PreparedDataset]) -> dict[str, np.ndarray]:
-    """Return the lengths of the rows of every source, by name."""
+    """Return a dict: source name -> the number of ids of every row of the source, `(rows,)` int32."""
     return {name: source.lengths for name, source in sources.items()}
 
 
@@ -96,21 +104,23 @@ def stream_packs(
     pool_size: int = POOL_SIZE,
     epochs: int | None = None,
 ) -> datasets.IterableDataset:
-    """Read shards in a random order, mix their rows by ratio and pack them as they come. No plan is made.
+    """Return a stream of packs, made from rows that are read in random order and mixed by ratio, without a plan.
 
-    Shards are dealt to ranks (by `datasets.distributed.split_dataset_by_node`, or the Trainer) and to loader workers.
-    All get the same number only if the number of shards is a multiple of ranks x workers. Ratios hold for each
-    worker's own stream. Resuming is approximate: skipping packs gives the same stream only with the same ranks,
-    workers and sources.
+    A pack is a list of documents (tokenized rows) that share one row of the batch; the stream yields it as
+    `{"documents": [...]}`. Shards (files of prepared rows) are distributed over ranks (by
+    `datasets.distributed.split_dataset_by_node`, or the Trainer) and over the workers of a DataLoader. All get the
+    same number of shards only if the number of shards (of the source that has fewest) is a multiple of ranks x
+    workers. Ratios hold in the stream of each worker. Resuming is approximate: skipping packs gives the same stream
+    only with the same ranks, workers and sources.
 
     Args:
-        folders: Name -> folder that `prepare` wrote.
-        max_length: Number of ids that a pack holds at most. Reading a longer row raises `ValueError`.
-        ratios: Name -> share in rows, in any unit.
+        folders: Source name -> folder that `prepare` wrote.
+        max_length: Largest number of ids in a pack. Reading a longer row raises `ValueError`.
+        ratios: Source name -> its share in rows, in any unit.
         seed: Seed of the order of shards, and of rows within a shard.
         pool_size: Number of rows to choose from while packing; they are held in memory.
-        epochs: Stop when any source has been read this number of times. None never stops (give the trainer
-            `max_steps`).
+        epochs: Number of times that a source is read; the stream ends when any source has been read this often. None
+            makes the stream endless (give the trainer `max_steps`).
 
     Raises:
         ValueError: If ratios and sources do not match, or a source has no rows.
@@ -122,8 +132,9 @@ def stream_packs(
             f"`folders` must hold prepared shards with rows, got none for the sources {empty}: run janus-hf prepare "
             "first."
         )
-    # `datasets` deals one list to ranks and workers, so each part must hold shards of every source, and there are no
-    # more parts than the smallest source has shards. Part `i` holds every `count`-th shard, from the `i`-th.
+    # `datasets` distributes the elements of one list over ranks and workers. So each element (part) must hold shards
+    # of every source, and there are no more parts than the smallest source has shards. Part `i` holds every `count`-th
+    # shard, from the `i`-th on.
     count = min(map(len, shards.values()))
     parts = [{name: paths[index::count] for name, paths in shards.items()} for index in range(count)]
     settings = {
@@ -137,9 +148,9 @@ def stream_packs(
 
 
 def _shards_with_rows(folder: str) -> list[str]:
-    """Return the paths of the shards that hold rows.
+    """Return the paths of those shards (files of prepared rows) in a folder that hold at least one row.
 
-    A worker that was dealt only shards whose rows were all skipped would look for a row without end.
+    A worker that has only shards whose rows were all skipped would search for a row forever.
     """
     filled = set(read_index(folder).column("shard").to_numpy().tolist())
     return [str(path) for shard, path in enumerate(shard_paths(folder)) if shard in filled]
@@ -153,7 +164,12 @@ def _stream(
     pool_size: int,
     epochs: int | None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the packs of one worker, from its parts of the shards; the generator behind `stream_packs`."""
+    """Yield the packs of one worker as `{"documents": [...]}`; the stream of `stream_packs` runs this function.
+
+    Args:
+        parts: The worker's shards (files of prepared rows), as dicts of source name -> paths.
+        max_length: See `stream_packs`, also for the other arguments.
+    """
     names = list(ratios)
     rows = [_rows(name, [path for part in parts for path in part[name]], seed, epochs) for name in names]
     for documents in pack(_sized(rows, ratios), max_length, pool_size=pool_size):
@@ -161,7 +177,12 @@ def _stream(
 
 
 def _sized(rows: list[Iterator[dict[str, Any]]], ratios: Mapping[str, float]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield `(length, document)` from all sources in turn; stop when a source has no row left at its turn."""
+    """Yield pairs `(number of ids, document)` from all sources in turns; stop if a source has no row at its turn.
+
+    Args:
+        rows: One iterator over documents (tokenized rows) per source.
+        ratios: Source name -> its share in rows, in the order of `rows`.
+    """
     for source in take_turns(list(ratios.values())):
         if (document := next(rows[source], None)) is None:
             return
@@ -169,17 +190,27 @@ def _sized(rows: list[Iterator[dict[str, Any]]], ratios: Mapping[str, float]) ->
 
 
 def _rows(name: str, paths: list[str], seed: int, epochs: int | None) -> Iterator[dict[str, Any]]:
-    """Yield the documents of one source, shard by shard in random order, `epochs` times or without end."""
+    """Yield the documents (tokenized rows) of one source in random order, `epochs` times, or without end if None.
+
+    Both the shards and the rows within a shard are in random order. Every document is given its `source`, `row` and
+    `visit`.
+
+    Args:
+        name: Name of the source.
+        paths: Paths of its shards.
+        seed: Seed of the order.
+        epochs: Number of times to read all shards.
+    """
     visit = 0
     while epochs is None or visit < epochs:
-        # Seeded anew at every visit, so that its order does not depend on how the visits before it were read.
+        # Every visit (pass over the source) has its own seed, so that its order does not depend on earlier visits.
         generator = np.random.default_rng([seed, visit])
         for shard in generator.permutation(len(paths)):
             table = read_shard(paths[shard])
             for row in generator.permutation(len(table)):
                 yield table_row(table, int(row)) | {
                     "source": name,
-                    # The number in the source is not known from a shard alone; this names the row as well.
+                    # A shard alone does not tell the row's number in the source, but this also identifies the row.
                     "row": f"{Path(paths[shard]).stem}:{row}",
                     "visit": visit,
                 }

@@ -1,8 +1,9 @@
-"""From raw rows to documents: the ids a model is trained on, which of them are trained, and the image files it needs.
+"""Functions that turn raw rows into documents. A document is one tokenized training example: ids, labels and images.
 
-Every id comes from the calls that inference makes (`JanusProProcessor`), so training and inference cannot disagree.
-Trained is what the model has to write in inference: in a conversation everything that follows "<|Assistant|>:" up to
-and including end-of-sentence, in a drawing row all image codes (the first one too), in a plain text all ids but BOS.
+All ids come from the methods of `JanusProProcessor` that inference calls, so training and inference cannot disagree.
+The model is trained on the ids that it has to generate in inference: in a conversation everything that follows
+"<|Assistant|>:", up to and including end-of-sentence; in a drawing row (a prompt and the image to generate) all image
+codes, including the first one; in a plain text all ids except BOS.
 """
 
 import io
@@ -20,23 +21,24 @@ from ..processing.batching import encode, splice_images
 from .schema import IMAGE_MARK, RawRow, RowError, Task
 
 
-IGNORE = -100  # label where nothing is trained: the index that cross-entropy ignores
+IGNORE = -100  # label of ids that are not trained; cross-entropy ignores it by default
 
 
 @dataclass
 class Document:
-    """One training example: token ids, labels and images.
+    """One tokenized training example: token ids, labels and images.
 
-    The ids of a drawing row (a prompt and the image to generate) end at begin-of-image (BOI) until `add_codes` appends
-    the image's codes.
+    A document for the task "drawing" (a prompt and the image to generate) first ends at begin-of-image (BOI). Then
+    `add_codes` appends the codes of its image.
 
     Args:
         task: "text", "understanding" or "drawing".
-        input_ids: Joint ids: text ids below the vocabulary size V, image code c as V + c.
+        input_ids: Joint ids: text ids are below the vocabulary size V, and image code c is V + c.
         labels: The same ids, or -100 where nothing is trained; as long as `input_ids`.
-        images: Encoded image files of an understanding row, in reading order.
-        prompt_end: Index of BOI in a drawing row, -1 in others.
-        target: The image that a drawing row trains to generate, until its codes are there.
+        images: Encoded image files that an "understanding" document refers to, in reading order.
+        prompt_end: Index of BOI in `input_ids` for the task "drawing", -1 for the others.
+        target: Image that a "drawing" document trains the model to generate. None for other tasks, and once its codes
+            are added.
     """
 
     task: Task
@@ -47,23 +49,27 @@ class Document:
     target: Image.Image | None = None
 
     def add_codes(self, code_ids: list[int]) -> None:
-        """Append the codes of the target image, given as joint ids, and drop the image."""
+        """Append the codes of the target image to ids and labels, and set `target` to None.
+
+        Args:
+            code_ids: The codes as joint ids: code c is V + c, V being the size of the text vocabulary.
+        """
         self.input_ids, self.labels = self.input_ids + code_ids, self.labels + code_ids
         self.target = None
 
     def to_row(self) -> dict[str, Any]:
-        """Return the document as a prepared row, a dict with the columns of `store.SCHEMA`."""
+        """Return the document as a prepared row, which is a dict with the columns of `store.SCHEMA`."""
         row = {name: getattr(self, name) for name in ("input_ids", "labels", "task", "images", "prompt_end")}
         return row | {"length": len(self.input_ids)}
 
 
 @dataclass(frozen=True)
 class RowImages:
-    """The images of a raw row.
+    """The images of one raw row (see `schema`), as `open_images` reads them.
 
     Args:
-        files: Encoded image files of a conversation, in reading order.
-        target: Decoded target of a drawing row.
+        files: Encoded image files of a conversation, in reading order; empty for other rows.
+        target: Decoded image that a drawing row (prompt and image) trains the model to generate; None for other rows.
     """
 
     files: list[bytes] = field(default_factory=list)
@@ -71,14 +77,16 @@ class RowImages:
 
 
 def open_images(row: RawRow, *, folder: str | os.PathLike[str] = ".") -> RowImages:
-    """Read and decode all images of a raw row. Threads may call this at the same time.
+    """Read all images of a raw row, check that they can be decoded, and return them.
+
+    Several threads may call this at the same time.
 
     Args:
-        row: See `schema`.
-        folder: Folder where relative paths start.
+        row: Dict with `messages`, with `prompt` and `image`, or with `text` (see `schema`).
+        folder: Folder that relative image paths start from.
 
     Raises:
-        RowError: If an image does not exist or does not decode.
+        RowError: If an image does not exist or cannot be decoded.
     """
     if "prompt" in row:
         return RowImages(target=_open(row.get("image"), Path(folder))[0])
@@ -86,12 +94,17 @@ def open_images(row: RawRow, *, folder: str | os.PathLike[str] = ".") -> RowImag
 
 
 def make_document(row: RawRow, images: RowImages, processor: JanusProProcessor) -> Document:
-    """Make a document from a raw row (see `schema`) and its opened images.
+    """Tokenize a raw row (see `schema`) and return the document: ids, labels and images of one training example.
 
-    Only one thread at a time may call this with one processor, because tokenizers are not safe in threads.
+    Only one thread at a time may call this with one processor, because tokenizers are not safe in several threads.
+
+    Args:
+        row: Dict with `messages`, with `prompt` and `image`, or with `text`.
+        images: Images of the row, as returned by `open_images`.
+        processor: Processor of the model that will be trained.
 
     Raises:
-        RowError: If the row cannot be trained on.
+        RowError: If the row cannot be used for training.
     """
     if "prompt" in row:
         return _drawing(row["prompt"], images.target, processor)
@@ -101,14 +114,16 @@ def make_document(row: RawRow, images: RowImages, processor: JanusProProcessor) 
 
 
 def _open(image: Any, folder: Path) -> tuple[Image.Image, bytes | None]:
-    """Return the decoded image, and the bytes of its file if it came as a file.
+    """Return `(image, content)`: a decoded image, and the bytes of its encoded file.
+
+    The content is None unless the image was given as bytes or as the path of a file.
 
     Args:
-        image: Whatever `load_picture` reads, or a dict of `datasets`.
-        folder: Folder where relative paths start.
+        image: Anything that `load_picture` reads, or a `{"bytes", "path"}` dict of `datasets`.
+        folder: Folder that relative image paths start from.
 
     Raises:
-        RowError: If there is no such file, or it does not decode.
+        RowError: If there is no image or no such file, or the file cannot be decoded.
     """
     if isinstance(image, Mapping):  # the form in which `datasets` hands out undecoded images
         image = image["path"] if image.get("bytes") is None else image["bytes"]
@@ -121,13 +136,22 @@ def _open(image: Any, folder: Path) -> tuple[Image.Image, bytes | None]:
     except FileNotFoundError as error:
         raise RowError("missing_picture", f"{error} Relative paths start in {str(folder)!r}.") from error
     except ValueError as error:
-        # Without memory addresses, so that every run writes the same message to disk.
+        # Memory addresses are removed, so that every run writes the same message to disk.
         raise RowError("bad_picture", re.sub(r" object at 0x[0-9a-f]+", "", str(error))) from error
     return decoded, image if isinstance(image, bytes) else None
 
 
 def _file(image: Any, folder: Path) -> bytes:
-    """Return the image as an encoded file: the bytes it came with, otherwise a PNG, which loses nothing."""
+    """Return an image as the bytes of an encoded file.
+
+    Args:
+        image: Bytes or a path, whose file is returned as it is, or another form that `load_picture` reads, which is
+            encoded as PNG, without loss.
+        folder: Folder that relative image paths start from.
+
+    Raises:
+        RowError: If there is no image or no such file, or the file cannot be decoded.
+    """
     decoded, content = _open(image, folder)
     if content is None:
         buffer = io.BytesIO()
@@ -137,7 +161,13 @@ def _file(image: Any, folder: Path) -> bytes:
 
 
 def _drawing(prompt: Any, target: Image.Image | None, processor: JanusProProcessor) -> Document:
-    """Make the document of a drawing row up to BOI; its codes are added once the image is encoded."""
+    """Tokenize the prompt of an image to be generated, and return a document that ends at begin-of-image.
+
+    The document keeps the image as its `target`, so that the caller can encode it and append the codes.
+
+    Raises:
+        RowError: If the prompt is empty, or holds the placeholder of an image to understand.
+    """
     if not isinstance(prompt, str) or not prompt.strip():
         raise RowError("empty_text", f"A prompt must be a non-empty string, got {prompt!r}.")
     ids = processor.prepare_image_generation(prompt)["input_ids"][0].tolist()
@@ -148,7 +178,7 @@ def _drawing(prompt: Any, target: Image.Image | None, processor: JanusProProcess
 
 
 def _plain_text(text: Any, processor: JanusProProcessor) -> Document:
-    """Make the document of a text without turns: BOS, the text and end-of-sentence."""
+    """Tokenize a plain text and return its document: BOS, the text and end-of-sentence; all but BOS are trained."""
     if not isinstance(text, str) or not text.strip():
         raise RowError("empty_text", f"A text must be a non-empty string, got {text!r}.")
     ids = [*(token for token, _ in encode(processor.tokenizer, [text])[0]), processor.eos_token_id]
@@ -158,15 +188,21 @@ def _plain_text(text: Any, processor: JanusProProcessor) -> Document:
 
 
 def _conversation(messages: Any, files: list[bytes], processor: JanusProProcessor) -> Document:
-    """Make the document of a conversation, in which the answers are trained."""
+    """Tokenize a conversation and return its document, in which only the assistant's answers are trained.
+
+    Args:
+        messages: List of `{"role", "content"}` dicts, not yet checked.
+        files: Encoded image files that the conversation refers to, in reading order.
+        processor: Processor of the model that will be trained.
+    """
     turns = _mark_images(_check_messages(messages), len(files), processor.image_token)
     text = processor.apply_chat_template(turns)
     trained = _written_spans(turns, text, processor)
-    # The ids of `processor(text, images)` without its pixels, which the collator makes when a row is used.
+    # These are the ids of `processor(text, images)`. The pixels are made later, by the collator.
     image_id = processor.image_token_id
     image_ids = [processor.boi_token_id, *[image_id] * processor.num_image_tokens, processor.eoi_token_id]
     pieces = splice_images(encode(processor.tokenizer, [text])[0], image_id=image_id, spliced_ids=image_ids)
-    # A token is trained if any of its characters is: one token may join the end of a prompt and the first word.
+    # A token is trained if any of its characters is, because one token may join the end of a prompt and an answer.
     labels = [
         token if any(start < last and end > first for first, last in trained) else IGNORE
         for token, (start, end) in pieces
@@ -175,13 +211,13 @@ def _conversation(messages: Any, files: list[bytes], processor: JanusProProcesso
 
 
 def _check_messages(messages: Any) -> list[dict[str, str]]:
-    """Return the messages with their contents as strings.
+    """Check the messages of a raw row, and return them as `{"role", "content"}` dicts whose contents are strings.
 
     Turns must alternate from the user (after an optional system message) to the assistant, because the prompt format
     puts end-of-sentence after every second turn, whatever its role.
 
     Raises:
-        RowError: If the messages have another form.
+        RowError: If the messages have another form, or an answer is empty.
     """
     if not isinstance(messages, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in messages):
         raise RowError("bad_conversation", f"`messages` must be a list of messages, got {str(messages)[:200]}.")
@@ -198,10 +234,14 @@ def _check_messages(messages: Any) -> list[dict[str, str]]:
 
 
 def _content(content: Any) -> str:
-    """Return the content of a message as a string with `<image>` marks.
+    """Return the content of a message as one string, in which `<image>` marks the position of each image.
 
     Args:
-        content: A string, or a list of parts `{"type": "text" | "image", ...}`.
+        content: A string, which is returned as it is, or a list of parts `{"type": "text" | "image", ...}`, which are
+            joined by newlines.
+
+    Raises:
+        RowError: If the content is neither.
     """
     if isinstance(content, str):
         return content
@@ -211,15 +251,18 @@ def _content(content: Any) -> str:
 
 
 def _mark_images(turns: list[dict[str, str]], count: int, image_token: str) -> list[dict[str, str]]:
-    """Return the turns with one `image_token` per image: where `<image>` stands, otherwise before the first question.
+    """Return the turns of a conversation with the processor's image placeholder at the position of every image.
+
+    A placeholder replaces each `<image>`. If there is no such mark, placeholders for all images are inserted before
+    the text of the first user turn.
 
     Args:
-        turns: Checked messages.
-        count: Number of images of the row.
+        turns: Messages that `_check_messages` returned.
+        count: Number of images of the conversation.
         image_token: The processor's placeholder for one image.
 
     Raises:
-        RowError: If marks and images differ in number, or a mark stands outside the user's turns.
+        RowError: If marks and images differ in number, or a mark is outside the user's turns.
     """
     turns = [turn | {"content": turn["content"].replace(IMAGE_MARK, image_token)} for turn in turns]
     marks = sum(turn["content"].count(image_token) for turn in turns)
@@ -236,16 +279,22 @@ def _mark_images(turns: list[dict[str, str]], count: int, image_token: str) -> l
 
 
 def _written_spans(turns: list[dict[str, str]], text: str, processor: JanusProProcessor) -> list[tuple[int, int]]:
-    """Return the spans `(start, end)` of characters of `text` that the model writes in inference, one per answer.
+    """Return the spans `(start, end)` of characters in `text` that the model generates in inference, one per answer.
 
-    A span is what the rendered conversation up to the answer adds to the answer's rendered prompt.
+    A span begins where the rendered prompt of the answer ends, and ends where the conversation rendered up to this
+    answer ends.
+
+    Args:
+        turns: Messages of the conversation.
+        text: The whole conversation, rendered by the chat template of `processor`.
+        processor: Processor whose chat template rendered `text`.
     """
     spans = []
     for index, turn in enumerate(turns):
         if turn["role"] == "assistant":
             prompt = processor.apply_chat_template(turns[:index], add_generation_prompt=True)
             answered = processor.apply_chat_template(turns[: index + 1])
-            # A custom chat template may break either rule; the labels would then be wrong without notice.
+            # A custom chat template may break either rule, and the labels would then be wrong without an error.
             assert text.startswith(answered), "the chat template is not incremental"
             assert answered.startswith(prompt), "the chat template does not go on from its own prompt"
             spans.append((len(prompt), len(answered)))

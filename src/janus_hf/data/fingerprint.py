@@ -1,4 +1,7 @@
-"""What prepared data depend on, and whether a model and its processor are those that the data were prepared for."""
+"""Functions that compute the fingerprint of a model and its processor, and compare it with that of prepared data.
+
+A fingerprint holds the facts on which the ids in prepared data depend: token ids, sizes and hashes.
+"""
 
 import hashlib
 import json
@@ -12,19 +15,21 @@ from ..protocols import HasImageTokens
 
 
 def fingerprint(model: HasImageTokens, processor: JanusProProcessor) -> dict[str, Any]:
-    """Return the facts of a model and its processor that prepared ids depend on.
+    """Return the facts of a model and its processor that the ids in prepared data depend on.
 
-    Image codes mean something only to the codec that made them, and text ids only to their tokenizer.
+    Image codes have a meaning only for the codec that made them, and text ids only for their tokenizer.
 
     Args:
         model: `JanusProForConditionalGeneration` with the weights of its codec loaded.
         processor: The model's processor.
 
     Returns:
-        `{"model": {...}, "processor": {...}}`: numbers, and hashes of 16 hexadecimal digits.
+        `{"model": {...}, "processor": {...}}`. Each inner dict maps the name of a fact to a number, or to a hash of 16
+        hexadecimal digits.
 
     Raises:
-        ValueError: If model and processor do not belong together.
+        ValueError: If token ids or sizes differ between model and processor, or the image placeholder's id is not in
+            the text vocabulary.
     """
     config, codec = model.config, model.model.vqmodel
     # A model without a padding id of its own takes the processor's, so the two cannot disagree.
@@ -42,7 +47,7 @@ def fingerprint(model: HasImageTokens, processor: JanusProProcessor) -> dict[str
                 f"The {name} must be the same in model and processor, got {ours} in the model and {theirs} in the "
                 "processor: load both from the same checkpoint."
             )
-    # An id past the vocabulary would be read as an image code, because joint ids go on with codes there.
+    # An id past the vocabulary would be read as an image code, because the joint id of code c is vocab_size + c.
     if config.image_token_id >= config.text_config.vocab_size:
         raise ValueError(
             f"The image placeholder's id must be below the size of the text vocabulary, got {config.image_token_id} "
@@ -62,7 +67,7 @@ def fingerprint(model: HasImageTokens, processor: JanusProProcessor) -> dict[str
 
 
 def processor_fingerprint(processor: JanusProProcessor) -> dict[str, Any]:
-    """Return the processor's half of `fingerprint`, for callers without a model."""
+    """Return the entry "processor" of `fingerprint` (name of a fact -> number or hash); this needs no model."""
     # The vocabulary gives ids their meaning, and the template decides which ids surround a turn.
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "boi_token_id", "eoi_token_id", "image_token_id")
     vocabulary = json.dumps(sorted(processor.tokenizer.get_vocab().items())).encode()
@@ -76,12 +81,12 @@ def processor_fingerprint(processor: JanusProProcessor) -> dict[str, Any]:
 
 
 def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], name: str) -> None:
-    """Raise `ValueError`, with both values of every difference, unless the data have the expected fingerprint.
+    """Raise `ValueError`, with both values of every difference, unless prepared data have the expected fingerprint.
 
     Args:
-        found: Fingerprint of the data; further entries are ignored.
-        expected: Fingerprint of the model and processor in use, or a part of one.
-        name: Name of the data, for the message.
+        found: Fingerprint of the data, as in `meta.json`; entries that `expected` does not have are ignored.
+        expected: Fingerprint of the model and processor in use (see `fingerprint`), or only one of its two entries.
+        name: Name of the data, for the error message.
     """
     differences = [
         f"  {key}: {found[part].get(key)} in the data, {value} in the {part}"
@@ -98,8 +103,8 @@ def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], nam
 
 
 def _hash_weights(weights: Sequence[torch.Tensor]) -> str:
-    """Return a short SHA-256, 16 hexadecimal digits, of the weights' values."""
-    # In bfloat16, so that one checkpoint has one hash whatever precision it is loaded in.
+    """Return the SHA-256 of the values of all weights, rounded to bfloat16, shortened to 16 hexadecimal digits."""
+    # Weights are hashed in bfloat16, so that a checkpoint has the same hash in whatever precision it is loaded.
     digest = hashlib.sha256()
     for weight in weights:
         digest.update(weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())

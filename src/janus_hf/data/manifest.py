@@ -1,4 +1,8 @@
-"""`meta.json`: the request of a preparation, written at its beginning, and its result, added when all shards exist."""
+"""Functions that write `meta.json`, the file that describes how the rows in a folder were prepared.
+
+`begin` writes the request (source and arguments) before the first row is prepared. `finish` adds the result (counts of
+rows) when all shards, the files of prepared rows, exist.
+"""
 
 import json
 import os
@@ -32,14 +36,16 @@ logger = logging.get_logger(__name__)
 
 
 def describe_request(preparer: RowPreparer, source: Source) -> dict[str, Any]:
-    """Return the entries of `meta.json` that prepared rows depend on, besides the content of the source.
+    """Return the entries of `meta.json` that say how rows are prepared, such as `model`, `adapter` and `max_length`.
+
+    Prepared rows depend on these entries and on the content of the source only.
 
     Args:
-        preparer: Turns the rows of the source into prepared rows.
+        preparer: The `RowPreparer` that will turn the rows of the source into prepared rows.
         source: The source as the user named it; only a short description of it is kept.
 
     Raises:
-        ValueError: If model and processor do not belong together.
+        ValueError: If the token ids or sizes of model and processor differ.
     """
     return {
         **fingerprint(preparer.model, preparer.processor),
@@ -52,10 +58,15 @@ def describe_request(preparer: RowPreparer, source: Source) -> dict[str, Any]:
 
 
 def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
-    """Write `meta.json`, or compare `meta` with the one that an earlier run wrote, and return `meta`.
+    """Write `meta.json` in the folder `output`, or check that an earlier run wrote the same request; return `meta`.
+
+    Args:
+        output: Folder for the prepared rows.
+        meta: Result of `describe_request`, with the entries `source_rows`, `options` and `rows_per_shard` added.
 
     Raises:
-        ValueError: If the folder holds something else, or rows that were prepared otherwise.
+        ValueError: If the folder has shards (files of prepared rows) but no `meta.json`, or its rows were prepared
+            with another model, processor or other arguments.
     """
     path = output / META
     if not path.exists():
@@ -64,7 +75,8 @@ def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
                 f"`output_dir` must be an empty folder, or an earlier run's with its {META}, got {str(output)!r}, "
                 f"which has shards but no {META}: choose another folder, or delete this one."
             )
-        # Before the first shard, so that a later run with other arguments is refused and not mixed in.
+        # This is written before the first shard, so that a later run with other arguments is refused, and the folder
+        # never holds rows of both.
         write_json(meta | {"complete": False}, path)
         return meta
     earlier = json.loads(path.read_text(encoding="utf-8"))
@@ -80,14 +92,15 @@ def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
-    """Write `index.arrow` and the counts over all shards, mark `meta.json` as complete, and open the folder.
+    """Write `index.arrow`, add the counts of rows to `meta.json`, mark it as complete, and return the prepared rows.
 
-    Any rank may call this, and several may at the same time: all of them write the same content.
+    The index holds the length, task and shard of every row. Any rank may call this, and several may at the same time:
+    all of them write the same content.
 
     Args:
-        output: The folder of the shards.
-        meta: What `begin` returned.
-        total: Number of shards of the source.
+        output: Folder of the shards (files of prepared rows).
+        meta: Dict that `begin` returned.
+        total: Number of shards that the whole source makes.
 
     Raises:
         ValueError: If there are not `total` shards, or all of their rows were skipped.
@@ -101,8 +114,8 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
     skipped: Skipped = []
 
     def tables() -> Iterator[pa.Table]:
-        """Yield the shards, and collect the rows that were skipped in them."""
-        # One shard is open at a time, because Linux allows a process only 65,530 maps.
+        """Yield the table of each shard (Arrow file), in order, and append the rows skipped in it to `skipped`."""
+        # One shard is open at a time, because Linux allows a process only 65,530 memory maps.
         for path in paths:
             table = read_shard(path)
             skipped.extend(skipped_rows(table.schema))
@@ -111,25 +124,28 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
     index = make_index(tables())
     meta = meta | counts(len(index), skipped) | {"complete": True, "num_shards": total}
     report(meta)
-    # `meta.json` comes last, because it says that everything else is there.
+    # `meta.json` is written last, because it says that everything else is there.
     write_shard(index, output / INDEX)
     write_json(meta, output / META)
-    # Temporary files have unique names, so those of killed processes are never overwritten.
+    # Temporary files have unique names, so those of killed processes are not overwritten and must be deleted here.
     for left_by_a_kill in output.glob(".shard-*"):
         left_by_a_kill.unlink(missing_ok=True)
     return load_prepared(output)
 
 
 def finish_prepared(folder: str | os.PathLike[str]) -> None:
-    """Finish a preparation that no rank could finish. Call it in one process, once all ranks of `prepare` are done.
+    """Finish a preparation that no rank could finish. Call it in one process, after `prepare` on all ranks.
 
-    A network file system may show each rank the other ranks' last shards late, so that every rank returns without
-    having counted the rows. Nothing is done if the folder is complete, if shards are missing, or if the source was a
-    stream.
+    On a network file system, each rank may see the last shards (files of prepared rows) of other ranks late. Then
+    every rank returns without having counted the rows; this function counts them and marks the folder as complete. It
+    does nothing if the folder is complete, if shards are missing, or if the source was a stream.
+
+    Args:
+        folder: Folder that `prepare` wrote.
     """
     output = Path(folder)
     meta = json.loads((output / META).read_text(encoding="utf-8"))
-    # Only the process that reads a stream knows how many shards it has.
+    # Only a process that reads a stream to its end knows how many shards it has.
     if meta["complete"] or meta["source_rows"] is None:
         return
     total = -(-meta["source_rows"] // meta["rows_per_shard"])
@@ -138,7 +154,16 @@ def finish_prepared(folder: str | os.PathLike[str]) -> None:
 
 
 def counts(num_rows: int, skipped: Skipped) -> dict[str, Any]:
-    """Count kept rows and skipped rows by reason; include the first ten skipped rows as examples."""
+    """Return the counts of a preparation, as they are written to `meta.json`.
+
+    Args:
+        num_rows: Number of prepared rows.
+        skipped: `(number in the source, reason, message)` of every skipped row.
+
+    Returns:
+        A dict with `num_rows`, `skipped` (reason -> number of rows) and `skipped_examples` (the first ten of
+        `skipped`).
+    """
     return {
         "num_rows": num_rows,
         "skipped": dict(Counter(reason for _, reason, _ in skipped)),
@@ -147,10 +172,10 @@ def counts(num_rows: int, skipped: Skipped) -> dict[str, Any]:
 
 
 def report(meta: dict[str, Any]) -> None:
-    """Warn of skipped rows; raise `ValueError` if all rows were skipped.
+    """Log a warning if rows were skipped in a preparation; raise `ValueError` if all rows were skipped.
 
     Args:
-        meta: Entries of `meta.json`, with those of `counts`.
+        meta: Entries of `meta.json`, including those that `counts` returns.
     """
     if meta["skipped"]:
         listing = ", ".join(f"{count} {reason}" for reason, count in sorted(meta["skipped"].items()))

@@ -1,7 +1,9 @@
-"""From raw sources to prepared rows: images become codes and texts become ids, once, so that training reads numbers.
+"""`prepare`, `prepare_rows` and `prepare_mixture`, which turn raw data sets (sources) into prepared rows for training.
 
-A source is cut into shards of consecutive rows. A shard is either finished (its file is there) or not begun. Restarts,
-ranks and counting need to know nothing else: every process makes those shards of its rank that are not there yet.
+Texts become token ids and images to be generated become codes, once, so that training need not encode them. `prepare`
+cuts a source into shards, which are files of consecutive rows. A shard is either finished (its file exists) or not
+begun, and every process makes those shards of its rank that do not exist yet. Restarting, dividing the work between
+ranks and counting rows need no other state.
 """
 
 import json
@@ -24,7 +26,7 @@ from .store import PreparedDataset, make_table, shard_paths, write_shard
 
 logger = logging.get_logger(__name__)
 
-ROWS_PER_SHARD = 1024  # by default, and always for streams
+ROWS_PER_SHARD = 1024  # rows per shard by default, and always for streams
 
 
 def prepare_rows(
@@ -39,20 +41,20 @@ def prepare_rows(
     num_threads: int = 4,
     folder: str | os.PathLike[str] | None = None,
 ) -> PreparedDataset:
-    """Prepare a small source in memory.
+    """Prepare a small source in memory, and return its prepared rows (tokenized training examples).
 
     Args:
         source: A list of dicts (raw rows, or rows with columns that an adapter reads), or any source of `prepare`.
-        model: See `prepare`, as for all further arguments.
+        model: See `prepare` for this and all further arguments.
 
     Raises:
-        ValueError: If no adapter reads the columns, the source is empty, or no row of it can be trained on.
+        ValueError: If no adapter reads the columns, the source is empty, or no row of it can be used for training.
     """
     if isinstance(source, (list, tuple)):
         if not source:
             raise empty_source(source)
         rows, names = source, None
-        # Rows of a list need not all have the same columns, so those of the first row would not do.
+        # Rows of a list may differ in their columns, so the columns of the first row are not enough.
         columns = list(dict.fromkeys(name for row in source for name in row))
     else:
         rows = open_source(source)
@@ -86,35 +88,36 @@ def prepare(
     folder: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> PreparedDataset | None:
-    """Prepare a source into a folder of Arrow shards. After a kill, the same call goes on where the first one stopped.
+    """Prepare a source as a folder of Arrow files (shards). After an interruption, the same call resumes the work.
 
     Args:
-        source: See `sources.open_source`.
+        source: Data set to prepare, in any form that `sources.open_source` accepts.
         output_dir: Folder for the rows of this source alone; it is created.
-        model: `JanusProForConditionalGeneration`, on the device that is to encode images.
+        model: `JanusProForConditionalGeneration`, on the device where images are to be encoded.
         processor: The model's processor.
-        task: Take rows as examples of "text", "understanding" or "drawing" (generation); skip and count others. By
-            default the columns decide.
-        adapter: Name of an adapter (`schema.ADAPTERS`); by default the columns decide.
-        max_length: Number of ids of the longest row; longer rows are skipped and counted, never cut. By default the
-            length of the model's context.
+        task: Task whose rows are kept: "text", "understanding" or "drawing" (generation). Other rows are skipped and
+            counted. By default the columns decide the task.
+        adapter: Name of the adapter that converts the columns (a key of `schema.ADAPTERS`); by default the columns
+            decide.
+        max_length: Largest number of ids of a prepared row; longer rows are skipped and counted, never cut. By default
+            the length of the model's context.
         batch_size: Number of rows that are read at a time, and so the largest number of images in memory.
         num_threads: Number of threads that decode and resize images.
-        num_shards: Number of shards, by default one per 1024 rows. For streaming, take a multiple of ranks x loader
-            workers.
+        num_shards: Number of shards, by default one per 1024 rows. For `stream_packs`, choose a multiple of ranks x
+            DataLoader workers.
         rank: Number of this process, which makes every `world_size`-th shard. By default the value in the environment
             that `accelerate launch` and `torchrun` set.
         world_size: Number of processes; the default is as for `rank`. Ranks do not communicate, and their number may
-            change between runs. Where they share a network file system, call `finish_prepared` once all are done.
-        folder: Folder where relative image paths start; by default the source's.
+            change between runs. If they share a network file system, call `finish_prepared` once all have returned.
+        folder: Folder that relative image paths start from; by default that of the source.
         options: Further arguments of `sources.open_source` (`split`, `name`, `streaming`, ...).
 
     Returns:
         The prepared rows; None if other ranks still have shards to make.
 
     Raises:
-        ValueError: If no adapter reads the columns, the source is empty, no row can be trained on, or the folder holds
-            rows that were prepared otherwise.
+        ValueError: If no adapter reads the columns, the source is empty, no row can be used for training, or the
+            folder holds rows that were prepared for another model or with other arguments.
     """
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
@@ -145,7 +148,7 @@ def prepare(
     for shard, start, chunk in _chunks(rows, rows_per_shard):
         total = shard + 1
         path = output / f"shard-{shard:06d}.arrow"
-        # A shard is renamed into place when it is whole, so one that exists needs no second look.
+        # A shard gets its name only when it is complete, so one that exists is finished.
         if shard % world_size == rank and not path.exists():
             title = f"{output.name}, shard {total} of {num_shards or '?'}"
             prepared, skipped = preparer(_progress(chunk, title), start)
@@ -165,20 +168,20 @@ def prepare_mixture(
     processor: JanusProProcessor,
     **defaults: Any,
 ) -> dict[str, PreparedDataset | None]:
-    """Prepare several sources, each into the folder `output_dir/name`. `janus-hf prepare` calls this.
+    """Prepare several sources, each into the folder `output_dir/name`. The command `janus-hf prepare` calls this.
 
     Args:
-        sources: Name -> source, or `{"source": ...}` with further arguments of `prepare` for this source.
-        output_dir: Parent of the folders; created.
+        sources: Name -> source, or name -> dict with `"source"` and further arguments of `prepare` for this source.
+        output_dir: Parent of the sources' folders; it is created.
         model: `JanusProForConditionalGeneration`.
         processor: The model's processor.
         defaults: Arguments of `prepare` for all sources. A source's own arguments take precedence.
 
     Returns:
-        Name -> the prepared rows, or None if other ranks still have shards to make.
+        A dict: name -> the prepared rows, or None if other ranks still have shards to make.
 
     Raises:
-        ValueError: If there is no source, an entry names none, or `prepare` refuses one.
+        ValueError: If `sources` is empty, an entry has no `"source"`, or `prepare` raises it for a source.
     """
     if not sources:
         raise ValueError("`sources` must hold at least one source, got none: name the data to prepare.")
@@ -196,7 +199,12 @@ def prepare_mixture(
 
 
 def _rows_per_shard(rows: Rows, num_shards: int | None) -> int:
-    """Return the number of rows in every shard but the last; raise `ValueError` if `num_shards` is out of range."""
+    """Return the number of rows in every shard; the last may have fewer. Raise `ValueError` for a bad `num_shards`.
+
+    Args:
+        rows: Rows of the opened source.
+        num_shards: Number of shards, in [1, number of rows]; None for the default, and for a stream.
+    """
     if num_shards is None:
         return ROWS_PER_SHARD
     if not hasattr(rows, "__len__"):
@@ -212,9 +220,13 @@ def _rows_per_shard(rows: Rows, num_shards: int | None) -> int:
 
 
 def _chunks(rows: Rows, size: int) -> Iterator[tuple[int, int, Iterable[Any]]]:
-    """Yield `(number of the shard, number of its first row, its rows)`."""
+    """Cut rows into shards of `size` rows, the last of which may be shorter.
+
+    Yields:
+        `(number of the shard, number of its first row, its rows)` for each shard.
+    """
     if hasattr(rows, "__len__"):
-        # `select` reads nothing, so shards of other ranks cost nothing; of a stream, every rank reads every row.
+        # `select` reads nothing, so shards of other ranks cost nothing. Of a stream, every rank reads all rows.
         for shard, start in enumerate(range(0, len(rows), size)):
             yield shard, start, rows.select(range(start, min(start + size, len(rows))))
         return
@@ -226,7 +238,7 @@ def _chunks(rows: Rows, size: int) -> Iterator[tuple[int, int, Iterable[Any]]]:
 
 
 def _progress(rows: Any, title: str) -> Iterable[Any]:
-    """Return the rows, showing a progress bar while they are read."""
+    """Return an iterable over `rows` that shows a progress bar with this title while it is read."""
     progress: Iterable[Any] = logging.tqdm(rows, desc=title, unit="row", leave=False)
     return progress
 

@@ -1,4 +1,7 @@
-"""From rows of one source to prepared rows, a batch at a time, wherever the rows come from and go to."""
+"""`RowPreparer`, which turns rows of a data set into prepared rows: token ids, labels and image files.
+
+It works on one batch of rows at a time. Its callers decide where rows are read from and where results are stored.
+"""
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,21 +22,22 @@ Skipped: TypeAlias = list[tuple[int, str, str]]
 
 
 class RowPreparer:
-    """Callable that turns rows of one source into prepared rows.
+    """Callable that turns rows of one source (data set) into prepared rows, dicts with the columns of `store.SCHEMA`.
 
-    Images are read and resized in threads and encoded in batches.
+    Images are read and resized in several threads. Images to be generated are encoded as codes in batches.
 
     Args:
-        model: `JanusProForConditionalGeneration`. Its codec runs on its device and in its dtype.
+        model: `JanusProForConditionalGeneration`. Its codec (image tokenizer) runs on the model's device and in its
+            dtype.
         processor: The model's processor.
-        adapter: Converts the source's columns to raw rows.
-        task: Skip rows that are no examples of this task. None takes all.
-        names: Names of the classes in the `label` column, if the source has them.
-        max_length: Number of ids of the longest document. Longer ones are skipped, never cut. By default the length of
-            the model's context.
-        batch_size: Number of rows, and so the largest number of images, that are encoded at a time.
+        adapter: Adapter that converts the columns of the source to raw rows (see `schema`).
+        task: Task whose rows are kept ("text", "understanding" or "drawing"); other rows are skipped. None keeps all.
+        names: Names of the classes in the column `label`, if the source has them.
+        max_length: Largest number of ids of a prepared row. Longer rows are skipped, never cut. By default the length
+            of the model's context.
+        batch_size: Number of rows, and so the largest number of images, that are processed at a time.
         num_threads: Number of threads that read and resize images.
-        folder: Folder where relative image paths start.
+        folder: Folder that relative image paths start from.
     """
 
     def __init__(
@@ -66,14 +70,15 @@ class RowPreparer:
         self.lock = threading.Lock()
 
     def __call__(self, rows: Iterable[Mapping[str, Any]], start: int = 0) -> tuple[list[dict[str, Any]], Skipped]:
-        """Turn rows of the source into prepared rows.
+        """Turn rows of the source into prepared rows, and skip rows that cannot be used for training.
 
         Args:
-            rows: Rows of the source.
-            start: Number of the first of them in the source.
+            rows: Consecutive rows of the source.
+            start: Number of the first of these rows in the source, counted from 0.
 
         Returns:
-            The prepared rows, in order, and `(number, reason, message)` of the skipped ones.
+            The prepared rows, in the order of `rows`, and a list with the tuple `(number of the row in the source,
+            reason, message)` of every skipped row.
         """
         done: list[dict[str, Any]] = []
         skipped: Skipped = []
@@ -90,22 +95,25 @@ class RowPreparer:
         return done, skipped
 
     def _document(self, row: Mapping[str, Any]) -> tuple[Document | RowError, torch.Tensor | None]:
-        """Return the document and, for drawing rows, its target's pixels `(1, 3, S, S)`.
+        """Tokenize one row, and read the image to be generated if the row has one.
 
-        On failure return the `RowError` and None: one bad row must not stop the others of its batch.
+        Returns:
+            `(document, pixels)`: the tokenized row, and the pixels `(1, 3, S, S)` of the image to be generated, or
+            None if there is none. For a row that must be skipped, `(error, None)`: the `RowError` is returned and not
+            raised, because one bad row must not stop the other rows of its batch.
         """
         try:
             try:
                 raw = self.adapter.convert(row, self.names)
-            except KeyError as error:  # rows of a list need not all have the first one's columns
+            except KeyError as error:  # the rows of a list may differ in their columns
                 raise RowError("missing_column", f"The row must have a column {error}, got {sorted(row)}.") from error
             images = open_images(raw, folder=self.folder)
-            # Only reading and resizing images gains from threads, and a tokenizer must not be used by two of them.
+            # Only reading and resizing images is faster in threads, and tokenizers are not safe in several threads.
             with self.lock:
                 document = make_document(raw, images, self.processor)
             if self.task is not None and document.task != self.task:
                 raise RowError("other_task", f"The row must be one for {self.task}, got one for {document.task}.")
-            # Codes are added later but count here: encoding an image whose row is then skipped would be wasted.
+            # Codes are added later but counted now, because encoding the image of a skipped row would be wasted work.
             codes = self.model.config.vq_config.num_image_tokens if document.target is not None else 0
             if (length := len(document.input_ids) + codes) > self.max_length:
                 raise RowError("too_long", f"The row must have at most {self.max_length} ids, got {length}.")
@@ -119,7 +127,12 @@ class RowPreparer:
         return document, pixels
 
     def _add_codes(self, documents: Sequence[tuple[Document, torch.Tensor | None]]) -> None:
-        """Encode the pixels of all drawing rows in one batch and append the codes to their documents."""
+        """Encode the images to be generated in one batch, and append their codes to the documents (tokenized rows).
+
+        Args:
+            documents: Pairs `(document, pixels)` as `_document` returns them. Documents whose pixels are None do not
+                change.
+        """
         drawings = [(document, pixels) for document, pixels in documents if pixels is not None]
         if drawings:
             codes = self.model.encode_image_ids(torch.cat([pixels for _, pixels in drawings]))

@@ -1,6 +1,6 @@
-"""The rows that training data come in, and the adapters that turn the columns of other data sets into them.
+"""Definition of the raw rows that training data consist of, and adapters that convert other columns to raw rows.
 
-A raw row is one of three kinds, told apart by its columns:
+A raw row is a dict of one of three kinds. Its columns decide which:
 
 | row | columns | task |
 |---|---|---|
@@ -8,9 +8,10 @@ A raw row is one of three kinds, told apart by its columns:
 | drawing row | `prompt`: str; `image`: the image to be generated from it | drawing |
 | plain text | `text`: str | text |
 
-An image is whatever `janus_hf.processing.load_picture` reads, or a `{"bytes", "path"}` dict of `datasets`. In a
-conversation an image stands where the content says `<image>` (or the processor's own placeholder). If the content says
-so nowhere, all images stand before the text of the first user turn.
+An image is anything that `janus_hf.processing.load_picture` reads, or a `{"bytes", "path"}` dict, the form of
+undecoded images in `datasets`. In a conversation, each `<image>` (or the processor's own placeholder) in a content
+marks the position of one image. If no content has a mark, all images are inserted before the text of the first user
+turn.
 """
 
 import re
@@ -25,15 +26,15 @@ TASKS: tuple[str, ...] = get_args(Task)
 RawRow: TypeAlias = dict[str, Any]
 
 IMAGE_MARK = "<image>"
-DESCRIBE = "Describe this picture."  # the question of described captions; part of the prepared data, so it stays
+DESCRIBE = "Describe this picture."  # question for captions used as answers; prepared data contain it
 
 
 class RowError(ValueError):
-    """A row that cannot be trained on. Preparation counts it under `reason`, skips it and goes on.
+    """Error about a row that cannot be used for training. `prepare` catches it, counts the row and skips it.
 
     Args:
-        reason: One of the reasons listed in docs/data.md, for counting.
-        message: What is wrong with the row.
+        reason: Short name of the reason, by which rows are counted, such as "too_long"; docs/data.md lists all.
+        message: Description of what is wrong with the row.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -43,15 +44,18 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A pure function that turns rows with certain columns into raw rows, and the facts needed to choose it.
+    """Conversion of a data set's rows to raw rows, and the facts by which `choose_adapter` chooses it.
+
+    A raw row is a dict with `messages` (and `images`), with `prompt` and `image`, or with `text`.
 
     Args:
-        name: Value of the argument `adapter` of `prepare` that chooses it.
-        columns: Description of the columns it reads, for messages.
-        task: Task of its rows; None where the row decides (conversations with or without images).
-        matches: Function that receives the column names of a data set and returns whether the adapter reads them.
-        convert: `(row, class_names) -> raw row`; `class_names` are those of the `label` column, if known. Raises
-            `RowError` if the row cannot be trained on.
+        name: Value of the argument `adapter` of `prepare` that selects this adapter.
+        columns: Description of the columns that the adapter reads, for error messages.
+        task: Task of the raw rows it makes. None if each row decides: a conversation with images is for understanding,
+            one without is text.
+        matches: Function that receives the column names of a data set and returns whether the adapter can read it.
+        convert: Function `(row, class_names) -> raw row`. `class_names` are the names of the classes in the column
+            `label`, or None if they are unknown. It raises `RowError` if the row cannot be used for training.
     """
 
     name: str
@@ -61,21 +65,21 @@ class Adapter:
     convert: Callable[[Mapping[str, Any], Sequence[str] | None], RawRow]
 
 
-_IMAGES = ("image", "jpg", "jpeg", "png", "webp")  # the last four are members of WebDataset archives
+_IMAGES = ("image", "jpg", "jpeg", "png", "webp")  # the last four are file suffixes in WebDataset archives
 _CAPTIONS = ("caption", "text", "txt")
 _MIDJOURNEY = ("midjourney_prompt", "original_text", "Prompt", "content", "prompt")
 _QUESTIONS = (("question", "answer"), ("query", "response"), ("instruction", "output"), ("instruction", "response"))
-# Names of the roles in LLaVA's and similar data sets -> ours.
+# Role names in LLaVA and similar data sets -> role names in raw rows.
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
 def _first(columns: Sequence[str], row: Iterable[str]) -> str | None:
-    """Return the first of `columns` that a row, or a set of column names, has; None if it has none."""
+    """Return the first name in `columns` that `row` (a dict, or a set of names) contains; None if there is none."""
     return next((name for name in columns if name in row), None)
 
 
 def _string(row: Mapping[str, Any], column: str) -> str:
-    """Return the text in a column; raise `RowError` unless it is a non-empty string."""
+    """Return the text in a column of a row; raise `RowError` unless it is a non-empty string."""
     value = row[column]
     if not isinstance(value, str) or not value.strip():
         raise RowError("empty_text", f"The column {column!r} must hold a non-empty string, got {value!r}.")
@@ -83,7 +87,11 @@ def _string(row: Mapping[str, Any], column: str) -> str:
 
 
 def _image(row: Mapping[str, Any]) -> Any:
-    """Return the one image of a row; raise `RowError` if there is none."""
+    """Return the image in the first column of `_IMAGES` (names of image columns) that the row has.
+
+    Raises:
+        RowError: If the row has no image.
+    """
     column = _first(_IMAGES, row)
     image = None if column is None else row[column]
     if image is None:
@@ -92,7 +100,11 @@ def _image(row: Mapping[str, Any]) -> Any:
 
 
 def _images(row: Mapping[str, Any]) -> list[Any]:
-    """Return the images of an understanding row: those of `images`, otherwise of `image` (one or a list), or none."""
+    """Return the images that belong to a conversation, as a list, which is empty if the row has none.
+
+    They are in the column `images`, or else in the first column of `_IMAGES` (names of image columns) that the row
+    has, which may hold one image or a list.
+    """
     found = row.get("images")
     if found is None:
         column = _first(_IMAGES, row)
@@ -103,7 +115,7 @@ def _images(row: Mapping[str, Any]) -> list[Any]:
 
 
 def _check_turns(turns: Any, keys: set[str]) -> None:
-    """Raise `RowError` unless `turns` is a list of dicts that have all of `keys`."""
+    """Raise `RowError` unless `turns` (a conversation) is a list of dicts that each have all of `keys`."""
     if not isinstance(turns, (list, tuple)) or not all(
         isinstance(turn, Mapping) and keys <= set(turn) for turn in turns
     ):
@@ -113,18 +125,18 @@ def _check_turns(turns: Any, keys: set[str]) -> None:
 
 
 def _conversation(question: str, answer: str, images: list[Any]) -> RawRow:
-    """Return the raw row of one question and its answer."""
+    """Return a raw row (`messages` and `images`) with one question about the images and its answer."""
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     return {"messages": turns, "images": images}
 
 
 def _messages(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read messages of roles and contents, which are raw rows already."""
+    """Return the raw row (`messages` and `images`) of a row whose `messages` have roles and contents already."""
     return {"messages": row["messages"], "images": _images(row)}
 
 
 def _llava(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read LLaVA's `conversations`: turns of `from` and `value`."""
+    """Return the raw row (`messages` and `images`) of a LLaVA row, whose `conversations` have `from` and `value`."""
     turns = row["conversations"]
     _check_turns(turns, {"from", "value"})
     messages = [{"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
@@ -132,7 +144,7 @@ def _llava(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
 
 
 def _texts(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read `texts`: dicts of one question (`user`) and its answer (`assistant`) each."""
+    """Return the raw row (`messages` and `images`) of a row with a list `texts` of `{"user", "assistant"}` dicts."""
     turns = row["texts"]
     _check_turns(turns, {"user", "assistant"})
     messages = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]
@@ -140,7 +152,10 @@ def _texts(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
 
 
 def _question(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read one question and its answer, under any of the column names of `_QUESTIONS`."""
+    """Return the raw row (`messages` and `images`) of one question and its answer.
+
+    They are in the first pair of columns of `_QUESTIONS` that the row has.
+    """
     question, answer = next(pair for pair in _QUESTIONS if set(pair) <= set(row))
     asked = _string(row, question)
     if question == "instruction" and row.get("input"):
@@ -149,7 +164,10 @@ def _question(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
 
 
 def _label(row: Mapping[str, Any], class_names: Sequence[str] | None) -> RawRow:
-    """Read the name of an image's class, or its number if the classes have names, as the prompt of the image."""
+    """Return the raw row (`prompt` and `image`) of an image with a class label; the prompt is the class's first name.
+
+    The column `label` holds the name, or a number that `class_names` translates. Raise `RowError` if there is no name.
+    """
     label = row["label"]
     if isinstance(label, int):
         if class_names is None or not 0 <= label < len(class_names):
@@ -161,15 +179,15 @@ def _label(row: Mapping[str, Any], class_names: Sequence[str] | None) -> RawRow:
         label = class_names[label]
     if not isinstance(label, str):
         raise RowError("bad_label", f"The label must be a class name or number, got {label!r}.")
-    # ImageNet names a class by all its synonyms, as in "tench, Tinca tinca"; one of them is what a user would write.
+    # ImageNet names a class by all its synonyms, as in "tench, Tinca tinca", but a user would write only one of them.
     return {"prompt": label.split(",")[0].replace("_", " ").strip(), "image": _image(row)}
 
 
 def clean_midjourney(prompt: str) -> str:
-    """Return the words of a Midjourney prompt.
+    """Return a Midjourney prompt without its commands, as the plain description of an image.
 
-    Removed are links in front, everything from the first `--parameter` on, bold marks (`**`) and the mention of a user
-    at the end.
+    These are removed: links at the beginning, everything from the first `--parameter` on, bold marks (`**`), and the
+    mention of a user at the end.
     """
     prompt = prompt.replace("**", " ").split(" - <@")[0]
     prompt = re.sub(r"^(\s*<?https?://\S+)+", "", prompt)
@@ -177,38 +195,41 @@ def clean_midjourney(prompt: str) -> str:
 
 
 def _midjourney(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read a Midjourney prompt and its image."""
+    """Return the raw row (`prompt` and `image`) of an image and its Midjourney prompt.
+
+    The prompt is cleaned by `clean_midjourney`.
+    """
     column = _first(_MIDJOURNEY, row)
     assert column is not None
     return {"prompt": clean_midjourney(_string(row, column)), "image": _image(row)}
 
 
 def _drawing(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read a prompt and its image, which are a raw row already."""
+    """Return the raw row (`prompt` and `image`) of a prompt and the image to be generated from it."""
     return {"prompt": row["prompt"], "image": _image(row)}
 
 
 def _caption(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read a caption as the prompt that its image is generated from."""
+    """Return the raw row (`prompt` and `image`) of a captioned image, whose caption becomes the prompt."""
     return {"prompt": _string(row, str(_first(_CAPTIONS, row))), "image": _image(row)}
 
 
 def _describe(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read a caption as the answer to `DESCRIBE`."""
+    """Return the raw row (`messages` and `images`) of an image and its caption, the answer to `DESCRIBE`."""
     return _conversation(DESCRIBE, _string(row, str(_first(_CAPTIONS, row))), [_image(row)])
 
 
 def _plain(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Read a text without an image."""
+    """Return the raw row (`text`) of a plain text without images."""
     return {"text": _string(row, "text")}
 
 
 def _has_image(columns: set[str]) -> bool:
-    """Return whether one of the columns may hold an image."""
+    """Return whether any of the column names is one of `_IMAGES`, the names of image columns."""
     return _first(_IMAGES, columns) is not None
 
 
-# In the order of preference: if the user names none, the first adapter that reads the columns is chosen.
+# The order is that of preference: if the user names no adapter, the first one that reads the columns is chosen.
 ADAPTERS: dict[str, Adapter] = {
     adapter.name: adapter
     for adapter in (
@@ -251,16 +272,18 @@ ADAPTERS: dict[str, Adapter] = {
 
 
 def choose_adapter(columns: Sequence[str], *, name: str | None = None, task: str | None = None) -> Adapter:
-    """Return the first adapter that reads these columns and whose rows can be of `task`.
+    """Return the first adapter that can read these columns and whose rows can be examples of `task`.
+
+    An adapter converts the rows of a data set to raw rows, the form in which training data are read.
 
     Args:
         columns: Column names of a data set.
-        name: Consider only the adapter of this name.
-        task: One of `TASKS`; None takes any.
+        name: Name of the only adapter to consider; None considers all.
+        task: One of `TASKS`; None accepts every task.
 
     Raises:
         ValueError: If the name or the task does not exist, or no adapter reads these columns. The message lists the
-            columns that would be read.
+            columns that each adapter considered would read.
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"`task` must be one of {TASKS}, got {task!r}: choose one, or leave it out.")
@@ -268,7 +291,7 @@ def choose_adapter(columns: Sequence[str], *, name: str | None = None, task: str
         raise ValueError(f"`adapter` must be one of {list(ADAPTERS)}, got {name!r}: choose one, or leave it out.")
     candidates = list(ADAPTERS.values()) if name is None else [ADAPTERS[name]]
     for adapter in candidates:
-        # The rows of a conversation adapter may be of either other task, as they have images or not.
+        # An adapter without a task reads conversations, which are for understanding or, without images, for text.
         fits_task = task in (None, adapter.task) or (adapter.task is None and task != "drawing")
         if fits_task and adapter.matches(set(columns)):
             return adapter

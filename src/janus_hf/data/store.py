@@ -1,9 +1,10 @@
-"""Prepared rows: Arrow tables in memory, or a folder of Arrow shards beside a `meta.json` that says what made them.
+"""Functions that write and read prepared rows (Arrow tables), and the data set that serves them, `PreparedDataset`.
 
-A shard is one Arrow IPC file that holds consecutive rows of a source. It is written under a temporary name and then
-renamed, so it is there whole or not at all. The metadata of its schema lists the rows that were skipped while it was
-made. `index.arrow` beside the shards repeats the few bytes per row that planning needs, so that opening the folder
-need not open every shard.
+Prepared rows are tokenized training examples with the columns of `SCHEMA`. They are kept in memory, or in a folder of
+shards with a file `meta.json` that describes how they were prepared. A shard is one Arrow IPC file that holds
+consecutive rows of a source. It is written under a temporary name and then renamed, so that a shard that exists is
+complete. The metadata of its schema lists the rows that were skipped while it was made. `index.arrow` in the same
+folder repeats the few bytes per row that planning needs, so that `load_prepared` need not open every shard.
 """
 
 import json
@@ -37,12 +38,12 @@ SCHEMA = pa.schema(
 INDEX_SCHEMA = pa.schema({"length": pa.int32(), "task": pa.int8(), "shard": pa.int32()})  # task: index in TASKS
 META = "meta.json"
 INDEX = "index.arrow"
-OPEN_SHARDS = 4096  # shards mapped at a time; Linux allows a process 65,530 maps of all kinds
+OPEN_SHARDS = 4096  # shards memory-mapped at a time; Linux allows a process 65,530 maps of all kinds
 _SKIPPED = b"janus_hf.skipped"
 
 
 def make_table(rows: Sequence[Mapping[str, Any]], skipped: Sequence[tuple[int, str, str]] = ()) -> pa.Table:
-    """Return a table of prepared rows with one chunk per column.
+    """Return prepared rows as a table with the columns of `SCHEMA` and one chunk per column.
 
     Args:
         rows: Dicts with the columns of `SCHEMA`.
@@ -53,13 +54,20 @@ def make_table(rows: Sequence[Mapping[str, Any]], skipped: Sequence[tuple[int, s
 
 
 def skipped_rows(schema: pa.Schema) -> list[tuple[int, str, str]]:
-    """Return `(row of the source, reason, message)` of the rows skipped in a shard, from the shard's schema."""
+    """Return `(number in the source, reason, message)` of every row that was skipped while a shard was made.
+
+    Args:
+        schema: Schema of the shard, whose metadata lists these rows.
+    """
     return [(row, reason, message) for row, reason, message in json.loads(schema.metadata[_SKIPPED])]
 
 
 def write_shard(table: pa.Table, path: Path) -> None:
-    """Write a shard that is there whole or not at all, and on the disk when this returns."""
-    # Preparation goes on after the shards that are there, so they must survive a power failure.
+    """Write a table of prepared rows to an Arrow IPC file, which is never incomplete and is on the disk afterwards.
+
+    The file is written under a temporary name, synchronized with fsync and then renamed.
+    """
+    # A resumed preparation skips every shard that exists, so shards must survive a power failure.
     with (
         atomic_path(path, fsync=True) as temporary,
         open(temporary, "wb") as file,
@@ -69,17 +77,17 @@ def write_shard(table: pa.Table, path: Path) -> None:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Write a JSON file that is there whole or not at all."""
+    """Write `content` as JSON to a file, which is never incomplete: a temporary file is written and renamed."""
     write_atomically(path, json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def read_shard(path: str | os.PathLike[str]) -> pa.Table:
-    """Map a shard into memory; only the values that are used are read from the disk."""
+    """Map an Arrow IPC file into memory and return its table; only the values that are used are read from the disk."""
     return pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()
 
 
 def table_row(table: pa.Table, index: int) -> dict[str, Any]:
-    """Return one row of a table that has one chunk per column.
+    """Return the prepared row with the number `index` of a table that has one chunk per column.
 
     Returns:
         A dict with the columns of `SCHEMA`: ids and labels as int64 arrays `(T,)`, the others as Python values.
@@ -94,10 +102,11 @@ def table_row(table: pa.Table, index: int) -> dict[str, Any]:
 
 
 def make_index(tables: Iterable[pa.Table]) -> pa.Table:
-    """Return the length, task and shard number of every row, in order.
+    """Return a table with the length, task (index in `TASKS`) and shard number of every prepared row, in order.
 
     Args:
-        tables: The shards, in order. Each is read before the next one is requested, so they may be opened in turn.
+        tables: Tables of prepared rows, one per shard (Arrow file), in order. Each is read before the next one is
+            requested, so an iterator need keep only one shard open.
     """
     columns: list[list[np.ndarray]] = [[], [], []]
     for shard, table in enumerate(tables):
@@ -105,7 +114,7 @@ def make_index(tables: Iterable[pa.Table]) -> pa.Table:
         columns[1].append(pc.index_in(table.column("task"), pa.array(TASKS)).to_numpy())
         columns[2].append(np.full(len(table), shard))
     arrays = [
-        # The empty array gives `concatenate` something to work on where there are no shards.
+        # The empty array is there because `concatenate` fails on an empty list, which is the case without shards.
         pa.array(np.concatenate([np.empty(0, dtype=np.int32), *parts]).astype(field.type.to_pandas_dtype()))
         for parts, field in zip(columns, INDEX_SCHEMA, strict=True)
     ]
@@ -113,17 +122,23 @@ def make_index(tables: Iterable[pa.Table]) -> pa.Table:
 
 
 def read_index(folder: str | os.PathLike[str]) -> pa.Table:
-    """Return the content of `index.arrow`.
+    """Return the index of a folder of prepared rows: the length, task and shard number of each row (see `make_index`).
 
-    A folder without one, whose preparation is not finished or was done by an early version, gets its index from the
-    shards, in memory.
+    It is read from `index.arrow`. If that file is missing, because preparation is not finished or was done by an early
+    version of this package, the index is computed from the shards (files of prepared rows) and not written.
     """
     path = Path(folder, INDEX)
     return read_shard(path) if path.is_file() else make_index(map(read_shard, shard_paths(folder)))
 
 
 class _Shards(Sequence[pa.Table]):
-    """Tables of the shards of a folder, opened when they are used; the `OPEN_SHARDS` used last stay open."""
+    """Sequence of the tables in the shards (Arrow files) of a folder: item `i` is the table of shard `i`.
+
+    A shard is opened at its first use. The `OPEN_SHARDS` (4096) shards used last stay open.
+
+    Args:
+        paths: Paths of the shards.
+    """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -137,13 +152,14 @@ class _Shards(Sequence[pa.Table]):
 
 
 class PreparedDataset:
-    """Prepared rows by number: `dataset[i]` is the dict of `table_row`. It is a map-style data set for DataLoaders.
+    """Map-style data set of prepared rows: `dataset[i]` is row `i`, as the dict that `table_row` returns.
 
     Args:
-        tables: One table per shard.
-        meta: The content of `meta.json`.
-        path: The folder of the shards, if there is one. A copy in another process then opens the files again.
-        index: The result of `make_index`; by default made from the tables.
+        tables: One table of prepared rows per shard.
+        meta: Content of `meta.json`, which describes how the rows were prepared.
+        path: Folder of the shards; None if the rows are in memory only. A copy in another process, such as a
+            DataLoader worker, opens the folder again and does not receive the rows.
+        index: Table that `make_index` returned for `tables`; by default it is made here.
     """
 
     def __init__(
@@ -166,7 +182,7 @@ class PreparedDataset:
 
     @property
     def tasks(self) -> np.ndarray:
-        """Task of every row, `(rows,)` of str."""
+        """Task of every row ("text", "understanding" or "drawing"), `(rows,)` of str."""
         return np.array(TASKS)[self.index.column("task").to_numpy()]
 
     def __len__(self) -> int:
@@ -175,22 +191,22 @@ class PreparedDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"`index` must be in [0, {len(self)}), got {index}: the data set has {len(self)} rows.")
-        # With side="right", shards without rows, which start where the next one does, are passed over.
+        # A shard without rows starts where the next one does; side="right" skips it.
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
         return table_row(self.tables[shard], int(index - self.starts[shard]))
 
     def __reduce__(self) -> Any:
-        # Open maps cannot be pickled, and loader workers must not receive a copy of the data.
+        # Memory maps cannot be pickled, and the workers of a DataLoader must not receive a copy of the data.
         if self.path is not None:
             return load_prepared, (self.path,)
         return PreparedDataset, (self.tables, self.meta)
 
     def check(self, *, model: HasImageTokens | None = None, processor: JanusProProcessor | None = None) -> None:
-        """Raise `ValueError` if the rows were prepared for another model or processor.
+        """Raise `ValueError` if the rows were prepared for another model or processor than those given here.
 
         Args:
-            model: Compared only together with `processor`.
-            processor: None compares nothing.
+            model: Model to compare with; it is compared only if `processor` is given too.
+            processor: Processor to compare with; None compares nothing.
         """
         expected: dict[str, Any] = {}
         if model is not None and processor is not None:
@@ -201,24 +217,24 @@ class PreparedDataset:
 
 
 def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the paths of the shards that are complete, in order."""
+    """Return the paths of the finished shards (Arrow files of prepared rows) in a folder, in order."""
     return sorted(Path(folder).glob("shard-*.arrow"))
 
 
 def load_prepared(
     folder: str | os.PathLike[str], *, model: HasImageTokens | None = None, processor: JanusProProcessor | None = None
 ) -> PreparedDataset:
-    """Open a folder that `prepare` wrote. Rows are memory-mapped and read when they are used.
+    """Return the prepared rows in a folder that `prepare` wrote. They are memory-mapped, and read when they are used.
 
     Args:
-        folder: Folder with `meta.json` and shards.
+        folder: Folder with `meta.json` and shards (Arrow files of prepared rows).
         model: Check that the rows were prepared for this model; needs `processor` too.
         processor: Check that the rows were prepared for this processor.
 
     Raises:
         FileNotFoundError: If the folder holds no prepared data.
-        ValueError: If preparation is not finished, files do not fit each other, or the rows were prepared for another
-            model or processor.
+        ValueError: If preparation is not finished, the files contradict each other, or the rows were prepared for
+            another model or processor.
     """
     path = Path(folder, META)
     if not path.is_file():

@@ -1,1 +1,1 @@
-"""Which rows are trained on, in which order, and which of them share a row of the batch."""
+"""Modules that decide which rows of the data are trained on, in which order, and which share a row of the batch."""

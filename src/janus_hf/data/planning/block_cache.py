@@ -1,4 +1,8 @@
-"""The blocks of a plan by number: planned when they are first read, and the latest of them kept in memory."""
+"""`BlockCache`, which plans the blocks of a plan when they are first read and keeps the latest of them in memory.
+
+A block is a number of consecutive packs. A pack is a list of documents (tokenized rows) that share one row of the
+batch.
+"""
 
 import os
 from collections.abc import Iterator
@@ -14,16 +18,17 @@ from .blocks import Block, BlockPlanner, BlockState
 
 
 class BlockCache:
-    """Blocks of a plan by number, in any order: `cache[number]` is a `Block` of consecutive packs.
+    """Blocks (consecutive packs) of a plan by number, in any order: `cache[number]` is a `Block`.
 
-    A block is planned when it is first read, after those before it. The states where blocks begin are all kept, so
-    that a block that was dropped from memory is planned again without the others. The cache of a plan of more than
-    `capacity` blocks also writes the states to `folder`, and reads those that other processes wrote.
+    A pack is a list of documents (tokenized rows) that share one row of the batch. A block is planned when it is first
+    read, after the blocks before it. The states of planning where blocks begin (`BlockState`) are all kept, so that a
+    block that was dropped from memory is planned again without the blocks before it. If the plan has more than
+    `capacity` blocks, the cache also writes the states to `folder`, and reads those that other processes wrote.
 
     Args:
-        planner: Plans the blocks.
-        capacity: Number of blocks kept in memory.
-        key: First part of the names of the state files, which tells the plans that share `folder` apart.
+        planner: `BlockPlanner` that plans the blocks.
+        capacity: Largest number of blocks kept in memory.
+        key: First part of the names of the state files, different for each of the plans that share `folder`.
         folder: Folder of the state files; None keeps the states in memory only.
     """
 
@@ -38,7 +43,7 @@ class BlockCache:
 
     @property
     def num_packs(self) -> int:
-        """Number of packs of the plan. Where the number of documents decides, the first call plans all blocks."""
+        """Number of packs of the plan. If it is not known yet, all blocks are planned to find it."""
         if self._num_packs is None:
             self.plan_all()
         assert self._num_packs is not None
@@ -46,11 +51,14 @@ class BlockCache:
 
     @property
     def num_blocks(self) -> int:
-        """Number of blocks that hold packs."""
+        """Number of blocks of the plan that hold at least one pack."""
         return -(-self.num_packs // self.planner.block_size)
 
     def __getitem__(self, number: int) -> Block:
-        """Return a block. Plan it if it is not in memory, after those from the nearest known state on."""
+        """Return the block (consecutive packs) with this number.
+
+        If it is not in memory, plan it, and before it all blocks from the last known state of planning on.
+        """
         if (block := self._blocks.get(number)) is not None:
             return block
         nearest = self._nearest_state(number)
@@ -63,7 +71,7 @@ class BlockCache:
         return (self[number] for number in range(self.num_blocks))
 
     def plan_all(self) -> None:
-        """Plan every block in order, and so find out the number of packs of the plan."""
+        """Plan all blocks (consecutive packs) of the plan in order, which also finds the number of packs."""
         total = 0
         with _progress(self._num_packs) as progress:
             for number in count():
@@ -75,7 +83,11 @@ class BlockCache:
         self._num_packs = total
 
     def _make(self, number: int) -> Block:
-        """Plan a block whose state is known, and keep it and the state where the next one begins."""
+        """Plan and return the block (consecutive packs) with this number, and keep it in memory.
+
+        The state of planning where the block begins must be in memory. The state where the next block begins is kept
+        too, and for a plan of more than `capacity` blocks also written to `folder`.
+        """
         block, following = self.planner.next_block(self._states[number])
         self._states[number + 1] = following
         # While `plan_all` counts, the packs before this block are all that is known of the plan's length.
@@ -84,13 +96,16 @@ class BlockCache:
             self._write_state(following)
         if len(block):
             self._blocks[number] = block
-        # Training reads blocks in order, so the block planned first is the least likely to be read again.
+        # Training reads blocks in order, so the block that was planned first is the least likely to be read again.
         while len(self._blocks) > self.capacity:
             del self._blocks[next(iter(self._blocks))]
         return block
 
     def _nearest_state(self, number: int) -> int:
-        """Return the last block up to `number` whose state is known to this process or written in `folder`."""
+        """Return the largest block number, at most `number`, where planning can begin because its state is known.
+
+        A state is known if it is in memory or in a file in `folder`. From a file, it is loaded into memory.
+        """
         nearest = max(known for known in self._states if known <= number)
         if self.folder is None or nearest == number:
             return nearest
@@ -102,26 +117,26 @@ class BlockCache:
         return best
 
     def _write_state(self, state: BlockState) -> None:
-        """Write the state where a block begins to `folder`, unless it is there."""
+        """Write the state of planning where a block begins to a file in `folder`, unless that file exists."""
         assert self.folder is not None
-        # Every process that plans this block writes the same content, so the first file is as good as any.
+        # Every process that plans this block writes the same content, so an existing file need not be replaced.
         if not (path := self._state_path(self.folder, state.number)).exists():
             save_arrays(path, given=np.array(state.given), waiting=state.waiting)
 
     def _state_path(self, folder: Path, number: int) -> Path:
-        """Return the path of the state where a block begins."""
+        """Return the path of the file for the state of planning where the block with this number begins."""
         return folder / f"{self.key}-{number:07d}.npz"
 
 
 def save_arrays(path: str | os.PathLike[str], **arrays: Any) -> None:
-    """Write named arrays to one .npz file, which is there whole or not at all."""
+    """Write named arrays to one .npz file, which is never incomplete: a temporary file is written and renamed."""
     # numpy appends .npz to a name that lacks it, as the temporary one does, but not to an open file.
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **arrays)
 
 
 def _progress(num_packs: int | None) -> Any:
-    """Return a progress bar over packs that appears after two seconds."""
+    """Return a progress bar over `num_packs` packs (None if unknown) that appears after two seconds."""
     return logging.tqdm(desc="planning", total=num_packs, unit="pack", leave=False, delay=2)
 
 

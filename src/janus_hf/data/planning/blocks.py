@@ -1,8 +1,9 @@
-"""Planning one block of packs from the state that the block before it left behind.
+"""`BlockPlanner`, which plans one block of packs at a time from the state that the block before it left.
 
-A pack is a list of documents that share one row of the batch; a block is a run of consecutive packs of a plan. A block
-needs to know two facts about the blocks before it: how many rows every source has handed out, and which of those rows
-are in no pack yet. So any block can be planned, or planned again, from a state of a few kilobytes.
+A pack is a list of documents (tokenized rows) that share one row of the batch; a block is a number of consecutive
+packs of a plan. Planning a block needs two facts about the blocks before it: how many rows every source (data set) has
+handed out, and which of those rows are in no pack yet. So any block can be planned, or planned again, from a state of
+a few kilobytes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,10 +18,10 @@ from .packing import Pool, pack
 
 
 class Entry(NamedTuple):
-    """One document of a pack.
+    """One document of a pack: the row of a source (data set) that is trained on at this point of the plan.
 
     Args:
-        source: Number of its source, in the order of the plan's ratios.
+        source: Number of the source, in the order of the plan's ratios.
         row: Number of the row in that source.
         visit: Number of times that the row came before in the plan.
     """
@@ -32,10 +33,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive packs of a plan, stored as two arrays. A pack is a list of documents that share a row of the batch.
+    """Consecutive packs of a plan, as two arrays. A pack is a list of documents that share one row of the batch.
 
     Args:
-        entries: `(documents, 3)` int32: the fields of an `Entry` per document, pack after pack.
+        entries: `(documents, 3)` int32: source, row and visit (see `Entry`) of every document, pack after pack.
         starts: `(packs + 1,)` int64: pack `i` of the block is `entries[starts[i]:starts[i + 1]]`.
     """
 
@@ -46,18 +47,25 @@ class Block:
         return len(self.starts) - 1
 
     def pack(self, position: int) -> list[Entry]:
-        """Return the documents of the pack at this position of the block."""
+        """Return the documents of one pack, as a list of their entries (source, row and visit).
+
+        Args:
+            position: Index of the pack in the block.
+        """
         return [Entry(*row) for row in self.entries[self.starts[position] : self.starts[position + 1]].tolist()]
 
 
 @dataclass(frozen=True)
 class BlockState:
-    """State of planning where a block begins: all that the block needs to know of the blocks before it.
+    """State of planning where a block (consecutive packs) begins.
+
+    It holds all that is needed of earlier blocks to plan this block.
 
     Args:
         number: Number of the block, from 0.
         given: Number of rows that each source has handed out.
-        waiting: `(n, 3)` int32: an `Entry` per row that was handed out and is in no pack yet, oldest first.
+        waiting: `(n, 3)` int32: source, row and visit (see `Entry`) of the rows that were handed out and are in no
+            pack yet, oldest first.
     """
 
     number: int
@@ -66,16 +74,16 @@ class BlockState:
 
 
 class BlockPlanner:
-    """Planner of blocks of consecutive packs, each from the state where the block begins.
+    """Planner that makes a plan one block (consecutive packs) at a time, each from the state where the block begins.
 
     Args:
-        lengths: Per source, the number of tokens of every row, `(rows,)` integers.
+        lengths: For each source (data set), the number of tokens of every row, `(rows,)` integers.
         ratios: Share of every source in rows, in any unit.
         seed: Seed of the order of the rows.
         max_length: Largest number of tokens in a pack.
         pool_size: Number of rows that packing chooses from.
-        num_packs: Number of packs of the plan; None if `num_documents` decides.
-        num_documents: Number of rows of the plan; None if `num_packs` decides.
+        num_packs: Number of packs of the plan; None if `num_documents` decides where the plan ends.
+        num_documents: Number of rows of the plan, repeated rows included; None if `num_packs` decides.
         block_size: Number of packs per block. The last block may be shorter, or empty.
     """
 
@@ -97,17 +105,17 @@ class BlockPlanner:
         self._orders = [RowOrder(seed, source, len(rows)) for source, rows in enumerate(self.lengths)]
 
     def first_state(self) -> BlockState:
-        """Return the state where block 0 begins."""
+        """Return the state of planning where block 0 begins: no row has been handed out, and none is waiting."""
         return BlockState(0, (0,) * len(self.lengths), np.empty((0, 3), dtype=np.int32))
 
     def next_block(self, state: BlockState) -> tuple[Block, BlockState]:
         """Return the block that begins at `state`, and the state where the next block begins.
 
-        This is a pure function of `state` and the planner's arguments. A block of less than `block_size` packs is the
-        last one of the plan.
+        A block is a number of consecutive packs. The result depends only on `state` and the arguments of the planner.
+        A block of less than `block_size` packs is the last one of the plan.
         """
-        # `pack` knows a document by its index in the joined `parts`. Waiting rows come first there and in the pool, so
-        # both count alike, and `pool.added` tells how far the stream was read.
+        # `pack` handles each document as its index in the concatenated `parts`. Waiting rows come first there and in
+        # the pool, so that `pool.added` is also the number of rows of `parts` that packing has read.
         parts = [state.waiting]
         pool: Pool[int] = Pool()
         for index, length in enumerate(gather_lengths(self.lengths, state.waiting).tolist()):
@@ -120,22 +128,24 @@ class BlockPlanner:
         members = np.fromiter((index for members in packs for index in members), dtype=np.int64)
         block = Block(entries[members], np.cumsum([0, *map(len, packs)]))
 
-        # The stream makes rows in large pieces, of which packing may have left the end: a row counts as handed out
-        # only if the pool has read it.
+        # The stream makes rows in large pieces, and packing may not have read the last piece to its end. A row counts
+        # as handed out only if the pool has read it.
         read = np.bincount(entries[len(state.waiting) : pool.added, 0], minlength=len(self.lengths)).tolist()
         given = tuple(had + more for had, more in zip(state.given, read, strict=True))
         waiting = entries[np.array([index for _, index in pool.waiting.values()], dtype=np.int64)]
         return block, BlockState(state.number + 1, given, waiting)
 
     def _documents(self, given: Sequence[int], parts: list[np.ndarray]) -> Iterator[tuple[int, int]]:
-        """Yield `(number of tokens, index)` of the rows after the first `given` ones of every source.
+        """Yield `(number of tokens, index)` of the rows that come next in the mixture of all sources.
 
         Args:
-            given: Number of rows that each source has handed out.
-            parts: Receives the rows' entries, one `(n, 3)` array after another. The index counts through all of them.
+            given: Number of rows that each source has handed out before.
+            parts: List to which the entries of the rows are appended, one `(n, 3)` array (see `Entry`) at a time. The
+                yielded index is that of the row in the concatenation of all arrays, those already in the list
+                included.
         """
         while self.num_documents is None or sum(given) < self.num_documents:
-            # In pieces, because array operations over many rows are faster than one row at a time.
+            # Rows are made in pieces, because array operations over many rows are faster than one row at a time.
             size = self.block_size
             if self.num_documents is not None:
                 size = min(size, self.num_documents - sum(given))
@@ -151,11 +161,11 @@ class BlockPlanner:
 
 
 def gather_lengths(lengths: Sequence[np.ndarray], entries: np.ndarray) -> np.ndarray:
-    """Return the number of tokens `(n,)` int64 of the rows that `entries` name.
+    """Return the number of tokens, `(n,)` int64, of each row in `entries`.
 
     Args:
-        lengths: Per source, the number of tokens of every row, `(rows,)` integers.
-        entries: `(n, 3)` integers, the fields of an `Entry` each.
+        lengths: For each source (data set), the number of tokens of every row, `(rows,)` integers.
+        entries: `(n, 3)` integers: source, row and visit of each row (see `Entry`).
     """
     gathered = np.zeros(len(entries), dtype=np.int64)
     for source, rows in enumerate(lengths):

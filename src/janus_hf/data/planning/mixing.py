@@ -1,4 +1,7 @@
-"""The order of rows before they are packed: sources take turns, and each hands out its rows in random order."""
+"""`take_turns` and `RowOrder`, which decide the order of rows before packing.
+
+Sources (data sets) take turns in proportion to their ratios, and each hands out its rows in random order.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
@@ -8,7 +11,7 @@ import numpy as np
 
 
 def take_turns(ratios: Sequence[float], given: Sequence[int] | None = None) -> Iterator[int]:
-    """Yield numbers of sources without end, in proportion to `ratios`.
+    """Yield the number of the source (data set) that has the next turn, without end, in proportion to `ratios`.
 
     After `n` turns, source `s` has had `n * ratios[s] / sum(ratios)` turns, to within one.
 
@@ -21,18 +24,18 @@ def take_turns(ratios: Sequence[float], given: Sequence[int] | None = None) -> I
     had = [0] * len(shares) if given is None else list(given)
     for turn in count(sum(had) + 1):
         owed = [share * turn - turns for share, turns in zip(shares, had, strict=True)]
-        # `index` returns the first of equals, so that ties are decided the same way in every process.
+        # `index` returns the first of equal values, so that ties are decided the same way in every process.
         chosen = owed.index(max(owed))
         had[chosen] += 1
         yield chosen
 
 
 class RowOrder:
-    """Order in which one source hands out its rows.
+    """Random order in which one source (data set) hands out its rows for training.
 
     The source hands out all of its rows once, in random order, and then all of them again in another random order.
-    Each such pass is a visit. The order depends on the arguments alone. That of the latest visit is kept in memory,
-    because shuffling a large source takes longer than planning a block of packs.
+    Each such pass is a visit. The order depends on the arguments alone. The order of the latest visit is kept in
+    memory, because shuffling a large source takes longer than planning a block (16,384 packs).
 
     Args:
         seed: Seed of the plan.
@@ -46,10 +49,10 @@ class RowOrder:
         self._order = np.empty(0, dtype=np.int32)
 
     def rows(self, start: int, amount: int) -> np.ndarray:
-        """Return the row numbers and visits (from 0), `(amount, 2)` int32, of the rows after the first `start` ones.
+        """Return the `amount` rows after the first `start` ones: row number and visit (from 0), `(amount, 2)` int32.
 
         Args:
-            start: Number of rows handed out before, over all visits.
+            start: Number of rows handed out before, over all visits (passes over the source).
             amount: Number of rows to return.
         """
         pieces = [np.empty((0, 2), dtype=np.int32)]
@@ -61,17 +64,17 @@ class RowOrder:
         return np.concatenate(pieces)
 
     def _order_of(self, visit: int) -> np.ndarray:
-        """Return the row numbers `(num_rows,)` int32 in the order of a visit."""
+        """Return all row numbers, `(num_rows,)` int32, in the order of pass `visit` (from 0) over the source."""
         if visit != self._visit:
             order = np.arange(self.num_rows, dtype=np.int32)
-            # The constant 0 belongs to the plans that models were trained with: another seed is another plan.
+            # The constant 0 is part of the seed of plans that models were trained with; those plans must not change.
             np.random.default_rng([self.seed, 0, self.source, visit]).shuffle(order)
             self._visit, self._order = visit, order
         return self._order
 
 
 def check_ratios(ratios: Mapping[str, float], sources: Mapping[str, Any]) -> None:
-    """Raise `ValueError` unless every source, and no other name, has a positive finite ratio."""
+    """Raise `ValueError` unless `ratios` has a positive finite number for every name in `sources` and no others."""
     if set(ratios) != set(sources):
         raise ValueError(
             f"`ratios` must hold one ratio for each of the sources {sorted(sources)}, got ratios for "

@@ -1,4 +1,7 @@
-"""Filling packs of a fixed length from a sequence of documents of known lengths, without moving any of them far."""
+"""`pack`, which fills packs of a fixed length with documents of known lengths and moves no document far in the order.
+
+A pack is a list of documents (tokenized rows) that share one row of the batch.
+"""
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
@@ -19,19 +22,20 @@ def pack(
     num_packs: int | None = None,
     pool: "Pool[T] | None" = None,
 ) -> Iterator[list[T]]:
-    """Yield packs: lists of documents that together have at most `max_length` tokens.
+    """Yield packs: lists of documents (tokenized rows) that together have at most `max_length` tokens.
 
-    A pack begins with the oldest document of the pool and takes older ones first, so that no document waits long and a
-    mixture stays mixed, until one or two documents of the pool fill the rest of the pack almost exactly.
+    Documents are chosen from a pool of those that come next. A pack begins with the oldest document of the pool, and
+    then takes the oldest that fit, until one or two documents of the pool fill the rest of the pack almost exactly. So
+    no document waits long, and a mixture of sources stays mixed.
 
     Args:
-        documents: Pairs of a number of tokens and any object that stands for the document.
+        documents: Pairs `(number of tokens, document)`; the document may be any object.
         max_length: Largest number of tokens in a pack.
-        pool_size: Number of documents to choose from.
-        num_packs: Stop after this number of packs. Towards the end the pool is used up, so that no kind of document is
-            left behind. By default all documents are packed.
-        pool: Buffer of unpacked documents, updated in place. With the stream's position it is the whole state, so
-            packing can resume from it. By default an empty one.
+        pool_size: Number of documents in the pool.
+        num_packs: Stop after this number of packs. Near the end the pool is emptied, so that documents that fit badly
+            are not left out. By default all documents are packed.
+        pool: Buffer of documents that were read and not packed yet, updated in place. It and the number of documents
+            read are the whole state, so that packing can be resumed from them. By default an empty one.
 
     Raises:
         ValueError: If a document is longer than a pack.
@@ -40,7 +44,7 @@ def pack(
     pool = Pool() if pool is None else pool
     count = 0
     while num_packs is None or count < num_packs:
-        # Near the end, read only as many tokens as the remaining packs hold: documents read beyond that would be lost.
+        # Near the end, read only as many tokens as the remaining packs hold, because further documents would be lost.
         while len(pool.ages) < pool_size and (num_packs is None or pool.total < (num_packs - count) * max_length):
             if (following := next(stream, None)) is None:
                 break
@@ -55,7 +59,7 @@ def pack(
         members: list[T] = []
         room = max_length
         while (oldest := pool.oldest(room)) is not None:
-            # The first member is always the oldest document, so that none waits forever for a pack that it completes.
+            # The first member is always the oldest document, so that no document waits forever for a fitting pack.
             last = pool.fill(room, max_length // SLACK) if members else ()
             for position in last or (oldest,):
                 length, document = pool.take(position)
@@ -68,9 +72,9 @@ def pack(
 
 
 class Pool(Generic[T]):
-    """Buffer of unpacked documents that are found by length and by age.
+    """Buffer of documents (tokenized rows) that wait to be packed; it finds them by length and by age.
 
-    Plain lists, sorted by length: at a few hundred documents they are faster than arrays.
+    It uses plain lists, sorted by length, because they are faster than arrays for a few hundred documents.
     """
 
     def __init__(self) -> None:
@@ -81,7 +85,7 @@ class Pool(Generic[T]):
         self.total = 0  # number of tokens of all documents in the pool
 
     def add(self, length: int, document: T) -> None:
-        """Add a document, which is then the youngest."""
+        """Add a document of `length` tokens to the pool, as its youngest document."""
         position = bisect_right(self.lengths, length)
         self.lengths.insert(position, length)
         self.ages.insert(position, self.added)
@@ -90,26 +94,34 @@ class Pool(Generic[T]):
         self.total += length
 
     def take(self, position: int) -> tuple[int, T]:
-        """Remove the document at a position of `lengths` and return `(length, document)`."""
+        """Remove a document from the pool and return `(length, document)`.
+
+        Args:
+            position: Index of the document in `lengths`, the sorted list of the lengths of all documents in the pool.
+        """
         self.total -= self.lengths.pop(position)
         return self.waiting.pop(self.ages.pop(position))
 
     def oldest(self, room: int) -> int | None:
-        """Return the position in `lengths` of the oldest document of at most `room` tokens; None if there is none."""
+        """Return the index of the oldest document of at most `room` tokens; None if all documents are longer.
+
+        The index is that in `lengths`, the sorted list of the lengths of all documents in the pool.
+        """
         if not self.lengths or self.lengths[0] > room:
             return None
         for length, _ in self.waiting.values():
             if length <= room:
                 break
-        # Of equal lengths the oldest stands first, so the first position of this length is the document found.
+        # Documents of equal length are sorted by age, so the first position of this length is the document found.
         return bisect_left(self.lengths, length)
 
     def fill(self, room: int, slack: int) -> tuple[int, ...]:
-        """Return positions in `lengths`, the higher first, of one or two documents that fill `room`.
+        """Return the indices of one or two documents that together fill `room` tokens, the higher index first.
 
-        Up to `slack` of the `room` tokens may stay free. One document is preferred to two. Of the pairs, the fullest
-        is chosen, and of equally full ones the pair whose longer document is shortest. The result is empty if no
-        document and no pair fills the room.
+        The indices are those in `lengths`, the sorted list of the lengths of all documents in the pool. Up to `slack`
+        of the `room` tokens may stay free. One document is preferred to two. If there are several pairs, the one with
+        the most tokens is chosen, and of equally long pairs the one whose longer document is shortest. The result is
+        empty if neither a document nor a pair fills the room.
         """
         lengths, least = self.lengths, room - slack
         single = bisect_right(lengths, room) - 1
@@ -117,11 +129,11 @@ class Pool(Generic[T]):
             return (single,)
         if len(lengths) < 2 or lengths[-1] + lengths[-2] < least:
             return ()
-        # The longer one of a pair is at least half of it, and leaves room for the shortest document.
+        # The longer document of a pair has at least half of its tokens, and leaves room for the shortest document.
         first, end = max(bisect_left(lengths, (least + 1) // 2), 1), bisect_right(lengths, room - lengths[0])
         best = least - 1
         found: tuple[int, ...] = ()
-        # As the longer one grows, its partner shrinks: `partner` only moves down, so all pairs take one pass.
+        # The longer one document is, the shorter its partner: `partner` only decreases, so one pass finds all pairs.
         partner = bisect_right(lengths, room - lengths[first]) - 1
         for position in range(first, end):
             rest = room - lengths[position]

@@ -1,9 +1,9 @@
-"""The pack plan: which rows of which source are seen, in which order, and which of them share a row of the batch.
+"""`make_plan` and `PackPlan`: a plan of which rows are trained on, in which order, and which share a row of the batch.
 
-A pack is a list of documents that together fill one row of the batch. The plan numbers all packs of a training run. It
-is a pure function of seed, ratios, row lengths and sizes, so ratios are exact, every rank knows any pack without
-talking to the others, and a run resumes by skipping numbers. The plan's hash tells whether a resumed run would see the
-same batches.
+A pack is a list of documents (tokenized rows) that together fill one row of the batch. The plan numbers all packs of a
+training run. It is a pure function of seed, ratios, row lengths and sizes, so ratios are exact, every rank can compute
+any pack without communication, and a run resumes by skipping packs. The plan's hash tells whether a resumed run would
+train on the same batches.
 
 Planning takes three steps. The example has eight rows, five answers and three texts, with these numbers of tokens:
 
@@ -11,8 +11,8 @@ Planning takes three steps. The example has eight rows, five answers and three t
 >>> from janus_hf.data.planning.mixing import RowOrder, take_turns
 >>> lengths = {"answers": [60, 70, 50, 80, 40], "texts": [30, 20, 45]}
 
-1. Sources take turns in proportion to their ratios, so that any stretch of rows has the right mixture. Here answers
-   are source 0 and texts are source 1:
+1. Sources (data sets) take turns in proportion to their ratios, so that every stretch of rows has the right mixture.
+   Here answers are source 0 and texts are source 1:
 
    >>> list(islice(take_turns([5, 3]), 8))
    [0, 1, 0, 0, 1, 0, 1, 0]
@@ -25,8 +25,9 @@ Planning takes three steps. The example has eight rows, five answers and three t
    >>> RowOrder(seed=3, source=1, num_rows=3).rows(0, 3)[:, 0].tolist()
    [2, 0, 1]
 
-3. Packs are filled from a small pool of the rows that are next (`packing.py`). Each begins with the oldest row of the
-   pool. Pack 0 begins with answer 4 (40 tokens); of the rows after it, answer 0 (60 tokens) fills the pack exactly:
+3. Packs are filled from a small pool of the rows that come next (`packing.py`). Each pack begins with the oldest row
+   of the pool. Pack 0 begins with answer 4 (40 tokens). Of the rows after it, answer 0 (60 tokens) fills the pack
+   exactly:
 
    >>> plan = make_plan(lengths, max_length=100, ratios={"answers": 5, "texts": 3}, seed=3)
    >>> for number in range(len(plan)):
@@ -40,7 +41,7 @@ Planning takes three steps. The example has eight rows, five answers and three t
    ({'answers': 5, 'texts': 3}, 0.9875)
 
 Packs are planned in blocks of consecutive packs (`blocks.py`). A plan of any length therefore takes little memory, and
-its first packs are there within seconds.
+its first packs can be used within seconds.
 """
 
 import hashlib
@@ -60,21 +61,23 @@ from .packing import POOL_SIZE
 
 
 BLOCK = 2**14  # packs planned at a time, about a second's work
-AHEAD = 2**18  # plans of up to this number of packs are made at once and kept; of longer ones, this number is kept
+# Plans of up to this number of packs are made at the start. Of a longer plan, this number of packs is kept in memory.
+AHEAD = 2**18
 
 
 class PackPlan:
-    """Plan of the packs of a training run. `plan[i]` lists the entries of pack `i`, one per document.
+    """Plan of all packs of a training run: `plan[i]` is the list of entries of pack `i`, one `Entry` per document.
 
-    A pack is a list of documents that share one row of the batch. `make_plan` checks arguments and makes a plan.
+    A pack is a list of documents (tokenized rows) that share one row of the batch. Call `make_plan` to make a plan; it
+    checks the arguments.
 
     Args:
         settings: Everything that determines the plan, except where it ends: seed, ratios (in the order of the sources'
-            numbers), max_length, pool_size, and digests of the rows.
+            numbers), max_length, pool_size, and hashes of the lengths of each source's rows.
         lengths: Source name -> the number of tokens of every row, `(rows,)` integers.
         num_packs: Number of packs; None if `num_documents` decides where the plan ends.
         num_documents: Number of documents; None if `num_packs` decides.
-        folder: See `make_plan`.
+        folder: Folder for the progress of planning; see `make_plan`.
     """
 
     def __init__(
@@ -111,24 +114,31 @@ class PackPlan:
 
     @property
     def names(self) -> list[str]:
-        """Source names; the index is the `source` of an `Entry`."""
+        """Names of the sources (data sets). The field `source` of an `Entry` is an index in this list."""
         return list(self.settings["ratios"])
 
     @property
     def entries(self) -> np.ndarray:
-        """All packs' entries, `(documents, 3)` int32 (see `Entry`). For plans that fit in memory."""
+        """Entries of all packs, `(documents, 3)` int32: source, row and visit of each document (see `Entry`).
+
+        The whole plan is made for this and must fit in memory.
+        """
         return np.concatenate([block.entries for block in self._blocks])
 
     @property
     def starts(self) -> np.ndarray:
-        """`(packs + 1,)` int64: pack `i` is `entries[starts[i]:starts[i + 1]]`. For plans that fit in memory."""
+        """Index of the first entry of each pack, `(packs + 1,)` int64: pack `i` is `entries[starts[i]:starts[i + 1]]`.
+
+        The whole plan is made for this and must fit in memory.
+        """
         return np.cumsum([0, *np.concatenate([np.diff(block.starts) for block in self._blocks]).tolist()])
 
     @property
     def hash(self) -> str:
         """Short SHA-256 of the plan, 16 hexadecimal digits.
 
-        Up to `AHEAD` packs it covers every entry; beyond that, the settings that generate them.
+        For a plan of up to `AHEAD` (262,144) packs it is computed from the settings and every entry; for a longer one,
+        only from the settings that determine the entries.
         """
         if len(self) > AHEAD:
             return self._recipe_hash
@@ -140,16 +150,19 @@ class PackPlan:
         return digest.hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:
-        """Count the documents of every source, by name.
+        """Return a dict: source name -> the number of documents of this source in the plan.
 
-        Counted are all packs of a plan of up to `AHEAD` (262,144) packs. Of a longer plan only the first `BLOCK`
+        All packs of a plan of up to `AHEAD` (262,144) packs are counted. Of a longer plan only the first `BLOCK`
         (16,384) packs are counted, because planning all of them takes long.
         """
         found = sum(np.bincount(block.entries[:, 0], minlength=len(self.names)) for block in self._sample())
         return dict(zip(self.names, np.asarray(found).tolist(), strict=True))
 
     def efficiency(self, lengths: Mapping[str, np.ndarray]) -> float:
-        """Return the share of the packs' positions that hold documents, in [0, 1], in the packs that `counts` counts.
+        """Return the share of the packs' positions that hold documents, not padding, in [0, 1].
+
+        It covers the same packs as `counts`: all of up to `AHEAD` (262,144), or the first `BLOCK` (16,384) of a longer
+        plan.
 
         Args:
             lengths: Source name -> the number of tokens of every row, `(rows,)` integers.
@@ -162,16 +175,19 @@ class PackPlan:
         return used / (packs * self.settings["max_length"])
 
     def plan_ahead(self) -> None:
-        """Plan all packs now if there are at most `AHEAD`, so that loader workers forked later share the result.
+        """Plan all packs now if there are at most `AHEAD` (262,144).
 
-        A plan of a given number of documents is always planned to its end, because its number of packs is not known
-        before.
+        DataLoader workers that are forked later then share the result. A plan that ends after a number of documents is
+        always planned to its end, because its number of packs is not known before.
         """
         if self._planner.num_packs is None or self._planner.num_packs <= AHEAD:
             self._blocks.plan_all()
 
     def _sample(self) -> Iterator[Block]:
-        """Return the blocks that `counts` and `efficiency` cover, whatever is in memory."""
+        """Return an iterator over the blocks (consecutive packs) that `counts` and `efficiency` cover.
+
+        The choice does not depend on which blocks are in memory.
+        """
         return iter(self._blocks) if len(self) <= AHEAD else islice(self._blocks, 1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -184,10 +200,10 @@ class PackPlan:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "PackPlan":
-        """Make a plan again from the file that `save` wrote.
+        """Return the plan in a file that `save` wrote. It is made again from its settings, and its hash is checked.
 
         Raises:
-            ValueError: If this version of the package makes another plan of the same settings.
+            ValueError: If this version of the package makes another plan from the same settings.
         """
         with np.load(path) as content:
             facts = json.loads(str(content["facts"]))
@@ -211,7 +227,7 @@ class PackPlan:
                 )
 
     def check_hash(self, expected: str) -> None:
-        """Raise `ValueError` unless the hash of this plan is `expected`."""
+        """Raise `ValueError` unless the hash of this plan is `expected`, the hash in the run to be resumed."""
         if self.hash != expected:
             raise ValueError(
                 f"The pack plan has changed: its hash is {self.hash}, the run to be resumed had {expected}. Resume "
@@ -230,26 +246,30 @@ def make_plan(
     pool_size: int = POOL_SIZE,
     folder: str | os.PathLike[str] | None = None,
 ) -> PackPlan:
-    """Plan packs. Up to `AHEAD` (262,144) are planned at once; the blocks of a longer plan when they are first read.
+    """Plan which rows are trained on, in which order, and which of them are packed into one row of the batch.
+
+    A pack is a list of documents (tokenized rows) that share one row of the batch. Up to `AHEAD` (262,144) packs are
+    planned immediately; a longer plan is planned in blocks (16,384 packs each), when they are first read.
 
     Args:
         lengths: Source name -> the number of tokens of every row, `(rows,)` (`PreparedDataset.lengths`).
         max_length: Largest number of tokens in a pack.
         ratios: Source name -> its share in rows, in any unit (5, 1, 4). None gives each source a ratio of its number
-            of rows, so that an epoch sees every row once.
+            of rows, so that an epoch uses every row once.
         seed: Seed of the order of rows, and so of packs.
         num_packs: Number of packs, for example steps x packs per step. Not together with `epochs`.
-        epochs: Number of rows of the plan, in multiples of the rows that all sources have together; 1 by default.
-        pool_size: Number of rows to choose from while packing, and so about how far one may be moved.
-        folder: Folder where a plan of more than `AHEAD` packs writes how far planning has come, a few kilobytes per
-            block, so that other processes and resumed runs go on from there instead of planning from the start. Any
-            number of plans and processes may share it.
+        epochs: Number of rows of the plan, as a multiple of the number of rows that all sources have together; 1 by
+            default.
+        pool_size: Number of rows to choose from while packing, and so about how far a row may be moved in the order.
+        folder: Folder where a plan of more than `AHEAD` packs writes the state of planning after every block, a few
+            kilobytes each, so that other processes and resumed runs continue from there instead of planning from the
+            start. Any number of plans and processes may share it.
 
     Raises:
         ValueError: If a source is empty, has no positive ratio or holds a document longer than a pack, a ratio names
             no source, or an argument is out of range.
     """
-    # Ratios may be given in any order; theirs, not that of `lengths`, numbers the sources.
+    # The order of `ratios`, not that of `lengths`, numbers the sources.
     arrays = {name: np.asarray(rows) for name, rows in lengths.items()}
     ratios = {name: len(rows) for name, rows in arrays.items()} if ratios is None else dict(ratios)
     _check(arrays, ratios, max_length, num_packs, epochs, pool_size)
@@ -269,7 +289,11 @@ def make_plan(
 
 
 def digest_lengths(lengths: np.ndarray) -> str:
-    """Return a short SHA-256, 16 hexadecimal digits, of the lengths `(rows,)` of a source's rows."""
+    """Return a short SHA-256, 16 hexadecimal digits, of the number of tokens of every row of a source.
+
+    Args:
+        lengths: Number of tokens of every row, `(rows,)` integers.
+    """
     digest = hashlib.sha256()
     for start in range(0, len(lengths), 2**20):  # in pieces, because an int64 copy of all lengths would be large
         digest.update(np.ascontiguousarray(lengths[start : start + 2**20], dtype=np.int64).tobytes())
@@ -277,7 +301,13 @@ def digest_lengths(lengths: np.ndarray) -> str:
 
 
 def _hash_recipe(settings: dict[str, Any], num_packs: int | None, num_documents: int | None) -> str:
-    """Return a short SHA-256 of everything that determines a plan."""
+    """Return a short SHA-256, 16 hexadecimal digits, of everything that determines a plan: settings and where it ends.
+
+    Args:
+        settings: The settings of a `PackPlan`.
+        num_packs: Number of packs; None if `num_documents` decides where the plan ends.
+        num_documents: Number of documents; None if `num_packs` decides.
+    """
     recipe = [settings, {"num_packs": num_packs, "num_documents": num_documents}]
     return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
@@ -290,7 +320,7 @@ def _check(
     epochs: float | None,
     pool_size: int,
 ) -> None:
-    """Raise `ValueError` unless these arguments of `make_plan` describe a plan."""
+    """Raise `ValueError` if one of these arguments of `make_plan` is out of range, or they contradict each other."""
     if not lengths:
         raise ValueError("`lengths` must hold at least one source, got none: name the data to train on.")
     check_ratios(ratios, lengths)

@@ -1,1 +1,1 @@
-"""Run benchmarks on a pipeline and report their numbers beside the papers'."""
+"""Run benchmarks on a Janus pipeline, and report the scores beside those that the Janus papers published."""

@@ -1,4 +1,4 @@
-"""Read the files that benchmarks are published in: JSON lines and tables, with errors that name the line."""
+"""Functions that read the data files of benchmarks: JSON Lines, CSV and TSV. Errors name the file and the problem."""
 
 import csv
 import json
@@ -12,12 +12,20 @@ from .paper import look_up
 
 
 def where_to_get(benchmark: str) -> str:
-    """Return the sentence that says where a benchmark's data can be had, for the end of an error message."""
+    """Return a sentence that says where to get the data of a benchmark. Error messages end with it.
+
+    Args:
+        benchmark: Name of the benchmark, a key of `paper.BENCHMARKS`.
+    """
     return f"Get {look_up(benchmark).data}."
 
 
 def existing_path(path: str | os.PathLike[str], benchmark: str) -> Path:
-    """Return the path of a benchmark's data.
+    """Return `path` as a `Path` after checking that a file or folder exists there.
+
+    Args:
+        path: Path of a benchmark's data.
+        benchmark: Name of the benchmark, a key of `paper.BENCHMARKS`, for the error message.
 
     Raises:
         FileNotFoundError: If there is nothing at the path. The message says where to get the data.
@@ -30,12 +38,12 @@ def existing_path(path: str | os.PathLike[str], benchmark: str) -> Path:
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number (from 1) and the value of every line of a JSON Lines file that is not blank.
+    """Yield `(line number, parsed value)` for every line of a JSON Lines file that is not blank. Numbers start at 1.
 
     Raises:
         ValueError: If a line is not JSON.
     """
-    # Split at "\n" only: `str.splitlines` also splits at U+2028, which may stand unescaped inside a JSON string.
+    # Split at "\n" only: `str.splitlines` also splits at U+2028, which may occur unescaped inside a JSON string.
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             try:
@@ -46,15 +54,15 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def check_keys(value: Any, keys: Sequence[str], origin: str) -> dict[str, Any]:
-    """Return a JSON value that must be an object with certain keys.
+    """Check that a value read from JSON is an object (a dict) with the required keys, and return it unchanged.
 
     Args:
-        value: The value.
-        keys: Keys that it must have.
-        origin: Where it was read, such as "line 3 of prompts.jsonl"; part of the error message.
+        value: The value to check.
+        keys: Keys that the object must have; it may have more.
+        origin: Where the value was read, such as "line 3 of prompts.jsonl". The error message begins with it.
 
     Raises:
-        ValueError: If it is not an object, or lacks a key.
+        ValueError: If the value is not an object, or lacks a key.
     """
     if not isinstance(value, dict) or not set(keys) <= value.keys():
         found = sorted(value) if isinstance(value, dict) else type(value).__name__
@@ -63,15 +71,15 @@ def check_keys(value: Any, keys: Sequence[str], origin: str) -> dict[str, Any]:
 
 
 def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[dict[str, str]]:
-    """Yield the rows of a CSV or TSV file as dictionaries by column. A missing cell is "".
+    """Yield each row of a CSV or TSV file as a dictionary from column name to text. A missing cell becomes "".
 
     Args:
         path: The file, in UTF-8.
-        columns: Columns that it must have; it may have more.
-        delimiter: Separator of the cells.
+        columns: Names of columns that the file must have; it may have more.
+        delimiter: Character between the cells of a row.
 
     Raises:
-        ValueError: If a column is missing.
+        ValueError: If the file lacks one of `columns`.
     """
     with path.open(encoding="utf-8-sig", newline="") as file, _long_cells():
         table = csv.DictReader(file, delimiter=delimiter, restval="")
@@ -83,9 +91,9 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> I
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Allow cells above the csv module's limit of 128 KiB, because base64 images are longer.
+    """Raise the csv module's limit of 128 KiB per cell inside a `with` block, because base64 images are longer.
 
-    The limit is global to the process, so the previous one is restored at the end.
+    The limit is global to the process, so the previous limit is restored at the end of the block.
     """
     before = csv.field_size_limit(2**31 - 1)
     try:

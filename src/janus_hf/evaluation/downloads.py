@@ -1,4 +1,4 @@
-"""Download the data of benchmarks once, check them, or tell the user where to get them.
+"""Find the data of benchmarks: download the published file into the cache, or tell the user where to get it.
 
 The data are not part of this package.
 """
@@ -17,13 +17,13 @@ from .paper import look_up
 
 
 _TSV = "https://opencompass.openxlab.space/utils/"
-_TIMEOUT = 60  # seconds without a byte
-_CHUNK = 1 << 20  # bytes
+_TIMEOUT = 60  # seconds to wait for the server's next bytes
+_CHUNK = 1 << 20  # bytes read at a time
 
-# Address of each benchmark's file, and the MD5 sum that VLMEvalKit publishes for it. VLMEvalKit has moved some tables
-# (MMBench and SEED-Bench from VLMEval/ to benchmarks/) with the sums unchanged. No commit of ELLA is known to have the
-# file of DPG-Bench, so its address is that of the main branch; a run refuses to continue with other content than it
-# began with.
+# By benchmark, the URL of its data file and the MD5 sum that VLMEvalKit publishes for it, or None. VLMEvalKit has
+# moved some tables (MMBench and SEED-Bench from VLMEval/ to benchmarks/) with the sums unchanged. DPG-Bench's file is
+# in the repository ELLA, of which no commit is known to have it, so its URL is that of the main branch; a run whose
+# data file has changed since it began is refused.
 SOURCES: dict[str, tuple[str, str | None]] = {
     "geneval": (
         "https://raw.githubusercontent.com/djghosh13/geneval/d927da8e42fde2b1b5cd743da4df5ff83c1654ff/"
@@ -42,19 +42,21 @@ SOURCES: dict[str, tuple[str, str | None]] = {
 
 
 def find_data(benchmark: str, path: str | os.PathLike[str] | None = None) -> Path:
-    """Return the path of a benchmark's data: the user's own, or the published file in the Hugging Face cache.
+    """Return the path of a benchmark's data: `path` if it is given, otherwise the published file in the cache.
 
-    The published file is downloaded if it is not in the cache. The processes of a node wait for each other at a file
-    lock and not at a barrier, because a barrier times out during a long download. The user's own file is not checked.
+    The published file is downloaded into the Hugging Face cache if it is not there yet. Meanwhile the other processes
+    of the machine wait at a file lock and not at a distributed barrier, because a barrier times out during a long
+    download. Data at `path` are used without a check of their content.
 
     Args:
         benchmark: Name of the benchmark, a key of `paper.BENCHMARKS`.
-        path: A file or folder that the user has.
+        path: File or folder of the user's own copy. None stands for the published file.
 
     Raises:
         FileNotFoundError: If there is nothing at `path`, the benchmark's licence forbids distributing its data, or the
             download fails. The message says where to get the data.
-        ValueError: If the published file does not have the checksum on record. The file is kept.
+        ValueError: If the benchmark is unknown, or the published file does not have the MD5 sum in `SOURCES`. The file
+            stays in the cache.
     """
     published = look_up(benchmark)
     if path is not None:
@@ -64,7 +66,7 @@ def find_data(benchmark: str, path: str | os.PathLike[str] | None = None) -> Pat
     if benchmark not in SOURCES:
         raise FileNotFoundError(f"Get the data of {published.title} ({published.data}) and name it with --data.")
     url, checksum = SOURCES[benchmark]
-    target = Path(HF_HOME, "janus_hf", url.partition("://")[2])  # a new address is a new file in the cache
+    target = Path(HF_HOME, "janus_hf", url.partition("://")[2])  # another URL is another file in the cache
     target.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(f"{target}.lock"):
         if not target.is_file():
@@ -85,10 +87,10 @@ def find_data(benchmark: str, path: str | os.PathLike[str] | None = None) -> Pat
 
 
 def _download(url: str, target: Path) -> None:
-    """Fetch a file under a progress bar. `target` appears only when the file is complete.
+    """Download a URL to the file `target`, with a progress bar. `target` appears only when the download is complete.
 
     Raises:
-        OSError: If the server does not send the file, or not all of it.
+        OSError: If the server does not send the file, or sends only a part of it.
     """
     with atomic_path(target) as partial:
         with urlopen(Request(url, headers={"User-Agent": "janus_hf"}), timeout=_TIMEOUT) as response:

@@ -1,11 +1,13 @@
-"""Benchmarks as callables: `evaluator(pipe, folder)` runs a benchmark and returns its report.
+"""The table of all benchmarks, and `make_evaluator`, which returns the evaluator of a benchmark by its name.
+
+An evaluator is a callable: `evaluator(pipe, folder)` runs a benchmark on a pipeline and returns its `Report`.
 
     from janus_hf.evaluation.evaluators import make_evaluator
     report = make_evaluator("pope", data="POPE.tsv")(pipe, "runs/pope")
     report.metrics[report.primary]
 
-Every process of an `accelerate launch` makes the same call and does its share of the work. A run that was stopped
-continues in its folder.
+In an `accelerate launch`, every process makes the same call and does its share of the work. The same call also
+continues a run that was stopped, if it names the same folder.
 """
 
 import os
@@ -25,7 +27,7 @@ from .report import Report
 
 
 class Evaluator(Protocol):
-    """A benchmark with its data and options."""
+    """Interface of evaluators: an evaluator holds a benchmark's data and options, and runs it when called."""
 
     @property
     def name(self) -> str:
@@ -34,37 +36,38 @@ class Evaluator(Protocol):
 
     @property
     def primary_metric(self) -> str:
-        """Key of the report's `metrics` that stands for the benchmark."""
+        """Name of the benchmark's main metric, a key of `Report.metrics` unless the report has no metrics."""
         ...
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
-        """Run the benchmark and return its report.
+        """Run the benchmark on a pipeline and return its report.
 
         Args:
-            pipe: The pipeline that is evaluated.
-            folder: Folder of the run, in which images, answers and the report are kept. None keeps nothing.
+            pipe: Pipeline of the model that is evaluated.
+            folder: Folder in which the run keeps its images, its answers and the report. None keeps nothing on disk.
 
         Raises:
-            TypeError: If `folder` is None and the benchmark judges the images in it.
+            TypeError: If `folder` is None, and the benchmark needs a folder for the images that it generates.
+            ValueError: If the folder was made with other settings, or is None for MM-Vet.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A row of the table of benchmarks.
+    """A row of `TABLE`: how to make the evaluator of one benchmark.
 
     Args:
-        evaluator: Class of the benchmark's evaluators.
-        make: Function `(name, data, **options) -> Evaluator`. `data` is the path of the benchmark's file; None
-            stands for the published file, which is downloaded where its licence allows.
+        evaluator: Class of the evaluators that `make` returns.
+        make: Function `(name, data, **options)` that returns an evaluator. `data` is the path of the benchmark's data;
+            None stands for the published file, which is downloaded if its licence allows that.
     """
 
     evaluator: Callable[..., Evaluator]
     make: Callable[..., Evaluator]
 
 
-# Adding a benchmark takes its file in `benchmarks/`, a row here and, for the command line, a row in
+# To add a benchmark, add its file in `benchmarks/`, a row here and, for the command line, a row in
 # `janus_hf_cli.benchmark_commands.COMMANDS`. The two tables cannot be one, because importing this one loads torch.
 TABLE: dict[str, Benchmark] = {
     "geneval": Benchmark(GenEval, make_geneval),
@@ -75,22 +78,22 @@ TABLE: dict[str, Benchmark] = {
     "shapes": Benchmark(ShapesWorld, make_shapes),
 }
 KNOWN = tuple(TABLE)
-DRAWN_ONLY = tuple(name for name, row in TABLE.items() if row.evaluator is PromptSet)  # judged by external judges
+DRAWN_ONLY = tuple(name for name, row in TABLE.items() if row.evaluator is PromptSet)  # external judges score these
 
 
 def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **options: Any) -> Evaluator:
     """Return the evaluator of a benchmark.
 
     Args:
-        name: One of `KNOWN`.
-        data: Path of the benchmark's file; None downloads the published one where its licence allows.
-        options: Arguments of the evaluator's class. For "geneval" also `limit` and `detector`, which is a detector, a
-            model's name, or "shapes" for the shapes world's prompts (`prompts_per_tag` of each kind) and its exact
-            detector.
+        name: Name of the benchmark, one of `KNOWN`.
+        data: Path of the benchmark's data. None downloads the published file if its licence allows that.
+        options: Arguments of the evaluator's class. "geneval" also takes `limit` (number of prompts) and `detector`,
+            which is a detector object, the name of a Mask2Former model, or "shapes". With "shapes" and without data,
+            it generates `prompts_per_tag` prompts of each kind about coloured shapes, and detects these exactly.
 
     Raises:
-        ValueError: If the name is unknown or one of `PICTURE_METRICS`, an option is out of range, or "shapes", which
-            makes its own prompts, is given data.
+        ValueError: If the name is unknown or one of `PICTURE_METRICS` (CLIPScore and FID, which measure existing
+            images), an option is out of range, or `data` is given for "shapes", which makes its own prompts.
         FileNotFoundError: If the data are neither at hand nor available for download. The message says where to get
             them.
     """

@@ -1,11 +1,11 @@
-"""Generate the images of a benchmark's prompts into GenEval's folder layout, resumable and shared among processes.
+"""Functions that generate the images of a benchmark's prompts into a folder, in the file layout of GenEval.
 
-    FOLDER/00000/metadata.jsonl            the prompt's line of the benchmark
-    FOLDER/00000/samples/0000.png ...      its images
+    FOLDER/00000/metadata.jsonl            the benchmark's entry of the first prompt, as a line of JSON
+    FOLDER/00000/samples/0000.png ...      the images of this prompt
     FOLDER/00000/grid.png                  the same images, side by side
 
-Official scorers read this layout. An image is a function of checkpoint, prompt, settings and its own seed, so neither
-the number of processes nor a restart changes it.
+Official scorers read this layout. An image is determined by the checkpoint, the prompt, the settings and the image's
+own seed. It therefore depends neither on the number of processes nor on whether the run was stopped and continued.
 """
 
 import hashlib
@@ -31,12 +31,12 @@ from .sharing import own_share, share
 
 @dataclass(frozen=True)
 class DrawnRun:
-    """The images of a benchmark's prompts, on disk.
+    """A folder with the generated images of a benchmark's prompts; the result of `draw_run`.
 
     Args:
-        folder: Folder that holds them.
-        settings: Settings that the images depend on (`run_settings`).
-        drawn_again: One line per image file that could not be read and was generated again.
+        folder: Folder that holds the images.
+        settings: Settings that the images depend on, as `run_settings` returns them.
+        drawn_again: One line of text per image file that could not be read and was therefore generated again.
     """
 
     folder: Path
@@ -45,7 +45,11 @@ class DrawnRun:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The settings and environments of the run, for a report; JSON values."""
+        """Settings of the run, to be put into a report; JSON values.
+
+        The key "environments" is added for versions and hardware, and "drawn_again" if image files were generated
+        again.
+        """
         record = self.settings | {"environments": environments(self.folder)}
         return record | ({"drawn_again": self.drawn_again} if self.drawn_again else {})
 
@@ -62,20 +66,26 @@ def draw_run(
     drawing: Mapping[str, Any],
     **chosen: Any,
 ) -> DrawnRun:
-    """Open the folder of a run and generate the images that are missing in it.
+    """Open or create the folder of a run, and generate the images that are missing in it.
 
     Args:
-        pipe: The pipeline that generates.
-        benchmark: Name of the benchmark; part of the recorded settings.
-        items: As for `draw_prompts`.
+        pipe: Pipeline that generates the images.
+        benchmark: Name of the benchmark, which is part of the recorded settings.
+        items: Entries of the benchmark, one JSON object per prompt; see `draw_prompts`.
         folder: Folder of the run.
-        images_per_prompt, seed, batch_size: As for `draw_prompts`.
-        drawing: Arguments of the pipeline's call, such as `guidance_scale`; values of None are left out.
-        chosen: Further settings that the run's outcome depends on; JSON values.
+        images_per_prompt: Number of images per prompt.
+        seed: Seed of the whole run, from which the seed of each image is derived.
+        batch_size: Number of images that each process generates at a time.
+        drawing: Arguments of the pipeline's call, such as `guidance_scale`. Arguments that are None are left out.
+        chosen: Further settings that the run's outcome depends on; JSON values. They are recorded in the folder.
+
+    Returns:
+        The folder, its settings, and a line of text per image file that was generated again.
 
     Raises:
         TypeError: If `folder` is None.
-        ValueError: If the folder was made with other settings, or a number is out of range.
+        ValueError: If the folder was made with other settings, or `images_per_prompt` or `batch_size` is less than 1.
+        FileExistsError: If the folder holds files but no run.
     """
     if folder is None:
         raise TypeError("`folder` must be a path, got None: name a folder, in which the images are kept and judged.")
@@ -85,7 +95,7 @@ def draw_run(
             "choose larger ones."
         )
     drawing = {key: value for key, value in drawing.items() if value is not None}
-    # Defaults are recorded by value, so that a folder is refused if another default would have made it.
+    # Record the values of defaults, so that the folder is refused if a later version has other defaults.
     settings = run_settings(
         pipe,
         benchmark=benchmark,
@@ -96,7 +106,7 @@ def draw_run(
         drawing={"guidance_scale": pipe.default_guidance_scale, "temperature": 1.0} | drawing,
         **chosen,
     )
-    # The folder is checked before any image is generated.
+    # Check the folder before any image is generated, so that a wrong folder fails at once.
     run = open_run(folder, settings)
     drawn_again = draw_prompts(
         pipe, items, run, images_per_prompt=images_per_prompt, seed=seed, batch_size=batch_size, **drawing
@@ -105,12 +115,24 @@ def draw_run(
 
 
 def picture_seed(seed: int, prompt: int, picture: int) -> int:
-    """Return the seed of one image, from the run's seed, the prompt's number and the number of the prompt's image."""
+    """Return the seed of one image of a run.
+
+    Args:
+        seed: Seed of the whole run.
+        prompt: Number of the prompt, from 0.
+        picture: Number of the image among those of its prompt, from 0.
+    """
     return int(np.random.SeedSequence((seed, prompt, picture)).generate_state(1)[0])
 
 
 def sample_path(folder: Path, prompt: int, picture: int) -> Path:
-    """Return the path of an image, from the prompt's number and the number of the prompt's image."""
+    """Return the path of one image of a run, such as `FOLDER/00012/samples/0003.png`.
+
+    Args:
+        folder: Folder of the run.
+        prompt: Number of the prompt, from 0.
+        picture: Number of the image among those of its prompt, from 0.
+    """
     return folder / f"{prompt:05d}" / "samples" / f"{picture:04d}.png"
 
 
@@ -124,20 +146,20 @@ def draw_prompts(
     batch_size: int = 8,
     **drawing: Any,
 ) -> list[str]:
-    """Generate the images that are missing in a folder, and write the grids of all prompts.
+    """Generate the images that are missing in the folder of a run, and write metadata and a grid for each prompt.
 
     Args:
-        pipe: The pipeline that generates.
-        items: Lines of the benchmark, each with a `prompt`. A line may have `seeds`, one per image; otherwise
-            `picture_seed` gives them.
-        folder: Folder of the run, opened by `open_run`.
+        pipe: Pipeline that generates the images.
+        items: Entries of the benchmark, one JSON object per prompt. The key `prompt` holds the text. The optional key
+            `seeds` holds one seed per image; without it, `picture_seed` derives the seeds.
+        folder: Folder of the run, which `open_run` has created or checked.
         images_per_prompt: Number of images per prompt.
-        seed: Seed of the whole run.
+        seed: Seed of the whole run, from which the seed of each image is derived.
         batch_size: Number of images that each process generates at a time.
         drawing: Arguments of the pipeline's call, such as `guidance_scale`.
 
     Returns:
-        One line per image file that could not be read and was generated again.
+        One line of text per image file that could not be read and was therefore generated again.
     """
     spoiled: list[str] = []
     missing: list[tuple[int, int]] = []
@@ -176,12 +198,12 @@ def draw_prompts(
     for number in own_share(range(len(items))):
         images = [open_rgb(sample_path(folder, number, index)) for index in range(images_per_prompt)]
         write_atomically(folder / f"{number:05d}" / "grid.png", png(image_grid(images)))
-    processes().wait_for_everyone()  # the caller may read grids that another process writes
+    processes().wait_for_everyone()  # the caller may read grids that other processes write
     return spoiled
 
 
 def png(image: Image.Image) -> bytes:
-    """Encode an image as the bytes of a PNG file."""
+    """Encode an image as PNG, and return the bytes of the file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

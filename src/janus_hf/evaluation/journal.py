@@ -1,4 +1,4 @@
-"""Answers on disk as they come, so that a run that was stopped continues with the questions that are still open."""
+"""`Journal`, which writes the answers of a model or judge to disk as they come, so that a stopped run can continue."""
 
 import json
 from collections.abc import Mapping
@@ -9,22 +9,25 @@ from .run_folder import processes
 
 
 class Journal:
-    """Lines `{"index": ..., FIELD: answer}` in the files `answers.rank{k}.jsonl` of a folder, one file per process.
+    """Answers on disk: lines `{"index": ..., FIELD: answer}` in the files `answers.rank{k}.jsonl` of a run's folder.
 
-    Each process appends to its own file and reads the files of all processes, whatever number of processes wrote them.
+    Each process appends to its own file. It reads the files of all processes, also those of an earlier launch with
+    another number of processes.
 
     Args:
-        folder: Folder of the run, opened by `open_run`. None keeps nothing: `read` finds no answers.
-        field: Key of the answer in a line.
+        folder: Folder of the run, which `open_run` has created or checked. None keeps nothing on disk: `append` does
+            nothing, and `read` finds no answers.
+        field: Key under which a line holds the answer.
     """
 
     def __init__(self, folder: Path | None, field: str = "answer") -> None:
         self.folder, self.field = folder, field
 
     def read(self) -> dict[str, Any]:
-        """Return the recorded answers by index. Every process must call it before any process appends.
+        """Return the recorded answers by index of their question.
 
-        A line that was cut off when a process was killed is ignored.
+        Every process must call this before any process appends, and the call waits for all of them. A line that was
+        cut off because its process was killed is ignored.
         """
         found: dict[str, Any] = {}
         for path in sorted(self.folder.glob("answers.rank*.jsonl")) if self.folder else []:
@@ -38,12 +41,16 @@ class Journal:
         return found
 
     def append(self, answers: Mapping[str, Any]) -> None:
-        """Write answers by index to the end of this process's file."""
+        """Append answers to the file of this process.
+
+        Args:
+            answers: Answers by index of their question; JSON values.
+        """
         if self.folder is None or not answers:
             return
         path = self.folder / f"answers.rank{processes().process_index}.jsonl"
         with path.open("ab+") as file:
-            # If the last line was cut off, end it, or the first new answer would be part of it.
+            # If the last line was cut off, end it; otherwise the first new answer would become part of it.
             if file.tell():
                 file.seek(-1, 2)
                 if file.read(1) != b"\n":

@@ -1,7 +1,8 @@
-"""The papers' tables as data, so that a report can print them beside its own numbers, and how they were measured.
+"""The published scores of Janus models on benchmarks, as data, and notes on how they were measured.
 
-Sources: Janus-Pro (arXiv 2501.17811), tables 3 to 5; Janus (arXiv 2410.13848), tables 2 and 3. The authors stated the
-protocol of the understanding columns in their VLMEvalKit adapter (open-compass/VLMEvalKit#541).
+Reports print these scores beside their own. Sources: the papers of Janus-Pro (arXiv 2501.17811), tables 3 to 5, and of
+Janus (arXiv 2410.13848), tables 2 and 3. How the authors measured the understanding benchmarks is known from their
+adapter for VLMEvalKit (open-compass/VLMEvalKit#541).
 """
 
 from dataclasses import dataclass, field
@@ -9,15 +10,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Published:
-    """A benchmark and the numbers that were published for it.
+    """A benchmark and the scores that were published for it.
 
     Args:
         title: Usual name of the benchmark.
-        protocol: How the published numbers were measured, as far as is known.
-        data: Where its data can be had, and their licence.
-        scores: Scores by model and metric, in the benchmark's own units.
-        remarks: Known failed or differing reproductions.
-        digits: Digits after the point of its scores: three for shares, two for percentages and sums.
+        protocol: How the published scores were measured, as far as is known.
+        data: Where the benchmark's data can be had, and their licence.
+        scores: Published scores by model, then by metric, in the benchmark's own units.
+        remarks: Known attempts to reproduce the scores: that they failed, or the other numbers that they gave.
+        digits: Number of digits after the decimal point of printed scores: 3 for shares in [0, 1], 2 for percentages
+            and sums.
     """
 
     title: str
@@ -29,7 +31,14 @@ class Published:
 
 
 def _models(**scores: tuple[float, float, float]) -> dict[str, dict[str, float]]:
-    """Convert scores per metric, as (Janus 1.3B, Janus-Pro 1B, Janus-Pro 7B), to scores per model and metric."""
+    """Convert scores by metric to scores by model, then by metric.
+
+    Args:
+        scores: By metric, the scores of Janus 1.3B, Janus-Pro 1B and Janus-Pro 7B.
+
+    Returns:
+        Scores by model, then by metric. The models are in reverse order, Janus-Pro 7B first.
+    """
     names = ("Janus-Pro-7B (paper)", "Janus-Pro-1B (paper)", "Janus-1.3B (paper)")
     return {
         model: {metric: values[2 - index] for metric, values in scores.items()} for index, model in enumerate(names)
@@ -154,7 +163,9 @@ BENCHMARKS: dict[str, Published] = {
 
 
 def published(benchmark: str) -> dict[str, dict[str, float]]:
-    """Return the papers' scores by model, newest first, and metric; empty if none were published.
+    """Return the scores that the papers report for a benchmark, by model (newest first), then by metric.
+
+    The result is empty if no scores were published.
 
     Raises:
         ValueError: If the benchmark is unknown.
@@ -163,7 +174,7 @@ def published(benchmark: str) -> dict[str, dict[str, float]]:
 
 
 def look_up(benchmark: str) -> Published:
-    """Return the entry of a benchmark in `BENCHMARKS`.
+    """Return a benchmark's title, data source and published scores, which are its entry in `BENCHMARKS`.
 
     Raises:
         ValueError: If the benchmark is unknown; the message lists the known ones.

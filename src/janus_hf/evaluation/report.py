@@ -1,4 +1,7 @@
-"""The result of a benchmark: its metrics, the row behind every number, and the settings it was measured with."""
+"""`Report`, the result of a benchmark, and functions that save and compare reports.
+
+A report holds the metrics, a row for every judged image or answer, and the settings of the run.
+"""
 
 import json
 import os
@@ -13,25 +16,27 @@ from .paper import look_up, published
 from .run_folder import processes
 
 
-_NAMED_FAILURES = 20  # failures that `Report.to_markdown` lists
+_NAMED_FAILURES = 20  # largest number of failures that `Report.to_markdown` lists
 
 
 @dataclass
 class Report:
-    """The result of one evaluator.
+    """The result of running one benchmark on one pipeline.
 
     Args:
         benchmark: Name of the benchmark, a key of `paper.BENCHMARKS`.
-        metrics: Values by name, in the order in which they are printed and in the benchmark's published units.
-        primary: Name of the metric that stands for the benchmark.
-        protocol: How the numbers were measured, in a sentence or a few.
-        settings: Everything needed to repeat the run (`run_settings`); JSON values.
-        rows: One per judged item: the prompt or question, the image or answer, and the verdict.
-        failures: One line per item that could not be judged. These items are not in `rows`.
-        failures_counted: Number of failures that `metrics` count as wrong; the others are left out of the metrics.
+        metrics: Values by name of the metric, in the order in which they are printed, and in the units of the
+            benchmark's published scores.
+        primary: Name of the benchmark's main metric.
+        protocol: How the metrics were measured, in one or a few sentences.
+        settings: Everything needed to repeat the run, such as the result of `run_settings`; JSON values.
+        rows: One dictionary per judged item, with the prompt or question, the image or answer, and the verdict.
+        failures: One line of text per item that could not be judged. These items are not in `rows`.
+        failures_counted: Number of failures that `metrics` count as wrong. The other failures are left out of the
+            metrics.
 
     Raises:
-        ValueError: If there are metrics and `primary` is not one of them.
+        ValueError: If there are metrics, and `primary` is not the name of one of them.
     """
 
     benchmark: str
@@ -51,16 +56,16 @@ class Report:
 
     @property
     def value(self) -> float | None:
-        """Value of the primary metric; None if an external judge is needed or no item could be judged."""
+        """Value of the primary metric; None if the benchmark needs an external judge or no item could be judged."""
         return self.metrics.get(self.primary)
 
     @property
     def failed_share(self) -> float:
-        """Share of items that could not be judged, in [0, 1]."""
+        """Share of the benchmark's items (images or questions) that could not be judged, in [0, 1]."""
         return len(self.failures) / max(1, len(self.failures) + len(self.rows))
 
     def to_markdown(self) -> str:
-        """Return a table of the metrics beside the papers' numbers, the protocol, the failures and the settings."""
+        """Return the report as Markdown: metrics beside the papers' numbers, then protocol, failures and settings."""
         columns, digits = published(self.benchmark), look_up(self.benchmark).digits
         lines = [
             f"# {self.benchmark}",
@@ -85,21 +90,25 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `report.json`, `report.md` and `results.jsonl`, which has one line per row."""
+        """Write the report into a folder.
+
+        The files are `results.jsonl` with one line per row, `report.json` with all other fields, and `report.md` for
+        readers.
+        """
         folder = Path(folder)
         summary = {key.name: getattr(self, key.name) for key in fields(self) if key.name != "rows"}
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
-        # report.json comes last: `load` takes it as the sign that the report is complete.
+        # Write report.json last, because `load` takes its presence as the sign that the report is complete.
         write_atomically(folder / "results.jsonl", rows)
         write_atomically(folder / "report.md", self.to_markdown())
         write_atomically(folder / "report.json", json.dumps(summary, indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> "Report":
-        """Read a report that `save` wrote.
+        """Read the report that `save` wrote into a folder.
 
         Raises:
-            FileNotFoundError: If there is no report in the folder.
+            FileNotFoundError: If the folder has no `report.json`.
         """
         path = Path(folder) / "report.json"
         if not path.is_file():
@@ -109,10 +118,10 @@ class Report:
 
 
 def save_once(report: Report, folder: str | os.PathLike[str]) -> Report:
-    """Save a report in the main process only, so that the processes of a launch do not write the same files.
+    """Save a report into a folder from the main process only, so that no two processes write the same files.
 
     Returns:
-        The report.
+        The same report, in every process.
     """
     if processes().is_main_process:
         report.save(folder)
@@ -120,10 +129,10 @@ def save_once(report: Report, folder: str | os.PathLike[str]) -> Report:
 
 
 def compare(reports: Mapping[str, Report]) -> str:
-    """Return one Markdown table of several runs: their primary metrics, the papers' numbers, and the protocols.
+    """Return a Markdown table with a line per run: its primary metric, the papers' numbers for it, and the protocol.
 
     Args:
-        reports: Reports by the name of the run.
+        reports: One report per run, by the name of the run.
     """
     models = list(dict.fromkeys(name for report in reports.values() for name in published(report.benchmark)))
     lines = [
@@ -143,7 +152,7 @@ def compare(reports: Mapping[str, Report]) -> str:
 
 
 def _number(value: float | None, digits: int) -> str:
-    """Return a number with `digits` digits after the point, or a dash for None."""
+    """Format a number with `digits` digits after the decimal point, and None as a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

@@ -1,7 +1,8 @@
-"""The folder of a run: its settings, its environments, and the rule that one folder belongs to one set of settings.
+"""Functions that open the folder of a benchmark run, and record its settings and environments there.
 
-A run that was stopped continues in its folder, without repeating work that is already there. A folder that was made
-with other settings is refused, so images and answers of different runs never mix.
+A folder belongs to one set of settings, such as checkpoint, prompts and seed. A run that was stopped continues in its
+folder, without repeating work that is already there. A folder that was made with other settings is refused, so images
+and answers of different runs never mix. The environment, which is versions and hardware, may change.
 """
 
 import hashlib
@@ -29,13 +30,13 @@ logger = logging.get_logger(__name__)
 
 SETTINGS = "settings.json"
 
-# Entries of `environment` that can change a number, so a change of them is worth a warning.
+# Keys of the result of `environment` that can affect measured numbers, so `open_run` warns if one of them changes.
 _WARNED_ABOUT = ("janus_hf", "torch", "transformers", "device")
 
 
 def processes() -> PartialState:
-    """Return accelerate's view of the processes of this launch."""
-    # On a machine without a GPU accelerate needs `cpu=True`; otherwise each process believes it is the only one.
+    """Return accelerate's `PartialState`: this process's rank and device, and the number of processes."""
+    # On a machine without a GPU accelerate needs `cpu=True`; otherwise each process acts as the only one.
     return PartialState(cpu=not torch.cuda.is_available())
 
 
@@ -43,11 +44,12 @@ def run_settings(pipe: ImagePipeline, **chosen: Any) -> dict[str, Any]:
     """Return the settings that the outcome of a run depends on, as JSON values.
 
     Args:
-        pipe: The pipeline. Its weights are hashed, those of adapters included.
-        chosen: The evaluator's own settings; JSON values.
+        pipe: Pipeline of the evaluated model. The model's weights are hashed, those of adapters included.
+        chosen: The benchmark's own settings; JSON values.
 
     Returns:
-        The checkpoint's name, commit, weights hash, dtype and quantisation, and `chosen`.
+        A dictionary with "model" (name of the checkpoint), "commit", "weights_sha256", "dtype", "quantization" and the
+        entries of `chosen`.
     """
     config = pipe.model.config
     return {
@@ -61,7 +63,7 @@ def run_settings(pipe: ImagePipeline, **chosen: Any) -> dict[str, Any]:
 
 
 def _quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
-    """Return the settings of transformers' quantiser as JSON values; None for weights that are not quantised."""
+    """Return the quantisation settings in a model's config as JSON values; None if the weights are not quantised."""
     found = getattr(config, "quantization_config", None)
     if found is None:
         return None
@@ -70,9 +72,10 @@ def _quantization(config: PreTrainedConfig) -> dict[str, Any] | None:
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions, the hardware and the number of processes of this launch.
+    """Return the environment of this launch: library versions, hardware ("device") and number of processes.
 
-    They are recorded, and a change is warned about, but a run may continue in another environment.
+    The folder of a run records it. A run may continue in another environment, but warns if the change can affect its
+    numbers.
     """
     device = processes().device
     return {
@@ -87,16 +90,20 @@ def environment() -> dict[str, Any]:
 
 
 def environments(folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    """Return every `environment` that a run was worked on in, the first one first.
+    """Return every environment (versions and hardware, see `environment`) that a run has used, the first one first.
 
     Args:
-        folder: Folder of the run; None stands for a run that keeps nothing, whose only environment is the present one.
+        folder: Folder of the run. None stands for a run that keeps nothing on disk; its only environment is the
+            present one.
     """
     return [environment()] if folder is None else recorded(folder)[1]
 
 
 def recorded(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return the settings of a run and its environments, as `open_run` wrote them.
+    """Read the settings and the environments that `open_run` recorded in the folder of a run.
+
+    Returns:
+        The settings, and the list of environments (see `environment`), the first one first.
 
     Raises:
         FileNotFoundError: If nothing is recorded in the folder.
@@ -116,16 +123,16 @@ def recorded(folder: str | os.PathLike[str]) -> tuple[dict[str, Any], list[dict[
 
 
 def hash_weights(model: torch.nn.Module | HasImageTokens) -> str:
-    """Return the SHA-256 over names, dtypes, shapes and bytes of all parameters and buffers.
+    """Return the SHA-256, in hexadecimal, over names, dtypes, shapes and bytes of a model's parameters and buffers.
 
-    Quantised weights are hashed by the tensors they consist of, and weights that accelerate keeps on the CPU or on
-    disk are fetched one by one.
+    A quantised weight is hashed as the plain tensors that it consists of. Weights that accelerate has offloaded to the
+    CPU or to disk are fetched one by one.
 
     Raises:
-        ValueError: If the model has weights without values.
+        ValueError: If a weight has no value, because it is on the meta device and accelerate has not offloaded it.
     """
     digest = hashlib.sha256()
-    # Sorted by name, because the order in which modules are registered does not matter.
+    # Sort by name, so that the hash does not depend on the order in which modules are registered.
     for name, value in sorted(model.state_dict().items()):
         if not isinstance(value, torch.Tensor):  # a module's extra state, which may be any Python value
             digest.update(f"{name} {value!r}".encode())
@@ -138,7 +145,7 @@ def hash_weights(model: torch.nn.Module | HasImageTokens) -> str:
 
 
 def _plain_tensors(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield name and value of a tensor, or of the plain tensors that a quantised tensor consists of."""
+    """Yield the name and the value of a tensor, or those of each plain tensor that a quantised tensor consists of."""
     # `__tensor_flatten__` is PyTorch's protocol for tensor subclasses; torchao's quantised weights implement it.
     if not hasattr(value, "__tensor_flatten__"):
         yield name, value
@@ -148,7 +155,11 @@ def _plain_tensors(name: str, value: torch.Tensor) -> Iterator[tuple[str, torch.
 
 
 def _fetch(model: torch.nn.Module | HasImageTokens, name: str) -> torch.Tensor:
-    """Return the value of a tensor that accelerate has offloaded, on the CPU."""
+    """Return an offloaded weight of a model, the parameter or buffer `name`, as a tensor on the CPU.
+
+    Raises:
+        ValueError: If accelerate has not offloaded the weight, so that it has no value anywhere.
+    """
     owner, _, last = name.rpartition(".")
     module = model.get_submodule(owner)
     if not has_offloaded_params(module):
@@ -162,17 +173,18 @@ def _fetch(model: torch.nn.Module | HasImageTokens, name: str) -> torch.Tensor:
 
 
 def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Path:
-    """Create the folder of a run, or open it to continue the run.
+    """Create the folder of a run, or check that an existing folder belongs to the same run and can continue it.
 
-    Every process may call it; the main process writes. It warns if the folder was worked on with other versions or on
-    another device; `environments` returns all of them.
+    Every process of a launch calls it and waits for the others; only the main process writes. The main process warns
+    if earlier work in the folder was done with other versions or on another device; `environments` returns all of
+    them.
 
     Args:
         folder: Folder of the run.
-        settings: What the outcome depends on (`run_settings`); JSON values.
+        settings: Settings that the outcome of the run depends on, as `run_settings` returns them; JSON values.
 
     Returns:
-        The folder.
+        The folder as a `Path`.
 
     Raises:
         ValueError: If the folder was made with other settings; the message lists the differences. Also if its
@@ -180,7 +192,7 @@ def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Pat
         FileExistsError: If the folder holds files but no run.
     """
     folder = Path(folder)
-    settings = json.loads(json.dumps(dict(settings)))  # as they come back from the file: tuples are lists there
+    settings = json.loads(json.dumps(dict(settings)))  # as `recorded` reads them, with lists for tuples
     path = folder / SETTINGS
     earlier: list[dict[str, Any]] = []
     if path.is_file():
@@ -189,7 +201,7 @@ def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Pat
         if differing:
             lines = "".join(f"  {key}: {found.get(key)!r} there, {settings.get(key)!r} now\n" for key in differing)
             raise ValueError(f"{folder} was made with other settings:\n{lines}Choose another folder, or delete it.")
-    # Only the main process checks this, because it may write into the folder before another process looks at it.
+    # Only the main process checks this, because it may write into the folder before another process reads it.
     elif processes().is_main_process and folder.is_dir() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds other files than a run of this benchmark. Choose a new folder.")
     now = environment()
@@ -204,7 +216,13 @@ def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Pat
 
 
 def _warn_of_changes(folder: Path, earlier: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
-    """Warn of every version or device that an earlier part of the run was made with and that differs now."""
+    """Log a warning for each version or device that differs between earlier environments of a run and the present one.
+
+    Args:
+        folder: Folder of the run, for the message.
+        earlier: Environments (see `environment`) that the run has used before.
+        now: The present environment.
+    """
     for key in _WARNED_ABOUT:
         if others := sorted({str(before.get(key)) for before in earlier} - {str(now[key])}):
             logger.warning(

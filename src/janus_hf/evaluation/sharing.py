@@ -1,7 +1,7 @@
-"""Divide the work of a run among the processes of an `accelerate launch`, and bring the results together.
+"""Divide the work of a benchmark among the processes of an `accelerate launch`, and collect the results.
 
 Every process makes the same calls with the same arguments and receives the same results. With n processes, process k
-works on the items k, k + n, k + 2n, ... A run without a launcher is a launch of one process.
+works on the items k, k + n, k + 2n, ... Without a launcher there is one process, which does all the work.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,13 +20,13 @@ Failure = TypeVar("Failure")
 
 
 def own_share(items: Sequence[Item]) -> Sequence[Item]:
-    """Return the items that this process works on."""
+    """Return the items that this process works on: of n processes, process k works on items k, k + n, k + 2n, ..."""
     state = processes()
     return items[state.process_index :: state.num_processes]
 
 
 def gather(values: list[Result]) -> list[Result]:
-    """Return the values of all processes in the order of their ranks. Every process must call it."""
+    """Return the values of all processes as one list, in the order of their ranks. Every process must call it."""
     gathered: list[Result] = gather_object(values)
     return gathered
 
@@ -39,14 +39,16 @@ def share(
     title: str,
     unit: str,
 ) -> tuple[list[Result], list[Failure]]:
-    """Work on every item once, each process on its share, under a progress bar of the main process.
+    """Apply `work` to every item once: each process of the launch works on its share, and all return all results.
+
+    The main process shows a progress bar for its share.
 
     Args:
-        items: The items; the same in every process.
-        work: Takes a batch of items and returns its results and its failures, any number of each.
+        items: The items to work on; the same in every process.
+        work: Function that takes a batch of items and returns its results and its failures, any number of each.
         batch_size: Largest number of items in a batch.
         title: Title of the progress bar.
-        unit: What the progress bar counts.
+        unit: Name of an item on the progress bar, such as "image".
 
     Returns:
         The results and the failures of all processes: first those of rank 0, in the order of its items, and so on.
@@ -79,21 +81,25 @@ def share_answers(
     title: str,
     unit: str,
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Ask every question that the journal has no answer to, as `share` does, and record the answers in the journal.
+    """Ask every question that has no answer in the journal yet, and record the new answers there.
 
-    A failed question is not recorded: the next run of the same folder asks it again.
+    The processes of a launch divide the questions among themselves; see `share`. A question that failed is not
+    recorded, so the next run in the same folder asks it again.
 
     Args:
-        questions: Questions by index; the same in every process.
-        ask: Takes a batch of questions and returns, for each, its answer (a JSON value) or the exception that
-            prevented one.
-        journal: Answers of earlier runs. Answers to questions that are not among `questions` are ignored.
-        batch_size, title, unit: As for `share`.
+        questions: Questions by index, which is their identifier; the same in every process.
+        ask: Function that takes a batch of questions and returns, for each, its answer (a JSON value) or the exception
+            that prevented one.
+        journal: Record of the answers of earlier runs. Answers to questions that are not among `questions` are
+            ignored.
+        batch_size: Largest number of questions in a batch.
+        title: Title of the progress bar.
+        unit: Name of a question on the progress bar.
 
     Returns:
-        The answers by index, and the messages of the exceptions by index.
+        The answers by index, recorded and new ones, and the messages of the exceptions by index.
     """
-    # Every process reads the whole journal before any process appends to it, so all see the same questions as open.
+    # Every process reads the whole journal before any process appends to it, so all find the same open questions.
     answers = {index: answer for index, answer in journal.read().items() if index in questions}
 
     def work(batch: Sequence[str]) -> tuple[list[tuple[str, Any]], list[tuple[str, str]]]:

@@ -1,4 +1,4 @@
-"""A sheet of a run's best and worst images, with their prompts and scores."""
+"""Functions that paste the best and the worst images of a run on one sheet, each with its prompt and score."""
 
 import os
 import textwrap
@@ -15,7 +15,7 @@ from .generate_run import png
 
 Picture = Image.Image | str | os.PathLike[str]  # an image, or the path of one
 
-# Layout of a tile, in pixels: the image in its frame, below it the caption.
+# Sizes in a tile, in pixels. A tile shows an image in its frame, and the caption below.
 _SIDE = 192
 _FRAME = 4
 _FONT_SIZE = 12
@@ -32,22 +32,23 @@ def score_sheet(
     each: int = 6,
     pass_mark: float | None = None,
 ) -> Image.Image:
-    """Paste the images with the best and the worst scores on one sheet. Any benchmark or reward can give the scores.
+    """Paste the images with the highest and the lowest scores on one sheet.
 
-    Every group has a row. On the left are its best images, the best one first; on the right its worst images, the
-    worst one first. Images with equal scores keep their order, and no image is shown twice.
+    Every group of images has a row. On the left are its best images, the best one first; on the right its worst
+    images, the worst one first. Images with equal scores keep their order, and no image is shown twice. The scores may
+    come from any benchmark or reward.
 
     Args:
-        images: Images, or their paths. Only images that are shown are opened.
+        images: Images, or the paths of image files. Only images that are shown are opened.
         prompts: One prompt per image.
         scores: One score per image; a higher score is better.
-        groups: One label per image, shown in the caption; rows are in the order in which the labels first occur. None
-            puts all images into one group without a label.
+        groups: One label per image; images with the same label form a group. The label is shown in the caption, and
+            rows are in the order in which the labels first occur. None puts all images into one group without a label.
         each: Largest number of best images in a row, and of worst images.
         pass_mark: Images with at least this score get a green frame, the others a red one. None draws no frames.
 
     Returns:
-        An RGB image.
+        The sheet as an RGB image.
 
     Raises:
         ValueError: If there are no images, or the number of prompts, scores or labels differs from that of the images.
@@ -78,13 +79,19 @@ def save_sheet(
     groups: Sequence[str] | None = None,
     pass_mark: float | None = None,
 ) -> None:
-    """Write `sheet.png` into the folder of a run. The other arguments are those of `score_sheet`."""
+    """Write `sheet.png`, a sheet of the best and the worst images, into the folder of a run.
+
+    The other arguments are those of `score_sheet`.
+    """
     sheet = score_sheet(images, prompts, scores, groups=groups, pass_mark=pass_mark)
     write_atomically(folder / "sheet.png", png(sheet))
 
 
 def _tile(source: Picture, label: str, prompt: str, score: float, pass_mark: float | None) -> Image.Image:
-    """Return an image in its frame, with its score, label and prompt as the caption."""
+    """Return one tile of a sheet: an image in its frame, and below it a caption with its score, label and prompt.
+
+    The frame is green if the score is at least `pass_mark`, otherwise red; it is white if `pass_mark` is None.
+    """
     image = as_rgb(source) if isinstance(source, Image.Image) else open_rgb(source)
     color = "white" if pass_mark is None else "green" if score >= pass_mark else "red"
     # Enlarge a small image without smoothing, so that its single pixels stay visible.
@@ -100,7 +107,7 @@ def _tile(source: Picture, label: str, prompt: str, score: float, pass_mark: flo
 
 
 def _blank_tile() -> Image.Image:
-    """Return a white tile."""
+    """Return a white tile of the size of an image with its frame and its caption."""
     return Image.new("RGB", (_SIDE + 2 * _FRAME, _SIDE + 2 * _FRAME + _CAPTION), "white")
 
 

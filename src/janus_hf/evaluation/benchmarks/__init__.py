@@ -1,1 +1,1 @@
-"""The benchmarks: one file each, with the readers of their data."""
+"""Modules of the individual benchmarks. They read a benchmark's data, run it on a pipeline and compute its metrics."""

@@ -1,7 +1,8 @@
-"""Parse the answers to an understanding benchmark and add up its metrics. Pure functions: no model, no files.
+"""Functions that parse a model's answers to questions about images, and compute the metrics of a benchmark from them.
 
-Parsing is strict: an answer that does not have the requested form is wrong and is counted as unparsed. VLMEvalKit
-searches sentences for the answer, or asks another model to find it; for a model that keeps to the form, both agree.
+They need neither a model nor files. Parsing is strict: an answer that does not have the requested form is wrong and is
+counted as unparsed. VLMEvalKit searches sentences for the answer, or asks another model to find it. For a model that
+answers in the requested form, both methods agree.
 """
 
 import re
@@ -14,7 +15,7 @@ from .protocol import MULTIPLE_CHOICE, YES_NO
 from .questions import POPE_SPLITS, Question
 
 
-# MME's tasks, in its two groups.
+# Names of MME's tasks, in the benchmark's two groups.
 PERCEPTION = (
     "existence",
     "count",
@@ -29,29 +30,33 @@ PERCEPTION = (
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 
-Row = dict[str, Any]  # one answer in a report
+Row = dict[str, Any]  # an answer with its question and verdict, as a report lists it
 
 
 def parse_yes_no(text: str) -> str | None:
-    """Return "yes" or "no" if the answer is that word, in any case and with at most one full stop; otherwise None."""
+    """Return "yes" or "no" if the text is that word alone, in any case, with at most one full stop; otherwise None."""
     word = text.strip().removesuffix(".").strip().lower()
     return word if word in ("yes", "no") else None
 
 
 def parse_letter(text: str, letters: Iterable[str]) -> str | None:
-    """Return the capital letter of an option from an answer such as "B", "B.", "(B)", "B. a dog", "B) a dog".
+    """Return the letter of the option that an answer such as "B", "B.", "(B)", "B. a dog" or "B) a dog" chooses.
+
+    Args:
+        text: The answer.
+        letters: Letters of the question's options.
 
     Returns:
-        The letter; None if the answer has another form or the letter is not one of `letters`.
+        The capital letter; None if the answer has another form, or the letter is not one of `letters`.
     """
     match = re.match(r"\(?([A-Z])\)?(?:[.:]?$|[.:)]\s)", text.strip())
     return match[1] if match and match[1] in set(letters) else None
 
 
 def normalise(text: str) -> str:
-    """Return the text in lower case, without ASCII punctuation, each run of white space as one space.
+    """Return a text in lower case, without ASCII punctuation, and with single spaces in place of all white space.
 
-    lmms-eval compares GQA's answers in this form.
+    White space at the ends is removed. lmms-eval compares answers to the benchmark GQA in this form.
     """
     return " ".join(text.lower().translate(str.maketrans("", "", string.punctuation)).split())
 
@@ -59,20 +64,20 @@ def normalise(text: str) -> str:
 def judge_answers(
     benchmark: str, questions: Sequence[Question], answers: Mapping[str, str]
 ) -> tuple[dict[str, float], list[Row]]:
-    """Score the answers to a benchmark.
+    """Decide which answers to a benchmark's questions are correct, and compute the metrics.
 
     Args:
-        benchmark: One of `protocol.BENCHMARKS`.
-        questions: The questions.
-        answers: Answers by index. Questions without an answer are left out; in MME, images with only one of two
-            answers do not count for accuracy+.
+        benchmark: Name of the benchmark, one of `protocol.BENCHMARKS`.
+        questions: Questions of the benchmark with their correct answers.
+        answers: The model's answers by index of the question. Questions without an answer are left out. In MME, which
+            has two questions per image, images with only one answer do not count for accuracy+.
 
     Returns:
-        The metrics, the primary one first, and a row per answer. Metrics are in percent, except for MME's sums: the
-        score of a task is accuracy + accuracy+ (at most 200), `perception` is the sum over ten tasks and `cognition`
-        over four. A row has the question, the answer (`given`), its parsed form (`parsed`; None if it could not be
-        parsed) and whether it is `correct`. MM-Vet has no metrics, and its rows no verdict, because an external model
-        judges its answers.
+        The metrics by name, and one row (a dictionary) per answer. Metrics are in percent, except for MME's sums: the
+        score of an MME task is accuracy + accuracy+ (percentage of images with two correct answers), at most 200;
+        `perception` is the sum over ten tasks and `cognition` over four. A row has the question, the model's answer
+        (`given`), its parsed form (`parsed`; None if it could not be parsed) and whether it is `correct`. MM-Vet has
+        no metrics, and its rows have no verdict, because an external model judges its answers.
     """
     rows = [_row(benchmark, question, answers[question.index]) for question in questions if question.index in answers]
     if benchmark == "mmvet" or not rows:
@@ -85,12 +90,12 @@ def judge_answers(
 
 
 def primary_metric(benchmark: str, metrics: Collection[str] = ()) -> str:
-    """Return the name of the metric that stands for the benchmark.
+    """Return the name of a benchmark's main metric, which is the one that the papers report.
 
     Args:
-        benchmark: Name of the benchmark.
-        metrics: Names of the metrics of a run. If the papers' metric is not among them, as for POPE without its random
-            split, the first one is returned. Without names, the papers' metric is returned.
+        benchmark: Name of the benchmark, one of `protocol.BENCHMARKS`.
+        metrics: Names of the metrics that a run has. If the papers' metric is not among them, as for POPE without its
+            random split, the first of these names is returned. Without names, the papers' metric is returned.
     """
     papers = next(iter(look_up(benchmark).scores.values()))
     name = next(iter(papers))
@@ -98,13 +103,25 @@ def primary_metric(benchmark: str, metrics: Collection[str] = ()) -> str:
 
 
 def missing_tasks(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return MME's tasks that no row belongs to; the benchmark's sums lack them."""
+    """Return the names of MME's tasks that have no row, and that MME's sums therefore lack.
+
+    Args:
+        rows: Rows of MME's answers, as `judge_answers` returns them.
+    """
     present = {category for row in rows for category in row["categories"]}
     return [task for task in (*PERCEPTION, *COGNITION) if task not in present]
 
 
 def _row(benchmark: str, question: Question, given: str) -> Row:
-    """Return the row of an answer, with its verdict unless an external model judges it."""
+    """Return the row of a report for one answer; see `judge_answers` for its keys.
+
+    The row has no verdict if the benchmark is MM-Vet, which an external model judges.
+
+    Args:
+        benchmark: Name of the benchmark.
+        question: The question with its correct answer.
+        given: The model's answer.
+    """
     row = {
         "index": question.index,
         "categories": list(question.categories),
@@ -122,7 +139,10 @@ def _row(benchmark: str, question: Question, given: str) -> Row:
 
 
 def _parser(benchmark: str, question: Question) -> Callable[[str], str | None]:
-    """Return the function that parses an answer to the question, and returns None if it has another form."""
+    """Return the function that parses an answer to the question.
+
+    That function returns the parsed answer, or None if the answer does not have the requested form.
+    """
     if benchmark in YES_NO:
         return parse_yes_no
     if benchmark in MULTIPLE_CHOICE and question.options:
@@ -131,18 +151,18 @@ def _parser(benchmark: str, question: Question) -> Callable[[str], str | None]:
 
 
 def _percent(values: Iterable[bool]) -> float:
-    """Return the percentage of true values; 0 if there are no values."""
+    """Return the percentage of values that are true; 0 if there are no values."""
     listed = list(values)
     return 100 * sum(listed) / len(listed) if listed else 0.0
 
 
 def _accuracy(rows: Iterable[Row]) -> float:
-    """Return the percentage of correct rows."""
+    """Return the percentage of rows whose answer is correct; 0 if there are no rows."""
     return _percent(row["correct"] for row in rows)
 
 
 def _by_category(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each category; a row may have several."""
+    """Group the rows by category, and return lists of rows by name of the category. A row may be in several lists."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         for category in row["categories"]:
@@ -151,16 +171,18 @@ def _by_category(rows: Iterable[Row]) -> dict[str, list[Row]]:
 
 
 def _accuracies(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the accuracy over all rows and that of each category."""
+    """Return percentages of correct answers by name: `overall` for all rows, then one for each category."""
     return {"overall": _accuracy(rows)} | {
         name: _accuracy(group) for name, group in sorted(_by_category(rows).items())
     }
 
 
 def _pope(rows: Sequence[Row]) -> dict[str, float]:
-    """Return accuracy, precision, recall, F1 and share of "yes" per split of POPE, and the accuracy over all splits.
+    """Return POPE's metrics by name, in percent.
 
-    An unparsed answer is wrong and does not count as "yes": it lowers recall and leaves precision as it is.
+    They are, for each split, accuracy, precision, recall, F1 and the share of the answer "yes"; then `overall`, the
+    accuracy over all splits. An unparsed answer is wrong and does not count as "yes": it lowers recall and leaves
+    precision as it is.
     """
     groups = _by_category(rows)
     metrics: dict[str, float] = {}
@@ -179,14 +201,18 @@ def _pope(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def _mme(rows: Sequence[Row]) -> dict[str, float]:
-    """Return MME's two sums, the score of each task, and its accuracy and accuracy+ (both questions correct)."""
+    """Return MME's metrics by name: its two sums, the score of each task, and the task's accuracy and accuracy+.
+
+    Accuracy is the percentage of correct answers. Accuracy+ is the percentage of images whose two questions are both
+    answered correctly. The score of a task is accuracy + accuracy+; `perception` and `cognition` are sums of scores.
+    """
     tasks: dict[str, float] = {}
     details: dict[str, float] = {}
     for task, group in _by_category(rows).items():
         verdicts: dict[str, list[bool]] = {}
         for row in group:
             verdicts.setdefault(row["picture"], []).append(row["correct"])
-        # An image with one answer of two, as at the end of a limited run, does not count.
+        # An image with only one of its two answers, as at the end of a limited run, does not count.
         plus = _percent(all(pair) for pair in verdicts.values() if len(pair) == 2)
         tasks[task] = _accuracy(group) + plus
         details |= {f"{task} accuracy": _accuracy(group), f"{task} accuracy+": plus}

@@ -1,7 +1,8 @@
-"""DPG-Bench: a judge answers yes or no to every proposition about an image (`propositions` has the arithmetic).
+"""DPG-Bench, a benchmark of image generation: a judge answers yes-or-no questions about every statement of a prompt.
 
-The official judge, mPLUG, exists in modelscope only and runs as a process of its own (`rewards.mplug.MplugJudge`).
-Other judges give other numbers, so their name is part of the names of the metrics.
+The statements are called propositions; the module `propositions` computes the scores. The official judge, the model
+mPLUG, exists only in the library modelscope, so it runs in a process of its own (`rewards.mplug.MplugJudge`). Other
+judges give other numbers, so their name is part of the names of the metrics.
 """
 
 import hashlib
@@ -33,31 +34,36 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 class Judge(Protocol):
-    """A judge that answers questions about an image.
+    """Interface of judges, which answer questions about an image.
 
-    Its `name` is part of the names of the metrics; only the judge named "mplug" is the official one.
+    The `name` of a judge is part of the names of the metrics; only the judge named "mplug" is the official one.
     """
 
     name: str
 
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """Return one answer per question, in lower case.
+        """Answer questions about an image.
 
-        Only "yes" counts as a yes. "" means that the judge gave no answer.
+        Returns:
+            One answer per question, in lower case. Only "yes" counts as a yes. "" means that the judge gave no answer.
         """
         ...
 
 
 @dataclass
 class DPGBench:
-    """DPG-Bench's evaluator: four images per prompt, and every proposition asked about each of them.
+    """Evaluator of DPG-Bench: generate four images per prompt, and have every proposition about each of them judged.
+
+    A proposition is one statement of a prompt, such as "there is a dog".
 
     Args:
-        data: `dpg_bench.csv`, or the folder that has it.
-        judge: Answers the questions.
+        data: Path of `dpg_bench.csv`, or of the folder that has it.
+        judge: Judge that answers the questions about the images.
         quirks: Habits of the official script to follow; None follows all of them.
-        seed, batch_size, drawing: As for `GenEval`.
-        limit: Use only this number of prompts, the first ones of the file.
+        seed: Seed of the whole run, from which the seed of each image is derived.
+        batch_size: Number of images that each process generates at a time.
+        limit: Use only this number of prompts, the first ones of the file. None uses all.
+        drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
 
     data: str | os.PathLike[str]
@@ -72,11 +78,11 @@ class DPGBench:
 
     @property
     def primary_metric(self) -> str:
-        """Key of the primary metric: "overall" for the official judge, otherwise "dpg[NAME OF THE JUDGE]"."""
+        """Name of the main metric: "overall" for the official judge, otherwise "dpg[NAME OF THE JUDGE]"."""
         return "overall" if self.judge.name == OFFICIAL_JUDGE else f"dpg[{self.judge.name}]"
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
-        """Generate the images, collect their grids in `FOLDER/grids`, judge them and save the report.
+        """Generate four images per prompt, collect their 2x2 grids in `FOLDER/grids`, judge them and save the report.
 
         See `Evaluator` for the arguments and `evaluate_dpg` for the report.
 
@@ -104,7 +110,7 @@ class DPGBench:
             grids,
             self.data,
             self.judge,
-            # A folder per judge, because the answers of two judges to the same images must not mix.
+            # Use one folder per judge, because the answers of two judges to the same images must not mix.
             folder=run.folder / f"answers-{self.judge.name}",
             quirks=self.quirks,
             items=list(prompts),
@@ -123,11 +129,11 @@ class DPGBench:
 
 
 def make_dpg(name: str, data: str | os.PathLike[str] | None, **options: Any) -> DPGBench:
-    """Make the evaluator of DPG-Bench.
+    """Return the evaluator of DPG-Bench.
 
     Args:
         name: "dpg".
-        data: Path of its data; None downloads them.
+        data: Path of the benchmark's data, as for `DPGBench`. None downloads the published file.
         options: Further arguments of `DPGBench`.
     """
     return DPGBench(find_data(name, data), **options)
@@ -142,23 +148,25 @@ def evaluate_dpg(
     quirks: Quirks | None = None,
     items: Sequence[str] | None = None,
 ) -> Report:
-    """Judge images that exist already.
+    """Judge existing images of DPG-Bench's prompts, and return the report.
 
-    In a launch of several processes each judges its share, and all return the same report.
+    In a launch of several processes, each process judges its share of the prompts, and all return the same report.
 
     Args:
-        grids: Folder of `{item_id}.png`, each a grid of 2x2 images (`dpg_data.collect_grids`).
-        data: The folder `dpg_bench`, or `dpg_bench.csv`.
-        judge: Answers the questions. Unless it is mPLUG, the metrics are named `dpg[judge]`, `entity[judge]` and so
-            on, because they are not comparable with published ones.
-        folder: Folder in which answers are kept as they come; a run that was stopped continues there. None keeps
-            nothing.
+        grids: Folder of image files `{item_id}.png`, one per prompt, each a grid of 2x2 images; `collect_grids` makes
+            it.
+        data: Path of the folder `dpg_bench`, or of `dpg_bench.csv`.
+        judge: Judge that answers the questions about the images. Unless it is mPLUG, the metrics are named
+            `dpg[judge]`, `entity[judge]` and so on, because they are not comparable with published ones.
+        folder: Folder in which answers are kept as they come, and in which a run that was stopped continues. None
+            keeps nothing on disk.
         quirks: Habits of the official script to follow; None follows all of them.
-        items: Judge only these prompts, by `item_id`; None judges all.
+        items: Identifiers (`item_id`) of the prompts to judge. None judges all.
 
     Returns:
         The report. Its primary metric is `overall` (or `dpg[judge]`); its rows are the prompts that could be scored.
-        Missing, unreadable and unknown images and missing answers are in `failures`.
+        Its `failures` list images that are missing or cannot be read, images that belong to no prompt, and prompts
+        without all their answers.
 
     Raises:
         FileNotFoundError: If data or images are missing.
@@ -168,7 +176,7 @@ def evaluate_dpg(
     known = read_propositions(data, skip_first_row=quirks.skip_first_row)
     wanted = {item: known[item] for item in (known if items is None else items) if item in known}
     found = _grid_files(Path(grids))
-    # Hashes of the content: answers must not be reused after images or propositions have changed.
+    # Record hashes of the content, because answers must not be reused after images or propositions have changed.
     settings = {
         "benchmark": "dpg",
         "judge": getattr(judge, "source", judge.name),
@@ -181,7 +189,7 @@ def evaluate_dpg(
         {item: (found.get(item), propositions) for item, propositions in wanted.items()},
         lambda batch: [_ask(judge, grid, propositions) for grid, propositions in batch],
         Journal(opened, "answers"),
-        # A prompt is a batch by itself: four images, each with all its questions.
+        # One prompt makes a whole batch: four images, each with all questions of the prompt.
         batch_size=1,
         title="judging",
         unit="prompt",
@@ -198,10 +206,10 @@ def evaluate_dpg(
         except ValueError as error:
             failures.append(f"{item}: {error}")
             if not quirks.drop_failed:
-                # Without parents, because the reason for the failure may be a parent that was not asked.
+                # Remove the parents, because the failure may be due to a parent that the judge was not asked about.
                 parentless = [replace(proposition, parents=()) for proposition in propositions]
                 zeros.append(score_prompt(item, parentless, [["no"] * len(parentless)] * 4, quirks))
-    # If only some prompts are judged, grids of the others are no failure.
+    # If only some prompts are judged, grids of other prompts are not failures.
     if items is None:
         failures += [f"{name}: no prompt of this name" for name in sorted(found.keys() - known.keys())]
     metrics, primary = _labelled(summarise(scores + zeros), judge)
@@ -218,11 +226,16 @@ def evaluate_dpg(
 
 
 def _ask(judge: Judge, grid: Path | None, propositions: Sequence[Proposition]) -> list[list[str]] | ValueError:
-    """Ask the judge about the four images of a grid.
+    """Ask the judge the questions of all propositions about each of the four images in a grid.
+
+    Args:
+        judge: Judge that answers the questions.
+        grid: Image file of the 2x2 grid; None if there is no such file.
+        propositions: Propositions of the prompt.
 
     Returns:
-        Per image, one answer per proposition; or the error, if there is no grid, it cannot be read, or answers are
-        missing.
+        One list of answers per image, in the order of the propositions. If there is no grid, it cannot be read, or
+        answers are missing, the error is returned (not raised).
     """
     try:
         if grid is None:
@@ -236,7 +249,7 @@ def _ask(judge: Judge, grid: Path | None, propositions: Sequence[Proposition]) -
 
 
 def _open(path: Path) -> Image.Image:
-    """Return an image; raise ValueError if it cannot be read."""
+    """Open an image file and return it in RGB; raise ValueError if it cannot be read."""
     try:
         return open_rgb(path)
     except UNREADABLE as error:
@@ -244,7 +257,13 @@ def _open(path: Path) -> Image.Image:
 
 
 def _labelled(metrics: dict[str, float], judge: Judge) -> tuple[dict[str, float], str]:
-    """Return the metrics, named after the judge unless it is the official one, and the primary metric's name."""
+    """Add the judge's name to the names of the metrics, as in "entity[JUDGE]", unless it is the official judge.
+
+    The metric `overall` is then called "dpg[JUDGE]".
+
+    Returns:
+        The metrics by new name, and the name of the primary one.
+    """
     if judge.name == OFFICIAL_JUDGE:
         return metrics, "overall"
     names = {name: f"{'dpg' if name == 'overall' else name}[{judge.name}]" for name in metrics}
@@ -252,7 +271,13 @@ def _labelled(metrics: dict[str, float], judge: Judge) -> tuple[dict[str, float]
 
 
 def _protocol(judge: Judge, quirks: Quirks, prompts: int) -> str:
-    """Return the sentences of the report that say how the numbers were measured."""
+    """Return the sentences of the report that say how the scores were measured.
+
+    Args:
+        judge: Judge that answered the questions.
+        quirks: Habits of the official script that were followed.
+        prompts: Number of judged prompts.
+    """
     official = judge.name == OFFICIAL_JUDGE
     answerer = "mPLUG-large" if official else judge.name
     sentences = [
@@ -269,7 +294,11 @@ def _protocol(judge: Judge, quirks: Quirks, prompts: int) -> str:
 
 
 def _grid_files(folder: Path) -> dict[str, Path]:
-    """Return the image files of a folder by their name without suffix; raise FileNotFoundError without a folder."""
+    """Return the image files of a folder by their name without suffix, which is the `item_id` of a prompt.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+    """
     if not folder.is_dir():
         raise FileNotFoundError(
             f"`grids` must be a folder of 2x2 grids, {{item_id}}.png, got {folder}: generate the images first."
@@ -278,9 +307,10 @@ def _grid_files(folder: Path) -> dict[str, Path]:
 
 
 def _hash_files(paths: Sequence[Path]) -> str:
-    """Return one SHA-256 over the names and contents of all files.
+    """Return one SHA-256, in hexadecimal, over the names and contents of all files.
 
-    It is part of `settings.json`, so a change of the scheme would refuse to continue runs that were made before.
+    A run records this hash in `settings.json`. If it were computed in another way, earlier runs could not be
+    continued.
     """
     digest = hashlib.sha256()
     for path in paths:

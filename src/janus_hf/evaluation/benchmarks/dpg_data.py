@@ -1,4 +1,7 @@
-"""DPG-Bench's files: prompts, propositions and 2x2 grids of images, in the layout of TencentQQGYLab/ELLA."""
+"""Readers of DPG-Bench's files: prompts, propositions about their images, and 2x2 grids of images.
+
+A proposition is one statement of a prompt, as a yes-or-no question. The file layout is that of TencentQQGYLab/ELLA.
+"""
 
 import os
 import shutil
@@ -15,15 +18,15 @@ _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natura
 
 
 def read_prompts(data: str | os.PathLike[str]) -> dict[str, str]:
-    """Read the prompts, by their `item_id`.
+    """Read the prompts of DPG-Bench, and return their texts by `item_id`.
 
     Args:
-        data: The folder `dpg_bench`, its folder `prompts` of `.txt` files, or `dpg_bench.csv`, whose column `text`
-            holds the prompts.
+        data: Path of the folder `dpg_bench`, of its folder `prompts` of `.txt` files, or of `dpg_bench.csv`, whose
+            column `text` holds the prompts.
 
     Raises:
         FileNotFoundError: If there are no prompts. The message says where to get them.
-        ValueError: If the table lacks a column.
+        ValueError: If the CSV file lacks a column.
     """
     path = Path(data)
     if path.is_file():
@@ -36,13 +39,17 @@ def read_prompts(data: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_propositions(data: str | os.PathLike[str], *, skip_first_row: bool = True) -> dict[str, list[Proposition]]:
-    """Read the propositions of every prompt, by `item_id`, in the order of the file.
+    """Read the propositions of DPG-Bench, which are the yes-or-no questions about the images of each prompt.
 
-    If a prompt has a proposition's number twice, the later row replaces the earlier one, as in the official script.
+    If two rows of a prompt have the same number (`proposition_id`), the later row replaces the earlier one, as in the
+    official script.
 
     Args:
-        data: The folder `dpg_bench`, or `dpg_bench.csv`.
+        data: Path of the folder `dpg_bench`, or of `dpg_bench.csv`.
         skip_first_row: Leave out the first proposition of the file, as the official script does.
+
+    Returns:
+        The propositions of every prompt by `item_id`, in the order of the file.
 
     Raises:
         FileNotFoundError: If there is no such file. The message says where to get it.
@@ -71,7 +78,8 @@ def collect_grids(folder: str | os.PathLike[str], item_ids: Sequence[str], targe
     """Copy the 2x2 grids of a run to `TARGET/{item_id}.png`, where the official script and `evaluate_dpg` read them.
 
     Args:
-        folder: Folder that `draw_prompts` wrote, with four images per prompt and grids `00000/grid.png`, ...
+        folder: Folder of the run, which `draw_prompts` filled with four images per prompt. The grid of the first
+            prompt is `00000/grid.png` there, and so on.
         item_ids: Identifiers of the prompts, in the order in which the run numbered them.
         target: Folder to copy to; it is created if necessary.
     """
@@ -81,7 +89,7 @@ def collect_grids(folder: str | os.PathLike[str], item_ids: Sequence[str], targe
 
 
 def split_grid(grid: Image.Image) -> list[Image.Image]:
-    """Cut a 2x2 grid into its four images, row by row.
+    """Cut a 2x2 grid into its four images, and return them row by row.
 
     Raises:
         ValueError: If its width or height is odd.

@@ -1,7 +1,7 @@
-"""GenEval: generate its prompts, find the objects in the images, judge them by its rules.
+"""GenEval, a benchmark of image generation: generate images, detect the objects in them, and check them by rules.
 
-Ghosh et al., "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment" (arXiv 2310.11513). The
-official scorer can run on the folder that this benchmark writes.
+Source: Ghosh et al., "GenEval: An Object-Focused Framework for Evaluating Text-to-Image Alignment" (arXiv 2310.11513).
+The official scorer can run on the folder that this benchmark writes.
 """
 
 import json
@@ -32,15 +32,20 @@ from ..sheets import save_sheet
 
 
 OFFICIAL_PROMPTS = 553
+# GenEval's kinds of prompts. Each has a metric of its own.
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
 def read_prompts(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Read GenEval's `evaluation_metadata.jsonl`, or other prompts in its layout.
+    """Read GenEval's `evaluation_metadata.jsonl`, or a file of other prompts in the same layout.
+
+    Returns:
+        One dictionary per prompt, with at least `tag` (kind of prompt), `prompt` (text) and `include` (objects that
+        the image must show).
 
     Raises:
         FileNotFoundError: If there is no such file. The message says where to get it.
-        ValueError: If a line is not in the layout, or there is none.
+        ValueError: If a line is not in this layout, or the file has no lines.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,18 +61,18 @@ def read_prompts(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 @dataclass
 class GenEval:
-    """GenEval's evaluator.
+    """Evaluator of GenEval: generate images, detect the objects in them, and check these by GenEval's rules.
 
     Args:
-        items: Prompts with their requirements (`read_prompts`).
-        detector: Finds the objects in an image; `Mask2FormerDetector` for photographs.
+        items: Prompts with their requirements, as `read_prompts` returns them.
+        detector: Detector that finds the objects in an image; `Mask2FormerDetector` for photographs.
         images_per_prompt: Number of images per prompt.
-        seed: Seed of the whole run; every image has its own (`generate_run.picture_seed`).
-        batch_size: Number of images generated, and of images judged, at a time.
+        seed: Seed of the whole run, from which `generate_run.picture_seed` derives the seed of each image.
+        batch_size: Number of images that each process generates, and later judges, at a time.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
-        rules: Thresholds of GenEval's rules, if they are not the official ones.
-        name: Name in the report: "geneval", or another one, because the papers' numbers are not comparable with those
-            of other prompts.
+        rules: Thresholds of GenEval's rules; None stands for the official ones.
+        name: Name of the benchmark in the report, a key of `paper.BENCHMARKS`. Prompts other than GenEval's need
+            another name than "geneval", because the papers' numbers are not comparable with theirs.
     """
 
     items: Sequence[Mapping[str, Any]]
@@ -82,7 +87,7 @@ class GenEval:
     primary_metric = "overall"
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
-        """Generate the images, judge them and save the report; see `Evaluator`.
+        """Generate the images of all prompts, judge them, and save the report in the folder; see `Evaluator`.
 
         Raises:
             TypeError: If `folder` is None.
@@ -101,20 +106,20 @@ class GenEval:
         return self.judge(run.folder, run.record)
 
     def judge(self, folder: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> Report:
-        """Judge the images that are in a folder already, and save report and sheet there.
+        """Judge images that a folder already holds. Save the report and a sheet of the best and worst images there.
 
         Args:
-            folder: Images in GenEval's layout, of this package or of another program.
-            settings: Settings that the images were generated with, for the report.
+            folder: Folder of images in GenEval's file layout, written by this package or by another program.
+            settings: Settings with which the images were generated; they become part of the report.
 
         Returns:
-            The report; images that are missing or cannot be read are in its failures.
+            The report. Images that are missing or cannot be read are in its `failures`.
 
         Raises:
-            ValueError: If the folder's prompts are other ones than `items`.
+            ValueError: If the folder's prompts differ from `items`.
         """
         folder = Path(folder)
-        # Images of other prompts would be judged by the wrong requirements without any sign of it.
+        # Refuse images of other prompts, which would silently be judged by the wrong requirements.
         for number, item in enumerate(self.items):
             path = folder / f"{number:05d}" / "metadata.jsonl"
             if path.is_file() and json.loads(path.read_text(encoding="utf-8").splitlines()[0]) != dict(item):
@@ -129,7 +134,7 @@ class GenEval:
             title="judging",
             unit="image",
         )
-        # The processes return their rows one after the other; the order in the report must not depend on their number.
+        # `share` returns rows process by process; sort them, so that the number of processes does not matter.
         rows.sort(key=lambda row: row["filename"])
         report = Report(
             benchmark=self.name,
@@ -157,7 +162,7 @@ class GenEval:
         return report
 
     def _protocol(self) -> str:
-        """Return the sentences of the report that say how the numbers were measured."""
+        """Return the sentences of GenEval's report that say how its scores were measured."""
         tags = {item["tag"] for item in self.items}
         sentences = [
             f"{len(self.items)} prompts, {self.images_per_prompt} images each.",
@@ -171,16 +176,20 @@ class GenEval:
         return " ".join([*sentences, look_up(self.name).remarks]).strip()
 
     def _judge_batch(self, folder: Path, batch: Sequence[tuple[int, int]]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Judge images of the folder, given as (number of the prompt, number of its image).
+        """Judge some images of a folder.
+
+        Args:
+            folder: Folder of images in GenEval's file layout.
+            batch: Images to judge, each as (number of the prompt, number of the image among those of the prompt).
 
         Returns:
-            A row per image, and a line per image that is missing or cannot be read.
+            One row of the report per judged image, and one line of text per image that is missing or cannot be read.
         """
         failures, names, images, items = [], [], [], []
         for number, index in batch:
             path = sample_path(folder, number, index)
             name = path.relative_to(folder).as_posix()
-            # A damaged file says nothing about the model, so it is a failure and not an image that is wrong.
+            # A damaged file says nothing about the model, so count it as a failure and not as an incorrect image.
             try:
                 images.append(open_rgb(path))
             except UNREADABLE:
@@ -210,15 +219,20 @@ class GenEval:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the metrics of GenEval from the rows of its report; empty without rows.
+    """Compute GenEval's metrics from the rows of its report.
+
+    Args:
+        rows: One row per image, with its `tag` (kind of prompt), its verdict `correct`, and `metadata`, which identify
+            the prompt.
 
     Returns:
-        Shares in [0, 1]: per tag the share of correct images; `overall`, the unweighted mean over the tags;
-        `pictures`, the share of correct images among all; `prompts`, the share of prompts with a correct image.
+        Shares in [0, 1] by name: for each tag, the share of its images that are correct; `overall`, the unweighted
+        mean over the tags; `pictures`, the share of all images that are correct; `prompts`, the share of prompts with
+        at least one correct image. Empty without rows.
     """
     if not rows:
         return {}
-    # The official tags in their order, then those of other prompts.
+    # List the official tags in their order, then tags of prompts that are not GenEval's.
     tags = list(dict.fromkeys([tag for tag in TAGS if any(r["tag"] == tag for r in rows)] + [r["tag"] for r in rows]))
     metrics = {tag: float(np.mean([row["correct"] for row in rows if row["tag"] == tag])) for tag in tags}
     metrics["overall"] = float(np.mean(list(metrics.values())))
@@ -232,7 +246,15 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def shapes_items(prompts_per_tag: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Make prompts of the shapes world (coloured shapes on a board) in GenEval's layout."""
+    """Make random prompts about coloured shapes on a board, with their requirements in GenEval's layout.
+
+    Args:
+        prompts_per_tag: Number of prompts for each tag (kind of prompt).
+        seed: Seed of all random choices.
+
+    Returns:
+        One dictionary per prompt, as `read_prompts` returns them.
+    """
     rng = np.random.default_rng(seed)
     return [make_drawing(tag, rng).metadata for tag in SHAPES_TAGS for _ in range(prompts_per_tag)]
 
@@ -246,26 +268,26 @@ def make_geneval(
     prompts_per_tag: int | None = None,
     **options: Any,
 ) -> GenEval:
-    """Make the evaluator of GenEval, or of the shapes world's prompts by GenEval's rules.
+    """Return the evaluator of GenEval, or that of prompts about coloured shapes, which GenEval's rules judge as well.
 
     Args:
         name: "geneval".
-        data: Path of the prompts. None stands for the shapes world's prompts if `detector` is "shapes", otherwise for
-            the published ones, which are downloaded.
-        detector: A detector; name or folder of a Mask2Former; "shapes" for the shapes world's exact detector; None for
-            a Mask2Former of the official detector's size.
-        limit: Use only this number of prompts, the first ones.
-        prompts_per_tag: Number of prompts of each kind that the shapes world makes; None is 100.
+        data: Path of a file of prompts. None stands for random prompts about coloured shapes if `detector` is
+            "shapes", otherwise for the published prompts, which are downloaded.
+        detector: A detector object; the name or folder of a Mask2Former model; "shapes" for the exact detector of
+            coloured shapes; or None for a Mask2Former of the official detector's size.
+        limit: Use only this number of prompts, the first ones. None uses all.
+        prompts_per_tag: Number of random prompts about coloured shapes for each tag (kind of prompt); None is 100.
         options: Further arguments of `GenEval`.
 
     Raises:
-        TypeError: If `prompts_per_tag` is given and the prompts are not the shapes world's.
+        TypeError: If `prompts_per_tag` is given and the prompts come from a file.
     """
     if detector == "shapes":
         if data is None:
             items = shapes_items(100 if prompts_per_tag is None else prompts_per_tag)
             return GenEval(items[:limit], ShapesDetector(), name="shapes", **options)
-        # With data, the detector judges the prompts of the file.
+        # With data, use this detector for the prompts of the file.
         detector = ShapesDetector()
     if prompts_per_tag is not None:
         raise TypeError(

@@ -1,7 +1,8 @@
-"""GenEval 2: read its prompts and add up its judge's probabilities (Soft-TIFA).
+"""GenEval 2, a benchmark of image generation: read its prompts, and compute its score from a judge's probabilities.
 
-The data are not part of this package (CC-BY-NC-4.0); the user has the file. The judge, a vision-language model that
-gives a probability to the correct answer of each question about an image, runs elsewhere.
+The score is called Soft-TIFA. The data are not part of this package (CC-BY-NC-4.0), so the user must have the file.
+The judge is a vision-language model, which gives a probability to the correct answer of each question about an image.
+It runs outside of this package.
 """
 
 import math
@@ -15,7 +16,8 @@ from ..paper import look_up
 from ..report import Report
 
 
-# A judge may add up half-precision probabilities of several spellings of an answer; rounding can then exceed 1.
+# A judge may add up half-precision probabilities of several spellings of an answer. Rounding can then raise the sum
+# above 1, by at most this much.
 _ROUNDING = 0.01
 
 
@@ -38,11 +40,11 @@ class AtomicPrompt:
 
 
 def read_geneval2(path: str | os.PathLike[str]) -> list[AtomicPrompt]:
-    """Read `geneval2_data.jsonl`.
+    """Read the prompts of GenEval 2 from its file `geneval2_data.jsonl`.
 
     Raises:
         FileNotFoundError: If there is no such file. The message says where to get it.
-        ValueError: If a line is not in its layout.
+        ValueError: If a line does not have the layout of this file.
     """
     prompts = []
     path = existing_path(path, "geneval2")
@@ -60,31 +62,35 @@ def read_geneval2(path: str | os.PathLike[str]) -> list[AtomicPrompt]:
 
 
 def soft_tifa(probabilities: Sequence[float]) -> tuple[float, float]:
-    """Return the arithmetic and the geometric mean of one prompt's probabilities, in [0, 1].
+    """Return the arithmetic and the geometric mean of a prompt's probabilities; both are in [0, 1] up to rounding.
+
+    Args:
+        probabilities: Probability that the judge gave to the correct answer of each question about the image.
 
     Raises:
-        ValueError: If there are none, or one is outside [0, 1] by more than rounding.
+        ValueError: If there are no probabilities, or one is below 0, or above 1 by more than a rounding error.
     """
     if not probabilities or not all(0 <= value <= 1 + _ROUNDING for value in probabilities):
         raise ValueError(f"the probabilities must be in [0, 1], got {list(probabilities)}")
     count = len(probabilities)
-    # Without the condition, a probability of zero would have no logarithm.
+    # The condition is necessary, because zero has no logarithm.
     geometric = math.exp(sum(map(math.log, probabilities)) / count) if min(probabilities) > 0 else 0.0
     return sum(probabilities) / count, geometric
 
 
 def score_geneval2(prompts: Sequence[AtomicPrompt], probabilities: Mapping[str, Sequence[float]]) -> Report:
-    """Compute Soft-TIFA over the benchmark, in percent.
+    """Compute the scores of GenEval 2 (Soft-TIFA) from a judge's probabilities, in percent.
 
     Args:
-        prompts: The prompts (`read_geneval2`).
-        probabilities: By prompt, the probability that the judge gave to the correct answer of each question, in the
-            order of the questions.
+        prompts: Prompts of the benchmark, as `read_geneval2` returns them.
+        probabilities: By text of the prompt, the probability that the judge gave to the correct answer of each
+            question, in the order of the questions.
 
     Returns:
         The report. Its metrics are `soft_tifa_gm` (primary) and `soft_tifa_am`, the means over prompts of the
-        geometric and the arithmetic mean; then per skill the mean over its questions, and per atom count the mean of
-        the geometric means. Prompts without the right number of probabilities are failures.
+        geometric and the arithmetic mean of a prompt's probabilities; then, for each skill (kind of question), the
+        mean over its questions; and, for each number of atoms, the mean of the geometric means. Prompts without the
+        right number of probabilities are failures.
     """
     rows: list[dict[str, Any]] = []
     failures: list[str] = []

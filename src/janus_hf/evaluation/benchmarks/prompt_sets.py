@@ -1,6 +1,6 @@
-"""Benchmarks whose judge runs elsewhere, GenEval 2 and WISE: generate the images, later save the judge's verdicts.
+"""Benchmarks that an external judge scores, GenEval 2 and WISE: generate their images, and later save the scores.
 
-`geneval2` and `wise` read the prompts and add up the verdicts.
+The modules `geneval2` and `wise` read the prompts and compute the scores from the judge's verdicts.
 """
 
 import json
@@ -21,18 +21,21 @@ from .geneval2 import read_geneval2
 from .wise import read_wise
 
 
-_ROWS = {"geneval2": ("prompt", "gm"), "wise": ("prompt_id", "score")}  # keys of a row: the prompt, and its score
+# By benchmark, two keys of a row of the judged report: the one that identifies the prompt, and that of the score.
+_ROWS = {"geneval2": ("prompt", "gm"), "wise": ("prompt_id", "score")}
 
 
 @dataclass
 class PromptSet:
-    """Evaluator of GenEval 2 or WISE, which generates images and does not judge them.
+    """Evaluator of GenEval 2 or WISE. It generates the images and does not judge them, because the judge is external.
 
     Args:
         name: "geneval2" or "wise".
-        data: Path of the user's copy of its prompts.
-        seed, batch_size, drawing: As for `GenEval`.
-        limit: Use only this number of prompts, the first ones.
+        data: Path of the user's copy of the benchmark's prompts.
+        seed: Seed of the whole run, from which the seed of each image is derived.
+        batch_size: Number of images that each process generates at a time.
+        limit: Use only this number of prompts, the first ones. None uses all.
+        drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
 
     name: str
@@ -45,10 +48,10 @@ class PromptSet:
     primary_metric = "none"
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
-        """Generate one image per prompt, and write them where the official judge reads them; see `Evaluator`.
+        """Generate one image per prompt, and write the images where the official judge reads them; see `Evaluator`.
 
         Returns:
-            A report without metrics. Its rows name the images.
+            A report without metrics. Each of its rows names a prompt and the path of its image within the folder.
 
         Raises:
             TypeError: If `folder` is None.
@@ -76,10 +79,15 @@ class PromptSet:
         return save_once(Report(self.name, {}, self.primary_metric, protocol, run.record, rows), run.folder)
 
     def _write_for_judge(self, folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write what the official judge reads.
+        """Write the files for the benchmark's official judge into the folder of a run.
 
-        GenEval 2's judge reads `images.json`, with the path of the image by prompt; WISE's judge reads images that are
-        called after the prompt's id.
+        GenEval 2's judge reads `images.json`, which holds the path of each image by prompt. WISE's judge reads images
+        that are named after the id of their prompt, so these are copied to `by_id/{prompt_id}.png`.
+
+        Args:
+            folder: Folder of the run.
+            rows: Rows of the report: the prompt, its `prompt_id` (WISE only) and the path of its image within the
+                folder.
         """
         if self.name == "geneval2":
             # Absolute paths, because the judge runs in another folder.
@@ -91,29 +99,33 @@ class PromptSet:
 
 
 def make_prompt_set(name: str, data: str | os.PathLike[str] | None, **options: Any) -> PromptSet:
-    """Make the evaluator of GenEval 2 or WISE.
+    """Return the evaluator of GenEval 2 or WISE.
 
     Args:
         name: "geneval2" or "wise".
-        data: Path of the user's copy of the prompts.
+        data: Path of the user's copy of the benchmark's prompts.
         options: Further arguments of `PromptSet`.
+
+    Raises:
+        FileNotFoundError: If `data` is None or there is nothing at this path. The message says where to get the
+            prompts.
     """
     return PromptSet(name, find_data(name, data), **options)
 
 
 def save_verdicts(report: Report, folder: str | os.PathLike[str]) -> None:
-    """Save the report of an external judge's verdicts in the folder of the images.
+    """Save the report of an external judge's verdicts in the folder of the judged images.
 
     The files are `report.json`, `report.md`, `results.jsonl`, and `sheet.png` with the best and the worst images.
 
     Args:
         report: A report of `score_geneval2` or `score_wise`. The settings that the images were generated with are
             added to it.
-        folder: Folder of the run that generated the images (`janus-hf eval geneval2` or `wise`).
+        folder: Folder of the run that generated the images (`janus-hf eval geneval2` or `janus-hf eval wise`).
 
     Raises:
         FileNotFoundError: If no run has finished in the folder.
-        ValueError: If the run did not generate an image of a prompt of the report.
+        ValueError: If the report has a prompt for which the run did not generate an image.
     """
     folder = Path(folder)
     key, score = _ROWS[report.benchmark]

@@ -1,8 +1,9 @@
-"""Read the questions of the understanding benchmarks from the files they are published in.
+"""Readers of the understanding benchmarks: functions that read questions about images from the published files.
 
-Two layouts are known: VLMEvalKit's TSV tables, with one row per question and the image inside the row, as base64 or as
-the index of the row that has it; and the benchmarks' own JSON files beside a folder of images, POPE's
-`coco_pope_{random,popular,adversarial}.json` (one object per line) and GQA's `testdev_balanced_questions.json`.
+Two file layouts are known. One is VLMEvalKit's TSV tables, with one row per question and the image inside the row, as
+base64 or as the index of another row that has the image. The other is the benchmarks' own JSON files beside a folder
+of images: POPE's `coco_pope_{random,popular,adversarial}.json` (one object per line) and GQA's
+`testdev_balanced_questions.json`.
 """
 
 import ast
@@ -20,7 +21,7 @@ from .protocol import BENCHMARKS, MULTIPLE_CHOICE, YES_NO, is_missing
 
 POPE_SPLITS = ("random", "popular", "adversarial")
 
-# Columns that a table must have beside `index` and the image.
+# By benchmark, columns that its TSV table must have besides `index` and the image.
 _COLUMNS = {
     "pope": ("question", "answer", "category"),
     "mme": ("question", "answer", "category", "image_path"),
@@ -30,25 +31,26 @@ _COLUMNS = {
     "gqa": ("question", "answer"),
     "mmvet": ("question",),
 }
-_CIRCULAR = 1_000_000  # MMBench numbers the copies with rotated options index + n * 1e6
+_CIRCULAR = 1_000_000  # copy n of a question of MMBench, with rotated options, has index + n * 1e6
 _LONGEST_INDEX = 64  # characters; a shorter image cell is the index of the row that has the image
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question about one or several images.
+    """One question of a benchmark about one or several images.
 
     Args:
-        index: Identifier, unique within the benchmark.
+        index: Identifier of the question, unique within the benchmark.
         question: Text as published, without the prompt around it.
-        pictures: Images as base64 strings or paths, in the order in which the model sees them; empty if the row has
-            none.
+        pictures: Images as base64 strings or paths, in the order in which the model sees them. Empty if the
+            benchmark's row has none.
         answer: Correct answer: "yes" or "no", an option's letter, or words. Empty for MM-Vet, which an external model
             judges.
         options: Texts of a multiple-choice question's options by letter.
         hint: Context of a multiple-choice question, or "".
-        categories: Categories that the answer counts for: POPE's splits, MME's task, the others' categories.
-        picture_name: Name of the image; MME pairs the two questions about one image by it.
+        categories: Categories whose metrics the answer counts for: POPE's splits, MME's task, the other benchmarks'
+            categories.
+        picture_name: Name of the image. MME has two questions about each image, which are paired by this name.
     """
 
     index: str
@@ -64,16 +66,17 @@ class Question:
 def read_questions(
     benchmark: str, data: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None
 ) -> list[Question]:
-    """Read a benchmark's questions in the order of the file.
+    """Read the questions of a benchmark in the order of the file.
 
-    Rows that the authors' protocol leaves out are skipped: MMBench's circular copies (index >= 1e6) and the rows of
-    MMMU outside its validation part.
+    Rows that the Janus authors did not use are skipped: MMBench's copies of questions with rotated options (index >=
+    1e6), and the rows of MMMU outside its validation part.
 
     Args:
-        benchmark: One of `protocol.BENCHMARKS`.
-        data: A `.tsv` file in VLMEvalKit's layout; POPE's `.json` or `.jsonl` file with its split in the name, or the
-            folder that has all three; GQA's `.json` file.
-        images: Folder that image paths start from; None is the folder of the data file.
+        benchmark: Name of the benchmark, one of `protocol.BENCHMARKS`.
+        data: Path of a data file: a `.tsv` file in VLMEvalKit's layout, one of POPE's `.json` or `.jsonl` files with
+            its split in the name, or GQA's `.json` file. For POPE it may also be the folder that has the files of all
+            three splits.
+        images: Folder that image paths in the file are relative to. None is the folder of the data file.
 
     Raises:
         FileNotFoundError: If there is no such file. The message says where to get it and under which licence.
@@ -97,10 +100,10 @@ def read_questions(
 
 
 def data_files(benchmark: str, data: str | os.PathLike[str]) -> list[Path]:
-    """Return the data file as a list, or POPE's files in a folder.
+    """Return the paths of a benchmark's data files: `data` if it is a file, POPE's files if it is their folder.
 
     Raises:
-        FileNotFoundError: If there is none. The message says where to get it.
+        FileNotFoundError: If there is no file. The message says where to get it.
     """
     path = Path(data)
     files = [path] if path.is_file() else []
@@ -114,14 +117,20 @@ def data_files(benchmark: str, data: str | os.PathLike[str]) -> list[Path]:
 
 
 def _check(benchmark: str, questions: Sequence[Question], data: str | os.PathLike[str]) -> None:
-    """Raise ValueError unless the questions are those of a complete file with answers."""
+    """Raise ValueError unless a benchmark's questions are complete, have unique indices and have valid answers.
+
+    Args:
+        benchmark: Name of the benchmark.
+        questions: Questions that were read.
+        data: Path that they were read from, for the error message.
+    """
     if not questions:
         part = " of the validation part" if benchmark == "mmmu" else ""
         raise ValueError(f"{data} must hold questions{part}, got none. {where_to_get(benchmark)}")
     if repeated := [index for index, count in Counter(q.index for q in questions).items() if count > 1]:
         raise ValueError(f"{data} must hold every index once, but repeats {repeated[:5]}: remove the copies.")
     if benchmark == "mme":
-        # Half a pair would lower accuracy+ without any sign of it.
+        # An image with only one of its two questions would silently lower accuracy+.
         counts = Counter((q.categories, q.picture_name) for q in questions)
         if wrong := [f"{name} ({count})" for (_, name), count in counts.items() if count != 2]:
             raise ValueError(
@@ -144,7 +153,7 @@ def _check(benchmark: str, questions: Sequence[Question], data: str | os.PathLik
 
 
 def _read_tsv(benchmark: str, path: Path, folder: Path) -> list[Question]:
-    """Read a table of VLMEvalKit; image paths in it start from `folder`."""
+    """Read the questions from a TSV table of VLMEvalKit. Image paths in the table are relative to `folder`."""
     rows, cells = [], {}
     for row in read_table(path, ("index", *_COLUMNS[benchmark]), delimiter="\t"):
         if "image" not in row and "image_path" not in row:
@@ -161,13 +170,16 @@ def _read_tsv(benchmark: str, path: Path, folder: Path) -> list[Question]:
 
 
 def _images(row: Mapping[str, str], cells: Mapping[str, str], folder: Path, path: Path) -> tuple[str, ...]:
-    """Return the images of a row as base64 strings or paths.
+    """Return the images of a table's row as base64 strings or paths.
 
     Args:
-        row: Row of the table.
-        cells: The column `image` of all rows, by index.
-        folder: Folder that image paths start from.
-        path: The table, for error messages.
+        row: Row of the table, by column.
+        cells: By index of the row, the cells of the column `image` that are not empty.
+        folder: Folder that image paths in the table are relative to.
+        path: Path of the table, for error messages.
+
+    Raises:
+        ValueError: If the row refers to another row for its image, and that row has none.
     """
     cell = row.get("image", "")
     if not cell:
@@ -182,10 +194,13 @@ def _images(row: Mapping[str, str], cells: Mapping[str, str], folder: Path, path
 
 
 def _listed(cell: str) -> list[str]:
-    """Return the items of a cell that spells a list in JSON or in Python, or the cell as the only item."""
+    """Return the items of a cell that spells a list in JSON or in Python syntax.
+
+    Any other cell is returned as the only item. An empty cell has no items.
+    """
     if not cell.startswith("["):
         return [cell] if cell else []
-    # VLMEvalKit writes Python lists, which are not JSON where they have single quotes.
+    # VLMEvalKit writes Python lists, which are not JSON if their strings are in single quotes.
     try:
         values = json.loads(cell)
     except json.JSONDecodeError:
@@ -194,7 +209,7 @@ def _listed(cell: str) -> list[str]:
 
 
 def _question(benchmark: str, row: Mapping[str, str], images: tuple[str, ...]) -> Question:
-    """Convert a row of a table and its images to a question."""
+    """Convert a row of a TSV table and the row's images to a `Question`."""
     cells = [row.get(name, "") for name in ("category", "l2-category")]
     options = {letter: row[letter] for letter in string.ascii_uppercase if not is_missing(row.get(letter))}
     answer = row.get("answer", "").strip()
@@ -215,7 +230,7 @@ def _question(benchmark: str, row: Mapping[str, str], images: tuple[str, ...]) -
 
 
 def _read_pope(path: Path, folder: Path) -> list[Question]:
-    """Read one of POPE's own files; its images are in `folder`."""
+    """Read the questions from one of POPE's own JSON Lines files. The images that it names are in `folder`."""
     splits = [split for split in POPE_SPLITS if split in path.name]
     if len(splits) != 1:
         raise ValueError(f"POPE's file must have one of {POPE_SPLITS} in its name, got {path.name}: rename it.")
@@ -236,7 +251,7 @@ def _read_pope(path: Path, folder: Path) -> list[Question]:
 
 
 def _read_gqa(path: Path, folder: Path) -> list[Question]:
-    """Read GQA's own file; its images are in `folder`."""
+    """Read the questions from GQA's own JSON file. The images that it names are in `folder`."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{path} must be a JSON object of GQA's questions by their id, got a list.")

@@ -1,9 +1,9 @@
-"""The shapes benchmark: how well a model of the shapes world generates and answers, judged exactly.
+"""The shapes benchmark: measure how well a model generates images of coloured shapes and answers questions about them.
 
-The shapes world is coloured shapes on a board (`janus_hf.shapes`), small enough that rules can judge every image and
-every question has one correct answer. Generation follows GenEval: several images per prompt, the share of images that
-the rules accept per tag, and the unweighted mean over tags. Both generation and answers are also measured on held-out
-combinations of colour and shape, which training never showed.
+The scenes are coloured shapes on a board (`janus_hf.shapes`), so simple that rules can judge every image and every
+question has one correct answer. The score of generation follows GenEval: several images per prompt; for each tag (kind
+of prompt), the share of images that the rules accept; and the unweighted mean over tags. Generation and answers are
+both measured a second time on held-out combinations of colour and shape, which training never showed.
 """
 
 import os
@@ -38,14 +38,15 @@ _PROTOCOL = (
 
 @dataclass
 class ShapesWorld:
-    """Evaluator of the shapes world: it makes fresh prompts and questions, so it needs no data.
+    """Evaluator of the shapes benchmark. It makes prompts and questions about coloured shapes, and needs no data.
 
     Args:
-        prompts_per_tag: Number of fresh prompts for each of the six tags.
+        prompts_per_tag: Number of new prompts for each of the six tags (kinds of prompts).
         images_per_prompt: Number of images per prompt, each with a seed of its own.
-        questions: Number of fresh questions; kinds are about equally frequent.
-        held_out: Also measure on held-out combinations, with the same numbers of prompts and questions.
-        seed: Seed of prompts, scenes and images.
+        questions: Number of new questions; all kinds of questions are about equally frequent.
+        held_out: Also measure on held-out combinations of colour and shape, which training never showed, with the same
+            numbers of prompts and questions.
+        seed: Seed of the prompts, of the scenes that the questions are about, and of the generated images.
         batch_size: Number of images generated, or questions answered, at a time.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
@@ -62,18 +63,18 @@ class ShapesWorld:
     primary_metric = "overall"
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None = None) -> Report:
-        """Generate images and answers, judge them and return the report; see `Evaluator`.
+        """Generate images, answer questions, judge both and return the report; see `Evaluator`.
 
         Args:
-            pipe: Pipeline of a model of the shapes world.
-            folder: Folder in which images, answers, the report and `sheet.png` are kept; a run that was stopped
-                continues there, and several processes share the work. None keeps nothing, and every process generates
-                all images. The numbers are the same.
+            pipe: Pipeline of a model that was trained on images of coloured shapes (`janus_hf.shapes`).
+            folder: Folder in which images, answers, the report and `sheet.png` are kept. A run that was stopped
+                continues there, and several processes share the work. None keeps nothing on disk, and every process
+                generates all images. The numbers are the same.
 
         Returns:
-            The report. Its metrics are shares in [0, 1]: `overall` (primary) and one per tag for generation; the same
-            with the prefix "held out: "; then `overall` and one per kind of question with the prefixes "answers: " and
-            "answers, held out: ". `tables` prints them.
+            The report. Its metrics are shares in [0, 1]: `overall` (primary) and one per tag (kind of prompt) for
+            generation; the same with the prefix "held out: "; then `overall` and one per kind of question with the
+            prefixes "answers: " and "answers, held out: ". The function `tables` prints them.
 
         Raises:
             ValueError: If the folder was made with other settings.
@@ -110,14 +111,22 @@ class ShapesWorld:
     # Prompts and questions
 
     def _items(self, held_out: bool) -> list[dict[str, Any]]:
-        """Return prompts of every tag in GenEval's layout, with the seeds of their images."""
-        # Prompts and questions, seen and held out, each have a random stream of their own.
+        """Make random prompts of every tag (kind of prompt), with their requirements in GenEval's layout.
+
+        Args:
+            held_out: Whether the prompts name combinations of colour and shape that training never showed.
+
+        Returns:
+            One dictionary per prompt: GenEval's keys (`tag`, `prompt`, `include`, ...), `held_out`, and `seeds`, one
+            per image.
+        """
+        # Prompts and questions each have two random streams: one for held-out combinations, one for all others.
         rng = np.random.default_rng(self.seed + 2 * held_out)
         items = []
         for tag in TAGS:
             drawings = [make_drawing(tag, rng, held_out=held_out) for _ in range(self.prompts_per_tag)]
             seeds = rng.integers(2**31, size=(self.prompts_per_tag, self.images_per_prompt)).tolist()
-            # The seeds are part of the prompt's line, so that runs with and without a folder generate the same images.
+            # The seeds are part of the entry, so that runs with and without a folder generate the same images.
             items += [
                 drawing.metadata | {"held_out": held_out, "seeds": own}
                 for drawing, own in zip(drawings, seeds, strict=True)
@@ -125,7 +134,15 @@ class ShapesWorld:
         return items
 
     def _questions(self, held_out: bool) -> list[dict[str, Any]]:
-        """Return questions with their answers and the images they are about (key "scene")."""
+        """Make random questions about random scenes of coloured shapes.
+
+        Args:
+            held_out: Whether the scenes have combinations of colour and shape that training never showed.
+
+        Returns:
+            One dictionary per question, with the keys `held_out`, `kind`, `question`, `answer` (the correct one) and
+            `scene` (the image that the question is about).
+        """
         rng = np.random.default_rng(self.seed + 1 + 2 * held_out)
         scenes = [random_scene(rng, held_out=held_out) for _ in range(self.questions)]
         asked = [ask(scene, rng) for scene in scenes]
@@ -145,7 +162,13 @@ class ShapesWorld:
     def _generate_into(
         self, pipe: ImagePipeline, items: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]
     ) -> DrawnRun:
-        """Generate the images of all prompts into a folder."""
+        """Generate the images of all prompts into a folder, and return the run that describes it.
+
+        Args:
+            pipe: Pipeline that generates the images.
+            items: Prompts with their requirements and seeds, as `_items` returns them.
+            folder: Folder of the run.
+        """
         return draw_run(
             pipe,
             self.name,
@@ -155,13 +178,18 @@ class ShapesWorld:
             seed=self.seed,
             batch_size=self.batch_size,
             drawing=self.drawing,
-            # The folder keeps the answers as well, so it belongs to one number of questions.
+            # The folder keeps the answers as well, so the number of questions is one of its settings.
             questions=self.questions,
         )
 
     @torch.no_grad()
     def _generate(self, pipe: ImagePipeline, items: Sequence[Mapping[str, Any]]) -> list[Image.Image]:
-        """Generate the images of all prompts in memory, those of one prompt side by side."""
+        """Generate the images of all prompts in memory, and return them as one list, prompt by prompt.
+
+        Args:
+            pipe: Pipeline that generates the images.
+            items: Prompts with their requirements and seeds, as `_items` returns them.
+        """
         return pipe(
             [item["prompt"] for item in items],
             num_images_per_prompt=self.images_per_prompt,
@@ -171,7 +199,15 @@ class ShapesWorld:
         ).images
 
     def _answers(self, pipe: ImagePipeline, asked: Sequence[Mapping[str, Any]], run: DrawnRun | None) -> list[str]:
-        """Return the answers to all questions; each process asks its share, and a run's folder keeps them."""
+        """Have the model answer all questions, and return its answers in the order of the questions.
+
+        Each process of a launch asks its share of the questions.
+
+        Args:
+            pipe: Pipeline of the model that answers.
+            asked: Questions with their images, as `_questions` returns them.
+            run: Run in whose folder the answers are kept as they come. None keeps nothing on disk.
+        """
 
         def ask_batch(batch: Sequence[Mapping[str, Any]]) -> list[str]:
             scenes, questions = ([one[key] for one in batch] for key in ("scene", "question"))
@@ -191,7 +227,7 @@ class ShapesWorld:
 def answer(
     pipe: ImagePipeline, pictures: Iterable[Image.Image], questions: Iterable[str], *, batch_size: int = 64
 ) -> list[str]:
-    """Answer one question per image, greedily and in batches."""
+    """Have a model answer one question about each image, greedily and in batches, and return the answers in order."""
     pairs = list(zip(pictures, questions, strict=True))
     answers: list[str] = []
     for start in range(0, len(pairs), batch_size):
@@ -207,7 +243,15 @@ def answer(
 
 
 def _judge_images(items: Sequence[Mapping[str, Any]], images: Iterable[Image.Image]) -> list[dict[str, Any]]:
-    """Return a row per image, with its verdict by GenEval's rules."""
+    """Judge generated images by GenEval's rules.
+
+    Args:
+        items: Prompts with their requirements and `seeds`, one per image.
+        images: The images of all prompts, in the order of prompts and seeds.
+
+    Returns:
+        One row of the report per image: `held_out`, `tag`, `prompt`, whether it is `correct`, and the `reason` if not.
+    """
     rows = []
     each = (item for item in items for _ in item["seeds"])
     for item, image in zip(each, images, strict=True):
@@ -220,7 +264,16 @@ def _judge_images(items: Sequence[Mapping[str, Any]], images: Iterable[Image.Ima
 
 
 def _judge_answers(asked: Sequence[Mapping[str, Any]], given: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row per answer, which is correct if it equals the only correct one."""
+    """Compare a model's answers with the correct ones.
+
+    Args:
+        asked: Questions with their correct answers.
+        given: The model's answers, in the order of the questions.
+
+    Returns:
+        One row of the report per answer: the question's entries without the image, the model's answer (`given`), and
+        whether it is `correct`, which means equal to the correct answer.
+    """
     return [
         {key: value for key, value in one.items() if key != "scene"}
         | {"given": text, "correct": text == one["answer"]}
@@ -229,7 +282,15 @@ def _judge_answers(asked: Sequence[Mapping[str, Any]], given: Sequence[str]) -> 
 
 
 def _metrics(image_rows: Sequence[Mapping[str, Any]], answer_rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the metrics of a report from its rows; see `ShapesWorld.__call__`."""
+    """Compute the metrics of the shapes benchmark from the rows of its report.
+
+    Args:
+        image_rows: Rows of generated images, each with `tag` (kind of prompt), `held_out` and `correct`.
+        answer_rows: Rows of answers, each with `kind` (of question), `held_out` and `correct`.
+
+    Returns:
+        Shares in [0, 1] by name of the metric; `ShapesWorld.__call__` lists the names.
+    """
     metrics: dict[str, float] = {}
     for prefix, rows, key, names, held_out in (
         ("", image_rows, "tag", TAGS, False),
@@ -247,7 +308,10 @@ def _metrics(image_rows: Sequence[Mapping[str, Any]], answer_rows: Sequence[Mapp
 
 
 def tables(report: Report) -> str:
-    """Return two Markdown tables of a report of `ShapesWorld`, generation and answers, with held-out combinations."""
+    """Return two Markdown tables of a report of `ShapesWorld`: scores of generation, and scores of answers.
+
+    Each table has a column for combinations of colour and shape that training showed, and a column for held-out ones.
+    """
     lines = []
     for title, prefix, names in (("drawing", "", TAGS), ("answering", "answers: ", QUESTION_KINDS)):
         held_out = "held out: " if not prefix else "answers, held out: "
@@ -262,7 +326,12 @@ def tables(report: Report) -> str:
 
 
 def _save_sheet(folder: Path, image_rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write `sheet.png` with images that the rules accept and images that they do not, for each tag."""
+    """Write `sheet.png` into a folder: for each kind of prompt, images that the rules accept and images they reject.
+
+    Args:
+        folder: Folder of the run.
+        image_rows: Rows of the report, one per generated image.
+    """
     save_sheet(
         folder,
         [folder / row["filename"] for row in image_rows],
@@ -274,7 +343,7 @@ def _save_sheet(folder: Path, image_rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def make_shapes(name: str, data: str | os.PathLike[str] | None, **options: Any) -> ShapesWorld:
-    """Make the evaluator of the shapes world.
+    """Return the evaluator of the shapes benchmark.
 
     Args:
         name: "shapes".

@@ -1,8 +1,8 @@
-"""Run the understanding benchmarks without a harness: ask the authors' prompts and score the answers strictly.
+"""Run understanding benchmarks (POPE, MME, MMBench, ...): ask a model their questions, and score the answers.
 
-Prompts, roles and system prompt are the authors' (`protocol`). Two details differ from VLMEvalKit, which measured the
-paper's numbers: an answer must have the requested form (`answers`), and images are given to the model as they are,
-where VLMEvalKit first saves each one again as a JPEG file.
+No evaluation harness is needed. Prompts, roles and system prompt are those of the Janus authors (module `protocol`).
+Two details differ from VLMEvalKit, which measured the paper's numbers: an answer must have the requested form (module
+`answers`), and images are given to the model as they are, where VLMEvalKit first saves each one again as a JPEG file.
 """
 
 import json
@@ -30,13 +30,15 @@ MM_VET_PREDICTIONS = "mmvet.json"
 
 @dataclass
 class Understanding:
-    """Evaluator of POPE, MME, MMBench, SEED-Bench, GQA, MMMU or MM-Vet, with the authors' prompts.
+    """Evaluator of POPE, MME, MMBench, SEED-Bench, GQA, MMMU or MM-Vet, with the Janus authors' prompts.
 
     Args:
-        name: Name of the benchmark.
-        data: Its file, as for `read_questions`.
-        images, batch_size, limit: As for `run_understanding`.
-        max_new_tokens: As for `run_understanding`; None is its default.
+        name: Name of the benchmark, one of `protocol.BENCHMARKS`.
+        data: Path of the benchmark's data, as for `read_questions`.
+        images: Folder that image paths in the data are relative to. None is the folder of the data file.
+        batch_size: Number of questions that each process asks at a time.
+        limit: Ask only this number of questions, the first ones of the file. None asks all.
+        max_new_tokens: Upper bound on the number of tokens of an answer. None stands for the authors' value, 2048.
     """
 
     name: str
@@ -48,7 +50,7 @@ class Understanding:
 
     @property
     def primary_metric(self) -> str:
-        """Name of the metric that the papers report."""
+        """Name of the metric that the papers report for the benchmark."""
         return primary_metric(self.name)
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
@@ -67,11 +69,11 @@ class Understanding:
 
 
 def make_understanding(name: str, data: str | os.PathLike[str] | None, **options: Any) -> Understanding:
-    """Make the evaluator of an understanding benchmark.
+    """Return the evaluator of an understanding benchmark, which asks questions about images.
 
     Args:
-        name: Name of the benchmark.
-        data: Path of its data; None downloads them.
+        name: Name of the benchmark, one of `protocol.BENCHMARKS`.
+        data: Path of the benchmark's data. None downloads the published file.
         options: Further arguments of `Understanding`.
     """
     return Understanding(name, find_data(name, data), **options)
@@ -88,25 +90,26 @@ def run_understanding(
     limit: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Report:
-    """Ask a benchmark's questions and score the answers.
+    """Ask a model the questions of a benchmark, score its answers and return the report.
 
-    In a launch of several processes each asks its share, and all return the same report.
+    In a launch of several processes, each process asks its share of the questions, and all return the same report.
 
     Args:
-        pipe: The pipeline that answers.
+        pipe: Pipeline of the model that answers.
         benchmark: "pope", "mme", "mmbench", "seed", "gqa", "mmmu" or "mmvet".
-        data: The benchmark's file, as for `read_questions`.
-        images: Folder that image paths in the file start from; None is the file's own folder.
-        folder: Folder in which answers are kept as they come; a run that was stopped continues there. None keeps
-            nothing. MM-Vet needs a folder, because its official evaluator reads `mmvet.json` there.
+        data: Path of the benchmark's data, as for `read_questions`.
+        images: Folder that image paths in the data are relative to. None is the folder of the data file.
+        folder: Folder in which answers are kept as they come, and in which a run that was stopped continues. None
+            keeps nothing on disk. MM-Vet needs a folder, because its official evaluator reads `mmvet.json` there.
         batch_size: Number of questions that each process asks at a time. The answers do not depend on it.
-        limit: Ask only this number of questions, the first ones of the file.
-        max_new_tokens: Upper bound on the number of tokens of an answer; the default is the authors'. A lower bound
+        limit: Ask only this number of questions, the first ones of the file. None asks all.
+        max_new_tokens: Upper bound on the number of tokens of an answer; the default is the authors'. A smaller value
             makes runaway answers cheaper, which strict scoring counts as wrong in any case.
 
     Returns:
-        The report with the metrics of `judge_answers`; none for MM-Vet. Questions whose image cannot be read, that do
-        not fit into the context, or that get an empty answer are in `failures` and not in the metrics.
+        The report with the metrics of `judge_answers`, which are none for MM-Vet. Questions whose image cannot be
+        read, that do not fit into the model's context, or that get an empty answer are in `failures` and not in the
+        metrics.
 
     Raises:
         FileNotFoundError: If the data are missing. The message says where to get them.
@@ -123,7 +126,7 @@ def run_understanding(
         )
     questions = read_questions(benchmark, data, images=images)[:limit]
     files = data_files(benchmark, data)
-    # Hashes of the content, because another release of a benchmark may have the same file name.
+    # Record hashes of the content, because another release of a benchmark may have the same file name.
     settings = run_settings(
         pipe,
         benchmark=benchmark,
@@ -162,10 +165,10 @@ def run_understanding(
 
 
 def mmvet_predictions(answers: Mapping[str, str]) -> str:
-    """Return MM-Vet's answers as the JSON that its official evaluator reads, `{"v1_0": "...", ...}`.
+    """Return answers to MM-Vet as the JSON text that its official evaluator reads, `{"v1_0": "...", ...}`.
 
     Args:
-        answers: Answers by index.
+        answers: The model's answers by index of the question.
     """
     named = {index if index.startswith("v1_") else f"v1_{index}": text for index, text in answers.items()}
     return json.dumps(named, indent=2, ensure_ascii=False) + "\n"
@@ -174,11 +177,12 @@ def mmvet_predictions(answers: Mapping[str, str]) -> str:
 def _ask(
     pipe: ImagePipeline, benchmark: str, batch: Sequence[Question], max_new_tokens: int
 ) -> list[str | ValueError | OSError]:
-    """Answer a batch of questions.
+    """Have the model answer a batch of questions.
+
+    If the batch fails, each of its questions is asked again alone, so that one bad question does not fail the others.
 
     Returns:
-        Per question, its answer or the exception that prevented one. If the batch fails, each question is asked again
-        alone, so that one bad question does not fail the others.
+        For each question, the model's answer, or the exception that prevented one.
     """
     try:
         for question in batch:
@@ -203,14 +207,20 @@ def _ask(
             )
         )
     except (ValueError, OSError) as error:
-        # The exception does not tell which question is the reason.
+        # The exception does not tell which question caused it.
         if len(batch) == 1:
             return [error]
         return [one for question in batch for one in _ask(pipe, benchmark, [question], max_new_tokens)]
 
 
 def _protocol(benchmark: str, rows: Sequence[Mapping[str, Any]], limit: int | None) -> str:
-    """Return the sentences of the report that say how the numbers were measured."""
+    """Return the sentences of the report that say how the scores were measured.
+
+    Args:
+        benchmark: Name of the benchmark.
+        rows: Rows of the report; MME's tasks without a row are named.
+        limit: Number of questions that the run was limited to; None if it asked all.
+    """
     text = f"{look_up(benchmark).protocol} This run: the authors' prompts, greedy"
     text += "." if benchmark == "mmvet" else ", answers parsed strictly."
     if limit is not None:

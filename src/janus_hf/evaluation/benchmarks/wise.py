@@ -1,8 +1,8 @@
-"""WISE: read its prompts and add up its judge's marks (WiScore).
+"""WISE, a benchmark of image generation: read its prompts, and compute its score from the marks of a judge.
 
-The data are not part of this package; the user has the files. The judge, which marks consistency, realism and
-aesthetics of an image, runs elsewhere. WISE means its first release, as in the leaderboards; a later release asks for
-a single verdict of 0 or 1.
+The score is called WiScore. The data are not part of this package, so the user must have the files. The judge gives
+each image marks from 0 to 2 for consistency, realism and aesthetics, and runs outside of this package. This module
+follows the first release of WISE, as the leaderboards do; a later release asks for a single verdict of 0 or 1.
 """
 
 import json
@@ -25,7 +25,7 @@ _CATEGORIES = {
     "physics": (900, 0.1),
     "chemistry": (1000, 0.1),
 }
-_NO_MARK = 999  # the official script writes it where the judge gave no mark
+_NO_MARK = 999  # the official script's value for a mark that the judge did not give
 _MARKS = ("consistency", "realism", "aesthetic_quality")
 
 
@@ -36,9 +36,10 @@ class KnowledgePrompt:
     Args:
         prompt_id: Number of the prompt; its image is called `{prompt_id}.png`.
         prompt: Text to generate an image from.
-        explanation: What the image must show; for the judge.
-        category: For numbers 1 to 1000 the category of the official ranges, for others that of the file.
-        subcategory: Subcategory of the file.
+        explanation: What the image must show, as a text for the judge.
+        category: Category of the prompt. For numbers 1 to 1000 it follows from WISE's official ranges; for others it
+            is the one in the file.
+        subcategory: Subcategory of the prompt in the file.
     """
 
     prompt_id: int
@@ -49,7 +50,7 @@ class KnowledgePrompt:
 
 
 def read_wise(path: str | os.PathLike[str]) -> list[KnowledgePrompt]:
-    """Read WISE's prompts.
+    """Read the prompts of WISE.
 
     Args:
         path: A `.json` list of `{"prompt_id", "Prompt", "Explanation", "Category", "Subcategory"}`, or a folder of
@@ -57,7 +58,7 @@ def read_wise(path: str | os.PathLike[str]) -> list[KnowledgePrompt]:
 
     Raises:
         FileNotFoundError: If there is no such file. The message says where to get it.
-        ValueError: If an entry is not in this layout, or a number occurs twice.
+        ValueError: If an entry is not in this layout, or a `prompt_id` occurs twice.
     """
     path = existing_path(path, "wise")
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
@@ -78,21 +79,24 @@ def read_wise(path: str | os.PathLike[str]) -> list[KnowledgePrompt]:
 
 
 def _category(number: int) -> str | None:
-    """Return the official category of a prompt's number; None outside 1 to 1000."""
+    """Return the official category of the WISE prompt with this number; None outside 1 to 1000."""
     if number < 1:
         return None
     return next((name for name, (last, _) in _CATEGORIES.items() if number <= last), None)
 
 
 def read_wise_marks(path: str | os.PathLike[str]) -> dict[int, tuple[float, float, float]]:
-    """Read a judge's marks, by prompt_id, as consistency, realism and aesthetic quality.
+    """Read the marks that a judge gave to the images of WISE.
 
     The official script writes 999 for a mark that the judge did not give. Such marks are returned as they are, and
     `wiscore` refuses them.
 
     Args:
-        path: JSON lines `{"prompt_id", "consistency", "realism", "aesthetic_quality"}`, as the official script writes
-            them.
+        path: JSON Lines file of `{"prompt_id", "consistency", "realism", "aesthetic_quality"}`, as the official script
+            writes it.
+
+    Returns:
+        By `prompt_id`, the marks (consistency, realism, aesthetic quality).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -108,7 +112,7 @@ def read_wise_marks(path: str | os.PathLike[str]) -> dict[int, tuple[float, floa
 
 
 def wiscore(consistency: float, realism: float, aesthetics: float) -> float:
-    """Return (0.7 c + 0.2 r + 0.1 a) / 2, in [0, 1].
+    """Return the WiScore of an image, (0.7 consistency + 0.2 realism + 0.1 aesthetics) / 2, in [0, 1].
 
     Raises:
         ValueError: If a mark is outside [0, 2].
@@ -122,11 +126,11 @@ def wiscore(consistency: float, realism: float, aesthetics: float) -> float:
 
 
 def score_wise(prompts: Sequence[KnowledgePrompt], marks: Mapping[int, tuple[float, float, float]]) -> Report:
-    """Compute WiScore per category and overall, in [0, 1].
+    """Compute the WiScore of each category and of all prompts from a judge's marks, in [0, 1].
 
     Args:
-        prompts: The prompts (`read_wise`).
-        marks: By prompt_id: consistency, realism and aesthetic quality, in [0, 2].
+        prompts: Prompts of the benchmark, as `read_wise` returns them.
+        marks: By `prompt_id`, the judge's marks for consistency, realism and aesthetic quality, each in [0, 2].
 
     Returns:
         The report. Its metric `overall` (primary) is the official weighted sum over the six categories. If one of them

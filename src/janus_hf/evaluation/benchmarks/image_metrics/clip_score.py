@@ -1,9 +1,9 @@
-"""CLIPScore: how well images fit their prompts, by CLIP.
+"""CLIPScore, a metric of how well images match their prompts, computed with a CLIP model.
 
-The score of one image has one definition in this package, the reward `rewards.clip.ClipScore`; the metric is its mean
-over the images. torchmetrics' `CLIPScore` gives the same number where no cosine is negative (a test compares them). It
-is not called here, because release 1.9 does not accept the outputs of transformers 5 and cuts the end token off long
-prompts.
+The score of one image has one definition in this package, the reward `rewards.clip.ClipScore`. The metric is the mean
+of these scores over the images. torchmetrics' `CLIPScore` gives the same number if no cosine is negative (a test
+compares them). It is not called here, because release 1.9 does not accept the outputs of transformers 5, and because
+it cuts the end token off long prompts.
 """
 
 import os
@@ -23,16 +23,16 @@ from .image_folders import open_pictures
 
 
 def evaluate_clip_score(pictures: Mapping[Path, str], scorer: ClipScore | None = None) -> Report:
-    """Measure how well images fit their prompts.
+    """Measure how well images match their prompts, and return the report.
 
     Args:
-        pictures: Prompts by path of the image (`run_pictures` or `prompted_pictures`).
-        scorer: The CLIP to use and its batch size; None is OpenAI's ViT-L/14.
+        pictures: Prompts by path of the image, as `run_pictures` or `prompted_pictures` returns them.
+        scorer: CLIP model that computes the scores, and its batch size. None is OpenAI's ViT-L/14.
 
     Returns:
         The report. Its metric `clipscore`, in [0, 100], is the mean of 100 max(cos, 0) over the images, which are its
-        rows. Images that cannot be read are in `failures`. The protocol states how many prompts are longer than CLIP
-        reads.
+        rows. Here cos is the cosine between CLIP's embeddings of image and prompt. Images that cannot be read are in
+        `failures`. The protocol states how many prompts are longer than CLIP reads.
     """
     scorer = scorer or ClipScore(device=processes().device)
 
@@ -45,7 +45,7 @@ def evaluate_clip_score(pictures: Mapping[Path, str], scorer: ClipScore | None =
         ], unread
 
     rows, failures = share(list(pictures), score_batch, batch_size=scorer.batch_size, title="scoring", unit="image")
-    # The processes return their rows one after the other; the order in the report must not depend on their number.
+    # `share` returns rows process by process; sort them, so that the number of processes does not matter.
     rows.sort(key=lambda row: str(row["filename"]))
     metrics = {"clipscore": float(np.mean([row["score"] for row in rows]))} if rows else {}
     sentences = [f"{len(rows)} images."]
@@ -59,7 +59,10 @@ def evaluate_clip_score(pictures: Mapping[Path, str], scorer: ClipScore | None =
 
 
 def save_report(report: Report, folder: str | os.PathLike[str]) -> None:
-    """Write the files of `Report.save` and, if images have scores, `sheet.png` with the best and the worst of them."""
+    """Save a report of CLIPScore or FID into a folder; see `Report.save` for the files.
+
+    If the images have scores, also write `sheet.png` with the best and the worst of them.
+    """
     report.save(folder)
     scored = [row for row in report.rows if "score" in row]
     if scored:

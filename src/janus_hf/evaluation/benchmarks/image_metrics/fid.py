@@ -1,4 +1,4 @@
-"""FID: the Fréchet distance between the features of generated images and of reference images.
+"""FID, the Fréchet distance between the features of generated images and those of reference images.
 
 It is torchmetrics' `FrechetInceptionDistance`, updated batch by batch, so that memory does not grow with the number of
 images.
@@ -28,20 +28,21 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Images on either side. With far fewer, the covariance of their features is a poor estimate.
+# Smallest number of generated, and of reference, images without a warning. With far fewer images, the covariance of
+# their features is a poor estimate.
 ENOUGH = 10_000
 
 
 class VisionFeatures(torch.nn.Module):
-    """A transformers vision model with pooled features (DINOv2, CLIP, SigLIP, ...) instead of FID's Inception.
+    """A transformers vision model (DINOv2, CLIP, SigLIP, ...) whose pooled features replace those of FID's Inception.
 
-    Another network measures another distance. Published values with another network, such as those with DINOv2 (Stein
-    et al., arXiv 2306.04675), are not FIDs either.
+    Another network measures another distance. Published distances with another network, such as those with DINOv2
+    (Stein et al., arXiv 2306.04675), are not FIDs either.
 
     Args:
-        model: Name, folder or model.
-        processor: Its processor, or the name or folder of one; None is that of the model's name.
-        settings: `device` and `dtype`, as for `Pretrained`.
+        model: Name or folder of the model, or the loaded model.
+        processor: Processor of the model, or its name or folder. None is the processor at the model's name.
+        settings: `device` that the model is moved to, and `dtype` of its weights; see `Pretrained`.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class VisionFeatures(torch.nn.Module):
 
     @property
     def name(self) -> str:
-        """Name, folder or class of the model."""
+        """Name or folder of the vision model, or its class if it was passed as an object."""
         return self.pretrained.source
 
     @torch.no_grad()
@@ -90,24 +91,24 @@ def evaluate_fid(
     size: int | None = None,
     batch_size: int = 32,
 ) -> Report:
-    """Measure the Fréchet distance between generated images and reference images.
+    """Measure the Fréchet distance between generated images and reference images, and return the report.
 
     Args:
         pictures: Paths of the generated images.
         reference: Paths of the reference images.
-        network: Maps images `(N, 3, height, width)` uint8 to features `(N, D)`. It must be on the CPU when it is
-            passed, because torchmetrics determines D there. None is FID's Inception from torch-fidelity, which is
-            downloaded.
-        size: First cut every image to its central square and resize it to this number of pixels a side (bicubic,
-            antialiased). None leaves images as they are; Inception then squeezes them to 299 x 299.
-        batch_size: Largest number of images in a batch. Only images of one size share a batch.
+        network: Module that maps images `(N, 3, height, width)` uint8 to features `(N, D)`. It must be on the CPU when
+            it is passed, because torchmetrics determines D there. None is FID's Inception from torch-fidelity, which
+            is downloaded.
+        size: Side length in pixels to which the central square of every image is resized first (bicubic, antialiased).
+            None leaves images as they are; Inception then squeezes them to 299 x 299.
+        batch_size: Largest number of images in a batch. A batch for the network holds images of one size only.
 
     Returns:
-        The report. Its metric is `fid`, or with another network `fid[name of the network]`; its rows are images.
+        The report. Its metric is `fid`, or with another network `fid[name of the network]`. Its rows name the images.
         Images that cannot be read are in `failures`.
 
     Raises:
-        ImportError: If torchmetrics is missing, or torch-fidelity without another network.
+        ImportError: If torchmetrics is missing, or if torch-fidelity is missing and `network` is None.
         ValueError: If a number is out of range, or there are too few images.
     """
     if size is not None and size < 1:
@@ -116,7 +117,7 @@ def evaluate_fid(
     device = torch.device("cpu") if processes().device.type == "mps" else processes().device  # MPS has no float64
     metric.to(device)
     rows, failures = [], []
-    read_here = 0  # images that this process has read
+    read_here = 0  # number of images that this process has read
     for side, paths in (("drawn", pictures), ("reference", reference)):
 
         def update(batch: Sequence[Path], side: str = side) -> tuple[list[dict[str, str]], list[str]]:
@@ -149,7 +150,11 @@ def evaluate_fid(
 
 
 def _frechet_distance(network: torch.nn.Module | None) -> tuple["FrechetInceptionDistance", str]:
-    """Return torchmetrics' metric and the name of its network."""
+    """Return torchmetrics' FID metric with the given network (None: FID's Inception), and the name of the network.
+
+    Raises:
+        ImportError: If torchmetrics is missing, or if torch-fidelity is missing and `network` is None.
+    """
     try:
         from torchmetrics.image.fid import FrechetInceptionDistance
     except ImportError as error:
@@ -166,7 +171,14 @@ def _frechet_distance(network: torch.nn.Module | None) -> tuple["FrechetInceptio
 
 
 def _fid_protocol(counts: Mapping[str, int], name: str, size: int | None, *, is_inception: bool) -> str:
-    """Return the sentences of the report that say how the distance was measured; warn if there are few images."""
+    """Return the sentences of the report that say how the distance was measured. Also warn if there are few images.
+
+    Args:
+        counts: Numbers of images, under the keys "drawn" (generated) and "reference".
+        name: Name of the network that computed the features.
+        size: Side length to which images were resized; None if they were left as they are.
+        is_inception: Whether the network is FID's Inception.
+    """
     sentences = [
         f"{counts['drawn']} generated images against {counts['reference']} reference images, features of {name}.",
         f"Cut to the central square, {size} x {size}." if size else "Images as they are.",
@@ -182,7 +194,7 @@ def _fid_protocol(counts: Mapping[str, int], name: str, size: int | None, *, is_
 
 
 def _square(image: Image.Image, size: int | None) -> Image.Image:
-    """Return the central square of an image with `size` pixels a side; the image itself if `size` is None."""
+    """Return the central square of an image, resized to `size` pixels a side; the image itself if `size` is None."""
     return image if size is None else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
 
 

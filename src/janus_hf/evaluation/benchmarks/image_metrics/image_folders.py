@@ -1,4 +1,4 @@
-"""Find the images that CLIPScore and FID measure, in the folder of a run or in any other folder."""
+"""Functions that find and open the images for CLIPScore and FID, in the folder of a run or in any other folder."""
 
 import json
 import os
@@ -18,11 +18,11 @@ _PROMPTS = ("prompt", "caption", "text")  # keys of a line of metadata.jsonl tha
 
 
 def run_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
-    """Return the images of a finished run in GenEval's layout, each with the prompt it was generated from.
+    """Return the image files of a finished run by path, each with the prompt it was generated from.
 
     Args:
-        folder: Folder with `00000/metadata.jsonl`, `00000/samples/0000.png` and so on: a run of `janus-hf eval`, or
-            what another program generated for the official scorer.
+        folder: Folder in GenEval's file layout, with `00000/metadata.jsonl`, `00000/samples/0000.png` and so on. It is
+            a run of `janus-hf eval`, or the output of another program for the official scorer.
 
     Raises:
         FileNotFoundError: If the folder has no such images.
@@ -36,7 +36,7 @@ def run_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
             f"{folder} must be the folder of a run, with 00000/metadata.jsonl and 00000/samples/0000.png. Other "
             "images are read by --images."
         )
-    # A stopped run would give a score over an arbitrary part of its images.
+    # Refuse a stopped run, whose score would be over an arbitrary part of its images.
     for prompt, images in found.items():
         if len(images) < most:
             raise ValueError(
@@ -47,7 +47,9 @@ def run_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
 
 
 def drawn_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the settings of a run, checkpoint and seed among them; empty if the folder has no `settings.json`.
+    """Return the settings with which a run's images were generated, such as checkpoint and seed.
+
+    The result is empty if the folder has no `settings.json`, as in the output of another program.
 
     Raises:
         ValueError: If `settings.json` was written by another program.
@@ -56,10 +58,10 @@ def drawn_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def folder_pictures(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return all images (PNG, JPEG, WebP, BMP) in a folder and in its subfolders, sorted.
+    """Return the paths of all images (PNG, JPEG, WebP, BMP) in a folder and in its subfolders, sorted.
 
     Raises:
-        FileNotFoundError: If there are none.
+        FileNotFoundError: If there are no images.
         ValueError: If it is the folder of a run, whose grids and sheets are image files too.
     """
     folder = Path(folder)
@@ -72,23 +74,24 @@ def folder_pictures(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def reference_pictures(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the images of a finished run, or of any other folder.
+    """Return the paths of the images in a folder: the generated ones if it is that of a finished run, otherwise all.
 
     Raises:
-        FileNotFoundError: If there are none.
+        FileNotFoundError: If there are no images.
         ValueError: If the run was stopped; see `run_pictures`.
     """
     return list(run_pictures(folder)) if _is_run(Path(folder)) else folder_pictures(folder)
 
 
 def prompted_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
-    """Return the images of a folder with the prompts of its `metadata.jsonl`, the layout of an imagefolder.
+    """Return the image files of a folder by path, each with its prompt from the folder's `metadata.jsonl`.
 
-    An image that `metadata.jsonl` names and that does not exist is returned too; opening it fails later.
+    This is the layout of an imagefolder of the library datasets. An image that `metadata.jsonl` names and that does
+    not exist is returned too; opening it fails later.
 
     Args:
         folder: Folder whose `metadata.jsonl` has lines `{"file_name": "0.png", "prompt": "a lighthouse"}`. The keys
-            "caption" and "text" stand for "prompt" as well.
+            "caption" and "text" are accepted in place of "prompt".
 
     Raises:
         FileNotFoundError: If there are no images, or no `metadata.jsonl`.
@@ -116,10 +119,10 @@ def prompted_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
 
 
 def open_pictures(paths: Sequence[Path]) -> tuple[dict[Path, Image.Image], list[str]]:
-    """Open images.
+    """Open image files.
 
     Returns:
-        RGB images by path, and one line for each file that cannot be read.
+        RGB images by path, and one line of text for each file that cannot be read.
     """
     images, unread = {}, []
     for path in paths:
@@ -131,12 +134,16 @@ def open_pictures(paths: Sequence[Path]) -> tuple[dict[Path, Image.Image], list[
 
 
 def _is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a run in GenEval's layout."""
+    """Return whether a folder has GenEval's file layout, in which runs of benchmarks store their images."""
     return any(folder.glob("[0-9]*/samples"))
 
 
 def _prompt(path: Path) -> str:
-    """Return the prompt in the first line of a run's `metadata.jsonl`; raise ValueError if there is none."""
+    """Return the prompt in the first line of a `metadata.jsonl` of a run.
+
+    Raises:
+        ValueError: If the line is not a JSON object with the key `prompt`.
+    """
     try:
         line = json.loads(path.read_text(encoding="utf-8").partition("\n")[0])
     except json.JSONDecodeError:

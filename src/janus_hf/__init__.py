@@ -1,7 +1,8 @@
 """Janus-Pro for the Hugging Face libraries: one model that understands images and generates images.
 
 Importing this package registers the model, its processor and the weight conversion with transformers' Auto classes.
-The pipeline, which needs diffusers, and the functions on whole checkpoints are imported when they are first accessed.
+The pipeline, which needs diffusers, and the functions that convert and inspect checkpoints are imported when they are
+first accessed.
 """
 
 import importlib
@@ -69,7 +70,7 @@ def __dir__() -> list[str]:
 
 
 def _register() -> None:
-    """Register the classes and the weight conversion with transformers. Calling it again has no further effect."""
+    """Register the classes and the weight conversion with transformers. A second call has no further effect."""
     register_conversions()
     AutoConfig.register(JanusProConfig.model_type, JanusProConfig, exist_ok=True)
     for auto_class in (AutoModel, AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):

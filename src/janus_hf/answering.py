@@ -1,7 +1,8 @@
-"""Answering conversations in batches: the one place that renders a chat template and calls `generate`.
+"""The function `answer`, which answers conversations in batches: it renders the chat template and calls `generate`.
 
-The pipeline, the evaluation, samples during training and the adapters for other harnesses all answer through `answer`,
-so the same conversation gets the same answer everywhere, and no answer runs past the end of the model's context.
+The pipeline, the evaluation, samples during training and the adapters for other evaluation harnesses all call
+`answer`, so the same conversation gets the same answer everywhere, and no answer runs past the end of the model's
+context.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def answer(
     dtype: torch.dtype | None = None,
     **generate_kwargs: Any,
 ) -> list[str]:
-    """Answer a batch of conversations. An answer does not depend on the conversations that share the batch.
+    """Answer a batch of conversations. An answer does not depend on the other conversations of the batch.
 
     Args:
         model: A Janus model, or any transformers model that generates text from its processor's batches.
@@ -39,22 +40,23 @@ def answer(
         conversations: Lists of chat messages, each with any number of images.
         max_new_tokens: Upper bound on the number of tokens of an answer. An answer also ends where the model's context
             is full.
-        system_prompt: "default" uses the processor's own; None or "" uses none.
-        roles: Names of user and assistant, instead of the processor's.
+        system_prompt: Text of the system prompt; "default" uses the processor's own, None or "" uses none.
+        roles: Names of user and assistant in the prompt; None uses those of the processor.
         share_prefix: Run the longest common prefix of the conversations once, images included, and batch only the
             rest. The conversations must show the same images. For Janus models only.
-        device: Device of the inputs; by default the model's.
-        dtype: Convert pixel values to this dtype, for models that do not convert them themselves.
+        device: Device of the inputs; None uses the model's.
+        dtype: Dtype to which pixel values are converted, for models that do not convert them themselves; None keeps
+            theirs.
         generate_kwargs: Further arguments of `model.generate`. The default is greedy decoding.
 
     Returns:
         One string per conversation, without special tokens and surrounding white space.
 
     Raises:
-        ValueError: If a conversation leaves no room for an answer in the model's context, images and placeholders do
+        ValueError: If a conversation leaves no space for an answer in the model's context, images and placeholders do
             not match, or an argument is incompatible with `share_prefix`.
     """
-    # Arguments that only JanusProProcessor knows are left out unless the caller gives them.
+    # Arguments that only JanusProProcessor accepts are left out unless the caller gives them.
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:
         template["roles"] = list(roles)
@@ -71,12 +73,12 @@ def answer(
             processor_kwargs={"padding": True, "padding_side": "left"},
             **template,
         ).to(*[target for target in (device or model.device, dtype) if target is not None])
-        # To share a prefix, which must not contain padding, conversations are tokenized one by one.
+        # A shared prefix must not contain padding, so conversations that share one are tokenized one by one.
         for batch in ([[one] for one in conversations] if shares_prefix else [list(conversations)])
     ]
     lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(dim=1)]
     room = [_room(model, index, length, max_new_tokens) for index, length in enumerate(lengths)]
-    # JanusProProcessor has the id that ends an answer; other models have it in their generation_config.
+    # JanusProProcessor has the id of the token that ends an answer; other models have it in their generation_config.
     stop = {name: getattr(processor, name) for name in ("eos_token_id", "pad_token_id") if hasattr(processor, name)}
     inputs: dict[str, Any] = dict(batches[0])
     if shares_prefix:
@@ -84,13 +86,23 @@ def answer(
         inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"])
     output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
     output = output[:: len(output) // len(room)]  # with num_return_sequences, keep the first answer to each
-    # The batch runs as long as the longest answer may get; cut each row where it would end if it were alone.
+    # The batch runs until the longest answer must end; cut each row where it would end if it were generated alone.
     new = output[:, inputs["input_ids"].shape[1] :]
     return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
 
 
 def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_new_tokens: int) -> int:
-    """Return the largest number of new tokens that fit into the context after a conversation of `length` tokens."""
+    """Return the largest number of new tokens, at most `max_new_tokens`, that fit into the model's context.
+
+    Args:
+        model: The model, whose config gives the size of the context.
+        index: Number of the conversation, for the error message.
+        length: Number of tokens of the conversation.
+        max_new_tokens: Upper bound on the result.
+
+    Raises:
+        ValueError: If the conversation leaves no space for an answer.
+    """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if limit is None:
         return max_new_tokens
@@ -105,17 +117,17 @@ def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_
 def _run_prefix(
     model: HasImageTokens, rows: list[torch.Tensor], pixel_values: torch.Tensor | None, pad_token_id: int
 ) -> dict[str, Any]:
-    """Run the common prefix of the rows once and return the inputs of `generate` for the whole batch.
+    """Run the common prefix of several conversations once, and return the inputs of `generate` for the whole batch.
 
     Args:
         model: A Janus model.
-        rows: Token ids `(T,)` of each conversation, with the same images.
-        pixel_values: The images `(M, 3, S, S)` of one conversation.
-        pad_token_id: Id to pad with.
+        rows: Token ids of each conversation, `(T,)`; all conversations have the same images.
+        pixel_values: The `M` images of one conversation, `(M, 3, S, S)`, or None.
+        pad_token_id: Id of the padding token.
 
     Returns:
-        `input_ids` and `attention_mask` `(B, T)`, in which every row is prefix, padding, rest; and a cache that holds
-        the prefix. Padding is masked, and positions are counted without it.
+        A dictionary with `input_ids` and `attention_mask` `(B, T)`, in which every row is prefix, padding, rest; and
+        `past_key_values`, a cache that holds the prefix. Padding is masked, and positions are counted without it.
     """
     shared = min(map(len, rows)) - 1  # `generate` needs at least one token that is not in the cache
     differs = torch.stack([row[:shared] != rows[0][:shared] for row in rows]).any(dim=0)
@@ -135,7 +147,10 @@ def _run_prefix(
 
 
 def _check_shareable(generate_kwargs: dict[str, Any]) -> None:
-    """Raise ValueError if an argument of `generate` does not work with a cache that already holds the prefix."""
+    """Raise a ValueError if an argument of `generate` does not work with a cache that already holds the prefix.
+
+    The prefix is the common beginning of the prompts.
+    """
     allowed = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "cache_implementation": None}
     given = [name for name, value in allowed.items() if generate_kwargs.get(name, value) not in (value, None)]
     if generate_kwargs.get("streamer") is not None:

@@ -1,6 +1,6 @@
-"""Configuration classes of Janus-Pro. Field names are those of transformers' own Janus, with ours added.
+"""Configuration classes of Janus-Pro, with the field names of transformers' own Janus and some additional fields.
 
-How a `config.json` is read and written, in either of its two layouts, is described in `layouts/`.
+A `config.json` can have two file formats (layouts). `layouts/` holds the functions that read and write them.
 """
 
 import json
@@ -35,7 +35,12 @@ _layout_to_write: ContextVar[Layout] = ContextVar("layout of config.json", defau
 
 @contextmanager
 def writing_layout(layout: Layout) -> Iterator[None]:
-    """While the context lasts, write the `config.json` of every `JanusProConfig` in this layout."""
+    """Write the `config.json` of every `JanusProConfig` in the file format `layout` while the context lasts.
+
+    Args:
+        layout: "original" (that of the deepseek-ai releases) or "transformers" (that of transformers' own Janus
+            class).
+    """
     token = _layout_to_write.set(layout)
     try:
         yield
@@ -44,7 +49,14 @@ def writing_layout(layout: Layout) -> Iterator[None]:
 
 
 def _check_depth(name: str, depth: int) -> None:
-    """Raise a ValueError unless the table of weight names has rows for an aligner with `depth` linear layers."""
+    """Raise a ValueError unless an aligner's number of linear layers is 1 to `janus_pro.MAX_ALIGNER_DEPTH`.
+
+    The table of weight names covers only these numbers.
+
+    Args:
+        name: Name of the config field in the error message.
+        depth: Number of linear layers.
+    """
     if not 1 <= depth <= janus_pro.MAX_ALIGNER_DEPTH:
         raise ValueError(
             f"{name} must be at least 1 and at most {janus_pro.MAX_ALIGNER_DEPTH}, got {depth}: it is the number of "
@@ -54,11 +66,11 @@ def _check_depth(name: str, depth: int) -> None:
 
 @strict
 class JanusProVisionConfig(JanusVisionConfig):
-    """Sizes of the SigLIP tower and its aligner, with which the model understands images.
+    """Sizes of the SigLIP vision tower and its aligner, with which the model understands images.
 
     The fields are those of transformers' `JanusVisionConfig`. `projection_dim` is the output width of the aligner and
-    must equal the language model's; `depth` is the aligner's number of linear layers. `num_image_tokens` is computed
-    from the image and patch size.
+    must equal the width of the language model; `depth` is the aligner's number of linear layers. `num_image_tokens` is
+    computed from the image size and the patch size.
 
     Raises:
         ValueError: If sizes do not fit together.
@@ -67,11 +79,11 @@ class JanusProVisionConfig(JanusVisionConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self.num_image_tokens = (self.image_size // self.patch_size) ** 2
         super().__post_init__(**kwargs)
-        # Called here and not left to @strict, which would wrap the ValueError in an exception of its own.
+        # This is called here and not left to @strict, which would wrap the ValueError in an exception of its own.
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
-        """Raise a ValueError if sizes do not fit together."""
+        """Raise a ValueError unless patches divide the image size, heads divide the width and `depth` is in range."""
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"vision_config.image_size must be a multiple of patch_size ({self.patch_size}), got "
@@ -87,18 +99,18 @@ class JanusProVisionConfig(JanusVisionConfig):
 
 @strict
 class JanusProVQConfig(JanusVQVAEConfig):
-    """Sizes of the image codec, code embedding, generation aligner and image head, with which images are generated.
+    """Sizes of the parts that generate images: image codec, code embedding, generation aligner and image head.
 
     The fields are those of transformers' `JanusVQVAEConfig` and those below. `projection_dim` is the output width of
-    the generation aligner and must equal the language model's, `num_hidden_layers` its number of linear layers, and
-    `image_token_embed_dim` the hidden width of the image head.
+    the generation aligner and must equal the width of the language model, `num_hidden_layers` is the aligner's number
+    of linear layers, and `image_token_embed_dim` the hidden width of the image head.
 
     Args:
         image_size: Side of a generated image in pixels. If it is given, `num_patches` is computed from it, otherwise
             it is computed from `num_patches`.
         commitment_cost: Weight of the commitment term in the codec's training loss.
-        num_patches: Number of codes along one side of an image. The codec owns this number, not the understanding
-            tower: an image is `num_patches x num_patches` codes.
+        num_patches: Number of codes (codebook entries) along one side of an image, which has
+            `num_patches x num_patches` codes. It is the codec's number and may differ from that of the vision tower.
 
     Raises:
         ValueError: If sizes do not fit together.
@@ -121,16 +133,16 @@ class JanusProVQConfig(JanusVQVAEConfig):
 
     @property
     def downsampling(self) -> int:
-        """Number of pixels per code along one side of an image."""
+        """Number of pixels per code (codebook entry) along one side of an image."""
         return 2 ** (len(self.channel_multiplier) - 1)
 
     @property
     def num_image_tokens(self) -> int:
-        """Number of codes per image (`P`)."""
+        """Number of codes (codebook entries) per image."""
         return self.num_patches**2
 
     def validate_architecture(self) -> None:
-        """Raise a ValueError if sizes do not fit together."""
+        """Raise a ValueError if sizes do not fit together, or Janus-Pro's codec does not support a setting."""
         if self.image_size != self.num_patches * self.downsampling:
             raise ValueError(
                 f"vq_config.image_size must be a multiple of {self.downsampling}, got {self.image_size}: the codec "
@@ -152,19 +164,19 @@ class JanusProVQConfig(JanusVQVAEConfig):
 
 @strict
 class JanusProConfig(PreTrainedConfig):
-    """Configuration of a whole Janus-Pro; without arguments, that of Janus-Pro-1B.
+    """Configuration of a complete Janus-Pro; without arguments, that of Janus-Pro-1B.
 
     Args:
         text_config: Any transformers text configuration (Llama by default), as an object or a dict.
-        vision_config: `JanusProVisionConfig` or dict: the tower and aligner that understand images.
-        vq_config: `JanusProVQConfig` or dict: the codec, aligner and head that generate images.
+        vision_config: `JanusProVisionConfig` or dict: the vision tower and aligner with which images are understood.
+        vq_config: `JanusProVQConfig` or dict: the codec, aligner and image head with which images are generated.
         image_token_id: Id of `<image_placeholder>`, the token whose embedding is replaced by image features. It
             differs between checkpoints and is not in the original `config.json`; `from_pretrained` of the model reads
             it from the tokenizer's files.
 
     Raises:
-        ValueError: If sizes of the parts do not fit together, or a config of another family is read (DeepSeek-VL and
-            JanusFlow share the `model_type`).
+        ValueError: If sizes of the sub-configs do not fit together, or a config of another model family is read
+            (DeepSeek-VL and JanusFlow share the `model_type`).
     """
 
     model_type = janus_pro.MODEL_TYPE
@@ -190,7 +202,7 @@ class JanusProConfig(PreTrainedConfig):
         self.validate_architecture()
 
     def validate_architecture(self) -> None:
-        """Raise a ValueError if sizes of the parts do not fit together."""
+        """Raise a ValueError unless the output widths of both aligners equal the width of the language model."""
         width = self.text_config.hidden_size
         for name, sub_config in (("vision_config", self.vision_config), ("vq_config", self.vq_config)):
             if sub_config.projection_dim != width:
@@ -201,14 +213,16 @@ class JanusProConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
-        """Build a configuration from the content of a `config.json` in either layout, or from its own fields.
+        """Build a configuration from the content of a `config.json`, or from the fields of this class.
+
+        The file may be that of a deepseek-ai release or of transformers' own Janus class.
 
         Args:
             config_dict: The content; it is not modified.
             kwargs: Further arguments, as in `PreTrainedConfig.from_dict`.
 
         Raises:
-            ValueError: If the content is of another model family, or sizes do not fit together.
+            ValueError: If the content belongs to another model family, or sizes do not fit together.
         """
         return super().from_dict(read_config(config_dict), **kwargs)
 
@@ -216,24 +230,35 @@ class JanusProConfig(PreTrainedConfig):
     def get_config_dict(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Read a `config.json` as `PreTrainedConfig` does, and convert it to keyword arguments of this class."""
+        """Read a `config.json` as `PreTrainedConfig` does, and convert its content to keyword arguments of this class.
+
+        Returns:
+            These keyword arguments, and those of `kwargs` that were not used to find the file.
+        """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return read_config(config_dict), kwargs
 
     def to_file_dict(self, layout: Layout) -> dict[str, Any]:
-        """Return the content of `config.json` in one of the two layouts.
+        """Return the content of `config.json` in one of two file formats.
+
+        Args:
+            layout: "original" (that of the deepseek-ai releases) or "transformers" (that of transformers' own Janus
+                class).
 
         Raises:
-            ValueError: If the layout cannot express this model.
+            ValueError: If this file format cannot express the model.
         """
         plain = json.loads(super().to_json_string(use_diff=True))
         family = janus_pro if layout == "original" else in_tree
         return family.write_config(self, plain)
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
-        """Write `config.json` in the original layout, or in that of `writing_layout`.
+        """Write `config.json` in the file format of the deepseek-ai releases, or in that set by `writing_layout`.
 
-        `use_diff` is an argument of transformers' and has no effect: fields at their defaults are never written.
+        Args:
+            json_file_path: File to write.
+            use_diff: Argument of the method in transformers; it has no effect, because fields at their defaults are
+                never written.
         """
         with open(json_file_path, "w", encoding="utf-8") as file:
             file.write(json.dumps(self.to_file_dict(_layout_to_write.get()), indent=2, sort_keys=True) + "\n")

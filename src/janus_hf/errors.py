@@ -1,13 +1,15 @@
-"""The package's own exceptions. All other errors that a user can cause are `ValueError` or `TypeError`."""
+"""The exception class `CheckpointError`. All other errors that a user can cause are `ValueError` or `TypeError`."""
 
 from collections.abc import Iterable
 
 
 class CheckpointError(ValueError):
-    """Raised when the files of a checkpoint do not hold exactly the model that they claim to hold.
+    """Raised when the files of a checkpoint or adapter do not contain exactly the model that they should contain.
+
+    The lists of weights are attributes, sorted by name, and part of the message.
 
     Args:
-        message: What was expected, what was found, what to do.
+        message: Text that says what was expected, what was found and what to do.
         missing: Names of weights that the model needs and the files lack.
         unexpected: Names of weights that the files hold and the model does not have.
         mismatched: `(name, shape in the files, shape in the model)` for weights of the wrong shape.
@@ -35,7 +37,10 @@ class CheckpointError(ValueError):
 
 
 def _listing(title: str, items: list[str], limit: int = 20) -> list[str]:
-    """Return the lines of a message that list the first `limit` items under a title with their number."""
+    """Return lines for an error message: a title with the number of items, the first `limit` items, and how many more.
+
+    Return no lines if there are no items.
+    """
     if not items:
         return []
     rest = [f"    ... and {len(items) - limit} more"] if len(items) > limit else []

@@ -1,4 +1,4 @@
-"""Files on disk and on the Hub: atomic writes, hashes, uploads and the arguments that every Hub call takes."""
+"""Functions for files on disk and on the Hub: atomic writes, hashes, uploads, and the arguments of Hub calls."""
 
 import hashlib
 import os
@@ -16,19 +16,20 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of `kwargs` that are in `HUB_ARGUMENTS`."""
+    """Return the entries of `kwargs` that say where on the Hub or in the cache a file is (`HUB_ARGUMENTS`)."""
     return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str], *, fsync: bool = False) -> Iterator[Path]:
-    """Yield a temporary path beside `path` and rename it to `path` when the block ends without an error.
+    """Yield a temporary path beside `path`, and rename the file to `path` when the `with` block ends without an error.
 
-    Readers therefore see the old file or the whole new one. The temporary name is a UUID, because process ids repeat
-    between nodes that share a file system. If the block raises, the temporary file is removed and `path` is unchanged.
+    Readers therefore see either the old file or the complete new one. The temporary name is a UUID, because process
+    ids repeat between nodes that share a file system. If the block raises an error, the temporary file is removed and
+    `path` is unchanged.
 
     Args:
-        path: File to write; its folder is created.
+        path: File to write; its folder is created if necessary.
         fsync: Wait until the content is on the disk before renaming, so that it survives a power failure.
     """
     path = Path(path)
@@ -45,13 +46,16 @@ def atomic_path(path: str | os.PathLike[str], *, fsync: bool = False) -> Iterato
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, fsync: bool = False) -> None:
-    """Write a file that is either whole or absent; see `atomic_path`. Text is encoded as UTF-8."""
+    """Write `content` to a file so that readers never see an incomplete file (see `atomic_path`).
+
+    Text is encoded as UTF-8.
+    """
     with atomic_path(path, fsync=fsync) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def hash_file(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
-    """Return the hexadecimal digest of a file's content."""
+    """Return the hexadecimal digest of a file's content; `algorithm` is a name that `hashlib` accepts."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
@@ -68,18 +72,22 @@ def create_and_upload(
     before_upload: Callable[[str], object] | None = None,
     **create_kwargs: Any,
 ) -> CommitInfo:
-    """Create the model repository if it does not exist and upload a folder to it in one commit.
+    """Create the model repository on the Hub if it does not exist, and upload a folder to it in one commit.
 
     Args:
         folder: Folder whose files are uploaded.
-        repo_id: `name` or `organisation/name`.
+        repo_id: Name of the repository, `name` or `organisation/name`.
         commit_message: Title of the commit.
         token: Hub token; None uses the stored one.
-        private: Visibility of a repository that is created now.
+        private: Whether a repository that is created now is private; None uses the Hub's default.
         create_pr: Open a pull request instead of committing to the main branch.
-        allow_patterns: Upload only files that match one of these patterns.
-        before_upload: Called with the repository's full id, `organisation/name`, to write files that name it.
+        allow_patterns: Upload only files that match one of these patterns; None uploads all files.
+        before_upload: Function that is called with the repository's full id, `organisation/name`, before the upload;
+            it may write files that contain this id.
         create_kwargs: Further arguments of `HfApi.create_repo`.
+
+    Returns:
+        The Hub's information about the commit, such as its URL.
     """
     api = HfApi(token=token)
     repo = api.create_repo(repo_id, private=private, exist_ok=True, **create_kwargs)

@@ -1,4 +1,4 @@
-"""Several images as one: samples during training, the grids and sheets of evaluation."""
+"""The function `image_grid`, which pastes several images into one, for samples during training and for evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -7,15 +7,12 @@ from PIL import Image
 
 
 def image_grid(images: Sequence[Image.Image], columns: int | None = None, background: str = "white") -> Image.Image:
-    """Paste images of one size side by side, row by row.
+    """Paste images of the same size side by side, row by row, into one RGB image and return it.
 
     Args:
-        images: At least one image; the first one's size is the cell size.
-        columns: Number of columns; by default the grid is as square as possible.
+        images: At least one image; the size of the first image is the size of a cell.
+        columns: Number of columns; None makes the grid as square as possible.
         background: Colour of cells that stay empty.
-
-    Returns:
-        An RGB image.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     width, height = images[0].size

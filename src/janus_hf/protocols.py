@@ -1,7 +1,7 @@
-"""What rooms below the model and the pipeline need of them, as types.
+"""Types (Protocols) for a model, processor or pipeline in code that receives one as an argument and uses its methods.
 
-`generation`, `answering`, `data` and `evaluation` receive a model or a pipeline as an argument and must not import the
-classes, which import them. Each Protocol lists what these rooms use, and no more.
+`generation`, `answering`, `data` and `evaluation` must not import the classes themselves, because those import them.
+Each Protocol lists only what these folders use.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 
 class BareModel(Protocol):
-    """The model without its text head, as generation uses it: `JanusProModel`."""
+    """The model without its text head, as image generation uses it; `JanusProModel` has this type."""
 
     config: PreTrainedConfig
     language_model: PreTrainedModel
@@ -24,24 +24,27 @@ class BareModel(Protocol):
     vqmodel: PreTrainedModel  # the image codec: pixels <-> image tokens
 
     def __call__(self, **kwargs: Any) -> ModelOutput:  # Any: a transformers signature
-        """Run the language model over a mixed sequence of text and image tokens."""
+        """Run the language model over a sequence that may mix text and image tokens, and return its hidden states."""
         ...
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """Iterate over all weights."""
+        """Iterate over all weights, as in PyTorch's `Module`."""
         ...
 
     def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embed joint ids `(B, T)` as inputs `(B, T, D)` of the language model."""
+        """Embed token ids `(B, T)` as inputs `(B, T, D)` of the language model, whose width is `D`.
+
+        Text ids lie below the size `V` of the text vocabulary; id `V + c` is image token `c`.
+        """
         ...
 
     def embed_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
-        """Embed image tokens `(...)` as inputs `(..., D)` of the language model."""
+        """Embed image tokens `(...)` as inputs `(..., D)` of the language model, whose width is `D`."""
         ...
 
 
 class HasImageTokens(Protocol):
-    """A model that reads text and images and generates image tokens: `JanusProForConditionalGeneration`."""
+    """A model that reads text and images and generates image tokens, such as `JanusProForConditionalGeneration`."""
 
     config: PreTrainedConfig
     generation_config: GenerationConfig
@@ -49,84 +52,84 @@ class HasImageTokens(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """Device of the weights."""
         ...
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
+        """Dtype of the weights."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return parameters, buffers and modules' extra state by name, as in PyTorch's `Module`."""
+        """Return parameters, buffers and the extra state of modules by name, as in PyTorch's `Module`."""
         ...
 
     def get_submodule(self, target: str) -> torch.nn.Module:
-        """Return a part of the model by its dotted name, as in PyTorch's `Module`."""
+        """Return the submodule with this dotted name, as in PyTorch's `Module`."""
         ...
 
     def generate(self, **kwargs: Any) -> torch.Tensor:
-        """Generate text tokens, as in transformers' `GenerationMixin`."""
+        """Generate text tokens and return them, as in transformers' `GenerationMixin`."""
         ...
 
     def generate_images(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """Generate image tokens `(B, P)` int64 from prompts `(B, T)`."""
+        """Generate image tokens `(B, P)` int64, `P` per image, for `B` prompts `(B, T)`, and return them."""
         ...
 
     def encode_image_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode pixels `(B, 3, S, S)` in [-1, 1] as image tokens `(B, P)` int64."""
+        """Encode pixels `(B, 3, S, S)` in [-1, 1] as image tokens `(B, P)` int64, `P` per image."""
         ...
 
     def decode_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
-        """Decode image tokens `(B, P)` to pixels `(B, 3, S, S)` in [-1, 1]."""
+        """Decode image tokens `(B, P)`, `P` per image, to pixels `(B, 3, S, S)` in [-1, 1]."""
         ...
 
 
 class ChatProcessor(Protocol):
-    """A processor that renders conversations: `JanusProProcessor`, or that of any transformers chat model."""
+    """A processor that renders conversations as prompts: `JanusProProcessor`, or that of any other chat model."""
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> BatchFeature:
-        """Render conversations and tokenize them into one batch, as in transformers' `ProcessorMixin`."""
+        """Render conversations as prompts and tokenize them into one batch, as in transformers' `ProcessorMixin`."""
         ...
 
     def decode(self, token_ids: Any, **kwargs: Any) -> str:
-        """Decode one row of token ids."""
+        """Return the text of one sequence of token ids."""
         ...
 
 
 class GeneratedImages(Protocol):
-    """What a call of an `ImagePipeline` returns."""
+    """Output of a call of an `ImagePipeline`: PIL images, and their image tokens `(B, P)`, `P` per image."""
 
     images: list[Image.Image]
     image_ids: torch.Tensor
 
 
 class ImagePipeline(Protocol):
-    """A pipeline that generates images and answers questions about images: `JanusProPipeline`."""
+    """A pipeline that generates images and answers questions about images; `JanusProPipeline` has this type."""
 
     model: HasImageTokens
     processor: Any  # a JanusProProcessor, of which evaluation uses the placeholder and the chat template
 
     @property
     def device(self) -> torch.device:
-        """The device of the model."""
+        """Device of the model."""
         ...
 
     @property
     def default_guidance_scale(self) -> float:
-        """The guidance scale that `guidance_scale=None` stands for."""
+        """Guidance scale that the pipeline uses for `guidance_scale=None`."""
         ...
 
     def __call__(self, prompt: str | list[str], **kwargs: Any) -> GeneratedImages:
-        """Generate images; the arguments are those of `JanusProPipeline.__call__`."""
+        """Generate images for one prompt or several; the arguments are those of `JanusProPipeline.__call__`."""
         ...
 
     def ask(self, image: Any, question: str | list[str], **kwargs: Any) -> str | list[str]:
-        """Answer questions about an image."""
+        """Answer one question about an image, or each question of a list."""
         ...
 
     def chat(self, messages: Sequence[dict[str, Any]], **kwargs: Any) -> str:
-        """Continue a conversation."""
+        """Return the model's answer to a conversation, given as chat messages."""
         ...
 
 

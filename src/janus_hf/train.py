@@ -1,4 +1,4 @@
-"""Deprecated: `python -m janus_hf.train` warns and runs `janus-hf train`, which takes the same arguments."""
+"""The deprecated command `python -m janus_hf.train`: it warns and runs `janus-hf train` with the same arguments."""
 
 import sys
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Warn, then run `janus-hf train` with these arguments (None: those of the process); return its exit status."""
+    """Warn, then run `janus-hf train` with these arguments (None: the process's own) and return its exit status."""
     message = "`python -m janus_hf.train` will be removed: launch `python -m janus_hf_cli train` instead."
     warnings.warn(message, FutureWarning, stacklevel=2)
     import janus_hf_cli

@@ -1,4 +1,7 @@
-"""The small model that ships inside the package. The command line uses it when no `--model` is given."""
+"""Path of the small model that ships inside the package, and the note that the command line prints when it uses it.
+
+The command line uses this model when no `--model` is given.
+"""
 
 from pathlib import Path
 

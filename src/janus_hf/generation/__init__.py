@@ -1,7 +1,9 @@
-"""Generation of image tokens: prompt ids in, image token ids out.
+"""Generation of image tokens: a mixin that adds `generate_images` to a model, and a simple reference for tests.
 
-Start with `images.py` (`generate_images`), then read `drawing.py` (one batch) and `sampling.py` (logits to tokens).
-`decoders/` runs a step of the language model, plainly or compiled; `x86/` holds kernels for one kind of processor.
+`generate_images` takes the token ids of prompts and returns the image tokens (codebook entries of the image codec)
+that the model samples. Start with `images.py`, then read `drawing.py` (the state of one batch) and `sampling.py` (from
+logits to tokens). `decoders/` runs one step of the generation loop, operator by operator or as a compiled graph;
+`x86/` holds kernels for x86 CPUs.
 """
 
 from .images import ImageGenerationMixin, ImageGenerationOutput

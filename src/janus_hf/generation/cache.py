@@ -1,10 +1,12 @@
-"""A key-value cache that is allocated at once but attended only as far as it is written.
+"""The class `PreallocatedCache`: a key-value cache that is allocated at once and whose unwritten part is never read.
 
-transformers' growing cache copies itself for every token, and its static cache is attended over its whole length, most
-of which is empty during most of an image. Here a step writes in place, and attention gets a view of the positions
-written so far. The lengths are Python numbers, so this cache suits steps that are not compiled.
+transformers' growing cache (`DynamicCache`) copies itself for every token. Its `StaticCache` is attended over its
+whole length, most of which is empty while most of an image is generated. Here a step writes in place, and attention
+gets a view of the positions written so far. The lengths are Python numbers, so this cache suits steps that are not
+compiled.
 
-`R` rows, `G` key and value heads, `n` new positions, `D` width of a head.
+In shapes, `R` is the number of rows (sequences), `G` the number of key and value heads, `n` the number of new
+positions, and `D` the width of a head.
 """
 
 import torch
@@ -13,10 +15,11 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class _PreallocatedLayer(DynamicLayer):
-    """Keys and values of one layer, `(R, G, positions written so far, D)`: views of tensors of `capacity` positions.
+    """Cache of one layer: its `keys` and `values` are views of tensors that have room for `capacity` positions.
 
-    Only `update` and `crop` are supported. Methods that reorder, repeat or select rows, as beam search does, would
-    change the views but not the tensors behind them.
+    The views are `(R, G, positions written so far, D)` for `R` rows (sequences) and `G` key and value heads of width
+    `D`. Only `update` and `crop` are supported. Inherited methods that reorder, repeat or select rows, which beam
+    search uses, would change the views but not the tensors behind them.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -24,7 +27,7 @@ class _PreallocatedLayer(DynamicLayer):
         self.capacity = capacity
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate tensors for the rows, heads, dtype and device of the first keys and values."""
+        """Allocate tensors of `capacity` positions; other sizes, dtype and device are those of the first keys."""
         self.dtype, self.device = key_states.dtype, key_states.device
         rows, heads = key_states.shape[:2]
         # Memory without values is enough, because a position is written before attention gets a view of it.
@@ -40,7 +43,9 @@ class _PreallocatedLayer(DynamicLayer):
         *args: object,
         **kwargs: object,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append keys and values `(R, G, n, D)` and return all that are written.
+        """Append keys and values of `n` new positions, both `(R, G, n, D)`, and return all keys and all values so far.
+
+        `R` is the number of rows (sequences), `G` the number of key and value heads, `D` the width of a head.
 
         Raises:
             ValueError: If fewer than `n` positions are free.
@@ -60,12 +65,12 @@ class _PreallocatedLayer(DynamicLayer):
         return self.keys, self.values
 
     def get_max_length(self) -> int:
-        """Return the number of positions that are allocated."""
+        """Return the number of positions for which memory is allocated."""
         return self.capacity
 
 
 class PreallocatedCache(Cache):
-    """Keys and values of all layers of a language model.
+    """Key-value cache of all layers of a language model, which allocates its memory once and is filled in place.
 
     Args:
         config: Config of the language model. All its layers must attend to every earlier position (no sliding

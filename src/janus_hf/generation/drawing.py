@@ -1,13 +1,15 @@
-"""One batch of images during generation: the tokens that are final, the guesses, and the steps that sample more.
+"""The class `Drawing`: the state of one batch of images during generation, and the steps that sample its tokens.
 
-One step of the language model may sample several tokens. It is fed the last final token and guesses of the tokens that
-follow, and samples a token after each. A sampled token equals the one of the plain loop if all guesses before it were
-correct, because its noise depends on its position and not on the step that samples it; such tokens are accepted, the
-others become the next step's guesses. This is Jacobi iteration, and the images are those of the plain loop
+A step (one run of the language model) may sample several tokens of an image. The model is fed the last final token and
+guesses of the tokens that follow, and one token is sampled after each of them. A sampled token equals that of the
+plain loop (one token per step) if all guesses before it were correct, because its noise depends on its position and
+not on the step that samples it. Such tokens are accepted, that is, made final; the other sampled tokens become guesses
+of the next step. This is Jacobi iteration, and the images are those of the plain loop
 (https://arxiv.org/abs/2410.01699 guesses in the same way, but then accepts at random).
 
-`B` images, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `P` tokens per image,
-`K` codebook entries, `n` tokens fed at once (the window).
+In shapes, `B` is the number of images, `R` the number of rows (sequences that the language model runs: `B`, or `2 B`
+with guidance, conditional rows first), `T` the prompt length, `P` the number of tokens per image, `K` the number of
+codebook entries, and `n` the number of tokens fed at once (the window).
 """
 
 from collections.abc import Callable
@@ -20,35 +22,41 @@ from .decoders import Decoder, StepInput, StepOutput, draw_from
 from .sampling import Draw, check_codes
 
 
+# Function that receives a position and the tokens up to it `(B, position + 1)`, and may return `(B,)` tokens instead.
 StepCallback = Callable[[int, torch.Tensor], torch.Tensor | None]
 
 
 class Drawing:
-    """One batch of images during generation: tokens, guesses, and the cache of the rows.
+    """State of one batch of images during generation: final tokens, guesses of further tokens, and key-value cache.
 
-    Call `start` once. Then repeat: `num_accepted` (how many of the sampled tokens are final), `accept` (make them
-    final), `step` (sample more).
+    Call `start` once. Then repeat: `num_accepted` (return how many of the sampled tokens are correct), `accept` (make
+    them final), `step` (sample further tokens).
+
+    A row is a sequence that the language model runs. `B` images have `R` rows: `R = B`, or with guidance `R = 2 B`,
+    conditional rows first.
 
     Args:
-        model: The bare model.
+        model: The model without its text head.
         decoder: Decoder that runs the steps.
-        ids_RT: Rows to run, `(R, T)` int64.
-        mask_RT: Attention mask of the rows, `(R, T)` int64.
-        given: `(B, p)` int64 first tokens of every image.
-        draw: Keys, guidance scale and sampling settings.
-        cache_implementation: "static" or "dynamic".
-        window: `n`; 1 guesses nothing.
+        ids_RT: Token ids of the prompts of all rows, `(R, T)` int64.
+        mask_RT: Attention mask of these prompts, `(R, T)` int64, 0 on the left padding.
+        given: `(B, p)` int64, the first `p` tokens of every image, which are not generated; `p` may be 0.
+        draw: Random keys, guidance scale and sampling settings of the batch.
+        cache_implementation: "static" or "dynamic", as in `generate_images`.
+        window: Number `n` of tokens that a step feeds for each image; with 1 there are no guesses.
 
     Attributes:
-        tokens: `(B, P + n)` int64: `num_final` tokens that are final, then guesses.
-        num_final: Number of final tokens of each image.
-        sampled: `(B, 1 or n)` int64 tokens that the last step sampled for the positions from `num_final` on.
-        logits: `(B, 1 or n, K)` float32 logits of the sampled tokens, after guidance.
-        scores: `(B, 1 or n, K)` float32 scores of the sampled tokens, after temperature, top-k and top-p.
+        tokens: `(B, P + n)` int64, where `P` is the number of tokens per image: first `num_final` final tokens, then
+            guesses.
+        num_final: Number of final tokens, the same for all images of the batch.
+        sampled: `(B, 1 or n)` int64 tokens that the last run of the language model sampled for the positions from
+            `num_final` on: 1 per image after `start`, `n` after `step`.
+        logits: `(B, 1 or n, K)` float32 logits of the sampled tokens over `K` codebook entries, after guidance.
+        scores: `(B, 1 or n, K)` float32 scores of the sampled tokens, after guidance, temperature, top-k and top-p.
         num_model_steps: Number of runs of the language model so far, including the prompt's.
 
     Raises:
-        ValueError: If the decoder does not have this cache implementation.
+        ValueError: If the decoder does not support `cache_implementation`.
     """
 
     sampled: torch.Tensor
@@ -69,13 +77,13 @@ class Drawing:
     ) -> None:
         text, vq = model.config.text_config, model.config.vq_config
         self.model, self.decoder, self.draw, self.window = model, decoder, draw, window
-        # This comes before `make_cache`, because a decoder may drop its caches if the model has changed.
+        # `prepare` is called before `make_cache`, because a decoder may drop its caches if the model has changed.
         self.decoder.prepare(model)
         self.ids, self.prompt_mask, self.length = ids_RT, mask_RT, ids_RT.shape[1]
         self.num_tokens, self.columns, self.codebook_size = vq.num_image_tokens, vq.num_patches, vq.num_embeddings
         self.num_model_steps = 0
 
-        # All steps have one size, so the last one feeds and samples tokens past the image's end.
+        # All steps have the same size, so the last step feeds and samples tokens past the end of the image.
         size, device = self.num_tokens + window, ids_RT.device
         self.num_final = given.shape[1]
         self.tokens = torch.zeros(len(given), size, dtype=torch.long, device=device)
@@ -88,10 +96,13 @@ class Drawing:
         self.all_finite = torch.ones((), dtype=torch.bool, device=device)
 
     def start(self) -> None:
-        """Run the prompts and the given tokens, and sample the first token. Rows that are equal run once."""
+        """Run the prompts and the given image tokens, and sample the next token of every image.
+
+        Equal rows (sequences that the language model runs) are run only once.
+        """
         given = self.tokens[:, : self.num_final]
         given = given.repeat(len(self.ids) // len(given), 1)
-        # Prompts of one length have the same unconditional row, and equal prompts are equal rows.
+        # Prompts of the same length have the same unconditional row, and equal prompts give equal rows.
         unique, row_of = torch.unique(
             torch.cat([self.ids, self.prompt_mask, given], dim=1), dim=0, return_inverse=True
         )
@@ -109,7 +120,7 @@ class Drawing:
                 past_key_values=DynamicCache(config=self.model.language_model.config),
                 use_cache=True,
             )
-            # A model spread over devices has every layer's cache on that layer's device.
+            # If a model is spread over several devices, the cache of each layer is on that layer's device.
             for number, layer in enumerate(outputs.past_key_values.layers):
                 rows = row_of.to(layer.keys.device)
                 self.cache.update(layer.keys[rows], layer.values[rows], number)
@@ -117,23 +128,29 @@ class Drawing:
             self._store(draw_from(self.model, hidden[row_of.to(hidden.device)], self._next_positions(1), self.draw))
 
     def step(self) -> None:
-        """Feed the last final token and the guesses that follow, and sample as many tokens."""
+        """Feed the last final token and the guesses after it, and sample one token after each of them.
+
+        A guess is a token that is assumed to come next. The sampled tokens are stored in `sampled`.
+        """
         fed = self.tokens[:, self.num_final - 1 : self.num_final - 1 + self.window]
         step = StepInput(fed, self.mask, self.lengths, self._next_positions(self.window), self.draw)
         self._store(self.decoder.step(self.model, self.cache, step))
 
     def _next_positions(self, count: int) -> torch.Tensor:
-        """Return the positions `(count,)` of the next tokens to sample."""
+        """Return the positions in the image of the next `count` tokens to sample: `(count,)` int64."""
         return self.positions[self.num_final : self.num_final + count]
 
     def _store(self, output: StepOutput) -> None:
-        """Keep what a run of the language model sampled, until the next run."""
+        """Store the tokens, logits and scores that a run of the language model sampled, and count the run."""
         self.sampled, self.logits, self.scores = output
         self.num_model_steps += 1
 
     def num_accepted(self) -> int:
-        """Return the number of sampled tokens to accept: the longest prefix of correct guesses common to all images,
-        plus one. With a window of 1 this does not wait for the device.
+        """Return the number of sampled tokens that are correct and can be made final, the same for all images.
+
+        Guesses are the tokens that the last step was fed as the assumed next ones. The result is the length of the
+        longest prefix of correct guesses common to all images, plus one, but no more than an
+        image still needs. With a window of 1 the method does not wait for the device.
         """
         count = self.sampled.shape[1]
         if count == 1:
@@ -144,11 +161,12 @@ class Drawing:
         return min(int(num_correct.min()) + 1, self.num_tokens - self.num_final)
 
     def check_logits(self, count: int) -> None:
-        """Check the logits of the next `count` tokens.
+        """Check that the logits of the next `count` tokens are finite.
 
         Raises:
-            FloatingPointError: If logits of this or an earlier step are not finite. It is raised once a row of image
-                tokens is complete, because reading the flag waits for the device.
+            FloatingPointError: If logits of this or an earlier step are not finite. The error is raised only when a
+                row of the image's token grid is complete, because reading the result of the check waits for the
+                device.
         """
         self.all_finite &= self.logits[:, :count].isfinite().all()
         end = self.num_final + count
@@ -161,19 +179,19 @@ class Drawing:
             )
 
     def run_callback(self, count: int, callback: StepCallback) -> int:
-        """Show the next `count` tokens to the callback, one after the other, until it replaces one.
+        """Pass the next `count` sampled tokens to the callback, one after the other, until it replaces a token.
 
         Args:
-            count: Number of sampled tokens to accept.
-            callback: Receives the position and the tokens up to it `(B, position + 1)`, and returns None or `(B,)`
-                tokens to use at this position.
+            count: Number of sampled tokens that can be accepted.
+            callback: Function that receives a position and all tokens up to this position, `(B, position + 1)`. It
+                returns None, or `(B,)` tokens to use at this position.
 
         Returns:
-            The number of tokens to accept now. A replaced token is the last one, because the tokens after it were
-            sampled after another.
+            The number of tokens to accept now. A replaced token is the last one to accept, because the tokens after it
+            were sampled as successors of another token.
 
         Raises:
-            ValueError: If the callback returns another shape or tokens outside the codebook.
+            ValueError: If the callback returns a tensor of another shape, or tokens outside the codebook.
         """
         for number in range(count):
             position = self.num_final + number
@@ -185,8 +203,11 @@ class Drawing:
         return count
 
     def accept(self, count: int) -> None:
-        """Make the next `count` sampled tokens final, and guess the tokens that the next step feeds after them."""
-        # The warm-up of a compiled decoder may pass the end of `tokens`; what does not fit is dropped.
+        """Make the next `count` sampled tokens final, and set the guesses that the next step feeds after them.
+
+        A guess is a token that is assumed to come next, so that one step can sample several tokens.
+        """
+        # The warm-up of a compiled decoder may go past the end of `tokens`; tokens that do not fit are dropped.
         end = self.num_final + self.sampled.shape[1]
         self.tokens[:, self.num_final : end] = self.sampled[:, : self.tokens.shape[1] - self.num_final]
         self.num_final += count
@@ -202,7 +223,13 @@ class Drawing:
 
 
 def _check_replacement(tokens: torch.Tensor, batch_size: int, codebook_size: int) -> torch.Tensor:
-    """Return the callback's tokens; raise a ValueError if their shape or a token is out of range."""
+    """Return the tokens that a callback returned, or raise a ValueError if their shape or a token is not valid.
+
+    Args:
+        tokens: Tokens to use at one position; they must be `(batch_size,)` and lie in `[0, codebook_size)`.
+        batch_size: Number of images.
+        codebook_size: Number of codebook entries.
+    """
     if tuple(tokens.shape) != (batch_size,):
         raise ValueError(
             f"The callback must return None or tokens of shape ({batch_size},), got {tuple(tokens.shape)}: return one "

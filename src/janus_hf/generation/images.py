@@ -1,10 +1,12 @@
-"""`generate_images`: prompt ids in, image tokens out. No tokenizer, no pixels, no text.
+"""The mixin that gives a model `generate_images` and `compile_generation`, and the output class of `generate_images`.
 
-An image is `P` tokens, sampled one after another by the language model under classifier-free guidance: with a scale
-other than 1 every prompt runs twice, as it is and as its unconditional twin (`prompt_rows.py`).
+`generate_images` takes the token ids of prompts and returns image tokens; it uses no tokenizer and computes no pixels.
+An image is `P` tokens, which the language model samples one after another under classifier-free guidance: with a scale
+other than 1 every prompt runs twice, as it is and as an unconditional prompt without its text (`prompt_rows.py`).
 
-`B` images, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `P` tokens per image,
-`K` codebook entries.
+In shapes, `B` is the number of images, `R` the number of rows (sequences that the language model runs: `B`, or `2 B`
+with guidance, conditional rows first), `T` the prompt length, `P` the number of tokens per image, and `K` the number
+of codebook entries.
 """
 
 from collections.abc import Sequence
@@ -29,16 +31,30 @@ GUIDANCE_SCALE = 5.0  # deepseek-ai/Janus generation_inference.py: cfg_weight
 
 @dataclass
 class ImageGenerationOutput(ModelOutput):
-    """Output of `generate_images(return_dict_in_generate=True)`; `steps` is `P` minus the number of given tokens."""
+    """Output of `generate_images` with `return_dict_in_generate=True`, for `B` images of `P` tokens each.
 
-    image_ids: torch.Tensor | None = None  # (B, P) int64
-    logits: torch.Tensor | None = None  # (B, steps, K) float32, after guidance
-    scores: torch.Tensor | None = None  # (B, steps, K) float32, after guidance, temperature, top-k and top-p
-    num_model_steps: int | None = None  # number of runs of the language model, including the prompt's
+    `steps` is the number of generated tokens per image: `P` minus the number of tokens that the caller gave. `K` is
+    the number of codebook entries.
+
+    Args:
+        image_ids: `(B, P)` int64 image tokens.
+        logits: `(B, steps, K)` float32 logits after guidance; None unless requested by `output_logits`.
+        scores: `(B, steps, K)` float32 logits after guidance, temperature, top-k and top-p; None unless requested by
+            `output_scores`.
+        num_model_steps: Number of runs of the language model, including the prompt's.
+    """
+
+    image_ids: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    num_model_steps: int | None = None
 
 
 class ImageGenerationMixin:
-    """Adds `generate_images` and `compile_generation` to a model whose `.model` is a `BareModel`."""
+    """Mixin that adds the methods `generate_images` and `compile_generation` to a model.
+
+    The model's attribute `model` must be a `BareModel`, which is the model without its text head.
+    """
 
     config: PreTrainedConfig
     model: BareModel
@@ -54,25 +70,27 @@ class ImageGenerationMixin:
         warm_up: Sequence[int] = (),
         speculative_window: int = 1,
     ) -> bool:
-        """Compile the step of `generate_images` into one graph, or undo that.
+        """Compile one step of `generate_images` (language model and sampling) into one graph, or undo the compilation.
 
-        The first generation of each size (number of images, guidance or not, context rounded up to 64) compiles, which
-        takes a minute or more for a full-size model. On CUDA the graph is replayed as a CUDA graph. On a CPU the
-        language model's weights are packed for the matrix kernels, which keeps a second copy of them. In float32 the
-        tokens are those of the plain step. No other thread may use a compiled model while it generates.
+        The step is compiled during the first generation of each size (number of images, guidance or not, context
+        length rounded up to a multiple of 64), which takes a minute or more for a full-size model. On CUDA the graph
+        is replayed as a CUDA graph. On a CPU the language model's weights are packed (copied in the order in which the
+        matrix kernels read them), which takes the memory of a second copy. In float32 the tokens are the same as
+        without compilation. No other thread may use a compiled model while it generates.
 
         Args:
-            enabled: False undoes compiling and frees graphs, caches and packed weights.
-            mode: `mode` of `torch.compile`, instead of the choice described.
-            warm_up: Numbers of images to compile for right away, with guidance.
-            speculative_window: The `speculative_window` of later calls of `generate_images`, for the warm-up.
+            enabled: False undoes the compilation and frees graphs, caches and packed weights.
+            mode: The argument `mode` of `torch.compile`; None uses CUDA graphs or packed weights as described.
+            warm_up: Numbers of images per batch for which to compile right away, with guidance.
+            speculative_window: The `speculative_window` of later calls of `generate_images`; used only for the
+                warm-up.
 
         Returns:
-            Whether the step is compiled now. False, after a warning, where `torch.compile` does not work (no C++
-            compiler, no Triton): generation then works as before.
+            Whether the step is compiled now. If `torch.compile` does not work (no C++ compiler, no Triton), a warning
+            is logged, the result is False, and generation works as before.
 
         Raises:
-            ValueError: If the model is spread over devices or offloaded, or uses flash-attention.
+            ValueError: If the model is spread over several devices or offloaded, or uses flash-attention.
         """
         if not enabled:
             self._decoder = choose_decoder(self.device, compiled=False)
@@ -101,7 +119,12 @@ class ImageGenerationMixin:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _warm_up(self, batch_size: int, window: int) -> None:
-        """Run the first steps of a batch of guided images, so that the graph of this size is compiled."""
+        """Compile the step for `batch_size` images with guidance, by running the first steps of such a batch.
+
+        Args:
+            batch_size: Number of images.
+            window: Number of tokens per image that a step feeds (`speculative_window`).
+        """
         ids = torch.zeros(2 * batch_size, 2, dtype=torch.long, device=self.device)
         drawing = Drawing(
             model=self.model,
@@ -147,33 +170,40 @@ class ImageGenerationMixin:
         output_scores: bool = False,
         return_dict_in_generate: bool = False,
     ) -> torch.Tensor | ImageGenerationOutput:
-        """Generate the tokens of one image per prompt.
+        """Generate the image tokens of one image per prompt.
+
+        In the following `B` is the number of prompts, `T` the prompt length, `P` the number of tokens per image and
+        `K` the number of codebook entries. With guidance every prompt also runs as an unconditional prompt, in which
+        padding tokens replace its text.
 
         Args:
-            input_ids: `(B, T)` prompts, left-padded, each from `<begin_of_sentence>` to `<begin_of_image>`
-                (`processor.prepare_image_generation`).
-            attention_mask: `(B, T)`, 0 on the left padding; None if there is none.
-            negative_input_ids: `(B, T')` prompts to be guided away from, in place of the unconditional twins. They
-                need a `guidance_scale` other than 1.
-            negative_attention_mask: `(B, T')`, 0 on the left padding; None if there is none.
-            guidance_scale: How far to move from the unconditional logits, 0 or more. 1 uses the prompt alone and costs
-                half. None uses `generation_config.image_guidance_scale` if the model has it, else the original's 5.
+            input_ids: `(B, T)` token ids of the prompts, left-padded, each from `<begin_of_sentence>` to
+                `<begin_of_image>` (`processor.prepare_image_generation`).
+            attention_mask: `(B, T)`, 0 on the left padding; None if there is no padding.
+            negative_input_ids: `(B, T')` token ids of prompts to be guided away from, which replace the unconditional
+                prompts. They need a `guidance_scale` other than 1.
+            negative_attention_mask: `(B, T')`, 0 on the left padding; None if there is no padding.
+            guidance_scale: How far to move from the unconditional logits towards the conditional ones and beyond, 0 or
+                more. 1 uses the prompt alone and costs half as much. None uses
+                `generation_config.image_guidance_scale` if it exists, else 5, as in the original code.
                 (`generation_config.guidance_scale` is about text.)
-            do_sample: False takes the most likely token at every step.
-            temperature: Positive number that divides the logits.
-            top_k: Sample among this number of most likely tokens. None, as in the original: among all.
-            top_p: Sample among the most likely tokens that together hold this probability. None: among all.
-            generator: One `torch.Generator` per image (the same seed gives the same image in any batch), or one for
-                all images.
-            image_ids: `(B, p)` tokens to continue from, `p <= P`; they are the first `p` tokens of every result.
-            speculative_window: Number of tokens to feed at once; all but the first are guesses. The images are the
-                same (in float32; in other dtypes up to rounding) in fewer, larger steps. This pays where a step of
-                several tokens costs about as much as a step of one: few images on a GPU, or a model so small that the
-                overhead counts. Images of one batch advance together, by the smallest number of correct guesses. 1
-                guesses nothing.
-            cache_implementation: "static" allocates `T + P` positions at once; "dynamic" grows.
-            pad_token_id: Id that the unconditional twins are made of; None uses that of `generation_config`.
-            callback: Function that receives the position of every token in turn and the tokens so far
+            do_sample: True samples tokens; False takes the most likely token at every step.
+            temperature: Positive number by which logits are divided.
+            top_k: Number of most likely tokens to sample among. None samples among all, as the original code does.
+            top_p: Sample among the most likely tokens that together have this probability. None samples among all.
+            generator: A list with one `torch.Generator` per image (the same seed gives the same image in any batch),
+                or one generator for all images; None uses the global generator of the prompts' device.
+            image_ids: `(B, p)` image tokens to continue from, `p <= P`; they are the first `p` tokens of every result.
+            speculative_window: Number of tokens per image that one run of the language model is fed; all but the first
+                are guesses. The images are the same (in float32; in other dtypes up to rounding), in fewer, larger
+                steps. This saves time where a step of several tokens costs about as much as a step of one: few images
+                on a GPU, or a model so small that the overhead counts. The images of a batch advance together, by the
+                smallest number of correct guesses among them. 1 guesses nothing.
+            cache_implementation: "static" allocates the key-value cache for `T + P` positions at once; "dynamic" lets
+                it grow.
+            pad_token_id: Id of the padding token, of which unconditional prompts are made; None uses that of
+                `generation_config`.
+            callback: Function that is called once for each position, with the position and the tokens so far,
                 `(B, position + 1)`. It may return `(B,)` tokens to use instead of those just sampled.
             output_logits: Whether to collect the logits of all steps (see `ImageGenerationOutput`).
             output_scores: Whether to collect the scores of all steps (see `ImageGenerationOutput`).
@@ -183,7 +213,8 @@ class ImageGenerationMixin:
             `(B, P)` int64 tokens in `[0, K)`; `decode_image_ids` turns them into pixels.
 
         Raises:
-            ValueError: If an argument is out of range, shapes disagree, or prompt and image exceed the context.
+            ValueError: If an argument is out of range, shapes disagree, or prompt and image exceed the model's
+                context.
             FloatingPointError: If the model's logits are not finite.
         """
         vq, device, batch_size = self.config.vq_config, input_ids.device, len(input_ids)
@@ -207,7 +238,7 @@ class ImageGenerationMixin:
         if given.shape[1] == num_tokens:
             return ImageGenerationOutput(image_ids=given, num_model_steps=0) if return_dict_in_generate else given
 
-        # Keys come after the checks above, so that a call they refuse does not advance the caller's generators. The
+        # Keys are made after the checks above, so that a refused call does not advance the caller's generators. The
         # scale is a tensor, because a compiled step would be specialised on a number.
         drawing = Drawing(
             model=self.model,
@@ -253,7 +284,11 @@ class ImageGenerationMixin:
         )
 
     def _choose_guidance_scale(self, guidance_scale: float | None, has_negative_prompts: bool) -> float:
-        """Return the guidance scale to use; raise a ValueError if it is negative or ignores the negative prompts."""
+        """Return `guidance_scale`, or the default from `generation_config` (or else 5) if it is None.
+
+        Raise a ValueError if the scale is negative, or if it is 1 and there are negative prompts, which would have no
+        effect.
+        """
         if guidance_scale is None:
             guidance_scale = getattr(self.generation_config, "image_guidance_scale", GUIDANCE_SCALE)
         if not guidance_scale >= 0:
@@ -269,7 +304,7 @@ class ImageGenerationMixin:
         return guidance_scale
 
     def _check_context(self, length: int) -> None:
-        """Raise a ValueError unless a prompt of this length and an image fit into the model's context."""
+        """Raise a ValueError unless a prompt of `length` tokens and an image fit into the model's context."""
         num_tokens, limit = self.config.vq_config.num_image_tokens, self.config.text_config.max_position_embeddings
         if length + num_tokens > limit:
             raise ValueError(

@@ -1,10 +1,12 @@
-"""Checked prompts as rows of a batch: conditional rows first, then their unconditional or negative rows.
+"""Functions that check the arguments of `generate_images` and build the rows (sequences) that the language model runs.
 
-With guidance every prompt runs twice: as it is, and as its unconditional twin, whose text is replaced by padding
-tokens that ARE attended to (deepseek-ai/Janus generation_inference.py). A twin has its prompt's length, so both rows
-have the same positions and share one cache.
+With guidance every prompt runs as two rows: the conditional row is the prompt as it is; in the unconditional row its
+text is replaced by padding tokens that ARE attended to (deepseek-ai/Janus generation_inference.py). Both rows have the
+same length, so they have the same positions and share one cache. All conditional rows come first, then all
+unconditional rows (or negative prompts, which replace them).
 
-`B` images, `R` rows (`B`, or `2 B` with guidance), `T` prompt length.
+In shapes, `B` is the number of images, `R` the number of rows (`B`, or `2 B` with guidance), and `T` the prompt
+length.
 """
 
 import torch
@@ -21,18 +23,22 @@ def make_rows(
     guided: bool,
     pad_token_id: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check the prompts and return the rows to run and their attention mask, both `(R, T)` int64.
+    """Check the prompts and return the rows (sequences) that the language model runs, with their attention mask.
 
     Args:
-        input_ids: `(B, T)` prompts, left-padded.
-        attention_mask: `(B, T)`, 0 on the padding; None if there is none.
-        negative_input_ids: `(B, T')` prompts that take the place of the unconditional twins.
-        negative_attention_mask: `(B, T')`, 0 on the padding; None if there is none.
-        guided: Whether the batch has unconditional rows.
-        pad_token_id: Id that the unconditional twins are made of.
+        input_ids: `(B, T)` token ids of the prompts, left-padded.
+        attention_mask: `(B, T)`, 0 on the padding; None if there is no padding.
+        negative_input_ids: `(B, T')` token ids of negative prompts, which replace the unconditional prompts; or None.
+        negative_attention_mask: `(B, T')`, 0 on the padding; None if there is no padding.
+        guided: Whether to add an unconditional row for every prompt.
+        pad_token_id: Id of the padding token, which replaces the text in unconditional rows.
+
+    Returns:
+        Ids and attention mask, both int64 `(R, T)`: the `R = B` prompts, or with guidance the prompts and then their
+        unconditional rows or negative prompts, `R = 2 B`. Negative prompts longer than `T` extend all rows to `T'`.
 
     Raises:
-        ValueError: If shapes disagree, a prompt is not left-padded, or `pad_token_id` is needed and None.
+        ValueError: If shapes disagree, a prompt is not left-padded, or `pad_token_id` is None but needed.
     """
     ids_RT, mask_RT = _check_prompts(input_ids, attention_mask, "input_ids")
     if negative_input_ids is not None:
@@ -51,16 +57,16 @@ def make_rows(
 def add_unconditional_twins(
     ids: torch.Tensor, mask: torch.Tensor, pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Append the unconditional twin of every prompt: ids and mask `(B, T)` -> ids and mask `(2 B, T)`.
+    """Append an unconditional row for every prompt: ids and mask `(B, T)` -> ids and mask `(2 B, T)`, prompts first.
 
-    A twin keeps its prompt's first id after the left padding (`<begin_of_sentence>`) and last id
-    (`<begin_of_image>`). The ids between become padding tokens that are attended to.
+    An unconditional row keeps two ids of its prompt: the first one after the left padding (`<begin_of_sentence>`) and
+    the last one (`<begin_of_image>`). The ids between them become `pad_token_id` and are attended to.
     """
-    # The first 1 of a left-padded mask, which is the first largest value, is the prompt's first id.
+    # `argmax` finds the first 1 of a left-padded mask, which is the position of the prompt's first id.
     keep = torch.zeros_like(ids, dtype=torch.bool)
     keep[torch.arange(len(ids), device=ids.device), mask.argmax(dim=-1)] = True
     keep[:, -1] = True
-    # The new padding tokens are attended to, so a twin has its prompt's mask.
+    # The new padding tokens are attended to, so an unconditional row has the mask of its prompt.
     twins = torch.where(keep, ids, pad_token_id)
     return torch.cat([ids, twins]), torch.cat([mask, mask])
 
@@ -68,17 +74,20 @@ def add_unconditional_twins(
 def check_prefix(
     image_ids: torch.Tensor | None, batch_size: int, num_tokens: int, codebook_size: int, device: torch.device
 ) -> torch.Tensor:
-    """Check the image tokens that a caller gives and return them as `(B, p)` int64 on `device`.
+    """Check the first image tokens that the caller of `generate_images` gives, and return them as int64 on `device`.
 
     Args:
         image_ids: `(B, p)` first tokens of every image; None is the same as `p = 0`.
-        batch_size: `B`.
-        num_tokens: `P`, the number of image tokens per image and the upper bound of `p`.
-        codebook_size: `K`; the tokens must lie in `[0, K)`.
+        batch_size: Number `B` of images.
+        num_tokens: Number of tokens per image, which is the upper bound of `p`.
+        codebook_size: Number `K` of codebook entries; the tokens must lie in `[0, K)`.
         device: Device of the result.
 
+    Returns:
+        `(B, p)` int64.
+
     Raises:
-        ValueError: If the shape or a token is out of range.
+        ValueError: If the shape is wrong or a token lies outside the codebook.
     """
     if image_ids is None:
         return torch.empty(batch_size, 0, dtype=torch.long, device=device)
@@ -92,7 +101,16 @@ def check_prefix(
 
 
 def _check_prompts(ids: torch.Tensor, mask: torch.Tensor | None, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Check prompts `(B, T)` and return them with their mask as integers; `name` stands in the messages."""
+    """Check prompts and return their ids and their attention mask, both `(B, T)` integers.
+
+    Args:
+        ids: `(B, T)` token ids.
+        mask: `(B, T)`, 0 on the left padding; None if there is no padding.
+        name: Name of the argument in error messages.
+
+    Raises:
+        ValueError: If shapes disagree, or a prompt is not left-padded.
+    """
     if ids.ndim != 2 or 0 in ids.shape:
         raise ValueError(
             f"`{name}` must be of shape (B, T) with at least one prompt, got {tuple(ids.shape)}: make it with "
@@ -116,7 +134,11 @@ def _check_prompts(ids: torch.Tensor, mask: torch.Tensor | None, name: str) -> t
 def _add_negative_prompts(
     ids: torch.Tensor, mask: torch.Tensor, negative_ids: torch.Tensor, negative_mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Append negative prompts `(B, T')` to prompts `(B, T)`: `(2 B, max(T, T'))`, left-padded to a common length."""
+    """Append negative prompts `(B, T')` to prompts `(B, T)`, all left-padded to the longer of the two lengths.
+
+    Return ids and attention mask, both `(2 B, max(T, T'))`, prompts first. Raise a ValueError unless there is one
+    negative prompt per prompt.
+    """
     if len(negative_ids) != len(ids):
         raise ValueError(
             f"`negative_input_ids` must hold one negative prompt per prompt, {len(ids)} in all, got "

@@ -1,4 +1,4 @@
-"""The generation loop without any optimisation, as a reference for tests."""
+"""The function `draw_reference`: image generation without any optimisation, a reference for tests."""
 
 import torch
 
@@ -15,16 +15,18 @@ def draw_reference(
     guidance_scale: float = 5.0,
     keys: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Generate image tokens without cache or padding: every step recomputes the whole sequence. For tests.
+    """Generate image tokens without a cache or padding: recompute the whole sequence at every step. For tests.
 
     Args:
         model: The model; its `generation_config` must hold a `pad_token_id`.
-        input_ids: `(B, T)` prompts of equal length.
-        guidance_scale: Classifier-free guidance scale; every prompt has an unconditional twin, also with 1.
-        keys: `(B, 2)` keys to sample with (`draw_keys`); None takes the most likely tokens.
+        input_ids: `(B, T)` token ids of `B` prompts, all of length `T`.
+        guidance_scale: Scale of classifier-free guidance. Every prompt also runs as an unconditional prompt, even with
+            a scale of 1.
+        keys: `(B, 2)` int64, one random key per image to sample with, from `draw_keys`; None takes the most likely
+            tokens.
 
     Returns:
-        `(B, P)` int64 image tokens.
+        `(B, P)` int64 image tokens, `P` per image.
     """
     bare = model.model
     rows, _ = add_unconditional_twins(input_ids, torch.ones_like(input_ids), model.generation_config.pad_token_id)

@@ -1,11 +1,12 @@
-"""Guidance, sampling and seeds: pure functions from logits to image tokens.
+"""Functions that turn logits into image tokens: guidance, temperature, top-k, top-p and seeded sampling.
 
-A token is sampled by adding noise to the logits and taking the largest sum. The noise is a hash of the image's key,
-the token's position in its image and the codebook entry, computed where it is needed. An image therefore depends only
-on its seed and its prompt: not on the other images of the batch, and not on the order in which its tokens are
-computed. The loop stores no random state and does not wait for the device.
+A token is sampled by adding noise to the logits and taking the entry with the largest sum. The noise is a hash of the
+image's random key, the token's position in its image and the codebook entry. It is computed by the step that needs it.
+An image therefore depends only on its seed and its prompt: not on the other images of the batch, and not on the order
+in which its tokens are computed. The generation loop stores no random state and does not wait for the device.
 
-`B` images, `n` neighbouring positions of each, `K` codebook entries.
+In shapes, `B` is the number of images, `n` the number of neighbouring positions of each image, and `K` the number of
+codebook entries.
 """
 
 from collections.abc import Sequence
@@ -14,35 +15,36 @@ from dataclasses import dataclass
 import torch
 
 
+# Source of random keys: one generator for all images, one per image, or None for the device's global generator.
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
-_WORD = 0xFFFFFFFF
+_WORD = 0xFFFFFFFF  # largest 32-bit word
 
 
 def guide(
     conditional: torch.Tensor, unconditional: torch.Tensor, guidance_scale: float | torch.Tensor
 ) -> torch.Tensor:
-    """Apply classifier-free guidance to logits `(..., K)`.
+    """Apply classifier-free guidance to logits `(..., K)` over `K` codebook entries, and return the guided logits.
 
-    Return the unconditional logits moved by `guidance_scale` times the difference to the conditional ones: a scale of
-    0 gives the unconditional logits, 1 the conditional ones.
+    They are the unconditional logits plus `guidance_scale` times the difference between the conditional and the
+    unconditional logits: a scale of 0 gives the unconditional logits, a scale of 1 the conditional ones.
     """
     return unconditional + guidance_scale * (conditional - unconditional)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings that turn logits into tokens: temperature, top-k and top-p.
+    """Settings of sampling, which turn logits into tokens: temperature, top-k and top-p.
 
-    By default tokens are sampled from the full softmax, as in the original
+    With temperature 1 and without top-k and top-p, tokens are sampled from the full softmax, as in the original code
     (deepseek-ai/Janus generation_inference.py).
 
     Args:
-        do_sample: True samples; False takes the most likely token.
-        temperature: 0-dimensional float32 tensor that divides the logits.
-        top_k: Sample among this number of most likely tokens; None samples among all.
-        top_p: 0-dimensional float32 tensor: sample among the most likely tokens that together hold this probability;
-            None samples among all.
+        do_sample: True samples tokens; False takes the most likely token.
+        temperature: 0-dimensional float32 tensor by which logits are divided.
+        top_k: Number of most likely tokens to sample among; None samples among all.
+        top_p: 0-dimensional float32 tensor with a probability: sample among the most likely tokens that together have
+            this probability; None samples among all.
     """
 
     do_sample: bool
@@ -54,10 +56,10 @@ class Sampling:
     def make(
         cls, do_sample: bool, temperature: float, top_k: int | None, top_p: float | None, device: torch.device
     ) -> "Sampling":
-        """Check the settings and return them with `temperature` and `top_p` as tensors on `device`.
+        """Check the settings and return a `Sampling` that holds `temperature` and `top_p` as tensors on `device`.
 
-        A compiled step is specialised on Python numbers but not on tensors, so another temperature or `top_p` reuses
-        the compiled graph.
+        A compiled step is specialised on Python numbers but not on the values of tensors, so another temperature or
+        `top_p` reuses the compiled graph. The settings are explained at the class.
 
         Raises:
             ValueError: If `temperature` is not positive, `top_k` is below 1 or `top_p` lies outside (0, 1].
@@ -78,28 +80,33 @@ class Sampling:
         )
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
-        """Divide logits `(..., K)` float32 by the temperature and set those that top-k or top-p exclude to -inf."""
+        """Return logits divided by the temperature, with -inf for every token that top-k or top-p excludes.
+
+        Args:
+            logits: `(..., K)` float32 over the `K` codebook entries; the result has the same shape and dtype.
+        """
         scores = logits / self.temperature
         if self.top_k is not None:
-            # Tokens equal to the k-th largest stay, as in transformers' TopKLogitsWarper.
+            # Tokens with the same score as the k-th largest are kept, as in transformers' TopKLogitsWarper.
             least = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1).values[..., -1:]
             scores = scores.masked_fill(scores < least, float("-inf"))
         if self.top_p is not None:
             ordered, order = scores.sort(dim=-1, descending=True)
             probabilities = ordered.softmax(dim=-1)
-            # The probability before a token, not up to it: the token that crosses `top_p` is still allowed.
+            # Sum the probabilities of the more likely tokens only: the token that crosses `top_p` is still allowed.
             before = probabilities.cumsum(dim=-1) - probabilities
             excluded = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= self.top_p)
             scores = scores.masked_fill(excluded, float("-inf"))
         return scores
 
     def sample(self, scores: torch.Tensor, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Sample one token for each image and position; with `do_sample=False` take the most likely one.
+        """Sample one token for each image and position; with `do_sample=False` take the token with the highest score.
 
         Args:
-            scores: `(B, n, K)` float32, from `scores`.
-            keys: `(B, 2)` int64, from `draw_keys`.
-            positions: `(n,)` int64, positions of the tokens in their images, from 0.
+            scores: `(B, n, K)` float32 scores of the `K` codebook entries at `n` positions of `B` images, from the
+                method `scores`.
+            keys: `(B, 2)` int64, one random key per image, from `draw_keys`.
+            positions: `(n,)` int64, positions of the tokens in their image, counted from 0.
 
         Returns:
             `(B, n)` int64 tokens in `[0, K)`.
@@ -111,11 +118,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Draw:
-    """What determines the tokens of a batch beside the model and the prompts; the same at every step.
+    """Random keys, guidance scale and sampling settings of a batch of images; the same at every step of generation.
+
+    Together with the model and the prompts they determine the image tokens.
 
     Args:
-        keys: `(B, 2)` int64, the key of each image's noise (`draw_keys`).
-        guidance_scale: 0-dimensional float32 tensor; None if the batch has no unconditional rows.
+        keys: `(B, 2)` int64, one random key per image (`draw_keys`), from which the noise of its tokens is computed.
+        guidance_scale: 0-dimensional float32 tensor; None if the batch is generated without guidance.
         sampling: Temperature, top-k and top-p.
     """
 
@@ -125,16 +134,17 @@ class Draw:
 
 
 def draw_keys(batch_size: int, generator: Generators, device: torch.device) -> torch.Tensor:
-    """Return a random key for each image: `(batch_size, 2)` int64 on `device`, two 32-bit words per key.
+    """Return one random key per image: `(batch_size, 2)` int64 on `device`, two 32-bit words per key.
 
     Args:
         batch_size: Number of images.
-        generator: A list gives every image its own stream. A single generator makes the keys one image after the
-            other. None uses the global stream of `device`. Generators may live on another device than the model.
+        generator: A list holds one generator per image, which makes the key of this image. A single generator makes
+            the keys of all images, one after the other. None uses the global generator of `device`. Generators may
+            live on another device than the model.
         device: Device of the keys.
 
     Raises:
-        ValueError: If a list does not have exactly one generator per image.
+        ValueError: If `generator` is a list that does not have exactly one generator per image.
     """
     if generator is None:
         return torch.randint(_WORD + 1, (batch_size, 2), device=device)
@@ -145,19 +155,20 @@ def draw_keys(batch_size: int, generator: Generators, device: torch.device) -> t
             f"`generator` must be a list with one generator per image, {batch_size} in all, got a list of "
             f"{len(generator)}: pass a list of that length, or a single torch.Generator."
         )
-    # Words are made on the generator's device, so that an image does not depend on the model's device.
+    # The words are made on the generator's device, so that an image does not depend on the model's device.
     return torch.stack([torch.randint(_WORD + 1, (2,), generator=g, device=g.device).to(device) for g in generator])
 
 
 def gumbel_noise(keys: torch.Tensor, positions: torch.Tensor, codebook_size: int) -> torch.Tensor:
-    """Return independent standard Gumbel noise that is a function of key, position and codebook entry only.
+    """Return independent standard Gumbel noise, a deterministic function of image key, position and codebook entry.
 
-    The entry with the largest sum of logit and noise is a sample of the softmax (the Gumbel-max trick).
+    The entry with the largest sum of logit and noise is a sample from the softmax of the logits (the Gumbel-max
+    trick).
 
     Args:
-        keys: `(B, 2)` int64, from `draw_keys`.
-        positions: `(n,)` int64, positions of the tokens in their images.
-        codebook_size: `K`.
+        keys: `(B, 2)` int64, one random key per image, from `draw_keys`.
+        positions: `(n,)` int64, positions of the tokens in their image.
+        codebook_size: Number `K` of codebook entries.
 
     Returns:
         `(B, n, K)` float32.
@@ -166,8 +177,8 @@ def gumbel_noise(keys: torch.Tensor, positions: torch.Tensor, codebook_size: int
     counters = (positions[:, None] * codebook_size).to(torch.int32) + entries
     keys = keys.to(torch.int32)  # wraps words above 2**31 - 1, which keeps their bits
     words = _mix(_mix(counters ^ keys[:, 0, None, None]) ^ keys[:, 1, None, None])
-    # int32 has no unsigned conversion, so the two 16-bit halves are converted apart. Their sum is rounded once, as the
-    # whole unsigned word would be.
+    # An int32 word cannot be converted as an unsigned number, so its two 16-bit halves are converted separately. Their
+    # sum is rounded once, as the whole unsigned word would be.
     values = _logical_shift(words, 16).float().mul_(2.0**16).add_((words & 0xFFFF).float())
     uniforms = values.add_(0.5).mul_(2.0**-32).clamp_(max=1 - 2.0**-24)
     # The largest noise comes from uniforms near zero, where float32 is dense; log1p keeps that precision.
@@ -175,10 +186,10 @@ def gumbel_noise(keys: torch.Tensor, positions: torch.Tensor, codebook_size: int
 
 
 def _mix(words: torch.Tensor) -> torch.Tensor:
-    """Scramble 32-bit words by a bijection: the finaliser of MurmurHash3 (public domain).
+    """Scramble 32-bit words by a bijection, the finaliser of the hash function MurmurHash3 (public domain).
 
-    Words are held in int32, whose products wrap as unsigned ones do. That takes half the memory of int64, and
-    processors multiply eight at a time.
+    The words come and are returned as int32, whose products wrap in the same way as those of unsigned words. This
+    takes half the memory of int64, and processors multiply eight int32 values at a time.
     """
     words = (words ^ _logical_shift(words, 16)) * (0x85EBCA6B - 2**32)
     words = (words ^ _logical_shift(words, 13)) * (0xC2B2AE35 - 2**32)
@@ -186,12 +197,17 @@ def _mix(words: torch.Tensor) -> torch.Tensor:
 
 
 def _logical_shift(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """Shift int32 words right and fill with zeros from the left, as for unsigned words."""
+    """Return int32 words shifted right by `bits` and filled with zeros from the left, as unsigned words would be."""
     return (words >> bits) & (2 ** (32 - bits) - 1)
 
 
 def check_codes(image_ids: torch.Tensor, codebook_size: int) -> None:
-    """Raise a ValueError unless every id lies in `[0, codebook_size)`. Waits for the device."""
+    """Raise a ValueError unless every id lies in `[0, codebook_size)`. The check waits for the device.
+
+    Args:
+        image_ids: Image tokens (codebook entries), a tensor of any shape.
+        codebook_size: Number of codebook entries.
+    """
     if image_ids.numel() == 0:
         return
     low, high = image_ids.min().item(), image_ids.max().item()

@@ -1,14 +1,16 @@
-"""What the files of a checkpoint hold, as tables and pure functions: no networks, no torch.
+"""The contents of checkpoint files, as tables and pure functions that use neither networks nor torch.
 
-A layout is a way to write the same model to a folder; two are read and written:
+A layout is a way to write the same model to a folder. Two layouts are read and written:
 
-* "original", as deepseek-ai released the model (`janus_pro.py`): `model_type` "multi_modality", the parts as
-  `language_config`, `vision_config`, `gen_vision_config`, ..., and weight names of the original code.
-* "transformers", as the Janus class inside transformers stores it (`in_tree.py`): `model_type` "janus", the parts as
-  `text_config`, `vision_config`, `vq_config`, and weight names of that class, which are ours too.
+* "original", in which deepseek-ai released the model (`janus_pro.py`): its `config.json` has the `model_type`
+  "multi_modality" and the sub-configs `language_config`, `vision_config`, `gen_vision_config`, ..., and its weights
+  have the names of the original code.
+* "transformers", in which the Janus class inside transformers stores it (`in_tree.py`): its `config.json` has the
+  `model_type` "janus" and the sub-configs `text_config`, `vision_config`, `vq_config`, and its weights have the names
+  of that class, which are also the names in this package.
 
-`detect.py` decides which of the two a `config.json` is. Functions that write take a configuration object and import no
-class of it, so that configurations can be built on this package.
+`detect.py` decides which of the two layouts a `config.json` has. Functions that write a file receive a configuration
+object but do not import its class, because the configuration classes import this package.
 """
 
 from .detect import Layout, layout_of, read_config

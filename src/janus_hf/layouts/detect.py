@@ -1,7 +1,7 @@
-"""Which model family and layout a `config.json` belongs to; other families are refused by name.
+"""Functions that find out which layout (file format) a `config.json` has and refuse those of other model families.
 
-The model type alone does not tell: DeepSeek-VL and JanusFlow share "multi_modality" with Janus-Pro. The blocks in the
-file do.
+The model type alone does not identify the family: DeepSeek-VL and JanusFlow have the same model type as Janus-Pro,
+"multi_modality". The sub-configs in the file identify it.
 """
 
 from typing import Any, Literal
@@ -13,23 +13,26 @@ Layout = Literal["original", "transformers"]
 
 
 def layout_of(config_dict: dict[str, Any]) -> Layout:
-    """Return the layout of the folder that a `config.json` of Janus-Pro was read from.
+    """Return the layout of a Janus-Pro checkpoint whose `config.json` has this content.
 
-    The model type decides, not the blocks: files that this package writes in the original layout hold the blocks of
-    both layouts.
+    "transformers" is the file format of transformers' own Janus class, "original" that of the deepseek-ai releases.
+    Only the model type decides: files that this package writes in the original layout hold the sub-configs of both
+    layouts.
     """
     return "transformers" if config_dict.get("model_type") == in_tree.MODEL_TYPE else "original"
 
 
 def read_config(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """Convert the content of a `config.json` of either layout to keyword arguments of `JanusProConfig`.
+    """Convert the content of a `config.json` in either layout to keyword arguments of `JanusProConfig`.
+
+    The layouts are that of the deepseek-ai releases and that of transformers' own Janus class.
 
     Args:
-        config_dict: Content of the file, or keyword arguments of `JanusProConfig`, which are returned as they are. It
-            is not modified.
+        config_dict: Content of the file, or keyword arguments of `JanusProConfig`, which are returned as they are. The
+            dictionary is not modified.
 
     Raises:
-        ValueError: If the file is of another model family, or names a part that Janus-Pro does not have.
+        ValueError: If the file belongs to another model family, or names a component that Janus-Pro does not have.
     """
     model_type = config_dict.get("model_type", janus_pro.MODEL_TYPE)
     if model_type not in (janus_pro.MODEL_TYPE, in_tree.MODEL_TYPE):

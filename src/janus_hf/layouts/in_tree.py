@@ -1,6 +1,7 @@
-"""The transformers layout: `config.json` of the Janus class inside transformers <-> arguments of `JanusProConfig`.
+"""Conversion between the `config.json` of transformers' own Janus class and keyword arguments of `JanusProConfig`.
 
-Its weight names are the names of our own modules, so no table of names is needed here.
+This file format is called the transformers layout. Its weights have the names of this package's modules, so no table
+of names is needed here.
 """
 
 from typing import Any
@@ -14,9 +15,10 @@ MODEL_TYPE = "janus"
 
 
 def read_config(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """Convert a `config.json` with `text_config`, `vision_config` and `vq_config` to arguments of `JanusProConfig`.
+    """Convert a `config.json` of transformers' own Janus class to keyword arguments of `JanusProConfig`.
 
-    Files that this package wrote in the original layout hold these blocks too, beside the original ones, which repeat
+    The file holds the sub-configs `text_config`, `vision_config` and `vq_config`. Files that this package wrote in the
+    original layout (that of the deepseek-ai releases) hold these sub-configs too. Their original sub-configs repeat
     the same sizes and are dropped.
     """
     config = {key: value for key, value in config_dict.items() if key not in BLOCKS}
@@ -35,10 +37,10 @@ def read_config(config_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_config(config: JanusProParts, plain: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `config.json` in the transformers layout.
+    """Return the content of a `config.json` that transformers' own Janus class can read.
 
     Args:
-        config: The configuration.
+        config: The configuration, a `JanusProConfig`.
         plain: The same configuration as a dictionary of JSON values.
 
     Raises:

@@ -1,7 +1,7 @@
-"""The original layout of Janus-Pro: its `config.json` and its weight names, each with what it becomes here.
+"""Conversion of the original layout (the file format of the deepseek-ai releases): `config.json` and weight names.
 
-The released `config.json` leaves out many sizes, because the original code keeps them in tables and constants of its
-own. They are restated here (`SIGLIP_SIZES`, `VQ16_SIZES`) and as defaults of the configuration classes. When a file is
+The released `config.json` leaves out many sizes, because the original code keeps them in its own tables and constants.
+They are repeated here (`SIGLIP_SIZES`, `VQ16_SIZES`) and as defaults of the configuration classes. When a file is
 written, sizes other than these defaults are spelled out, and `text_config` and `vq_config` are added for readers of
 the transformers layout; the original code ignores both.
 """
@@ -14,27 +14,28 @@ from transformers.models.janus.configuration_janus import JanusVisionConfig, Jan
 
 MODEL_TYPE = "multi_modality"
 
-# Blocks of the file that only the original layout has. `vision_config` is a block of both layouts.
+# Sub-configs of the file that only the original layout has. `vision_config` is a sub-config of both layouts.
 BLOCKS = ("language_config", "aligner_config", "gen_aligner_config", "gen_head_config", "gen_vision_config")
 
-# Sizes that the original code looks up by `model_name` (janus/models/siglip_vit.py). Only this tower was released.
+# Sizes of the vision tower, which the original code looks up by `model_name` (janus/models/siglip_vit.py). Only this
+# tower was released.
 _TOWER = "siglip_large_patch16_384"
 SIGLIP_SIZES: dict[str, dict[str, int | float]] = {
     _TOWER: {"patch_size": 16, "width": 1024, "layers": 24, "heads": 16, "mlp_ratio": 4},
 }
-# The original builds its codec from constants (janus/models/vq_model.py, "VQ-16") and ignores the file's params.
+# The original code builds its codec from constants (janus/models/vq_model.py, "VQ-16") and ignores the file's params.
 VQ16_SIZES: dict[str, Any] = {"ch": 128, "ch_mult": [1, 1, 2, 2, 4], "num_res_blocks": 2, "z_channels": 256}
 
-# Largest number of linear layers in an aligner: the table of weight names spells out this many.
+# Largest number of linear layers in an aligner: `ROOT_NAMES` has rows for this many.
 MAX_ALIGNER_DEPTH = 8
 
-# Regular expressions for weights that the original files hold and no code path of the original uses: the pooling head
-# of SigLIP and the usage counter of the codec.
+# Regular expressions for weights that are in the original files but not used by any path of the original code: the
+# pooling head of SigLIP and the usage counter of the codec.
 STORED_BUT_UNUSED = (r"vision_model\.attn_pool\.", r"vqmodel\.quantize\.codebook_used$")
 
-# Regular expressions: (name in the original files, name in `JanusProModel`). The table is read in both directions. `^`
-# keeps a row off the names of the transformers layout. General prefixes come before the names inside them, because
-# saving applies the rows backwards.
+# Pairs of regular expressions: (name in the original files, name in `JanusProModel`). The table is used in both
+# directions. `^` keeps a row from matching names of the transformers layout. General prefixes come before the names
+# inside them, because saving applies the rows in reverse order.
 ROOT_NAMES: tuple[tuple[str, str], ...] = (
     (r"^vision_model\.vision_tower\.", r"^vision_model\."),
     *(
@@ -66,8 +67,8 @@ TOWER_NAMES: tuple[tuple[str, str], ...] = (
     (r"^norm\.", r"^post_layernorm\."),
 )
 
-# Field of a configuration -> the token whose id it holds. The ids differ between released checkpoints and stand in
-# their tokenizer.json only.
+# Field of a configuration -> the token whose id the field holds. The ids differ between released checkpoints and are
+# found only in their tokenizer.json.
 SPECIAL_TOKENS = {
     "bos_token_id": "<｜begin▁of▁sentence｜>",
     "eos_token_id": "<｜end▁of▁sentence｜>",
@@ -77,7 +78,7 @@ SPECIAL_TOKENS = {
 
 
 class JanusProParts(Protocol):
-    """The fields of `JanusProConfig` that are translated when a `config.json` is written."""
+    """Protocol of a `JanusProConfig`, with the fields that are translated when a `config.json` is written."""
 
     image_token_id: int | None
 
@@ -88,17 +89,19 @@ class JanusProParts(Protocol):
 
     @property
     def vision_config(self) -> JanusVisionConfig:
-        """Sizes of the understanding tower and its aligner."""
+        """Sizes of the vision tower that understands images, and of its aligner."""
         ...
 
     @property
     def vq_config(self) -> JanusVQVAEConfig:
-        """Sizes of the codec, the generation aligner and the image head: a `JanusProVQConfig`."""
+        """Sizes of the image codec, the generation aligner and the image head: a `JanusProVQConfig`."""
         ...
 
 
 def special_token_ids(tokenizer: dict[str, Any]) -> dict[str, int]:
-    """Return the ids of `SPECIAL_TOKENS` by field name, without those that the tokenizer lacks.
+    """Return the ids of the tokens in `SPECIAL_TOKENS` as a dictionary from config field to id.
+
+    A config field is, for example, "bos_token_id". Tokens that the tokenizer does not have are left out.
 
     Args:
         tokenizer: Content of `tokenizer.json`.
@@ -111,13 +114,15 @@ def special_token_ids(tokenizer: dict[str, Any]) -> dict[str, int]:
 
 
 def read_config(config_dict: dict[str, Any]) -> dict[str, Any]:
-    """Convert an original `config.json` to keyword arguments of `JanusProConfig`. The input is not modified.
+    """Convert a `config.json` of the deepseek-ai releases to keyword arguments of `JanusProConfig`.
+
+    The input is not modified.
 
     Raises:
-        ValueError: If the file names a part that Janus-Pro does not have.
+        ValueError: If the file names a component that Janus-Pro does not have.
     """
     language = dict(config_dict["language_config"])
-    # Janus-1.3B asks for flash-attn here; which kernel to run is the user's choice at load time, not the file's.
+    # Janus-1.3B requests flash-attn here, but which kernel to run is the user's choice at load time.
     for key in ("_attn_implementation", "attn_implementation", "torch_dtype"):
         language.pop(key, None)
     text_config = AutoConfig.for_model(language.pop("model_type", "llama"), **language)
@@ -141,7 +146,7 @@ def read_config(config_dict: dict[str, Any]) -> dict[str, Any]:
             "depth": aligner.get("depth", 1),
         },
         "vq_config": {
-            # The file states one image size only; understanding and generation share it in every release.
+            # The file states only one image size; understanding and generation share it in every release.
             "image_size": codec.get("image_size", image_size),
             "base_channels": codec["ch"],
             "channel_multiplier": codec["ch_mult"],
@@ -157,7 +162,16 @@ def read_config(config_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tower_sizes(vision: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of `JanusProVisionConfig` that the original looks up by the tower's `model_name`."""
+    """Return the sizes of the vision tower as fields of `JanusProVisionConfig`.
+
+    The original code looks up these sizes by the tower's `model_name`; sizes in the file replace them.
+
+    Args:
+        vision: The `params` of the file's `vision_config`.
+
+    Raises:
+        ValueError: If the tower or the selection of its features is not that of Janus-Pro.
+    """
     name = vision.get("model_name", _TOWER)
     if name not in SIGLIP_SIZES:
         raise ValueError(
@@ -171,7 +185,7 @@ def _tower_sizes(vision: dict[str, Any]) -> dict[str, Any]:
         )
     tower = SIGLIP_SIZES[name] | vision
     select_layer = vision.get("select_layer", -1)
-    # siglip_vit.py builds only the blocks up to the selected one, counted from the end when not positive.
+    # siglip_vit.py builds only the layers up to the selected one, which is counted from the end when not positive.
     layers = min(tower["layers"], tower["layers"] + select_layer + 1 if select_layer <= 0 else select_layer)
     return {
         "patch_size": tower["patch_size"],
@@ -183,7 +197,17 @@ def _tower_sizes(vision: dict[str, Any]) -> dict[str, Any]:
 
 
 def _params(config_dict: dict[str, Any], key: str, *, cls: str, projector_type: str | None = None) -> dict[str, Any]:
-    """Return the `params` of one block, after a check that the block names the class that Janus-Pro has there."""
+    """Return the `params` of one sub-config, after checking that it names the class that Janus-Pro uses there.
+
+    Args:
+        config_dict: Content of a `config.json` of the deepseek-ai releases.
+        key: Name of the sub-config, such as "aligner_config"; if it is missing, the result is empty.
+        cls: Name of the class that the sub-config must name.
+        projector_type: Value that `params.projector_type` must have; None checks nothing.
+
+    Raises:
+        ValueError: If the sub-config names another class or projector type.
+    """
     block = config_dict.get(key, {})
     params = dict(block.get("params", {}))
     expected = [(f"{key}.cls", block.get("cls", cls), cls)]
@@ -198,10 +222,12 @@ def _params(config_dict: dict[str, Any], key: str, *, cls: str, projector_type: 
 
 
 def write_config(config: JanusProParts, plain: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of `config.json` in the original layout, with the blocks of the transformers layout added.
+    """Return the content of a `config.json` that the original code of deepseek-ai can read.
+
+    The sub-configs of the transformers layout (`text_config`, `vq_config`) are added; the original code ignores them.
 
     Args:
-        config: The configuration.
+        config: The configuration, a `JanusProConfig`.
         plain: The same configuration as a dictionary of JSON values.
     """
     text, vision, vq = config.text_config, config.vision_config, config.vq_config
@@ -235,7 +261,7 @@ def write_config(config: JanusProParts, plain: dict[str, Any]) -> dict[str, Any]
                 "model_name": _TOWER,
                 "select_feature": "same",
                 "select_layer": -1,
-                # A reader of the original block would otherwise take the sizes of the named tower.
+                # Without these entries a reader of the original sub-config would use the sizes of the named tower.
                 **{key: value for key, value in tower.items() if value != SIGLIP_SIZES[_TOWER][key]},
             },
         },
@@ -264,14 +290,15 @@ def write_config(config: JanusProParts, plain: dict[str, Any]) -> dict[str, Any]
 
 
 def _block(cls: str, model_type: str, **params: Any) -> dict[str, Any]:
+    """Return a sub-config in the form of the original `config.json`: class name, model type and sizes (`params`)."""
     return {"cls": cls, "model_type": model_type, "params": params}
 
 
 def _llama_for_old_transformers(text: PreTrainedConfig) -> dict[str, Any]:
-    """Return the text configuration as `language_config`, in the form that transformers 4 reads.
+    """Return the language model's configuration as `language_config`, in the form that transformers 4 reads.
 
-    Every field of its class is spelled out, since defaults may differ there, and the rotary settings are split into
-    `rope_theta` and `rope_scaling`.
+    Every field of its class is spelled out, since defaults may differ in transformers 4, and the rotary settings are
+    split into `rope_theta` and `rope_scaling`.
     """
     common = PreTrainedConfig().to_dict()
     language = {k: v for k, v in text.to_dict().items() if k not in common and v is not None}

@@ -1,7 +1,7 @@
-"""A small world to train and test on: scenes of coloured shapes, prompts for them and questions about them.
+"""Synthetic data to train and test on: scenes of coloured shapes, prompts for such images and questions about them.
 
-Every prompt and question is generated together with a scene, so that generated images and answers can be scored
-exactly, without a judging model.
+Every prompt and question is made together with a scene, so that generated images and answers can be scored exactly,
+without a judging model.
 """
 
 from .language import QUESTION_KINDS, TAGS, Drawing, Question, ask, describe, make_drawing, random_scene

@@ -1,4 +1,4 @@
-"""Prompts with GenEval-style requirements, captions, and questions with their answers, all about `Scene`s.
+"""Functions that make text about `Scene`s: prompts with GenEval-style requirements, captions, questions and answers.
 
 A kind is a combination of colour and shape. A tag is one of GenEval's six categories of prompts.
 """
@@ -16,14 +16,14 @@ T = TypeVar("T")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATIONS = ("left of", "right of", "above", "below")
 PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
-Kind = tuple[str, str]  # color, shape
+Kind = tuple[str, str]  # (color, shape)
 
 TRAINED_KINDS: tuple[Kind, ...] = tuple((c, s) for c in COLORS for s in SHAPES if (c, s) not in HELD_OUT)
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A prompt, the requirements on its images, and one scene that meets them.
+    """A prompt, the requirements on images generated for it, and one scene of coloured shapes that meets them.
 
     `metadata` holds the requirements in the form of a line of GenEval's metadata file.
     """
@@ -35,7 +35,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene, its only correct answer, and its kind, which is one of `QUESTION_KINDS`."""
+    """A question about a scene of coloured shapes, its only correct answer, and its kind, one of `QUESTION_KINDS`."""
 
     question: str
     answer: str
@@ -43,67 +43,94 @@ class Question:
 
 
 def _pick(rng: np.random.Generator, items: Sequence[T]) -> T:
-    """Return a random item."""
+    """Return a random item of the sequence."""
     return items[int(rng.integers(len(items)))]
 
 
 def _two_kinds(rng: np.random.Generator, kinds: tuple[Kind, ...]) -> tuple[Kind, Kind]:
-    """Return two random kinds of different shape, because GenEval's two-object prompts name different classes."""
+    """Return two random `(color, shape)` pairs of different shape, the first of them from `kinds`.
+
+    The shapes differ because GenEval's prompts about two objects name different classes.
+    """
     first = _pick(rng, kinds)
     return first, _pick(rng, [kind for kind in TRAINED_KINDS if kind[1] != first[1]])
 
 
 def _clause(kind: Kind, *, color: bool = False, count: int = 1) -> dict[str, Any]:
-    """Return GenEval's requirement of `count` objects of a shape, with `color` also of the colour."""
+    """Return one requirement in GenEval's form: at least `count` objects of a shape (and a colour).
+
+    Args:
+        kind: `(color, shape)`.
+        color: Whether to require the colour too.
+        count: Number of objects.
+
+    Returns:
+        A dictionary with the keys "class" (the shape), "count" and, if required, "color".
+    """
     return {"class": kind[1], "count": count} | ({"color": kind[0]} if color else {})
 
 
 def _named(kind: Kind, color: bool) -> str:
-    """Return an object with its article for a prompt: "a circle", or with `color` "a red circle"."""
+    """Return the words that name a `(color, shape)` in a prompt: "a circle", or with `color=True` "a red circle"."""
     return _article(f"{kind[0]} {kind[1]}" if color else kind[1])
 
 
-# One function per tag. It takes the random generator, the kinds to choose the first object from, and whether the
-# prompt names colours that its tag does not require. Objects that a prompt only lists are placed in the order in which
-# it names them, because a person who looks at the image would name them in that order.
+# There is one function per tag. It takes the random generator, the kinds from which the first object is chosen, and
+# whether the prompt names colours that its tag does not require. Objects that a prompt only lists are placed on the
+# board in the order in which it names them, because a person who looks at the image would name them in that order.
 
 
 def _single_object(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
+    """Make a `Drawing` of one object, such as "a photo of a circle", or with `color` "a photo of a red circle"."""
     kind = _pick(rng, kinds)
     return _drawing("single_object", _named(kind, color), [_clause(kind)], place([kind], rng))
 
 
 def _two_object(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
+    """Make a `Drawing` of two objects of different shapes, such as "a photo of a circle and a square".
+
+    With `color` the prompt names their colours too.
+    """
     first, second = _two_kinds(rng, kinds)
     what = f"{_named(first, color)} and {_named(second, color)}"
     return _drawing("two_object", what, [_clause(first), _clause(second)], place_in_order([first, second], rng))
 
 
 def _counting(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
+    """Make a `Drawing` of an exact number of equal objects, such as "a photo of two circles".
+
+    With `color` the prompt names their colour too.
+    """
     kind, count = _pick(rng, kinds), _pick(rng, list(NUMBERS))
-    # GenEval's "include" accepts more objects than `count`; "exclude" makes the number exact.
+    # GenEval's "include" accepts more objects than `count`; the requirement in "exclude" makes the number exact.
     exclude = [{"class": kind[1], "count": count + 1}]
     what = f"{NUMBERS[count]} {kind[0] + ' ' if color else ''}{PLURALS[kind[1]]}"
     return _drawing("counting", what, [_clause(kind, count=count)], place([kind] * count, rng), exclude)
 
 
 def _colors(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
+    """Make a `Drawing` of one object of a required colour, such as "a photo of a red circle"."""
     kind = _pick(rng, kinds)
     return _drawing("colors", _named(kind, True), [_clause(kind, color=True)], place([kind], rng))
 
 
 def _position(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
+    """Make a `Drawing` of two objects in a relation, such as "a photo of a circle left of a square".
+
+    With `color` the prompt names their colours too.
+    """
     first, second = _two_kinds(rng, kinds)
     relation = _pick(rng, RELATIONS)
     scene = place([first, second], rng)
     while relation not in _scene_relations(scene):
         scene = place([first, second], rng)
-    # In GenEval's form a clause stands in a relation to an earlier clause, here the one with index 0.
+    # In GenEval's form a requirement states a relation to an earlier requirement, here the one with index 0.
     include = [_clause(second), _clause(first) | {"position": [relation, 0]}]
     return _drawing("position", f"{_named(first, color)} {relation} {_named(second, color)}", include, scene)
 
 
 def _color_attr(rng: np.random.Generator, kinds: tuple[Kind, ...], color: bool) -> Drawing:
+    """Make a `Drawing` of two objects of required colours, such as "a photo of a red circle and a blue square"."""
     first, second = _two_kinds(rng, kinds)
     include = [_clause(first, color=True), _clause(second, color=True)]
     what = f"{_named(first, True)} and {_named(second, True)}"
@@ -122,23 +149,32 @@ TAGS = tuple(_MAKERS)  # GenEval's categories of prompts
 
 
 def _article(word: str) -> str:
-    """Return the word with "a" or "an" in front."""
+    """Return the word with "a" or "an" in front of it."""
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
 
 def _drawing(
     tag: str, what: str, include: list[dict[str, Any]], scene: Scene, exclude: list[dict[str, Any]] | None = None
 ) -> Drawing:
-    """Build a `Drawing` from the objects in words and the clauses that images must meet (and must not meet)."""
+    """Return a `Drawing` whose prompt is "a photo of" and the given words.
+
+    Args:
+        tag: GenEval's category of the prompt.
+        what: The objects in words.
+        include: Requirements that images must meet, in GenEval's form.
+        scene: A scene that meets them.
+        exclude: Requirements that images must not meet, in GenEval's form; None if there are none.
+    """
     prompt = f"a photo of {what}"
     metadata: dict[str, Any] = {"tag": tag, "include": include, "prompt": prompt}
     return Drawing(prompt, metadata | ({"exclude": exclude} if exclude else {}), scene)
 
 
 def _scene_relations(scene: Scene) -> set[str]:
-    """Return the relation of the first object to the second, or no relation where none is beyond dispute.
+    """Return the relation of a scene's first object to its second, such as "left of", as a set of one string.
 
-    A relation holds if the distance along one axis is larger than along the other.
+    Only the axis along which the objects are farther apart counts. The set is empty if the distances along both axes
+    are equal, because the relation is ambiguous then.
     """
     first, second = scene.things[:2]
     dx, dy = first.column - second.column, first.row - second.row
@@ -150,13 +186,14 @@ def _scene_relations(scene: Scene) -> set[str]:
 
 
 def make_drawing(tag: str, rng: np.random.Generator, *, held_out: bool = False, detailed: bool = False) -> Drawing:
-    """Return a random prompt of a tag with its requirements and a scene that meets them.
+    """Return a random prompt of one category, with its requirements and a scene of coloured shapes that meets them.
 
     Args:
-        tag: One of `TAGS`.
-        rng: Source of all random choices.
-        held_out: Make the first (or only) object one of the combinations that training never shows, `HELD_OUT`.
-        detailed: Name the colour of every object in the prompt, also if the tag does not require it, because captions
+        tag: GenEval's category of the prompt, one of `TAGS`.
+        rng: Random generator for all choices.
+        held_out: Choose the first (or only) object from `HELD_OUT`, the combinations of colour and shape that training
+            never shows.
+        detailed: Name the colour of every object in the prompt, even if the tag does not require it, because captions
             that say more about an image teach faster.
 
     Raises:
@@ -168,9 +205,15 @@ def make_drawing(tag: str, rng: np.random.Generator, *, held_out: bool = False, 
 
 
 def random_scene(rng: np.random.Generator, *, most: int = 4, held_out: bool = False) -> Scene:
-    """Return a scene of one to `most` objects. With `held_out` the first object is one of the combinations `HELD_OUT`.
+    """Return a random scene of one to `most` coloured shapes.
 
-    In three scenes of ten all objects, except for a held-out one, are of the same kind.
+    In three scenes of ten all objects, except for a held-out one, have the same colour and shape.
+
+    Args:
+        rng: Random generator for all choices.
+        most: Largest number of objects.
+        held_out: Choose the first object from `HELD_OUT`, the combinations of colour and shape that training never
+            shows.
     """
     count = int(rng.integers(1, most + 1))
     kinds = [_pick(rng, TRAINED_KINDS) for _ in range(count)]
@@ -182,13 +225,19 @@ def random_scene(rng: np.random.Generator, *, most: int = 4, held_out: bool = Fa
 
 
 def describe(scene: Scene) -> str:
-    """Return a caption in reading order: "a red circle at the top left and an orange cross at the top right"."""
+    """Return a caption that names the objects of a scene in reading order.
+
+    For example: "a red circle at the top left and an orange cross at the top right".
+    """
     things = [f"{_article(t.name)} at the {_where(t.row, t.column)}" for t in _reading_order(scene)]
     return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
 
 
 def ask(scene: Scene, rng: np.random.Generator) -> Question:
-    """Return a random question about the scene; all kinds of question that the scene allows are equally likely."""
+    """Return a random question about the scene with its answer.
+
+    All kinds of question that fit the scene are equally likely.
+    """
     questions: list[Question] = []
     unique_shapes = [t for t in scene.things if len(scene.select(shape=t.shape)) == 1]
     unique_colors = [t for t in scene.things if len(scene.select(color=t.color)) == 1]
@@ -199,7 +248,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
     if unique_colors:
         thing = _pick(rng, unique_colors)
         questions.append(Question(f"What shape is the {thing.color} thing?", thing.shape, "shape"))
-    # One question of five may be about a shape that is not there, so that "zero" is an answer too.
+    # In one case of five the shape is chosen from all shapes, so that "zero" can be an answer too.
     shape = _pick(rng, scene.things).shape if rng.random() < 0.8 else _pick(rng, SHAPES)
     count = len(scene.select(shape=shape))
     questions.append(
@@ -213,10 +262,10 @@ def ask(scene: Scene, rng: np.random.Generator) -> Question:
 
 
 def _exists(scene: Scene, rng: np.random.Generator) -> Question:
-    """Return a question whether an object exists; the answers "yes" and "no" are equally likely.
+    """Return a question whether an object exists in the scene; the answers "yes" and "no" are equally likely.
 
-    For "no" the question names a kind that differs from an object of the scene in colour or shape only, so that the
-    answer takes both.
+    If the answer is "no", the question names an object that differs from one in the scene in either colour or shape,
+    but not in both. The answer therefore depends on both.
     """
     thing = _pick(rng, scene.things)
     color, shape = thing.color, thing.shape
@@ -235,7 +284,7 @@ def _where(row: int, column: int) -> str:
 
 
 def _reading_order(scene: Scene) -> list[Thing]:
-    """Return the objects row by row from the top, and in a row from the left."""
+    """Return the objects of a scene row by row from the top, and within a row from the left."""
     return sorted(scene.things, key=lambda t: (t.row, t.column))
 
 

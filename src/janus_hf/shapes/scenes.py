@@ -1,7 +1,8 @@
-"""Scenes of coloured shapes on a board, and their images.
+"""Scenes of coloured shapes on a board: classes that describe a scene, and functions that make and render one.
 
-A scene puts a few objects, each one coloured shape, on different cells of a 4x4 board. It is rendered on white, every
-object inside its own cell with a margin, so that objects never touch and the same object looks the same in every cell.
+A scene has a few objects, each one coloured shape, on different cells of a 4x4 board. It is rendered on white. Every
+object is drawn inside its own cell with a margin, so that objects never touch and the same object looks the same in
+every cell.
 """
 
 from collections.abc import Iterable
@@ -25,8 +26,8 @@ COLORS: dict[str, tuple[int, int, int]] = {
 }
 WHITE = (255, 255, 255)
 
-# Combinations that training never shows, neither in images to generate nor in questions: the scores on them tell
-# whether a model composes colours and shapes that it knows separately.
+# Combinations of colour and shape that training never shows, neither in images to generate nor in questions. The
+# scores on them tell whether a model composes colours and shapes that it has learned separately.
 HELD_OUT = frozenset({("red", "cross"), ("green", "circle"), ("purple", "square"), ("black", "triangle")})
 
 BOARD = 4  # cells per side
@@ -36,7 +37,7 @@ SIDE = BOARD * CELL  # pixels per side of an image
 
 @dataclass(frozen=True)
 class Thing:
-    """One coloured shape on a cell; `row` 0 is the top, `column` 0 the left."""
+    """One coloured shape on a cell of the board; row 0 is at the top, column 0 at the left."""
 
     color: str
     shape: str
@@ -45,18 +46,22 @@ class Thing:
 
     @property
     def name(self) -> str:
-        """Colour and shape, for example "red circle"."""
+        """Colour and shape of the object, for example "red circle"."""
         return f"{self.color} {self.shape}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects on different cells. The image does not depend on their order; some prompts refer to the first two."""
+    """Coloured shapes on different cells of a 4x4 board.
+
+    The image does not depend on the order of the objects, but some prompts name a relation of the first object to the
+    second.
+    """
 
     things: tuple[Thing, ...]
 
     def select(self, *, color: str | None = None, shape: str | None = None) -> list[Thing]:
-        """Return the objects that have the given colour and the given shape; None allows every one."""
+        """Return the objects of this colour and this shape; None accepts every colour or shape."""
         return [t for t in self.things if color in (None, t.color) and shape in (None, t.shape)]
 
 
@@ -66,12 +71,12 @@ def shape_mask(shape: str, size: int = CELL) -> np.ndarray:
 
     Args:
         shape: One of `SHAPES`.
-        size: Side of the cell, in pixels.
+        size: Side of the cell in pixels.
 
     Raises:
         ValueError: If the shape is unknown.
     """
-    # Antialiasing by rendering at eight times the size and averaging.
+    # The shape is rendered at eight times the size and averaged, which antialiases it.
     scale = 8
     full = size * scale
     low, high, middle = full // CELL, full - full // CELL - 1, full / 2  # one pixel of margin at the board's own size
@@ -95,13 +100,13 @@ def shape_mask(shape: str, size: int = CELL) -> np.ndarray:
 
 @cache
 def _sprite(color: str, shape: str) -> np.ndarray:
-    """Return the image of an object in its cell: `(CELL, CELL, 3)` uint8."""
+    """Return the image of a coloured shape in its cell: `(CELL, CELL, 3)` uint8."""
     mask = shape_mask(shape)[..., None]
     return np.rint(mask * np.array(COLORS[color]) + (1 - mask) * np.array(WHITE)).astype(np.uint8)
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Return the image of a scene as an array: `(SIDE, SIDE, 3)` uint8."""
+    """Return the image of a scene as an RGB array, `(SIDE, SIDE, 3)` uint8."""
     pixels = np.full((SIDE, SIDE, 3), 255, dtype=np.uint8)
     for thing in scene.things:
         top, left = thing.row * CELL, thing.column * CELL
@@ -115,19 +120,25 @@ def picture(scene: Scene) -> Image.Image:
 
 
 def place(kinds: Iterable[tuple[str, str]], rng: np.random.Generator) -> Scene:
-    """Put objects, given as `(color, shape)`, on random different cells."""
+    """Return a scene with the given objects, each a pair `(color, shape)`, on random different cells of the board."""
     kinds = list(kinds)
     return _on_cells(kinds, rng.choice(BOARD * BOARD, size=len(kinds), replace=False))
 
 
 def place_in_order(kinds: Iterable[tuple[str, str]], rng: np.random.Generator) -> Scene:
-    """Put objects on random different cells, in the given order when the board is read row by row; see `place`."""
+    """Return a scene with the given objects on random different cells, in the given order in reading direction.
+
+    Each object is a pair `(color, shape)`. Reading direction is row by row from the top left.
+    """
     kinds = list(kinds)
     return _on_cells(kinds, np.sort(rng.choice(BOARD * BOARD, size=len(kinds), replace=False)))
 
 
 def _on_cells(kinds: list[tuple[str, str]], cells: np.ndarray) -> Scene:
-    """Put each object on the cell of the same index; cells are numbered row by row from the top left."""
+    """Return a scene with each `(color, shape)` on the cell whose number has the same index in `cells`.
+
+    Cells are numbered row by row from the top left.
+    """
     return Scene(tuple(Thing(c, s, int(i) // BOARD, int(i) % BOARD) for (c, s), i in zip(kinds, cells, strict=True)))
 
 

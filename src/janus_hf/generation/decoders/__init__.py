@@ -1,7 +1,8 @@
-"""Decoders run one step of the generation loop: image tokens in, the next image tokens out.
+"""Decoders: classes that run one step of the generation loop, from image tokens to the next image tokens.
 
-`interface.py` defines what a decoder does; `plain.py` calls PyTorch's operators one by one and `compiled.py` runs one
-compiled graph. `choose_decoder` is the only place that decides which of them a model uses.
+`interface.py` defines the methods of a decoder; the decoder in `plain.py` calls PyTorch's operators one by one, and
+that in `compiled.py` runs one compiled graph. `choose_decoder` is the only function that decides which of them a model
+uses.
 """
 
 import torch
@@ -12,12 +13,14 @@ from .plain import PlainDecoder, decode_step, draw_from
 
 
 def choose_decoder(device: torch.device, *, compiled: bool, mode: str | None = None) -> Decoder:
-    """Return a new decoder for a model on `device`.
+    """Return a new decoder, which runs the steps of image generation, for a model on `device`.
 
     Args:
         device: Device of the model's weights.
-        compiled: Whether to compile the step. The caller checks first that this works there (`why_not_compilable`).
-        mode: `mode` of `torch.compile`; None uses CUDA graphs on a GPU and packed weights on a CPU.
+        compiled: Whether the decoder compiles the step. The caller first checks that compiling works on `device`
+            (`why_not_compilable`).
+        mode: The argument `mode` of `torch.compile`; None uses CUDA graphs on a GPU and packed weights (copies in the
+            order in which matrix kernels read them) on a CPU.
     """
     return CompiledDecoder(device, mode) if compiled else PlainDecoder()
 

@@ -1,6 +1,8 @@
-"""The step of the generation loop as a compiled graph: a CUDA graph on a GPU, packed weights on a CPU.
+"""The class `CompiledDecoder`, which runs a step of the generation loop as a compiled graph.
 
-`B` images, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `n` tokens fed at once.
+The step runs as a CUDA graph on a GPU and with packed weights (copies in the order in which matrix kernels read them)
+on a CPU. In shapes, `B` is the number of images, `R` the number of rows (sequences that the language model runs: `B`,
+or `2 B` with guidance, conditional rows first), `T` the prompt length, and `n` the number of tokens fed at once.
 """
 
 import time
@@ -22,24 +24,27 @@ from .plain import decode_step, lengthen
 
 logger = logging.get_logger(__name__)
 
-# Caches of compiled steps have a multiple of this number of positions, so that most prompts share one graph.
+# The lengths of caches of compiled steps are rounded up to a multiple of this number of positions, so that most
+# prompts share one graph.
 _LENGTHS = 64
 
-# Number of tokens per image and step, cache length, and the settings that change the graph.
+# Key of a compiled graph: number of images, tokens per image and step, length of the cache, and the settings that
+# change the graph.
 _Size = tuple[int | bool | None, ...]
 
 
 class CompiledDecoder:
-    """Runs `decode_step` as one compiled graph per size, and keeps the caches that the graphs are compiled for.
+    """Decoder that runs `decode_step` as one compiled graph per size, and keeps the caches that the graphs use.
 
     On CUDA a graph is replayed as a CUDA graph instead of launching its kernels one by one. On a CPU the weights of
-    the language model, the generation aligner and the image head are packed for the matrix kernels, which takes a
-    second copy of them. The kernels of `x86/` pack the layers that they can compute, on processors that they are made
-    for. All other layers are packed by inductor (PyTorch's compiler), which makes weights constants of its graph.
+    the language model, the generation aligner and the image head are packed (copied in the order in which matrix
+    kernels read them), which takes the memory of a second copy. On the processors for which the kernels in `x86/` are
+    made, these kernels pack the layers that they can compute. All other layers are packed by inductor (PyTorch's
+    compiler), which makes weights constants of its graph.
 
     Args:
-        device: Device of the model's weights; `prepare` follows the model to another device.
-        mode: `mode` of `torch.compile`, instead of the choice described.
+        device: Device of the model's weights; `prepare` updates it if the model has moved to another device.
+        mode: The argument `mode` of `torch.compile`; None uses CUDA graphs or packed weights as described.
     """
 
     def __init__(self, device: torch.device, mode: str | None = None) -> None:
@@ -47,11 +52,14 @@ class CompiledDecoder:
         self._forget()
 
     def __reduce__(self) -> tuple[type["CompiledDecoder"], tuple[torch.device, str | None]]:
-        """Make copies and pickles without graphs: those belong to one model's weights and cannot be copied."""
+        """Return how to copy or pickle the decoder: from device and mode, without graphs.
+
+        Graphs belong to one model's weights and cannot be copied.
+        """
         return CompiledDecoder, (self.device, self.mode)
 
     def _forget(self) -> None:
-        """Drop all graphs, caches and packed weights."""
+        """Drop all compiled graphs, caches and packed weights."""
         self._graphs: dict[_Size, Callable[..., StepOutput]] = {}
         self._caches: dict[tuple[int, int], StaticCache] = {}
         self._identity: list[tuple[torch.device, torch.dtype, int]] | None = None
@@ -61,24 +69,30 @@ class CompiledDecoder:
 
     @property
     def _packs_weights(self) -> bool:
-        """Whether the step uses packed copies of the weights."""
+        """Whether the step uses packed copies of the weights: on a CPU, unless a `mode` of `torch.compile` was chosen.
+
+        Packed means copied in the order in which matrix kernels read them.
+        """
         return self.device.type == "cpu" and self.mode is None
 
     @property
     def packs_by_compiler(self) -> bool:
-        """Whether the compiler packs weights as constants of its graph, because `x86/` could not pack all of them."""
+        """Whether inductor (PyTorch's compiler) packs weights as constants of its graph.
+
+        It does so if the kernels in `x86/` could not pack all layers.
+        """
         return bool(self._compiler_options)
 
     def prepare(self, model: BareModel) -> None:
-        """Bring graphs and packed weights up to date with the model.
+        """Bring compiled graphs and packed weights (copies for matrix kernels) up to date with the model.
 
-        Drop them if the model has other layers or weights than before, or has moved to another device or dtype. Pack
-        weights again that were changed in place.
+        Drop graphs, caches and packed weights if the model has other layers or weights than before, or has moved to
+        another device or dtype. Pack the weights again if they were changed in place.
         """
         weights = list(model.parameters())
         self.device = weights[0].device
-        # Packed weights are copies, which become stale when a weight is replaced or written to. Otherwise weights are
-        # inputs of the graph, and torch.compile itself notices when one is replaced.
+        # Packed weights are copies, which become stale when a weight is replaced or written to. Without packing,
+        # weights are inputs of the graph, and torch.compile itself notices when one is replaced.
         identity = [(weight.device, weight.dtype, id(weight) if self._packs_weights else 0) for weight in weights]
         checksums = [_checksum(weight) for weight in weights] if self._packs_weights else []
         written_to = checksums != self._checksums
@@ -92,22 +106,26 @@ class CompiledDecoder:
             self._pack(model)
         elif self._kernels is not None and written_to:
             self._kernels.pack_again()
-        self._identity, self._checksums = identity, checksums  # last: interrupted packing is repeated next time
+        # These are set last, so that interrupted packing is repeated next time.
+        self._identity, self._checksums = identity, checksums
 
     def _pack(self, model: BareModel) -> None:
-        """Pack the weights by `x86/` if its kernels cover all linear layers; else let the compiler pack them."""
+        """Pack the weights of linear layers: copy them in the order in which matrix kernels read them.
+
+        The kernels in `x86/` pack the layers that they can compute; the compiler packs the others.
+        """
         self._kernels = kernels_for(model, self.device)
         if self._kernels is not None and self._kernels.complete:
             return
         # Inductor times every kind of matrix kernel for every layer, unless there is only one kind to choose from. For
-        # int4 that is PyTorch's own (ATEN), because not all processors have a generated one (CPP).
+        # int4 that is PyTorch's own kind (ATEN), because not all processors have a generated kind (CPP).
         int4 = any(type(weight).__name__ == "Int4OpaqueTensor" for weight in model.parameters())
         kernels = "ATEN" if int4 else "CPP"
         self._compiler_options = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": kernels}
 
     @contextmanager
     def running(self, model: BareModel) -> Iterator[None]:
-        """Install the packed layers and the compiler's options; remove both at the end, also after an error."""
+        """Use packed layers and the compiler's options inside the context; remove both at its end or on error."""
         with ExitStack() as stack:
             if self._kernels is not None:
                 stack.enter_context(self._kernels.in_place())
@@ -116,7 +134,10 @@ class CompiledDecoder:
             yield
 
     def make_cache(self, implementation: str, text_config: PreTrainedConfig, rows: int, length: int) -> Cache:
-        """Return the cache that this size used before, emptied: graphs are compiled for its memory.
+        """Return an empty static cache for `rows` sequences of at least `length` positions.
+
+        A cache that was made before for the same size is emptied and returned again, because the compiled graphs use
+        its memory.
 
         Raises:
             ValueError: If `implementation` is not "static".
@@ -133,11 +154,19 @@ class CompiledDecoder:
         return self._caches[rows, length]
 
     def make_mask(self, mask_RT: torch.Tensor, cache: Cache, length: int) -> torch.Tensor:
-        """Return a mask of the cache's length, also without padding, so that all prompts share one graph."""
+        """Return the prompts' attention mask `(R, T)` extended by ones to the length of the cache.
+
+        A mask is returned even if no prompt is padded, so that all prompts share one graph. `R` is the number of rows
+        (sequences), `T` the prompt length.
+        """
         return lengthen(mask_RT, cache.get_max_length())
 
     def step(self, model: BareModel, cache: Cache, step: StepInput) -> StepOutput:
-        """Run the graph of this size, and compile it first if there is none. The next step overwrites the output."""
+        """Run the graph that is compiled for the size of this step, and compile it first if there is none.
+
+        The size is the number of images and tokens, the cache's length, and which sampling settings are used. The next
+        step overwrites the output.
+        """
         torch.compiler.cudagraph_mark_step_begin()
         sampling = step.draw.sampling
         settings = (step.draw.guidance_scale is None, sampling.do_sample, sampling.top_k, sampling.top_p is None)
@@ -161,23 +190,26 @@ class CompiledDecoder:
         return output
 
     def _compile(self) -> Callable[..., StepOutput]:
-        """Return `decode_step` to be compiled at its first call, apart from all other graphs of `decode_step`."""
-        # torch.compile stores graphs by code object, so each graph gets a copy, and is freed with it. Without copies
-        # all models of a process share one list: the ninth graph raises FailOnRecompileLimitHit (tried with torch
-        # 2.13). The argument `isolate_recompiles` would do instead, but torch 2.6 does not have it.
+        """Return a copy of `decode_step` that is compiled at its first call, independently of all other copies."""
+        # torch.compile stores graphs by code object, so each graph gets its own copy and is freed with it. Without
+        # copies all models of a process share one list of graphs: the ninth raises FailOnRecompileLimitHit (tried with
+        # torch 2.13). The argument `isolate_recompiles` would do instead, but torch 2.6 does not have it.
         code = decode_step.__code__.replace()
         function = types.FunctionType(code, decode_step.__globals__, decode_step.__name__)
         mode = None if self._packs_weights else self.mode or "reduce-overhead"
         return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
     def rewind(self, cache: Cache, count: int) -> None:
-        """Lower the cache's length by `count`, in place: the next step overwrites what lies beyond."""
+        """Remove the last `count` positions from the cache, in place.
+
+        Only the cache's length is lowered; the next step overwrites the removed positions.
+        """
         for layer in cache.layers:
             layer.cumulative_length.sub_(count)
 
 
 def why_not_compilable(device: torch.device) -> str | None:
-    """Compile a small function and return the reason if that fails, or None if `torch.compile` works on `device`."""
+    """Try to compile a small function on `device`, and return None if that works, else the reason as one line."""
 
     def probe(x: torch.Tensor) -> torch.Tensor:
         return torch.sin(x) + 1
@@ -190,7 +222,9 @@ def why_not_compilable(device: torch.device) -> str | None:
 
 
 def _checksum(weight: nn.Parameter) -> tuple[float, ...]:
-    """Return a cheap checksum that detects changes in place: the version counter and sums of about sixteen rows.
+    """Return a cheap checksum that detects changes of a weight in place.
+
+    It consists of the weight's version counter and the sums of about sixteen of its rows.
 
     The counter alone is not enough, because PEFT merges adapters through `.data`, which does not count.
     """
@@ -203,7 +237,7 @@ def _checksum(weight: nn.Parameter) -> tuple[float, ...]:
 
 
 def _inductor_options(options: dict[str, bool | int | str]) -> AbstractContextManager[None]:
-    """Return a context in which inductor has these options."""
+    """Return a context manager inside which inductor (PyTorch's compiler) has these options."""
     # The argument `options` of torch.compile is the public way, but it is read after inductor has decided whether
     # weights become constants ("freezing").
     from torch._inductor import config

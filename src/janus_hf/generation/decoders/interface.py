@@ -1,7 +1,8 @@
-"""The interface of decoders, which run one step of the generation loop.
+"""The interface of decoders (classes that run one step of the generation loop), and the input and output of a step.
 
-`B` images, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `n` tokens fed at once,
-`K` codebook entries, `L` positions of the cache.
+In shapes, `B` is the number of images, `R` the number of rows (sequences that the language model runs: `B`, or `2 B`
+with guidance, conditional rows first), `T` the prompt length, `n` the number of tokens fed at once, `K` the number of
+codebook entries, and `L` the number of positions of the cache.
 """
 
 from contextlib import AbstractContextManager
@@ -18,14 +19,19 @@ from ..sampling import Draw
 
 @dataclass(frozen=True)
 class StepInput:
-    """Input of one step, beside the model and the cache.
+    """Input of one step of image generation, besides the model and the key-value cache.
+
+    A row is a sequence that the language model runs. `B` images have `R` rows: `R = B`, or with guidance `R = 2 B`,
+    conditional rows first.
 
     Args:
-        tokens: `(B, n)` int64 image tokens to feed. An image's conditional and unconditional row get the same tokens.
-        mask: `(R, L)` attention mask, 0 on the left padding of the prompts; None if there is no padding.
+        tokens: `(B, n)` int64, the `n` image tokens to feed for each image. The conditional and the unconditional row
+            of an image get the same tokens.
+        mask: `(R, L)` attention mask over the `L` positions of the cache, 0 on the left padding of the prompts; None
+            if there is no padding.
         lengths: `(R, 1)` int64, lengths of the prompts without padding.
-        positions: `(n,)` int64, positions in their images of the tokens to sample.
-        draw: Keys, guidance scale and sampling settings.
+        positions: `(n,)` int64, positions in the image of the tokens to sample.
+        draw: Random keys, guidance scale and sampling settings of the batch.
     """
 
     tokens: torch.Tensor
@@ -36,68 +42,87 @@ class StepInput:
 
 
 class StepOutput(NamedTuple):
-    """Tokens that a step sampled, and the logits and scores that they were sampled from."""
+    """Tokens that one step sampled for `B` images at `n` positions, and the logits and scores they come from.
 
-    tokens: torch.Tensor  # (B, n) int64
-    logits: torch.Tensor  # (B, n, K) float32, after guidance
-    scores: torch.Tensor  # (B, n, K) float32, after guidance, temperature, top-k and top-p
+    Attributes:
+        tokens: `(B, n)` int64.
+        logits: `(B, n, K)` float32 logits of the `K` codebook entries, after guidance.
+        scores: `(B, n, K)` float32 logits after guidance, temperature, top-k and top-p.
+    """
+
+    tokens: torch.Tensor
+    logits: torch.Tensor
+    scores: torch.Tensor
 
 
 class Decoder(Protocol):
-    """Runs steps of the language model and samples image tokens from them.
+    """Interface of classes that run one step of image generation: run the language model and sample image tokens.
 
-    A decoder does not own a batch. All that belongs to one batch (cache, mask, positions, `Draw`) is passed to every
-    call, so batches of different sizes may take turns. Graphs, packed weights and the memory of caches belong to the
-    model and are kept from batch to batch.
+    A decoder does not own a batch. All objects that belong to one batch (cache, mask, positions, `Draw`) are passed to
+    every call, so steps of batches of different sizes may alternate. Compiled graphs, packed weights
+    (copies for matrix kernels) and the memory of caches belong to the model, and the decoder keeps them from batch to
+    batch.
     """
 
     def prepare(self, model: BareModel) -> None:
-        """Update what was derived from the model's weights. The caller calls this before the first step of a batch."""
+        """Update all objects that the decoder derived from the model's weights, such as compiled graphs.
+
+        The caller calls this method before the first step of a batch.
+        """
         ...
 
     def running(self, model: BareModel) -> AbstractContextManager[None]:
-        """Return the context in which the language model runs: it installs fast layers and removes them again."""
+        """Return a context manager inside which the caller runs the language model.
+
+        The decoder may install faster layers when the context is entered; it removes them when the context is left.
+        """
         ...
 
     def make_cache(self, implementation: str, text_config: PreTrainedConfig, rows: int, length: int) -> Cache:
-        """Return an empty cache.
+        """Return an empty key-value cache for one batch.
 
-        The decoder may reuse the memory of a cache that it returned before for the same size: that cache must not be
-        used any more.
+        The decoder may reuse the memory of a cache that it returned before for the same size: the caller must not use
+        that earlier cache any more.
 
         Args:
             implementation: "static" or "dynamic".
             text_config: Config of the language model.
-            rows: `R`.
+            rows: Number of rows (sequences) of the batch: the number of images, or twice that with guidance.
             length: Number of positions that the batch needs.
 
         Raises:
-            ValueError: If the decoder does not have this implementation.
+            ValueError: If the decoder does not support this implementation.
         """
         ...
 
     def make_mask(self, mask_RT: torch.Tensor, cache: Cache, length: int) -> torch.Tensor | None:
-        """Return the attention mask for all steps of a batch: `(R, length or more)`, or None if none is needed.
+        """Return the attention mask for all steps of a batch, or None if none is needed.
 
         Args:
-            mask_RT: Attention mask of the prompts, 0 on the left padding.
+            mask_RT: Attention mask of the prompts, `(R, T)` for `R` rows (sequences) of length `T`, 0 on the left
+                padding.
             cache: The batch's cache.
             length: Number of positions that the batch needs.
+
+        Returns:
+            `(R, length or more)`, or None.
         """
         ...
 
     def step(self, model: BareModel, cache: Cache, step: StepInput) -> StepOutput:
-        """Feed tokens and sample the token after each; the next step may overwrite the output.
+        """Feed image tokens to the language model, sample one token after each of them, and return the sampled tokens.
+
+        The next step may overwrite the output.
 
         Args:
-            model: The bare model.
-            cache: Keys and values of all positions before; the step appends those of the tokens.
-            step: The tokens and their positions, with the mask of `make_mask`.
+            model: The model without its text head.
+            cache: Keys and values of all earlier positions; the step appends those of the fed tokens.
+            step: The tokens to feed and the positions to sample, with the mask that `make_mask` returned.
         """
         ...
 
     def rewind(self, cache: Cache, count: int) -> None:
-        """Remove the last `count` positions from the cache, in place; `count` is at least 1."""
+        """Remove the last `count` positions from the key-value cache, in place; `count` is at least 1."""
         ...
 
 

@@ -1,7 +1,8 @@
-"""The step of the generation loop, run by PyTorch's operators one by one.
+"""The function `decode_step`, one step of the generation loop, and a decoder that runs it without compiling.
 
-`B` images, `R` rows (`B`, or `2 B` with guidance: conditional rows first), `T` prompt length, `n` tokens fed at once,
-`D` width of the language model, `L` positions of the cache.
+In shapes, `B` is the number of images, `R` the number of rows (sequences that the language model runs: `B`, or `2 B`
+with guidance, conditional rows first), `T` the prompt length, `n` the number of tokens fed at once, `D` the width of
+the language model, and `L` the number of positions of the cache.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -17,15 +18,19 @@ from .interface import StepInput, StepOutput
 
 
 def draw_from(model: BareModel, hidden_RnD: torch.Tensor, positions: torch.Tensor, draw: Draw) -> StepOutput:
-    """Sample image tokens from hidden states: image head, guidance, sampling.
+    """Compute the image logits of hidden states, apply guidance, and sample image tokens.
 
     Args:
-        model: The bare model, for its image head.
-        hidden_RnD: Last hidden states `(R, n, D)`.
-        positions: `(n,)` int64, positions in their images of the tokens to sample.
-        draw: Keys, guidance scale and sampling settings.
+        model: The model without its text head; its image head computes the logits.
+        hidden_RnD: Last hidden states `(R, n, D)` of `R` rows (one per image, or two with guidance, all conditional
+            rows first) at `n` positions.
+        positions: `(n,)` int64, positions in the image of the tokens to sample.
+        draw: Random keys, guidance scale and sampling settings of the batch.
+
+    Returns:
+        Tokens `(B, n)`, logits and scores `(B, n, K)` of `B` images over `K` codebook entries.
     """
-    # In float32 from here on, because guidance multiplies the logits' rounding errors by its scale.
+    # The logits are float32 from here on, because guidance multiplies the logits' rounding errors by its scale.
     logits = model.generation_head(hidden_RnD).float()
     if draw.guidance_scale is not None:
         conditional, unconditional = logits.chunk(2)
@@ -43,23 +48,27 @@ def decode_step(
     positions: torch.Tensor,
     draw: Draw,
 ) -> StepOutput:
-    """Run one step: embed tokens, run the language model, sample the token after each.
+    """Run one step of image generation: embed image tokens, run the language model, sample one token after each.
 
     The function does not wait for the device and has no shapes that depend on data, so that it compiles to one graph.
     It takes the fields of a `StepInput` as separate arguments, because a compiled graph checks the attributes of every
     new object that it is called with (measured with a tiny model: 0.25 ms of a step of 1.2 ms).
 
     Args:
-        model: The bare model.
-        cache: Keys and values of all positions before; the step appends to it.
-        tokens: See `StepInput`.
-        mask: See `StepInput`. It must cover exactly the positions of the cache that are attended to.
-        lengths: See `StepInput`.
-        positions: See `StepInput`.
-        draw: See `StepInput`.
+        model: The model without its text head.
+        cache: Keys and values of all earlier positions; the step appends those of the fed tokens.
+        tokens: `(B, n)` int64, the `n` image tokens to feed for each of `B` images.
+        mask: Attention mask of all rows (one per image, or two with guidance), or None. It must cover exactly the
+            positions of the cache that are attended to.
+        lengths: `(R, 1)` int64, lengths of the `R` rows' prompts without padding.
+        positions: `(n,)` int64, positions in the image of the tokens to sample.
+        draw: Random keys, guidance scale and sampling settings of the batch.
+
+    Returns:
+        Tokens `(B, n)`, logits and scores `(B, n, K)` over `K` codebook entries.
     """
-    # The last guesses may lie past the image's end and so past the context. They are never accepted, but some kinds of
-    # RoPE depend on the largest position.
+    # The last guesses may lie past the end of the image, and so past the end of the context. They are never accepted,
+    # but some kinds of RoPE depend on the largest position.
     limit = model.config.text_config.max_position_embeddings - 1
     position_ids = (lengths + positions - 1).clamp(max=limit)
     embeds = model.embed_image_ids(tokens)
@@ -73,17 +82,27 @@ def decode_step(
 
 
 class PlainDecoder:
-    """Runs `decode_step` as it is and makes a new cache for every batch. It has no state."""
+    """Decoder that runs `decode_step` without compiling it and makes a new cache for every batch. It has no state."""
 
     def prepare(self, model: BareModel) -> None:
-        """Do nothing: nothing is derived from the weights."""
+        """Do nothing, because this decoder derives nothing from the model's weights."""
 
     def running(self, model: BareModel) -> AbstractContextManager[None]:
-        """Return an empty context: the model runs as it is."""
+        """Return a context manager that does nothing, because this decoder runs the model as it is."""
         return nullcontext()
 
     def make_cache(self, implementation: str, text_config: PreTrainedConfig, rows: int, length: int) -> Cache:
-        """Return an empty cache, allocated at once ("static") or growing ("dynamic"); see `Decoder.make_cache`."""
+        """Return an empty key-value cache for one batch; `rows` is not used.
+
+        Args:
+            implementation: "static" allocates memory for `length` positions at once; "dynamic" grows.
+            text_config: Config of the language model.
+            rows: Number of rows (sequences) of the batch.
+            length: Number of positions that the batch needs.
+
+        Raises:
+            ValueError: If `implementation` is neither "static" nor "dynamic".
+        """
         if implementation == "static":
             return PreallocatedCache(text_config, length)
         if implementation == "dynamic":
@@ -93,11 +112,18 @@ class PlainDecoder:
         )
 
     def make_mask(self, mask_RT: torch.Tensor, cache: Cache, length: int) -> torch.Tensor | None:
-        """Return the mask `(R, length)`, or None without padding: attention kernels then take their causal path."""
+        """Return the prompts' attention mask extended by ones to `(R, length)`, or None if no prompt is padded.
+
+        Without a mask, attention kernels take their causal path. The given mask is `(R, T)` for `R` rows (sequences)
+        of length `T`.
+        """
         return None if bool(mask_RT.all()) else lengthen(mask_RT, length)
 
     def step(self, model: BareModel, cache: Cache, step: StepInput) -> StepOutput:
-        """Run `decode_step` with the part of the mask that covers the cache and the tokens fed."""
+        """Run `decode_step` and return its output.
+
+        The mask is cut to the positions in the cache and those of the fed tokens.
+        """
         mask = step.mask
         if mask is not None:
             mask = mask[:, : cache.get_seq_length() + step.tokens.shape[1]]
@@ -109,7 +135,10 @@ class PlainDecoder:
 
 
 def lengthen(mask_RT: torch.Tensor, length: int) -> torch.Tensor:
-    """Append ones to a prompt's mask `(R, T)`: `(R, length)`. Causality hides positions that are not written yet."""
+    """Extend the attention mask of prompts `(R, T)` by ones to `(R, length)` and return it.
+
+    Positions that are not written yet get a one too; causal attention hides them.
+    """
     return torch.nn.functional.pad(mask_RT, (0, length - mask_RT.shape[1]), value=1)
 
 

@@ -31,8 +31,8 @@ static inline void load(const float* w, Vector& low, Vector& high) {
   high = Vector::loadu(w + kWidth);
 }
 
-// Load the even bfloat16 values into `low` and the odd ones into `high`: two operations, where keeping their order
-// would take five.
+// Load a block of bfloat16 values: the even entries into `low` and the odd ones into `high`. This takes two
+// operations; keeping the order of the entries would take five.
 static inline void load(const c10::BFloat16* w, Vector& low, Vector& high) {
   Pairs pairs;
   std::memcpy(&pairs, w, sizeof(pairs));
@@ -40,7 +40,7 @@ static inline void load(const c10::BFloat16* w, Vector& low, Vector& high) {
   high = Vector(reinterpret_cast<Floats>(pairs & 0xffff0000u));
 }
 
-// Convert as many bytes as a register holds floats.
+// Convert int8 values to floats, as many as one register holds.
 static inline Vector widen(const int8_t* w) {
 #if defined(CPU_CAPABILITY_AVX512)
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w));
@@ -58,8 +58,8 @@ static inline void load(const int8_t* w, Vector& low, Vector& high) {
 
 // --- Linear layers: y = x w^T
 //
-// The packed weight has one part per block of outputs: for each input in turn, the weights of these outputs. A block
-// is so narrow that its sums for six rows stay in registers.
+// The packed weight has one part per block of outputs. The part holds, for each input in turn, the weights of these
+// outputs. A block is so narrow that its sums for six rows stay in registers.
 
 // Rows per tile: 12 sums, 2 weights and an input fill the 16 registers of AVX2.
 constexpr int kRows = 6;
@@ -97,7 +97,7 @@ static void add_tile(const float* __restrict x, int64_t inputs, const Weight* __
   });
 }
 
-// Call `add_tile` with `count` rows: a number known at run time, turned into a template argument.
+// Call `add_tile` for `count` rows. `count` is known only at run time and is turned into a template argument.
 template <bool prefetch, typename Weight, int rows = kRows>
 static inline void add_rows(int count, const float* x, int64_t inputs, const Weight* w, int depth, float* y,
                             int64_t outputs) {
@@ -110,7 +110,7 @@ static inline void add_rows(int count, const float* x, int64_t inputs, const Wei
   }
 }
 
-// Compute one block of outputs for all rows.
+// Compute one block of outputs for all rows of the input.
 template <typename Weight>
 static void compute_block(const float* x, int64_t rows, int64_t inputs, const Weight* w, float* y, int64_t outputs) {
   for (int64_t row = 0; row < rows; ++row) {
@@ -129,7 +129,8 @@ static void compute_block(const float* x, int64_t rows, int64_t inputs, const We
   }
 }
 
-// Share the blocks of outputs between threads, each of which reads its own part of the weight.
+// Compute a linear layer: divide its blocks of outputs between threads, each of which reads its own part of the
+// weight.
 template <typename Weight>
 static void linear(const float* x, const Weight* w, float* y, int64_t rows, int64_t inputs, int64_t outputs,
                    int threads) {
@@ -147,12 +148,12 @@ static void linear(const float* x, const Weight* w, float* y, int64_t rows, int6
 // One query at a time attends to one head's positions. The softmax is normalised last: the weighted sum of values is
 // divided by the sum of weights.
 
-// Memory of one thread, reused for all its queries.
+// Working memory of one thread, reused for all its queries.
 struct Scratch {
   std::vector<float> query, weights;
 };
 
-// Score one position: the dot product of query and key.
+// Return the score of one position: the dot product of query and key.
 template <typename Number>
 static inline float dot(const float* query, const Number* key, int64_t width) {
   Vector low_sum(0), high_sum(0);
@@ -166,7 +167,7 @@ static inline float dot(const float* query, const Number* key, int64_t width) {
   return at::vec::vec_reduce_all<float>([](Vector& a, Vector& b) { return a + b; }, low_sum + high_sum);
 }
 
-// Compute `blocks` blocks of the weighted sum of values.
+// Compute `blocks` blocks of the weighted sum of values over the positions from `first` up to, not including, `last`.
 template <int blocks, typename Number>
 static void add_values(const float* weights, const Number* values, int64_t first, int64_t last, int64_t width,
                        float* sum) {
@@ -238,7 +239,7 @@ static void attend_to_head(const float* query, const Number* keys, const Number*
   }
 }
 
-// Share rows and heads between threads.
+// Compute attention: divide the rows and heads between threads.
 template <typename Number>
 static void attention(const float* query, const Number* keys, const Number* values, const bool* visible, float* y,
                       int64_t rows, int64_t heads, int64_t groups, int64_t queries, int64_t length, int64_t width,

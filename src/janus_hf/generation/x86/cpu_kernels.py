@@ -1,7 +1,7 @@
-"""PyTorch operators for the generation step on x86 CPUs, implemented in `cpu_kernels.cpp`.
+"""PyTorch operators for the generation step on x86 CPUs, implemented in C++ in `cpu_kernels.cpp`.
 
 The kernels are compiled when they are first needed, in the same way as kernels of torch.compile, and cached on disk
-with them.
+together with them.
 """
 
 import ctypes
@@ -12,7 +12,8 @@ import torch
 from transformers.utils import logging
 
 
-# The C functions take addresses and sizes, then the scale of attention's scores, and last the number of threads.
+# The C functions take the addresses of tensors and sizes, then (for attention) the factor of the scores, and last the
+# number of threads.
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.int8: "int8"}
 _TENSOR, _SIZE = ctypes.c_void_p, ctypes.c_int64
 _LINEAR = [_TENSOR] * 3 + [_SIZE] * 3 + [ctypes.c_int]
@@ -29,19 +30,25 @@ logger = logging.get_logger(__name__)
 
 
 def kernels_fit(device: torch.device) -> bool:
-    """Return whether `device` is a CPU with AVX2 or AVX-512, which the kernels are written for."""
+    """Return whether `device` is a CPU with AVX2 or AVX-512, for which the kernels are written."""
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 def multiplies_bfloat16() -> bool:
-    """Return whether the processor has instructions that multiply bfloat16, which PyTorch and its compiler use."""
+    """Return whether this machine's processor has instructions that multiply bfloat16 (AVX512-BF16 or AMX).
+
+    PyTorch and its compiler use these instructions; the kernels in this folder do not.
+    """
     # torch.cpu.get_capabilities is public, but torch 2.6 does not have it.
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @cache
 def load_kernels() -> ctypes.CDLL:
-    """Compile the kernels, or load them from the cache on disk, and declare their arguments."""
+    """Compile the C++ kernels, or load them from the cache on disk, and return them as a library.
+
+    The argument types of its functions are declared.
+    """
     # The public way, torch.utils.cpp_extension, needs ninja and does not set the processor's vector instructions, on
     # which the kernels' vector type depends.
     from torch._inductor.codecache import CppCodeCache
@@ -55,7 +62,7 @@ def load_kernels() -> ctypes.CDLL:
 
 @cache
 def kernels_can_be_built() -> bool:
-    """Build the kernels and return whether that worked; if not, log a warning with the reason."""
+    """Build the kernels and return whether that worked; if it did not, log a warning with the reason."""
     try:
         load_kernels()
     except Exception as error:  # compilers and file systems raise errors of any type
@@ -67,16 +74,17 @@ def kernels_can_be_built() -> bool:
 
 @torch.compiler.assume_constant_result
 def block_size() -> int:
-    """Return the number of values that a kernel loads at once: 16 with AVX2, 32 with AVX-512."""
+    """Return the number of values that a kernel loads at once (a block): 16 with AVX2, 32 with AVX-512."""
     return load_kernels().block_size()
 
 
 def packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """Compute `x w^T`, summed in an order that does not depend on the number of rows.
+    """Compute `x w^T` for a packed weight `w`, summed in an order that does not depend on the number of rows of `x`.
 
     Args:
-        x_MK: `(M, K)` float32.
-        packed: Weights `(N / block, K, block)`, float32, bfloat16 or int8, from `pack_weight`.
+        x_MK: `(M, K)` float32: `M` rows of `K` inputs.
+        packed: `w` as `pack_weight` returns it, `(N / block, K, block)` for `N` outputs, float32, bfloat16 or int8;
+            `block` is `block_size()`.
 
     Returns:
         `(M, N)` float32.
@@ -85,7 +93,7 @@ def packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def _packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """Run the kernel; the implementation of the operator `packed_linear`."""
+    """Implement the operator `packed_linear` on the CPU: call the C++ kernel and return its output."""
     x_MK = x_MK.contiguous()  # the kernel gets an address and no strides
     y_MN = _empty_packed_linear(x_MK, packed)
     kernel = getattr(load_kernels(), f"linear_{_NAMES[packed.dtype]}")
@@ -94,7 +102,11 @@ def _packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
 
 
 def _empty_packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
-    """Check the inputs and return an output without values: all that the compiler needs to know of the operator."""
+    """Implement the operator `packed_linear` for torch.compile's tracing: check the inputs and return an empty output.
+
+    The output has the right shape `(M, N)` and dtype but no values. Raise a ValueError if the kernel does not support
+    the inputs.
+    """
     if x_MK.dtype != torch.float32 or x_MK.ndim != 2 or x_MK.shape[1] != packed.shape[1]:
         raise ValueError(
             f"The input of a packed layer must be float32 of shape (rows, {packed.shape[1]}), got {x_MK.dtype} of "
@@ -106,19 +118,20 @@ def _empty_packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tens
 def masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Attend, reading no position after the last visible one.
+    """Compute the attention of queries to keys and values, without reading any position after the last visible one.
 
-    `R` rows, `H` query heads, `G` key and value heads, `n` queries, `L` positions, `D` width of a head.
+    `R` is the number of rows (sequences), `H` of query heads, `G` of key and value heads, `n` of queries per row, `L`
+    of positions, and `D` the width of a head.
 
     Args:
         query: `(R, H, n, D)` float32; `D` is a multiple of `block_size()`.
         key: `(R, G, L, D)` float32 or bfloat16.
         value: `(R, G, L, D)` in the key's dtype.
         visible: `(R, n, L)` bool, True where a query may attend.
-        scale: Factor of the scores before the softmax.
+        scale: Factor by which scores are multiplied before the softmax.
 
     Returns:
-        `(R, n, H, D)` float32; 0 for a query that may attend nowhere.
+        `(R, n, H, D)` float32; 0 for a query that may attend to no position.
     """
     return torch.ops.janus_hf.masked_attention(query, key, value, visible, scale)
 
@@ -126,7 +139,7 @@ def masked_attention(
 def _masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Run the kernel; the implementation of the operator `masked_attention`."""
+    """Implement the operator `masked_attention` on the CPU: call the C++ kernel and return its output."""
     inputs = [tensor.contiguous() for tensor in (query, key, value, visible)]
     output = _empty_masked_attention(query, key, value, visible, scale)
     rows, heads, queries, width = query.shape
@@ -139,7 +152,11 @@ def _masked_attention(
 def _empty_masked_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Check the inputs and return an output without values: all that the compiler needs to know of the operator."""
+    """Implement the operator `masked_attention` for torch.compile's tracing: check the inputs, return an empty output.
+
+    The output has the right shape `(R, n, H, D)` and dtype but no values. Raise a ValueError if the kernel does not
+    support the inputs.
+    """
     rows, heads, queries, width = query.shape
     fit = key.shape == value.shape and key.shape[::3] == query.shape[::3] and heads % key.shape[1] == 0
     fit = fit and key.dtype == value.dtype and visible.shape == (rows, queries, key.shape[2])

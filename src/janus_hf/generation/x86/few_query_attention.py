@@ -1,9 +1,10 @@
-"""Attention of a generation step on an x86 CPU.
+"""Attention for the few queries of a generation step on an x86 CPU, as an attention function of transformers.
 
-PyTorch's kernel attends to a static cache over its whole length, most of which is empty during most of an image. For
-bfloat16 it also multiplies matrices of one row, which no processor does fast.
+PyTorch's kernel attends to a static cache over its whole length, most of which is empty while most of an image is
+generated. For bfloat16 it also multiplies matrices of one row, which no processor does fast.
 
-`R` rows, `H` query heads, `G` key and value heads, `n` queries, `L` positions, `D` width of a head.
+In shapes, `R` is the number of rows (sequences), `H` of query heads, `G` of key and value heads, `n` of queries per
+row, `L` of positions, and `D` the width of a head.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from .cpu_kernels import block_size, masked_attention
 
 
 NAME = "janus_few_queries"
-_FEW = 8  # with 16, PyTorch's kernel, which multiplies matrices, takes up to a quarter less time
+# Largest number of queries for this package's kernel. With 16 queries, PyTorch's kernel, which multiplies matrices,
+# takes up to a quarter less time.
+_FEW = 8
 
 
 def few_queries_attention(
@@ -30,10 +33,12 @@ def few_queries_attention(
     scaling: float | None = None,
     **kwargs: object,
 ) -> tuple[torch.Tensor, None]:
-    """Attend by this package's kernel if it fits the inputs, and by PyTorch's otherwise.
+    """Compute attention with this package's kernel if it supports the inputs, and with PyTorch's kernel otherwise.
 
     PyTorch's kernel is used for more than 8 queries, without a mask, for dtypes other than float32 and bfloat16, and
-    for widths that are no multiple of the kernel's block. transformers calls this function by its attention interface.
+    for widths of a head that are no multiple of `block_size()`. transformers calls this function through its attention
+    interface. `R` is the number of rows (sequences), `H` of query heads, `G` of key and value heads, `n` of queries
+    per row, `L` of positions, and `D` the width of a head.
 
     Args:
         module: The attention layer.
@@ -41,7 +46,7 @@ def few_queries_attention(
         key: `(R, G, L, D)`.
         value: `(R, G, L, D)`.
         attention_mask: `(R, 1, n, L)` or `(1, 1, n, L)` bool, True where a query may attend; or None.
-        scaling: Factor of the scores; None is `D ** -0.5`.
+        scaling: Factor by which scores are multiplied; None is `D ** -0.5`.
         kwargs: Further arguments of PyTorch's kernel.
 
     Returns:
@@ -64,7 +69,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def attending_with_few_queries(language_model: PreTrainedModel) -> Iterator[None]:
-    """Let the language model attend by `few_queries_attention` inside the context."""
+    """Make the language model compute attention with `few_queries_attention` inside the context."""
     # The public `set_attn_implementation` has no getter to restore from, and setting and restoring by it takes 71
     # microseconds of every step instead of 21.
     config = language_model.config

@@ -1,4 +1,4 @@
-"""This folder's kernels, put into one model for the time of a step."""
+"""The class `ModelKernels`, which makes a model compute with the kernels in this folder while a step runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +12,18 @@ from .packed_linear import PackedLinears
 
 
 class ModelKernels:
-    """Packed linear layers and few-query attention for one model.
+    """Fast layers of one model for x86 CPUs: packed linear layers, and attention for few queries.
 
-    On processors that multiply bfloat16 only the attention is used: the compiler's matrix kernels are faster there.
+    A packed layer has its weight reordered for the kernel. On processors that multiply bfloat16 only the attention is
+    used, because the compiler's matrix kernels are faster there.
 
     Args:
-        model: The bare model. Its language model, generation aligner and image head are packed.
+        model: The model without its text head. The linear layers of its language model, generation aligner and image
+            head are packed.
 
     Attributes:
-        complete: Whether the model has linear layers and all of them are packed. If not, the compiler packs the rest.
+        complete: Whether the model has linear layers and all of them are packed. If this is False, the compiler packs
+            the others.
     """
 
     def __init__(self, model: BareModel) -> None:
@@ -31,7 +34,7 @@ class ModelKernels:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model compute with these kernels inside the context."""
+        """Make the model compute with the packed layers and the fast attention inside the context."""
         with self._linears.in_place(), attending_with_few_queries(self._language_model):
             yield
 
@@ -40,14 +43,14 @@ class ModelKernels:
         return self._linears.is_current()
 
     def pack_again(self) -> None:
-        """Pack all weights again, after they were changed in place."""
+        """Pack all weights again; the caller calls this after weights were changed in place."""
         self._linears.pack_again()
 
 
 def kernels_for(model: BareModel, device: torch.device) -> ModelKernels | None:
-    """Return kernels for a model on `device`.
+    """Return the kernels for a model on `device`, or None if they do not work there.
 
-    Return None unless `device` is an x86 CPU with AVX2 or AVX-512 and the kernels compile there.
+    They need an x86 CPU with AVX2 or AVX-512 and a C++ compiler that compiles them.
     """
     return ModelKernels(model) if kernels_fit(device) and kernels_can_be_built() else None
 

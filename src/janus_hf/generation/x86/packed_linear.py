@@ -1,10 +1,10 @@
-"""Linear layers for the few rows of a generation step, on x86 processors without bfloat16 units.
+"""Linear layers for the few rows of a generation step, on x86 processors without instructions for bfloat16.
 
-PyTorch's and the compiler's matrix kernels are made for many rows, or for bfloat16 units. On processors without those
-units they read the weights of two bfloat16 rows at a third of the memory's speed, and multiply sixteen rows at half of
-the processor's.
+The matrix kernels of PyTorch and of its compiler are made for many rows, or for bfloat16 instructions. On processors
+without these instructions they read the weights of two bfloat16 rows at a third of the memory's speed, and multiply
+sixteen rows at half of the processor's speed.
 
-`M` rows, `K` inputs and `N` outputs of a layer.
+In shapes, `M` is the number of rows, `K` the number of inputs and `N` the number of outputs of a layer.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,9 +18,10 @@ from .cpu_kernels import block_size, packed_linear
 
 
 class PackedLinears:
-    """Packed layers for the linear layers of a model, which replace them inside `in_place` only.
+    """Packed versions of a model's linear layers, which replace these layers only inside the context `in_place`.
 
-    Outside of `in_place` the model is trained, saved and given adapters as if there were no packed layers.
+    A packed layer has its weight reordered for the kernel. Outside the context the model keeps its own layers, so it
+    can be trained, saved and given adapters as if there were no packed layers.
 
     Args:
         parts: Modules whose linear layers are packed, if their weights are float32, bfloat16 or torchao's int8.
@@ -43,7 +44,7 @@ class PackedLinears:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Let the model compute with the packed layers inside the context."""
+        """Replace the model's linear layers by the packed layers inside the context."""
         # `setattr` is the public way and checks every name: 2.3 microseconds for replacing a layer and back, against
         # 0.1, for each of some 170 layers at every step.
         try:
@@ -55,24 +56,24 @@ class PackedLinears:
                 parent._modules[name] = linear
 
     def is_current(self) -> bool:
-        """Return whether the model still has the layers that were packed, without hooks that were added since."""
+        """Return whether the model still has the linear layers that were packed, without hooks added since."""
         return all(
             parent._modules.get(name) is linear and _is_plain(linear) for parent, name, linear, _ in self._layers
         )
 
     def pack_again(self) -> None:
-        """Pack all weights again, after they were changed in place."""
+        """Pack all weights again; the caller calls this after weights were changed in place."""
         for *_, packed in self._layers:
             packed.pack()
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with packed weights, for inputs of any floating dtype.
+    """A linear layer with a packed weight (reordered for the kernel), for inputs of any floating dtype.
 
     It sums in float32, in an order that does not depend on the number of rows, and rounds once to the input's dtype.
 
     Args:
-        linear: The layer to compute. Its weight is kept, to be packed again and because callers read its dtype.
+        linear: The layer to replace. Its weight is kept, to be packed again and because callers read its dtype.
     """
 
     scale: torch.Tensor | None
@@ -84,12 +85,12 @@ class PackedLinear(nn.Module):
         self.pack()
 
     def pack(self) -> None:
-        """Pack the weight's present values."""
+        """Pack the present values of the weight."""
         values, self.scale = _values_and_scale(self.weight)
         self.packed = pack_weight(values, block_size())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the layer: `(..., K)` -> `(..., N)` in the input's dtype."""
+        """Compute the layer for inputs `(..., K)` and return `(..., N)` in the input's dtype."""
         y_MN = packed_linear(x.reshape(-1, x.shape[-1]).float(), self.packed)
         y_MN = y_MN[:, : self.outputs]  # without the outputs that fill up the last block
         if self.scale is not None:
@@ -100,9 +101,10 @@ class PackedLinear(nn.Module):
 
 
 def pack_weight(values_NK: torch.Tensor, block: int) -> torch.Tensor:
-    """Reorder a weight for the kernel: `(N, K)` -> `(N / block, K, block)`, with outputs filled up by zeros.
+    """Reorder a weight for the kernel: `(N, K)` -> `(ceil(N / block), K, block)`.
 
-    In bfloat16 the two halves of a block are interleaved, because the kernel separates even and odd entries.
+    `N` is the number of outputs and `K` the number of inputs. Zeros fill up the last block of outputs. In bfloat16 the
+    two halves of a block are interleaved, because the kernel separates even and odd entries.
     """
     padded = nn.functional.pad(values_NK, (0, 0, 0, -len(values_NK) % block))
     halves = padded.unflatten(0, (-1, 2, block // 2)).permute(0, 3, 1, 2)  # (N / block, K, 2, block / 2)
@@ -112,14 +114,17 @@ def pack_weight(values_NK: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def _is_plain(linear: nn.Linear) -> bool:
-    """Return whether a layer has no hooks and no replaced `forward`, which a packed layer would not call."""
-    # torch has functions to add hooks and none to ask for them.
+    """Return whether a layer is an `nn.Linear` without hooks and without a replaced `forward`.
+
+    A packed layer would not call these.
+    """
+    # torch has functions that add hooks but none that list them.
     extras = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
     return type(linear) is nn.Linear and not extras
 
 
 def _fits(weight: Any) -> bool:  # Any: a tensor, or torchao's Int8Tensor, which is optional
-    """Return whether the kernel can compute with a weight: float32, bfloat16, or int8 with a scale per output."""
+    """Return whether the kernel supports a weight: float32, bfloat16, or torchao's int8 with one scale per output."""
     # torchao is optional, so its class is recognised by name.
     if type(weight).__name__ == "Int8Tensor":
         scale_per_output = list(weight.block_size) == [1, weight.shape[1]]
@@ -130,7 +135,7 @@ def _fits(weight: Any) -> bool:  # Any: a tensor, or torchao's Int8Tensor, which
 
 
 def _values_and_scale(weight: Any) -> tuple[torch.Tensor, torch.Tensor | None]:  # Any: as in `_fits`
-    """Return a weight's values `(N, K)`, and for int8 the scale of each output `(N,)` float32, else None."""
+    """Return the values `(N, K)` of a weight, and for int8 the scales of its `N` outputs `(N,)` float32, else None."""
     if type(weight).__name__ == "Int8Tensor":
         return weight.qdata, weight.scale.float().flatten()
     return weight.detach(), None

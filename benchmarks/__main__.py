@@ -1,4 +1,4 @@
-"""List the benchmarks: `python -m benchmarks`."""
+"""Print the command and the purpose of every benchmark: `python -m benchmarks`."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ NAMES = ("drawing", "codec", "quality", "training", "load")
 
 if __name__ == "__main__":
     for name in NAMES:
-        # Parsed instead of imported, because importing all benchmarks takes seconds.
+        # The files are parsed instead of imported, because importing all benchmarks takes seconds.
         source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
         text = ast.get_docstring(ast.parse(source)) or ""
         print(f"python -m benchmarks.{name}\n    {text.splitlines()[0]}\n")

@@ -1,10 +1,11 @@
-"""Time decoding and encoding of 384x384 images: our codec against transformers' own, interleaved in one process.
+"""Measure the time to decode and encode 384x384 images: this package's image codec against that of transformers.
 
     python -m benchmarks.codec [--device cpu] [--batch-size 1] [--rounds 5]
 
-Both codecs have full size and share random weights. Decoding is also checked by the largest difference of 8-bit
-pixels, between the two in the same dtype, and between bfloat16 and float32. The latter decides whether bfloat16 may
-become a default; `--model` measures it with a trained checkpoint's codec too.
+The calls of both are interleaved in one process. Both codecs have full size and the same random weights. The benchmark
+also prints the largest difference of 8-bit pixels in decoded images, between the two codecs in the same dtype, and
+between bfloat16 and float32. The latter decides whether bfloat16 may become a default; `--model` measures it with the
+codec of a trained checkpoint too.
 """
 
 import statistics
@@ -23,12 +24,12 @@ from .reporting import add_device, make_parser
 
 
 def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
-    """Convert pixels in [-1, 1] to 8-bit levels by truncation, as deepseek-ai/Janus does."""
+    """Convert pixels in [-1, 1] to 8-bit levels in [0, 255], int32, by truncation as deepseek-ai/Janus does."""
     return ((pixels.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).int()
 
 
 def make_pair(dtype: torch.dtype, device: str) -> tuple[JanusProVQModel, JanusVQVAE]:
-    """Return our codec and transformers' own with the same random weights."""
+    """Return this package's image codec and that of transformers' Janus, with the same random weights."""
     torch.manual_seed(0)
     ours = JanusProVQModel(JanusProVQConfig()).eval()
     config = ours.config.to_dict()
@@ -43,21 +44,24 @@ def make_pair(dtype: torch.dtype, device: str) -> tuple[JanusProVQModel, JanusVQ
 
 
 def timed(function: Callable[[], Any], device: str) -> float:
-    """Return the seconds of one call, until the device has finished."""
+    """Call a function and return the seconds until the device has finished its work."""
     start = now(device)
     function()
     return now(device) - start
 
 
 def describe_difference(first: torch.Tensor, second: torch.Tensor) -> str:
-    """Describe by how many 8-bit levels two batches of images differ."""
+    """Describe in words by how many 8-bit levels the pixels of two batches of images differ."""
     levels = (first - second).abs()
     share = (levels > 1).float().mean().item()
     return f"up to {levels.max().item()} levels of 255, {share:.1%} of values by more than one"
 
 
 def median_seconds(functions: Sequence[Callable[[], Any]], rounds: int, device: str) -> list[float]:
-    """Return the median seconds of every function, called by turns `rounds` times after a first round to warm up."""
+    """Return the median seconds of a call of each function.
+
+    The functions are called in turn, `rounds` times each, after a round of warm-up.
+    """
     seconds: list[list[float]] = [[] for _ in functions]
     for _ in range(rounds + 1):
         for function, found in zip(functions, seconds, strict=True):
@@ -67,7 +71,7 @@ def median_seconds(functions: Sequence[Callable[[], Any]], rounds: int, device: 
 
 @torch.no_grad()
 def main() -> None:
-    """Print the table of times, then the differences between bfloat16 and float32."""
+    """Print the table of times of both codecs, then how decoded images differ between bfloat16 and float32."""
     parser = make_parser(__doc__)
     add_device(parser)
     parser.add_argument("--batch-size", type=int, default=1, help="images per call")
@@ -79,7 +83,7 @@ def main() -> None:
     print(describe_machine(device, torch.float32), f"; {size} picture(s) at a time, median of {arguments.rounds}\n")
     print("| what | dtype | in-tree, s | ours, s | in-tree / ours | in-tree float32 / ours | pixels differ by |")
     print("|---|---|---:|---:|---:|---:|---:|")
-    base: dict[str, float] = {}  # seconds of transformers' codec in float32
+    base: dict[str, float] = {}  # "decode" or "encode" -> seconds of transformers' codec in float32
     decoded = {}
     for dtype in (torch.float32, torch.bfloat16):
         ours, theirs = make_pair(dtype, device)

@@ -1,4 +1,4 @@
-"""The models that `benchmarks.drawing` compares, and how each of them generates image tokens."""
+"""Models that `benchmarks.drawing` compares (the contenders), and the function with which each generates images."""
 
 import copy
 from collections.abc import Callable
@@ -18,20 +18,29 @@ from .machine import now
 from .peers import BOI, BOS, PAD, make_theirs
 
 
+# In this order: transformers' own Janus; the loop of deepseek-ai/Janus; this package without compilation, compiled,
+# and compiled with a language model quantised to int8 and int4.
 NAMES = ("in_tree", "original", "ours", "compiled", "int8", "int4")
 GUIDANCE = 5.0
-PROMPT = 20  # tokens of a prompt
+PROMPT = 20  # number of tokens of a prompt
 
 Draw = Callable[[torch.Tensor, "Clock"], None]
 """Generates images of prompts `(B, PROMPT)` and calls the clock after every image token."""
 
 
 class Enough(Exception):  # noqa: N818  not an error
-    """Raised by a callback to stop generation after enough image tokens."""
+    """Exception that a callback raises to stop generation once enough image tokens are generated."""
 
 
 class Clock:
-    """A callback that notes the time of every image token, and stops generation after `tokens` of them."""
+    """Callback that records the time of every image token, and raises `Enough` to stop generation after some tokens.
+
+    Attribute `times` holds times in seconds: the first is that of the clock's creation, then one per image token.
+
+    Args:
+        tokens: Number of tokens per image after which generation stops.
+        device: Device of the model, which must finish its work before a time is read.
+    """
 
     def __init__(self, tokens: int, device: str) -> None:
         self.tokens, self.device = tokens, device
@@ -44,14 +53,18 @@ class Clock:
 
 
 def make_prompts(batch_size: int, device: str) -> torch.Tensor:
-    """Return different random prompts of one length, `(B, PROMPT)`."""
+    """Return the token ids `(batch_size, PROMPT)` of random prompts, all of which have `PROMPT` tokens."""
     ids = torch.randint(10, 90000, (batch_size, PROMPT), generator=torch.Generator().manual_seed(batch_size))
     ids[:, 0], ids[:, -1] = BOS, BOI
     return ids.to(device)
 
 
 def run(draw: Draw, ids: torch.Tensor, tokens: int) -> tuple[float, list[float]]:
-    """Generate `tokens` image tokens; return the seconds to the first and those of every further one."""
+    """Generate `tokens` image tokens for each of the prompts `ids` with the function `draw`.
+
+    Returns:
+        The seconds until the first token, and a list of the seconds that each further token took.
+    """
     clock = Clock(tokens, ids.device.type)
     with suppress(Enough):
         draw(ids, clock)
@@ -60,7 +73,10 @@ def run(draw: Draw, ids: torch.Tensor, tokens: int) -> tuple[float, list[float]]
 
 
 def draw_in_tree(model: JanusForConditionalGeneration, ids: torch.Tensor, clock: Clock) -> None:
-    """Generate with transformers' own Janus, which takes no callback: a hook on the image head calls the clock."""
+    """Generate images of the prompts `ids` with transformers' own Janus, and call `clock` after every image token.
+
+    Its `generate` takes no callback, so a hook on the layer that computes image logits calls the clock.
+    """
     hook = model.model.generation_head.register_forward_hook(clock)
     try:
         model.generate(
@@ -77,9 +93,11 @@ def draw_in_tree(model: JanusForConditionalGeneration, ids: torch.Tensor, clock:
 
 @torch.inference_mode()
 def draw_original(model: JanusProForConditionalGeneration, ids: torch.Tensor, clock: Clock) -> None:
-    """Generate with the loop of deepseek-ai/Janus generation_inference.py, around our layers.
+    """Generate images of the prompts `ids` with the loop of deepseek-ai/Janus (generation_inference.py).
 
-    Conditional and unconditional rows are interleaved, the cache grows, and tokens are sampled with multinomial.
+    The loop runs this package's layers. It interleaves conditional and unconditional rows, lets the key-value cache
+    grow with every token, samples tokens with `torch.multinomial` and calls `clock` after each. The cache starts as
+    long as in the middle of an image, filled with zeros.
     """
     parts, config = model.model, model.config
     rows = ids.repeat_interleave(2, dim=0)
@@ -97,12 +115,15 @@ def draw_original(model: JanusProForConditionalGeneration, ids: torch.Tensor, cl
 
 
 def draw_ours(model: JanusProForConditionalGeneration, ids: torch.Tensor, clock: Clock) -> None:
-    """Generate with `generate_images`."""
+    """Generate images of the prompts `ids` with this package, and call `clock` after every image token."""
     model.generate_images(ids, guidance_scale=GUIDANCE, callback=clock)
 
 
 def _fill(cache: Cache, model: JanusProForConditionalGeneration, rows: int, length: int) -> None:
-    """Put zeros into the first `length` positions of a cache, so that attention takes as long as with real content."""
+    """Append zeros for `length` positions to an empty key-value cache of a batch of `rows` sequences.
+
+    Attention then takes as long as with real content.
+    """
     config, weight = model.config.text_config, next(model.model.language_model.parameters())
     shape = (rows, config.num_key_value_heads, length, config.head_dim)
     zeros = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
@@ -111,7 +132,7 @@ def _fill(cache: Cache, model: JanusProForConditionalGeneration, rows: int, leng
 
 
 def start_half_way(model: JanusProForConditionalGeneration) -> None:
-    """Make the model's caches start with as many positions as they have in the middle of an image, all zeros."""
+    """Change the model so that its key-value caches start as long as in the middle of an image, filled with zeros."""
     decoder = model._decoder
 
     def make_cache(implementation: str, text_config: Any, rows: int, length: int) -> Cache:
@@ -123,7 +144,12 @@ def start_half_way(model: JanusProForConditionalGeneration) -> None:
 
 
 def quantised(model: JanusProForConditionalGeneration, bits: str) -> JanusProForConditionalGeneration:
-    """Return a model with a language model of fewer bits, by torchao, that shares all other weights."""
+    """Return a copy of the model whose language model torchao has quantised; all other weights are shared.
+
+    Args:
+        model: The model, which stays as it is.
+        bits: "int8" or "int4".
+    """
     from torchao.quantization import quantize_
 
     from janus_hf.modeling.quantisation import weight_only_config
@@ -136,12 +162,12 @@ def quantised(model: JanusProForConditionalGeneration, bits: str) -> JanusProFor
 
 
 def _tensors(module: torch.nn.Module) -> chain[torch.Tensor]:
-    """Return all parameters and buffers."""
+    """Return an iterator over all parameters and buffers of a module."""
     return chain(module.parameters(), module.buffers())
 
 
 def make_models(names: list[str], ours: JanusProForConditionalGeneration) -> dict[str, Any]:
-    """Return the model of every contender; as far as possible they share the weights of `ours`."""
+    """Return the models of the contenders `names` by name; as far as possible they share the weights of `ours`."""
     models: dict[str, Any] = {}
     for name in names:
         if name == "original":
@@ -150,7 +176,7 @@ def make_models(names: list[str], ours: JanusProForConditionalGeneration) -> dic
             models[name] = make_theirs(ours)
         else:
             models[name] = quantised(ours, name) if name in ("int8", "int4") else copy.copy(ours)
-            # A decoder of its own, because `start_half_way` changes it.
+            # Each of these models gets its own decoder, because `start_half_way` changes it.
             if name == "ours":
                 models[name]._decoder = PlainDecoder()
             else:
@@ -160,6 +186,6 @@ def make_models(names: list[str], ours: JanusProForConditionalGeneration) -> dic
 
 
 def make_contenders(models: dict[str, Any]) -> dict[str, Draw]:
-    """Return the function with which every contender generates."""
+    """Return, by name, the function with which each contender generates images; `models` come from `make_models`."""
     functions: dict[str, Callable[..., None]] = {"in_tree": draw_in_tree, "original": draw_original}
     return {name: partial(functions.get(name, draw_ours), model) for name, model in models.items()}

@@ -1,18 +1,20 @@
-"""Measure milliseconds per image token: ours, transformers' own Janus and the loop of deepseek-ai/Janus.
+"""Measure the time per image token of this package, of transformers' own Janus and of the loop of deepseek-ai/Janus.
 
     python -m benchmarks.drawing [--size 1b] [--dtype bfloat16] [--device cpu] [--batch-sizes 1 8] [--steps 6]
         [--contenders in_tree original ours compiled int8 int4] [--rounds 3] [--check] [--output FILE] [--dry-run]
 
-All contenders share random weights of full size. They generate with guidance 5 from prompts of 20 tokens and sample
-from the full softmax. Each generation is started as its user would start it and stopped after some image tokens,
-contenders by turns. The time of a step is the median time between two tokens over all rounds, without the first token.
-Transformers' own Janus ("in_tree") attends to the full length of its cache from the start, as do compiled steps on
-CUDA. The others attend only to the part that is written, so their caches start with the length of the middle of an
-image.
+The contenders are transformers' own Janus (`in_tree`), the loop of deepseek-ai/Janus around this package's layers
+(`original`), and this package without compilation (`ours`), compiled (`compiled`), and compiled with a language model
+quantised by torchao (`int8`, `int4`). All share random weights of full size. They generate with guidance scale 5 from
+prompts of 20 tokens and sample from the full softmax. Each generation is started as its user would start it and
+stopped after some image tokens; the contenders take turns. The time of a step is the median time between two tokens
+over all rounds, without the first token. `in_tree` attends to the full length of its key-value cache from the start,
+as do compiled steps on CUDA. The others attend only to the part of the cache that is written, so their caches start
+with as many positions as in the middle of an image.
 
-`floor` is the time to read the language model's weights once at this machine's memory bandwidth, measured here.
-`--check` adds the error of teacher-forced logits of bfloat16 against float32 (one prompt, 16 tokens).
-`--dry-run` runs exactly this with a tiny model and two tokens each, to test the benchmark itself.
+The printed floor is the time to read the language model's weights once at the memory bandwidth of this machine, which
+the benchmark measures. `--check` adds the error of teacher-forced logits of bfloat16 against float32 (one prompt, 16
+tokens). `--dry-run` runs the same steps with a tiny model and two tokens each, to test the benchmark itself.
 """
 
 import statistics
@@ -29,14 +31,14 @@ from .reporting import Report, add_device, add_output, make_parser
 
 
 def measure(contenders: dict[str, Draw], batch_size: int, steps: int, rounds: int, device: str) -> list[str]:
-    """Time all contenders at one batch size and return their rows of the table.
+    """Time all contenders at one batch size and return their rows of the Markdown table.
 
     Args:
-        contenders: The functions that generate.
-        batch_size: Number of images at once.
-        steps: Image tokens per round.
-        rounds: Rounds after a warm-up of two tokens, which includes compiling.
-        device: Device of prompts and memory.
+        contenders: The functions that generate images, by the names of the contenders.
+        batch_size: Number of images that are generated at once.
+        steps: Number of image tokens per image and round.
+        rounds: Number of rounds after a warm-up of two tokens, which includes compilation.
+        device: Device on which the models run, whose memory is measured.
     """
     ids = make_prompts(batch_size, device)
     times: dict[str, list[float]] = {name: [] for name in contenders}
@@ -70,7 +72,7 @@ def measure(contenders: dict[str, Draw], batch_size: int, steps: int, rounds: in
 
 
 def main() -> None:
-    """Print the table of times and, with `--check`, the table of errors."""
+    """Print the table of times and, with `--check`, the table of the errors of logits."""
     parser = make_parser(__doc__)
     parser.add_argument("--size", choices=("1b", "7b", "tiny"), default="1b")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")

@@ -1,18 +1,18 @@
-"""Measure time and memory of loading a full-size original checkpoint, against only reading its files.
+"""Measure time and memory of loading a full-size checkpoint of deepseek-ai/Janus, against only reading its files.
 
     python -m benchmarks.load [--size 1b|7b] [--folder FOLDER] [--repeats 3]
 
-The benchmark makes a random checkpoint in the original format (every key, shape and dtype of the real one; 4.2 GB for
-the 1B). Then it measures by turns, each in a fresh process:
+The benchmark writes a random checkpoint in the file format of deepseek-ai/Janus (every key, shape and dtype of the
+real one; 4.2 GB for the 1B). Then it measures two ways of loading it in turn, each in a fresh process:
 
-* read:  `torch.load(mmap=True)` of every file and a copy of every tensor, the minimum for a loader that owns its
-  weights;
-* ours:  `AutoModel.from_pretrained`, followed by reading every weight once, because a memory-mapped load would
-  otherwise count as free.
+* read:  `torch.load(mmap=True)` of every file and a copy of every tensor, which is the least that a loader must do if
+  its weights are to be independent of the files;
+* ours:  `AutoModel.from_pretrained` of this package, followed by reading every weight once, because a memory-mapped
+  load would otherwise seem to take no time.
 
 Memory is the peak of the process's resident set, split into anonymous pages (which the process owns) and file pages
-(the page cache of the mapped checkpoint, which the system takes back when it needs it). The memory of the interpreter
-with all imports done is subtracted.
+(the page cache of the mapped checkpoint, which the system reclaims when it needs the memory). The memory that the
+interpreter uses after all imports is subtracted.
 """
 
 import argparse
@@ -35,7 +35,12 @@ WIDTHS = {"1b": 2048, "7b": 4096}
 
 
 def make_checkpoint(folder: Path, size: str) -> int:
-    """Write a random checkpoint into an existing folder and return the size of its weights in bytes."""
+    """Write a random checkpoint in the file format of deepseek-ai/Janus and return the size of its weights in bytes.
+
+    Args:
+        folder: Existing folder to write into.
+        size: "1b" or "7b".
+    """
     keys = json.loads((GOLDENS / f"keys_{size}.json").read_text())["keys"]
     width = WIDTHS[size]
     text = {
@@ -87,7 +92,7 @@ def make_checkpoint(folder: Path, size: str) -> int:
 
 
 def read_files(folder: Path) -> dict[str, torch.Tensor]:
-    """Read every file and copy every tensor: the baseline."""
+    """Read every weight file of a checkpoint and return a copy of every tensor by name, as the baseline."""
     copies = {}
     for file in sorted(folder.glob("*.bin")):
         for name, tensor in torch.load(file, mmap=True, weights_only=True, map_location="cpu").items():
@@ -96,18 +101,23 @@ def read_files(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def load_ours(folder: Path) -> object:
-    """Load with `AutoModel.from_pretrained` and read from every memory page of the weights."""
+    """Load and return a model with `AutoModel.from_pretrained`, and read from every memory page of its weights."""
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder)
     for parameter in model.parameters():
-        # One element of every half page is enough for the system to load all pages.
+        # Reading one element of every half page makes the system load all pages.
         parameter.view(-1)[:: 2048 // parameter.element_size()].sum()
     return model
 
 
 def measure(what: str, folder: Path) -> None:
-    """Print seconds and peak memory of "read" or "ours" as one JSON line. Run it in a process of its own."""
+    """Load a checkpoint, and print seconds and peak memory in bytes as one line of JSON. Call it in a fresh process.
+
+    Args:
+        what: "read" to call `read_files`, "ours" to call `load_ours`.
+        folder: Folder of the checkpoint.
+    """
     import janus_hf  # noqa: F401  imported before the clock starts
 
     with PeakMemory() as memory:
@@ -119,7 +129,7 @@ def measure(what: str, folder: Path) -> None:
 
 
 def main() -> None:
-    """Make the checkpoint, measure, and print the table."""
+    """Write the checkpoint, measure both ways of loading it, and print the table."""
     parser = make_parser(__doc__)
     parser.add_argument("--size", choices=("1b", "7b"), default="1b")
     parser.add_argument("--folder", type=Path, help="keep the checkpoint here (default: a temporary folder)")

@@ -1,4 +1,4 @@
-"""The error of teacher-forced logits against float32: the check of `benchmarks.drawing --check`."""
+"""Compare models' teacher-forced logits with those in float32, for the option `--check` of `benchmarks.drawing`."""
 
 import copy
 from typing import Any
@@ -15,14 +15,18 @@ from .contenders import PROMPT, Enough, make_prompts
 
 @torch.no_grad()
 def logit_errors(models: dict[str, Any], tokens: int = 16) -> dict[str, tuple[float, float]]:
-    """Return the mean and the largest error of each model's logits against the same weights in float32.
+    """Return the mean and the largest absolute error of each model's logits against the same weights in float32.
 
-    Every model is fed the same random image tokens and runs as it does in generation: one token at a time, through its
-    cache.
+    Every model is teacher-forced with the same random image tokens and runs as in generation: one token at a time,
+    through its key-value cache.
 
     Args:
-        models: The models by name; the first one must be ours, and gives the weights.
+        models: The models by name. The first must be this package's unquantised model: the float32 logits are computed
+            with its weights.
         tokens: Number of image tokens.
+
+    Returns:
+        Name of the model -> (mean error, largest error).
     """
     ours = next(iter(models.values()))
     ids = make_prompts(1, ours.device.type)
@@ -31,7 +35,7 @@ def logit_errors(models: dict[str, Any], tokens: int = 16) -> dict[str, tuple[fl
     embeds = torch.cat([exact.embed_ids(ids), exact.embed_image_ids(forced)], dim=1)
     hidden = exact.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
     expected = exact.generation_head(hidden[:, PROMPT - 1 : -1])
-    del exact  # before other models run: it takes twice the memory of bfloat16
+    del exact  # free it before other models run, because it takes twice the memory of bfloat16
     errors = {}
     for name, model in models.items():
         logits = (_in_tree_logits if name == "in_tree" else _our_logits)(model, ids, forced)
@@ -41,7 +45,16 @@ def logit_errors(models: dict[str, Any], tokens: int = 16) -> dict[str, tuple[fl
 
 
 def _in_tree_logits(model: JanusForConditionalGeneration, ids: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
-    """Return the same logits as `_our_logits`, but of transformers' own Janus."""
+    """Return the logits `(1, n, K)` with which transformers' own Janus predicts each of n forced image tokens.
+
+    Args:
+        model: transformers' own Janus.
+        ids: Prompt `(1, PROMPT)`.
+        forced: Image tokens `(1, n)` that are fed instead of generated ones.
+
+    Returns:
+        Logits over the K codebook entries.
+    """
     cache = StaticCache(config=model.config.text_config, max_cache_len=PROMPT + 576)
     embeds, found = model.get_input_embeddings()(ids), []
     for token in forced.T[:, None]:
@@ -52,7 +65,16 @@ def _in_tree_logits(model: JanusForConditionalGeneration, ids: torch.Tensor, for
 
 
 def _our_logits(model: JanusProForConditionalGeneration, ids: torch.Tensor, forced: torch.Tensor) -> torch.Tensor:
-    """Return the logits `(1, n, K)` of our model, over K codebook entries, before each of n forced tokens `(1, n)`."""
+    """Return the logits `(1, n, K)` with which this package's model predicts each of n forced image tokens.
+
+    Args:
+        model: This package's model.
+        ids: Prompt `(1, PROMPT)`.
+        forced: Image tokens `(1, n)` that are fed instead of generated ones.
+
+    Returns:
+        Logits over the K codebook entries.
+    """
     found: list[torch.Tensor] = []
 
     def collect(step: int, codes: torch.Tensor) -> torch.Tensor:
@@ -76,7 +98,7 @@ def _our_logits(model: JanusProForConditionalGeneration, ids: torch.Tensor, forc
 
     hook = head.register_forward_hook(note_first)
     model._decoder.step = spy
-    vars(model._decoder).pop("make_cache", None)  # undoes `start_half_way`: these logits are those of an image's start
+    vars(model._decoder).pop("make_cache", None)  # undoes `start_half_way`: the tokens are an image's first
     try:
         model.generate_images(ids, guidance_scale=1.0, do_sample=False, callback=collect)
     except Enough:

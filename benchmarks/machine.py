@@ -1,4 +1,4 @@
-"""Describe the machine that a table was measured on, read its clock and measure its memory bandwidth."""
+"""Functions that describe the machine of a measurement, read its clock and measure its memory bandwidth."""
 
 import os
 import platform
@@ -11,12 +11,12 @@ import transformers
 
 
 def describe_machine(device: str, dtype: torch.dtype, *packages: str) -> str:
-    """Return hardware, load, dtype and versions as one line for the head of a table.
+    """Return hardware, system load, dtype and library versions as one line of text, to print above a table.
 
     Args:
-        device: The device that is measured.
-        dtype: The dtype that is measured.
-        packages: Further packages whose versions are named if they are installed.
+        device: The device on which the table is measured.
+        dtype: The dtype in which it is measured.
+        packages: Packages besides torch and transformers whose versions are included if they are installed.
     """
     if device.startswith("cuda"):
         hardware = torch.cuda.get_device_name(device)
@@ -35,20 +35,20 @@ def describe_machine(device: str, dtype: torch.dtype, *packages: str) -> str:
 
 
 def _cpuinfo() -> list[str]:
-    """Return the lines of Linux's description of the CPU; on other systems none."""
+    """Return the lines of /proc/cpuinfo, Linux's description of the CPU, or no lines on other systems."""
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
 
 
 def now(device: str) -> float:
-    """Return the time in seconds once the device has finished its work; only differences have a meaning."""
+    """Wait until the device has finished its work and return the time in seconds; only differences have a meaning."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def reading_speed(device: str) -> float:
-    """Return the memory bandwidth of reading a large tensor once, in bytes per second, best of five."""
+    """Return the memory bandwidth of a device in bytes per second: the fastest of five sums over a large tensor."""
     data = torch.ones(2**28 if not device.startswith("cuda") else 2**30, device=device)
     best = float("inf")
     for _ in range(5):

@@ -1,4 +1,4 @@
-"""Measure the peak memory of a block of code, as the operating system or CUDA counts it."""
+"""Context managers that measure the peak memory of a block of code, as the operating system or CUDA counts it."""
 
 import threading
 from pathlib import Path
@@ -7,10 +7,10 @@ import torch
 
 
 class PeakMemory:
-    """Context manager that samples this process's resident set every 5 ms.
+    """Context manager that measures this process's peak memory by sampling its resident set every 5 ms.
 
-    `peak` is [anonymous, file] in bytes above the state at entry: pages that the process owns, and pages of files that
-    it has mapped.
+    Attribute `peak` is the list [anonymous, file] of peaks in bytes above the values at entry: memory pages that the
+    process owns, and pages of files that it has mapped.
     """
 
     def __enter__(self) -> "PeakMemory":
@@ -42,9 +42,10 @@ class PeakMemory:
 
 
 class PeakDeviceMemory:
-    """Context manager that measures the memory of a device.
+    """Context manager that measures the peak memory of a device.
 
-    `bytes` is the peak above the state at entry: of CUDA's allocator on a GPU, else of this process's own pages.
+    Attribute `bytes`, which is set on exit, is the peak above the value at entry: of CUDA's allocator if the device is
+    a GPU, else of the memory pages that this process owns.
     """
 
     def __init__(self, device: str) -> None:

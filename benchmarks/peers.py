@@ -1,4 +1,4 @@
-"""Full-size models with random weights: ours, and transformers' own Janus around the same weights."""
+"""Functions that make full-size models with random weights: this package's model, and transformers' own Janus."""
 
 from typing import Any
 
@@ -8,17 +8,17 @@ from transformers import JanusConfig, JanusForConditionalGeneration, LlamaConfig
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration
 
 
-BOS, PAD, BOI, IMAGE = 100000, 100015, 100016, 100581  # ids of the released tokenizers
+BOS, PAD, BOI, IMAGE = 100000, 100015, 100016, 100581  # token ids in the released checkpoints
 SIZES: dict[str, dict[str, Any]] = {
     "1b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24, "num_attention_heads": 16},
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 30, "num_attention_heads": 32},
-    # For testing the benchmark itself; vocabulary and codec have the sizes of the 1B.
+    # For tests of the benchmark itself; vocabulary and image codec have the sizes of the 1B.
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 
 
 def make_config(size: str) -> JanusProConfig:
-    """Return the configuration of a released model, or of one with a tiny language model."""
+    """Return the configuration of the released model of size "1b" or "7b"; "tiny" has a tiny language model."""
     width = SIZES[size]["hidden_size"]
     vision_layers = 1 if size == "tiny" else 24  # image generation does not run the vision encoder
     return JanusProConfig(
@@ -31,10 +31,10 @@ def make_config(size: str) -> JanusProConfig:
 
 
 def make_ours(size: str, dtype: torch.dtype, device: str) -> JanusProForConditionalGeneration:
-    """Return our model with random weights of about the magnitude that trained ones have."""
+    """Return this package's model of size "1b", "7b" or "tiny", with random weights about as large as trained ones."""
     config = make_config(size)
     torch.manual_seed(0)
-    # transformers' initialisation is left out, because the weights are set below.
+    # transformers' initialisation is skipped, because the weights are set below.
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -53,10 +53,10 @@ def make_ours(size: str, dtype: torch.dtype, device: str) -> JanusProForConditio
 
 
 def make_theirs(ours: JanusProForConditionalGeneration) -> JanusForConditionalGeneration:
-    """Return transformers' own Janus around the same tensors.
+    """Return transformers' own Janus with the configuration and weight tensors of this package's model `ours`.
 
     Raises:
-        RuntimeError: If it has weights that our model has not.
+        RuntimeError: If transformers' model has weights that `ours` lacks.
     """
     with torch.device("meta"):
         theirs = JanusForConditionalGeneration(JanusConfig.from_dict(ours.config.to_file_dict("transformers")))
@@ -64,7 +64,7 @@ def make_theirs(ours: JanusProForConditionalGeneration) -> JanusForConditionalGe
     lost = [name for name, tensor in theirs.named_parameters() if tensor.is_meta]
     if lost:
         raise RuntimeError(f"transformers' Janus has weights that ours has not: {lost[:5]}")
-    # Tables that are computed and not saved, such as RoPE frequencies, are still without values.
+    # Buffers that are computed and not saved, such as RoPE frequencies, have no values yet: take those of `ours`.
     for module in theirs.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:

@@ -1,16 +1,18 @@
-"""Measure what fewer bits cost: the small model in float32, in bfloat16, and with int8 and int4 weights.
+"""Measure the quality that the small model of this package loses in bfloat16, and with int8 and int4 weights.
 
     python -m benchmarks.quality [--contenders float32 bfloat16 int8 int4] [--prompts-per-tag 20]
         [--images-per-prompt 4] [--questions 600] [--seed 0] [--device cpu] [--output FILE]
 
-The model inside the package generates and answers. int8 and int4 are torchao's weight-only quantisation of its
-language model, which computes in bfloat16. For every contender the table shows:
+The model that ships inside the package, trained on synthetic images of coloured shapes, generates images and answers
+questions. int8 and int4 are torchao's weight-only quantisation of its language model, which computes in bfloat16. For
+every contender (float32, bfloat16, int8, int4) the table shows:
 
-- same code, KL: the float32 model generates images of `--prompts-per-tag` prompts for each of the six tags, and the
-  contender is teacher-forced with their image tokens. "same code" is the share of tokens at which both models find the
-  same token most likely; KL is the divergence of the contender's distribution from the float32 model's, in nats per
-  token. Both are taken after guidance. The values of bfloat16 show how much rounding alone costs.
-- drawing, answers: the scores of `janus-hf eval shapes`, without the combinations that training never showed.
+- same code, KL: the float32 model generates images of `--prompts-per-tag` prompts for each of the six tags (kinds of
+  prompts), and the contender is teacher-forced with their image tokens. "same code" is the share of tokens at which
+  both models find the same token most likely; "KL" is the divergence KL(float32 || contender) of their distributions,
+  in nats per token. Both are computed after guidance. The values of bfloat16 show how much rounding alone costs.
+- drawing, answers: the scores of `janus-hf eval shapes` for images and for answers, without the combinations of colour
+  and shape that training never showed.
 """
 
 import numpy as np
@@ -25,7 +27,7 @@ from .machine import describe_machine
 from .reporting import Report, add_device, add_output, make_parser
 
 
-# Name -> dtype, and the bits of the language model's weights if they are quantised.
+# Contender -> dtype of the model, and quantisation of the language model's weights or None.
 CONTENDERS = {
     "float32": (torch.float32, None),
     "bfloat16": (torch.bfloat16, None),
@@ -36,7 +38,7 @@ BATCH = 64
 
 
 def make_pipeline(name: str, device: str) -> JanusProPipeline:
-    """Load the model inside the package as a contender."""
+    """Load the small model that ships inside the package, in the precision `name`, one of `CONTENDERS`."""
     dtype, bits = CONTENDERS[name]
     quantisation = {"quantization_config": bits, "device_map": device} if bits else {}
     pipe = JanusProPipeline.from_pretrained(DEFAULT_MODEL, dtype=dtype, **quantisation).to(device)
@@ -45,7 +47,7 @@ def make_pipeline(name: str, device: str) -> JanusProPipeline:
 
 
 def make_prompts(per_tag: int, seed: int) -> list[str]:
-    """Return `per_tag` prompts of every tag."""
+    """Return `per_tag` random prompts about coloured shapes for each of the tags (kinds of prompts), `TAGS`."""
     rng = np.random.default_rng(seed)
     return [make_drawing(tag, rng).prompt for tag in TAGS for _ in range(per_tag)]
 
@@ -56,14 +58,14 @@ def guided_logits(
     """Generate one image per prompt and return its image tokens and their logits.
 
     Args:
-        pipe: The contender.
+        pipe: The pipeline whose model generates.
         prompts: N prompts.
-        seed: Seed of the first image; every further image has the next one.
-        forced: Image tokens `(N, P)` to feed instead of the generated ones.
+        seed: Seed of the first image; image n (from 0) has the seed `seed + n`.
+        forced: Image tokens `(N, P)` to feed to the model instead of those that it generates.
 
     Returns:
-        The image tokens `(N, P)`, P per image, and the logits after guidance `(N, P, K)` over the K codebook entries,
-        from which each token was sampled, or would have been without `forced`.
+        The image tokens `(N, P)`, P per image, and the logits after guidance `(N, P, K)` over the K codebook entries.
+        Each token was sampled from these logits, or would have been without `forced`.
     """
     image_ids, logits = [], []
     for start in range(0, len(prompts), BATCH):
@@ -84,14 +86,19 @@ def guided_logits(
 
 
 def compare(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
-    """Return the share of equal most likely tokens, and the mean divergence KL(expected || found) in nats."""
+    """Compare two tensors of logits `(..., K)` over K codebook entries.
+
+    Returns:
+        The share of positions at which both have the same most likely token, and the mean divergence
+        KL(expected || found) per position in nats.
+    """
     same = (expected.argmax(dim=-1) == found.argmax(dim=-1)).float().mean().item()
     wanted, given = expected.log_softmax(dim=-1), found.log_softmax(dim=-1)
     return same, (wanted.exp() * (wanted - given)).sum(dim=-1).mean().item()
 
 
 def main() -> None:
-    """Print one row per contender."""
+    """Measure every contender and print the table with one row for each."""
     parser = make_parser(__doc__)
     parser.add_argument("--contenders", nargs="+", choices=tuple(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--prompts-per-tag", type=int, default=20)

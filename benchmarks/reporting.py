@@ -1,4 +1,4 @@
-"""What the command lines of the benchmarks share: arguments, tables, and measuring in a fresh process."""
+"""Functions and a class that the benchmarks share: options, printed tables, and measurements in a fresh process."""
 
 import argparse
 import json
@@ -11,39 +11,39 @@ import torch
 
 
 def make_parser(doc: str | None) -> argparse.ArgumentParser:
-    """Return a parser whose help is a module's docstring, line by line."""
+    """Return a parser of command lines whose help shows `doc`, the docstring of a module, with its line breaks."""
     return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add `--device`: by default a GPU where there is one."""
+    """Add the option `--device` to a parser; its default is "cuda" if a GPU is available, else "cpu"."""
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """Add `--output`, the file for `Report`."""
+    """Add the option `--output` to a parser: the path of the file that `Report.save` writes."""
     parser.add_argument("--output", type=Path, help="write the table here as well")
 
 
 class Report:
-    """Lines that are printed as they come, and written to a file at the end."""
+    """Lines of text that are printed when they are added, and that `save` writes to a file."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
 
     def add(self, *lines: str) -> None:
-        """Print lines at once, also where the output is buffered, and keep them."""
+        """Print lines immediately, even if standard output is buffered, and keep them for `save`."""
         self.lines += lines
         print("\n".join(lines), flush=True)
 
     def save(self, path: Path | None) -> None:
-        """Write all lines to a file; None writes nothing."""
+        """Write all lines to the file `path`; if it is None, write nothing."""
         if path is not None:
             path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
 
 
 def measure_in_new_process(module: str, *arguments: str) -> dict[str, Any]:
-    """Run `python -m module arguments` and return the JSON object that it prints as its last line."""
+    """Run `python -m module arguments` in a new process and return the JSON object that it prints as its last line."""
     command = [sys.executable, "-m", module, *arguments]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     result: dict[str, Any] = json.loads(output.splitlines()[-1])

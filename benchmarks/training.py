@@ -1,18 +1,20 @@
-"""Measure memory of the heads' losses, speed of packed against padded training, and speed of the data loader.
+"""Measure the memory of the heads' losses, the speed of packed against padded training, and that of the data loader.
 
     python -m benchmarks.training [heads] [trunk] [loader] [--tokens 4096] [--documents 12]
 
-Heads and trunk have the sizes of Janus-Pro-1B.
+The heads (the output layers for text and image tokens) and the trunk (the language model) have the sizes of
+Janus-Pro-1B.
 
-* heads: forward and backward of one head's cross-entropy over a sequence in float32, each in a fresh process: our
-  chunked loss against `cross_entropy(head(hidden))`. Memory is the peak above the state before, which holds the head
-  and the hidden states; it includes the gradients that remain.
-* trunk: forward and backward of the language model in float32 (activation checkpointing as in the recipes), on
-  documents with lengths like those of the paper's stage 3: packed into rows of `--tokens` with restarting positions,
-  against batches of four documents padded to the longest. Tokens per second count the documents' own tokens, not
-  padding.
-* loader: packed rows of the small world's data through DataLoader and collator (no workers), against forward, backward
-  and AdamW of full fine-tuning on the small model; tokens per second, medians over interleaved rounds.
+* heads: forward and backward pass of the cross-entropy of one head over a sequence in float32, each in a fresh
+  process: this package's chunked loss against `cross_entropy(head(hidden))`. Memory is the peak above the state before
+  the forward pass, when the head and the hidden states are in memory already; it includes the gradients that remain.
+* trunk: forward and backward pass of the language model in float32 (activation checkpointing as in the recipes), on
+  documents (tokenized training examples) with lengths like those in the third training stage of the
+  Janus-Pro paper: packed into rows of `--tokens` tokens, in which positions restart with every document, against
+  batches of four documents padded to the longest. Tokens per second count the documents' own tokens, not padding.
+* loader: DataLoader and collator (no workers) on packed rows of synthetic data about coloured shapes, against forward
+  pass, backward pass and AdamW step of full fine-tuning of the small model that ships inside the package; tokens per
+  second, medians over interleaved rounds.
 """
 
 import argparse
@@ -35,12 +37,15 @@ PARTS = ("heads", "trunk", "loader")
 
 
 def measure_head(head_name: str, chunked: bool, tokens: int) -> dict[str, float]:
-    """Return seconds, peak bytes and loss of one forward and backward pass. Run it in a process of its own.
+    """Measure one forward and backward pass of the loss of a head. Call it in a fresh process.
 
     Args:
-        head_name: "text" or "image".
-        chunked: Use our chunked loss instead of the full logits.
+        head_name: "text" for the output layer of text tokens, "image" for that of image tokens.
+        chunked: Use this package's chunked loss; otherwise compute the logits of the whole sequence at once.
         tokens: Length of the sequence.
+
+    Returns:
+        A dict of the "seconds", the "peak" memory in bytes and the "loss".
     """
     from janus_hf.modeling.heads import JanusProImageHead
     from janus_hf.modeling.loss import chunked_cross_entropy
@@ -62,10 +67,10 @@ def measure_head(head_name: str, chunked: bool, tokens: int) -> dict[str, float]
 
 
 def print_heads(tokens: int) -> None:
-    """Print the table of the heads' losses.
+    """Measure the chunked and the full loss of the text and the image head over `tokens` tokens, and print the table.
 
     Raises:
-        AssertionError: If the two losses of a head differ.
+        AssertionError: If the chunked and the full loss of a head differ.
     """
     print("| head | loss | peak memory, GB | per token, KB | seconds |\n|---|---|---:|---:|---:|")
     for head in ("text", "image"):
@@ -80,7 +85,10 @@ def print_heads(tokens: int) -> None:
 
 
 def document_lengths(count: int) -> np.ndarray:
-    """Return random lengths of documents, understanding : text : image generation = 5 : 1 : 4, shuffled."""
+    """Return the lengths in tokens of `count` random documents (training examples).
+
+    Documents for image understanding, pure text and image generation are mixed at random in the ratio 5 : 1 : 4.
+    """
     rng = np.random.default_rng(0)
     kinds = rng.choice(3, size=count, p=[0.5, 0.1, 0.4])
     low, high = np.array([620, 50, 600]), np.array([901, 2001, 641])
@@ -88,12 +96,12 @@ def document_lengths(count: int) -> np.ndarray:
 
 
 def run_trunk(model: nn.Module, position_ids: torch.Tensor, mask: torch.Tensor | None) -> float:
-    """Return the seconds of one forward and backward pass.
+    """Run one forward and backward pass of a language model on random inputs and return its seconds.
 
     Args:
         model: The language model.
-        position_ids: `(B, T)`; positions that restart separate the documents of a packed row.
-        mask: Attention mask `(B, T)`, None without padding.
+        position_ids: Positions `(B, T)`. In a packed row they restart where a new document begins.
+        mask: Attention mask `(B, T)`, or None if there is no padding.
     """
     model.zero_grad(set_to_none=False)
     embeds = torch.randn(*position_ids.shape, WIDTH, requires_grad=True)
@@ -104,7 +112,12 @@ def run_trunk(model: nn.Module, position_ids: torch.Tensor, mask: torch.Tensor |
 
 
 def print_trunk(documents: int, length: int) -> None:
-    """Print the table of packed against padded training; `length` is that of a packed row."""
+    """Measure the speed of training on packed and on padded documents, and print the table.
+
+    Args:
+        documents: Number of documents (training examples).
+        length: Largest length of a packed row in tokens.
+    """
     from transformers import LlamaConfig, LlamaModel
 
     torch.manual_seed(0)
@@ -113,7 +126,7 @@ def print_trunk(documents: int, length: int) -> None:
     lengths = document_lengths(documents)
     total = int(lengths.sum())
 
-    # Filling rows in order is enough here: how well rows are packed is not what is measured.
+    # Documents fill the rows in order, because the quality of the packing is not measured here.
     rows: list[list[int]] = [[]]
     for size in lengths.tolist():
         if sum(rows[-1]) + size > length:
@@ -134,13 +147,13 @@ def print_trunk(documents: int, length: int) -> None:
 
 
 def print_loader(rounds: int = 5, batches: int = 20, batch_size: int = 32, length: int = 168) -> None:
-    """Print the table of the data loader's speed against training's.
+    """Measure the speed of the data loader and of training, and print the table.
 
     Args:
-        rounds: How often both are measured, by turns.
-        batches: Batches per round for the loader; training takes one.
-        batch_size: Packed rows per batch.
-        length: Largest length of a packed row.
+        rounds: Number of times that both are measured, in turn.
+        batches: Number of batches that the loader reads in a round; training takes one.
+        batch_size: Number of packed rows per batch.
+        length: Largest length of a packed row in tokens.
     """
     from torch.utils.data import DataLoader
 
@@ -185,7 +198,7 @@ def print_loader(rounds: int = 5, batches: int = 20, batch_size: int = 32, lengt
 
 
 def main() -> None:
-    """Print the tables of the parts that are named, by default of all."""
+    """Print the tables that the command line names ("heads", "trunk", "loader"), by default all of them."""
     parser = make_parser(__doc__)
     parser.add_argument("what", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--tokens", type=int, default=4096)

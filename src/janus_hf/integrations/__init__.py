@@ -1,4 +1,7 @@
-"""Janus-Pro inside other evaluation harnesses. Importing this package imports none of them."""
+"""Adapters that run Janus-Pro in the evaluation harnesses lmms-eval and VLMEvalKit.
+
+Importing this package imports neither of the two harnesses.
+"""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +22,20 @@ def load_pipeline(
     device: "str | torch.device | None" = None,
     revision: str | None = None,
 ) -> "JanusProPipeline":
-    """Load a pipeline for evaluation, without progress bars: the harness shows its own.
+    """Load and return the pipeline of a checkpoint for an evaluation harness.
+
+    The pipeline shows no progress bars, because the harness shows its own.
 
     Args:
-        pretrained: Repository id or folder.
+        pretrained: Repository id on the Hub, or folder of the checkpoint.
         dtype: Name of a torch dtype ("bfloat16", which the authors evaluated with, "float32", ...), or "auto" for the
-            checkpoint's own.
-        device: Device of the model; by default a GPU if there is one.
+            dtype of the checkpoint.
+        device: Device of the model; by default a GPU if one is available.
         revision: Branch, tag or commit of the repository.
 
     Raises:
-        ValueError: If torch has no such dtype.
-        CheckpointError: If the weights are not exactly the model's.
+        ValueError: If torch has no dtype of this name.
+        CheckpointError: If the checkpoint's weights are not exactly those that the model needs.
     """
     import torch
 

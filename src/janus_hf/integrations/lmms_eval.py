@@ -1,4 +1,7 @@
-"""The entry point `janus_pro` of the group `lmms_eval.models`, through which lmms-eval finds Janus-Pro."""
+"""Function `manifest`, through which the evaluation harness lmms-eval finds Janus-Pro.
+
+It is registered as the entry point `janus_pro` of the group `lmms_eval.models`.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -8,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def manifest() -> "ModelManifest":
-    """Return lmms-eval's description of the model `janus_pro`, also named `janus`; lmms-eval calls this function.
+    """Return the manifest that describes Janus-Pro to lmms-eval; lmms-eval calls this function.
+
+    It contains the model's name `janus_pro`, its alias `janus` and the import path of its class.
 
     Raises:
         ImportError: If lmms-eval is not installed.

@@ -1,9 +1,9 @@
-"""Janus-Pro as a model of lmms-eval:
+"""Class `JanusPro`, which runs Janus-Pro as a model of the evaluation harness lmms-eval:
 
     python -m lmms_eval --model janus_pro --model_args pretrained=deepseek-ai/Janus-Pro-7B,prompt_style=paper \\
         --tasks pope,mme,gqa --batch_size 8
 
-It implements the interface of "simple" models of lmms-eval 0.7.3 (lmms_eval/api/model.py).
+The class implements the interface of "simple" models of lmms-eval 0.7.3 (lmms_eval/api/model.py).
 """
 
 import itertools
@@ -44,25 +44,27 @@ except ImportError as error:
 
 
 class JanusPro(lmms):
-    """Janus-Pro as lmms-eval calls it: it answers questions, and generates images for tasks that judge images.
+    """Run Janus-Pro as a model of lmms-eval: it answers questions, and generates images for tasks that judge images.
 
     Args:
-        pretrained: Repository id or folder.
+        pretrained: Repository id on the Hub, or folder of the checkpoint.
         prompt_style: "lmms" uses the task's own prompt and generation settings, in the model's chat format. "paper"
-            builds the authors' prompt from the row (`evaluation.benchmarks.protocol`) and uses their settings: greedy,
-            at most 2048 tokens, no system prompt except for MM-Vet. It is known for `PAPER_TASKS` only.
-        batch_size: Number of requests at a time. Neither answers nor images depend on it.
-        device: Device of the model. With several processes, each has the device that accelerate gives it.
-        dtype: "bfloat16", "float32", ... or "auto".
+            uses the prompts with which the authors of Janus-Pro evaluated it (`evaluation.benchmarks.protocol`), built
+            from the rows of the task's data set, and their settings: greedy decoding, at most 2048 new tokens, no
+            system prompt except for MM-Vet. "paper" is available only for the tasks in `PAPER_TASKS`.
+        batch_size: Number of requests that are run at a time. Neither answers nor images depend on it.
+        device: Device of the model. With several processes, each uses the device that accelerate assigns to it.
+        dtype: "bfloat16", "float32", ..., or "auto" for the dtype of the checkpoint.
         revision: Branch, tag or commit of the repository.
-        system_prompt: System prompt of the style "lmms"; None is the model's own, "" is none.
-        draw_tasks: Beginnings of the names, joined by "+", of tasks whose prompts describe images to generate. Their
-            answer is the JSON `{"text": "", "images": [path, ...]}`.
+        system_prompt: System prompt of the style "lmms"; None uses the model's default, "" uses no system prompt.
+        draw_tasks: Prefixes, joined by "+", of the names of tasks whose prompts describe images to generate. The
+            answer to such a prompt is the JSON `{"text": "", "images": [path, ...]}`.
         images_per_prompt: Number of images to generate for each such prompt.
-        guidance_scale: Guidance scale of these images; None is the model's own.
-        seed: The k-th image of a prompt is generated with the seed `seed + k`.
-        output_dir: Images are written to `{output_dir}/{task}/{doc_id:04d}_s{k}.png`.
-        max_batch_size: Ignored; lmms-eval passes it for automatic batch sizes, which this model does not have.
+        guidance_scale: Classifier-free guidance scale of these images; None uses the model's default.
+        seed: Image k (from 0) of a prompt is generated with the seed `seed + k`.
+        output_dir: Folder of the images. Image k of row `doc_id` is written to
+            `{output_dir}/{task}/{doc_id:04d}_s{k}.png`.
+        max_batch_size: Ignored. lmms-eval passes it for automatic batch sizes, which this model does not support.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -101,22 +103,23 @@ class JanusPro(lmms):
         self.output_dir = Path(output_dir)
 
         self.accelerator = Accelerator()
-        # The evaluator indexes with the rank over all machines.
+        # lmms-eval's evaluator indexes with the rank over all machines, not with the rank on one machine.
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         is_alone = self._world_size == 1
         self.device = torch.device(device) if device is not None and is_alone else self.accelerator.device
         self.pipe: JanusProPipeline = load_pipeline(pretrained, dtype=dtype, device=self.device, revision=revision)
 
     def generate_until(self, requests: "Sequence[Instance]") -> list[str]:
-        """Return the answers, or the JSON that names generated images, in the order of the requests.
+        """Return one string per request, in their order: the answer, or the JSON that lists the generated images.
 
-        Answers are greedy unless a task asks for sampling, and end before the first of the task's `until` strings,
-        except for lmms-eval's default "\\n\\n", which would cut paragraphs. `image_aspect_ratio` concerns other models
-        and is ignored. "Yes." and "No." lose their full stop.
+        In the prompt style "lmms", decoding is greedy unless a task asks for sampling, and an answer is cut before the
+        first of the task's `until` strings. lmms-eval's default `until`, "\\n\\n", is ignored, because it would cut an
+        answer after its first paragraph. The setting `image_aspect_ratio`, which is meant for other models, is ignored
+        too. In both styles, the full stop of the answers "Yes." and "No." is removed.
 
         Raises:
-            ValueError: If the paper style has no prompt for a task, an image cannot be read, a prompt is longer than
-                the context, or a task asks for an image to be edited, which Janus-Pro cannot do.
+            ValueError: If the prompt style "paper" has no prompt for a task, an image cannot be read, a prompt is
+                longer than the model's context, or a task asks to edit an image, which Janus-Pro cannot do.
         """
         results = [""] * len(requests)
         with tqdm(total=len(requests), disable=self.rank != 0, desc="Janus-Pro") as progress:
@@ -130,10 +133,10 @@ class JanusPro(lmms):
         return results
 
     def generate_until_multi_round(self, requests: "Sequence[Instance]") -> list[list[str]]:
-        """Return the results of conversations in which the task reads every answer and asks the next question.
+        """Return the answers of conversations in which the task reads every answer and asks the next question.
 
         Raises:
-            ValueError: In the paper style, which has one round.
+            ValueError: If the prompt style is "paper", which has prompts for single questions only.
         """
         if self.prompt_style == "paper":
             raise ValueError(
@@ -143,19 +146,19 @@ class JanusPro(lmms):
         return [self._rounds(request) for request in tqdm(requests, disable=self.rank != 0, desc="Janus-Pro")]
 
     def loglikelihood(self, requests: "Sequence[Instance]") -> list[tuple[float, bool]]:
-        """Raise NotImplementedError: lmms-eval's tasks disagree on whether they want a loss or a likelihood."""
+        """Raise NotImplementedError: lmms-eval's tasks disagree on whether this returns a loss or a likelihood."""
         raise NotImplementedError(
             "janus_pro answers in words and ranks no given answers. Use the variant of the task that generates, as "
             "seedbench instead of seedbench_ppl."
         )
 
     def clean(self) -> None:
-        """Release the model, so that its memory can be freed."""
+        """Drop the pipeline, so that the memory of its model can be freed."""
         self.pipe = None  # type: ignore[assignment]  # lmms-eval calls no other method afterwards
         super().clean()
 
     def _batches(self, requests: "Sequence[Instance]") -> Iterator[list[int]]:
-        """Yield the indices of requests that share a task and settings, `batch_size` at a time."""
+        """Yield batches of at most `batch_size` indices of requests that share their task and generation settings."""
         groups: dict[tuple[str, str], list[int]] = {}
         for number, instance in enumerate(requests):
             request = Request(*instance.args)
@@ -166,7 +169,7 @@ class JanusPro(lmms):
                 yield numbers[start : start + self.batch_size]
 
     def _answer(self, batch: Sequence[Request]) -> list[str]:
-        """Answer requests of one task and the same settings, in the style of `prompt_style`."""
+        """Return the answers to requests of one task with equal generation settings, in the style `prompt_style`."""
         images = [self._images(request) for request in batch]
         if self.prompt_style == "lmms":
             conversations = [
@@ -183,7 +186,7 @@ class JanusPro(lmms):
         return [protocol.plain_yes_no(text) for text in texts]
 
     def _reply(self, conversations: Sequence[Conversation], gen_kwargs: Mapping[str, Any]) -> list[str]:
-        """Answer conversations in the style "lmms", with a task's generation settings."""
+        """Return the answers to conversations in the prompt style "lmms", with a task's generation settings."""
         until, settings = generation_settings(gen_kwargs)
         texts = answer(
             self.pipe.model, self.pipe.processor, conversations, system_prompt=self.system_prompt, **settings
@@ -193,7 +196,11 @@ class JanusPro(lmms):
         return [protocol.plain_yes_no(text) for text in texts]
 
     def _rounds(self, instance: "Instance") -> list[str]:
-        """Run one conversation: after every answer, the task names the next question or ends the conversation."""
+        """Run one conversation of several rounds and return its answers.
+
+        After every answer, the task's function `doc_to_text` gives the next question or ends the conversation. It may
+        also change the answers so far.
+        """
         context, gen_kwargs, doc_to_visual, doc_to_text, doc_id, task, split = instance.args
         doc = self.task_dict[task][split][doc_id]
         outputs: list[str] = []
@@ -209,18 +216,18 @@ class JanusPro(lmms):
         return list(outputs)
 
     def _judges_images(self, task: str) -> bool:
-        """Return whether the task's prompts describe images to generate."""
+        """Return whether a task judges generated images, which is so if its name begins with one of `draw_tasks`."""
         return bool(self.draw_tasks) and task.lower().startswith(self.draw_tasks)
 
     def _generate_images(self, batch: Sequence[Request]) -> list[str]:
-        """Generate and save the images of a batch of prompts, and return the JSON that names them."""
+        """Generate and save the images of a batch of requests, and return the JSON with the paths of each request."""
         for request in batch:
             if self._images(request):
                 raise ValueError(
                     f"`draw_tasks` must name tasks that describe images by text alone, got {request.task}, whose row "
                     f"{request.doc_id} shows an image. Janus-Pro cannot edit images: take the task out of draw_tasks."
                 )
-        # A generator per image, with the same seeds for every prompt: images do not depend on the batch.
+        # Each image has its own generator, and all prompts use the same seeds, so images do not depend on the batch.
         seeds = [self.seed + k for _ in batch for k in range(self.images_per_prompt)]
         images, _ = self.pipe(
             [request.context for request in batch],
@@ -234,6 +241,7 @@ class JanusPro(lmms):
         return [self._save(request, list(itertools.islice(generated, self.images_per_prompt))) for request in batch]
 
     def _save(self, request: Request, images: "Sequence[Image]") -> str:
+        """Save the images of a request as PNG files and return the JSON that lists their paths."""
         folder = (self.output_dir / request.task).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         paths = [folder / f"{request.doc_id:04d}_s{k}.png" for k in range(len(images))]
@@ -246,7 +254,7 @@ class JanusPro(lmms):
         return self.task_dict[request.task][request.split][request.doc_id]
 
     def _images(self, request: Request) -> list[Any]:
-        """Return the images of the request's row, which tasks give as a list, nested lists or None."""
+        """Return the images of the request's row as one flat list; tasks give them as a list, nested lists or None."""
         return list(flatten_images(request.doc_to_visual(self._doc(request))))
 
 

@@ -1,7 +1,7 @@
-"""Requests of lmms-eval's tasks as conversations, generation settings and the authors' prompts.
+"""Functions that turn requests of lmms-eval's tasks into conversations, prompts and generation settings.
 
-The form of the requests is that in which lmms-eval 0.7.3 passes them (`construct_requests` of lmms_eval/api/task.py).
-Nothing of lmms-eval is imported here.
+The requests have the form in which lmms-eval 0.7.3 passes them to a model (`construct_requests` of
+lmms_eval/api/task.py). This module does not import lmms-eval.
 """
 
 import ast
@@ -15,7 +15,8 @@ from ..evaluation.benchmarks import protocol
 from .paper_style import lettered_options
 
 
-# Tasks of lmms-eval whose rows hold what the authors' prompts need, and the benchmark that each is a part of.
+# Task of lmms-eval -> benchmark that it belongs to, for the tasks whose rows contain all that the prompts of
+# Janus-Pro's authors need.
 PAPER_TASKS = {
     **dict.fromkeys(("pope", "pope_adv", "pope_pop", "pope_random"), "pope"),
     "mme": "mme",
@@ -25,16 +26,25 @@ PAPER_TASKS = {
     "gqa": "gqa",
     "mmvet": "mmvet",
 }
-# Beginnings of the names of tasks that judge generated images.
+# Prefixes, joined by "+", of the names of tasks that judge generated images.
 DRAW_TASKS = "wise+geneval+dpg_bench"
 
-_IMAGE_MARK = "<image>"  # tasks mark by it where an image belongs inside a prompt
+_IMAGE_MARK = "<image>"  # marks in a task's prompt where an image belongs
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 _NOT_FOR_GENERATE = ("until", "image_aspect_ratio", "do_sample")
 
 
 class Request(NamedTuple):
-    """The arguments of a lmms-eval request of output type `generate_until`."""
+    """Arguments of a request that lmms-eval makes with output type `generate_until`, in lmms-eval's order.
+
+    Args:
+        context: The prompt.
+        gen_kwargs: Generation settings of the task.
+        doc_to_visual: Function that returns the images of a row of the task's data set.
+        doc_id: Index of the row.
+        task: Name of the task.
+        split: Split of the data set that contains the row.
+    """
 
     context: str
     gen_kwargs: dict[str, Any]
@@ -45,12 +55,12 @@ class Request(NamedTuple):
 
 
 def lmms_conversation(context: str, images: Sequence[Any]) -> Conversation:
-    """Return a task's prompt as one user turn.
+    """Return the prompt and the images of a task as a conversation of one user turn.
 
     Args:
         context: The prompt, in which "<image>" may mark where images belong.
-        images: The row's images. If there are as many marks as images, each image stands at its mark; otherwise the
-            images come first and marks stay in the text.
+        images: The images. If the prompt has as many marks as there are images, each image replaces its mark;
+            otherwise the images come first and the marks stay in the text.
     """
     texts = context.split(_IMAGE_MARK)
     if not images or len(texts) != len(images) + 1:
@@ -65,11 +75,11 @@ def lmms_conversation(context: str, images: Sequence[Any]) -> Conversation:
 
 
 def generation_settings(gen_kwargs: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Translate a task's generation settings.
+    """Translate the generation settings of an lmms-eval task into arguments of `answering.answer`.
 
     Returns:
-        The strings that end an answer, and arguments of `answering.answer`: greedy unless the task asks for sampling,
-        at most 1024 new tokens unless it says otherwise.
+        The strings before which an answer is cut, and the arguments as a dict: greedy decoding unless the task asks
+        for sampling, and at most 1024 new tokens unless the task gives another number.
     """
     settings = {key: value for key, value in gen_kwargs.items() if value is not None and key not in _NOT_FOR_GENERATE}
     until = gen_kwargs.get("until") or []
@@ -83,7 +93,11 @@ def generation_settings(gen_kwargs: Mapping[str, Any]) -> tuple[list[str], dict[
 
 
 def paper_prompt(task: str, doc: Mapping[str, Any]) -> str:
-    """Return the authors' prompt for a row of one of lmms-eval's data sets.
+    """Return the prompt with which the authors of Janus-Pro evaluated it, for a row of an lmms-eval task.
+
+    Args:
+        task: Name of the task.
+        doc: The row of the task's data set.
 
     Raises:
         ValueError: If the task is not in `PAPER_TASKS`.

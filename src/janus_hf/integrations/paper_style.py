@@ -1,4 +1,4 @@
-"""The settings with which the authors of Janus-Pro evaluated it, for the adapters of both harnesses."""
+"""Functions that the adapters for lmms-eval and VLMEvalKit share to evaluate Janus-Pro as its authors did."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 def answer_as_authors(
     pipe: "JanusProPipeline", conversations: Sequence[Conversation], *, system_prompt: str, **generate_kwargs: Any
 ) -> list[str]:
-    """Answer conversations with the authors' names of the roles and their settings: greedy, at most 2048 new tokens.
+    """Return the answers to conversations, with the role names and settings of Janus-Pro's authors.
+
+    The authors decode greedily, at most 2048 new tokens.
 
     Args:
-        pipe: The pipeline.
+        pipe: Pipeline whose model answers.
         conversations: Conversations whose prompts come from `evaluation.benchmarks.protocol`.
-        system_prompt: "" except for MM-Vet.
+        system_prompt: System prompt of all conversations. The authors use "" except for MM-Vet.
         generate_kwargs: Arguments of `answering.answer` that replace the authors' settings.
     """
     settings = {"max_new_tokens": protocol.MAX_NEW_TOKENS} | generate_kwargs
@@ -30,7 +32,10 @@ def answer_as_authors(
 
 
 def lettered_options(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of a row that are named by a capital letter: the options of a multiple-choice question."""
+    """Return the options of a multiple-choice question by letter.
+
+    They are those columns of the question's row whose name is a capital letter.
+    """
     return {letter: row[letter] for letter in string.ascii_uppercase if letter in row}
 
 

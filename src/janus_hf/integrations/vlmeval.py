@@ -1,10 +1,11 @@
-"""Janus-Pro as a model of VLMEvalKit, with the authors' prompts, and a launcher that registers it first:
+"""Class `JanusPro`, which runs Janus-Pro in VLMEvalKit, and a launcher that registers it and starts VLMEvalKit:
 
     python -m janus_hf.integrations.vlmeval --model JanusPro --data POPE MME MMBench_DEV_EN SEEDBench_IMG
 
-`--pretrained` names another checkpoint than the 7B; everything else goes to VLMEvalKit's `run.py`. The prompts are
-those of the authors' adapter (vlmeval/vlm/janus.py), which needs their own package. It is written against ms-vlmeval
-0.0.20, the name under which VLMEvalKit is on the package index.
+`--pretrained` selects another checkpoint than Janus-Pro-7B, and `--dtype` its dtype; all other arguments are passed to
+VLMEvalKit's `run.py`. The prompts are those of VLMEvalKit's own adapter by the authors of Janus-Pro
+(vlmeval/vlm/janus.py), which needs the package of deepseek-ai/Janus. This module is written for ms-vlmeval 0.0.20;
+VLMEvalKit is published on PyPI under the name ms-vlmeval.
 """
 
 import argparse
@@ -32,12 +33,12 @@ NAME = "JanusPro"
 
 
 class JanusPro(BaseModel):
-    """Janus-Pro as VLMEvalKit calls it.
+    """Run Janus-Pro as a model of VLMEvalKit, with the prompts with which its authors evaluated it.
 
     Args:
-        model_path: Repository id or folder.
-        dtype: "bfloat16", "float32", ... or "auto".
-        device: Device of the model; by default a GPU if there is one.
+        model_path: Repository id on the Hub, or folder of the checkpoint.
+        dtype: "bfloat16", "float32", ..., or "auto" for the dtype of the checkpoint.
+        device: Device of the model; by default a GPU if one is available.
         generate_kwargs: Arguments of `answering.answer` that replace the authors' settings, which are greedy decoding
             and at most 2048 new tokens.
     """
@@ -59,15 +60,21 @@ class JanusPro(BaseModel):
         self.pipe = load_pipeline(model_path, dtype=dtype, device=device)
 
     def use_custom_prompt(self, dataset: str | None) -> bool:
-        """Return whether the authors have their own prompt: for yes-or-no and multiple-choice data sets and MM-Vet."""
+        """Return whether the authors of Janus-Pro have a prompt of their own for the data set.
+
+        They have one for every data set of yes-or-no or multiple-choice questions, and for MM-Vet.
+        """
         return dataset is not None and (DATASET_TYPE(dataset) in ("Y/N", "MCQ") or dataset == "MMVet")
 
     def build_prompt(self, line: Any, dataset: str) -> list[dict[str, str]]:
-        """Return the authors' prompt for a row: the row's images, then the text.
+        """Return the prompt of Janus-Pro's authors for a row of a data set: the row's images, then the text.
 
         Args:
             line: A row of the data set's table.
             dataset: Name of the data set.
+
+        Returns:
+            Dicts with the keys `type` ("image" or "text") and `value` (the path of the image, or the text).
 
         Raises:
             ValueError: If the authors have no prompt for the data set; see `use_custom_prompt`.
@@ -86,32 +93,45 @@ class JanusPro(BaseModel):
         return [*images, {"type": "text", "value": prompt}]
 
     def generate_inner(self, message: Sequence[Mapping[str, str]], dataset: str | None = None) -> str:
-        """Answer one turn of text and images in any order; VLMEvalKit's `generate` checks it and calls this method."""
+        """Return the answer to one user turn: a list of texts and images in any order, as VLMEvalKit gives them.
+
+        VLMEvalKit's `generate` checks the turn and calls this method.
+        """
         return self.chat_inner([{"role": "user", "content": message}], dataset)
 
     def chat_inner(self, message: Sequence[Mapping[str, Any]], dataset: str | None = None) -> str:
-        """Answer a conversation; VLMEvalKit's `chat` calls this method."""
+        """Return the answer to the last turn of a conversation; VLMEvalKit's `chat` calls this method."""
         system_prompt = protocol.MM_VET_SYSTEM_PROMPT if "MMVet" in (dataset or "") else ""
         turns = [self._turn(**turn) for turn in message]
         return answer_as_authors(self.pipe, [turns], system_prompt=system_prompt, **self.generate_kwargs)[0]
 
     def _turn(self, role: str, content: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-        """Return a turn as a chat message: text and placeholders joined without separators, as the authors do."""
+        """Convert one turn of a VLMEvalKit conversation to a chat message for the processor.
+
+        Texts and image placeholders are joined without separators, as in the adapter of Janus-Pro's authors.
+
+        Args:
+            role: "user" or "assistant".
+            content: Texts and images as dicts with the keys `type` and `value`.
+
+        Returns:
+            A dict with the keys `role`, `content` (the joined text) and `images`.
+        """
         token = self.pipe.processor.image_token
         text = "".join(token if part["type"] == "image" else part["value"] for part in content)
         return {"role": role, "content": text, "images": [p["value"] for p in content if p["type"] == "image"]}
 
 
 def register(pretrained: str = DEFAULT_CHECKPOINT, *, dtype: str = "bfloat16") -> str:
-    """Add a checkpoint to VLMEvalKit's models.
+    """Add a checkpoint to the models that VLMEvalKit can run.
 
     Args:
-        pretrained: Repository id or folder.
-        dtype: "bfloat16", "float32", ... or "auto".
+        pretrained: Repository id on the Hub, or folder of the checkpoint.
+        dtype: "bfloat16", "float32", ..., or "auto" for the dtype of the checkpoint.
 
     Returns:
         The name of the model in VLMEvalKit. VLMEvalKit stores and reuses results under this name, so every checkpoint
-        has its own; the default checkpoint's is "JanusPro".
+        has a name of its own; the default checkpoint is called "JanusPro".
     """
     import vlmeval.vlm
     from vlmeval.config import supported_VLM
@@ -124,13 +144,13 @@ def register(pretrained: str = DEFAULT_CHECKPOINT, *, dtype: str = "bfloat16") -
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Register the checkpoint and run VLMEvalKit.
+    """Register the checkpoint that the command line names, and run VLMEvalKit on it.
 
     Args:
-        arguments: Arguments of the command line; None takes those of the process.
+        arguments: Arguments of the command line; None uses those of the process.
 
     Raises:
-        ImportError: If this VLMEvalKit has no `vlmeval.run`.
+        ImportError: If the installed VLMEvalKit has no module `vlmeval.run`.
     """
     parser = argparse.ArgumentParser(
         prog="python -m janus_hf.integrations.vlmeval",
@@ -150,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "This VLMEvalKit has no module vlmeval.run: pip install ms-vlmeval, or call register() of this module "
             "before running the repository's run.py."
         ) from error
-    # run.py reads the process's arguments itself.
+    # VLMEvalKit's run.py reads its arguments from `sys.argv`, so they are replaced while it runs.
     before, sys.argv = sys.argv, ["run.py", *(name if argument == NAME else argument for argument in others)]
     try:
         run.main()

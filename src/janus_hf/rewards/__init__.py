@@ -1,1 +1,1 @@
-"""Models and rules that score images: rewards for training, detectors and judges for evaluation."""
+"""Models and rules that score generated images: rewards, object detectors and judges that answer questions."""

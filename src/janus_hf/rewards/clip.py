@@ -1,6 +1,7 @@
-"""CLIP: features of images and texts, and two rewards that compare an image with its prompt by them.
+"""CLIP features of images and texts (`Clip`), and two rewards that use them: `ClipScore` and `PickScore`.
 
-GenEval's official scorer runs ViT-L/14 of open_clip; here the same model is transformers'.
+Both rewards compare an image with its prompt. GenEval's official scorer loads CLIP ViT-L/14 with open_clip; here
+transformers loads the same model.
 """
 
 from collections.abc import Sequence
@@ -19,17 +20,17 @@ from .rewards import Images, check_lengths
 logger = logging.get_logger(__name__)
 
 PICK_SCORE = "yuvalkirstain/PickScore_v1"
-PICK_SCORE_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the one that PickScore was trained with
+PICK_SCORE_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"  # the processor of PickScore's training
 
 
 class Clip(Pretrained):
-    """CLIP's features of images and texts.
+    """A CLIP model that computes features of images and of texts.
 
     Args:
-        model: Name, folder or loaded `CLIPModel`.
-        processor: The model's processor; by default that of the model's name.
+        model: Name on the Hub, folder, or loaded `CLIPModel`.
+        processor: The model's processor; by default the one saved under the model's name.
         batch_size: Number of images or texts per forward pass.
-        settings: `device` and `dtype`, as for `Pretrained`.
+        settings: `device` and `dtype` of the model; see `Pretrained`.
     """
 
     model_class = "CLIPModel"
@@ -46,7 +47,7 @@ class Clip(Pretrained):
 
     @torch.no_grad()
     def image_features(self, images: Sequence[Image.Image]) -> torch.Tensor:
-        """Return the image features `(len(images), D)`, float32 vectors of length 1."""
+        """Return the CLIP features `(len(images), D)` of the images: one float32 vector of L2 norm 1 per image."""
         features = []
         for batch in self._batches(len(images)):
             inputs = self.processor.image_processor(images=list(images[batch]), return_tensors="pt")
@@ -57,9 +58,9 @@ class Clip(Pretrained):
 
     @torch.no_grad()
     def text_features(self, texts: Sequence[str]) -> torch.Tensor:
-        """Return the text features `(len(texts), D)`, float32 vectors of length 1.
+        """Return the CLIP features `(len(texts), D)` of the texts: one float32 vector of L2 norm 1 per text.
 
-        Texts of more than `num_tokens` tokens are cut; the first time this happens, a warning says so.
+        A text of more than `num_tokens` tokens is truncated; the first time this happens, a warning is logged.
         """
         if any(self.is_cut(texts)):
             logger.warning_once(f"CLIP reads {self.num_tokens} tokens: the ends of longer texts are not seen.")
@@ -73,20 +74,23 @@ class Clip(Pretrained):
 
     @property
     def num_tokens(self) -> int:
-        """Largest number of tokens of a text that CLIP reads, including the start and the end token."""
+        """Maximum number of tokens of a text, including the start and the end token; CLIP cannot read longer texts."""
         return int(self.model.config.text_config.max_position_embeddings)
 
     def is_cut(self, texts: Sequence[str]) -> list[bool]:
-        """Return for each text whether it has more tokens than CLIP reads."""
+        """Return for each text whether it has more than `num_tokens` tokens, so that `text_features` truncates it."""
         if not texts:
             return []
-        # The tokenizer's own warning about long texts would say that the model fails on them.
+        # `verbose=False` silences the tokenizer's warning that the model fails on long texts: here they are truncated.
         ids = self.processor.tokenizer(list(texts), verbose=False)["input_ids"]
         return [len(own) > self.num_tokens for own in ids]
 
 
 class ClipScore(Clip):
-    """CLIPScore as torchmetrics defines it: 100 times the cosine of image and prompt, or 0 where that is negative.
+    """Reward that is the CLIPScore of an image and its prompt, in [0, 100].
+
+    As in torchmetrics, it is 100 times the cosine similarity of the CLIP features of image and prompt, or 0 if that is
+    negative.
 
     The arguments are those of `Clip`.
     """
@@ -94,15 +98,16 @@ class ClipScore(Clip):
     __name__ = "clip_score"
 
     def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
-        """Return one number in [0, 100] per image; see `Reward`."""
+        """Return the CLIPScore in [0, 100] of each image and its prompt; further `columns` are ignored."""
         return [max(100.0 * cosine, 0.0) for cosine in _cosines(self, images, prompts)]
 
 
 class PickScore(Clip):
-    """PickScore (Kirstain et al., arXiv 2305.01569): a CLIP ViT-H/14 trained on people's choices between images.
+    """Reward that is the PickScore of an image and its prompt (Kirstain et al., arXiv 2305.01569).
 
-    The published score is the cosine of image and prompt times the model's own scale of about 100, so good images have
-    about 20. Some trainers divide it by 26.
+    PickScore's model is a CLIP ViT-H/14 trained on people's choices between images. As published, the score is the
+    cosine similarity of the CLIP features of image and prompt times the model's logit scale of about 100. Good images
+    score about 20. Some trainers divide the score by 26.
 
     The arguments are those of `Clip`.
     """
@@ -122,13 +127,17 @@ class PickScore(Clip):
         super().__init__(model, processor, batch_size=batch_size, **settings)
 
     def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
-        """Return one score per image; see `Reward`."""
+        """Return the PickScore of each image and its prompt; further `columns` are ignored."""
         scale = self.model.logit_scale.exp().item()
         return [scale * cosine for cosine in _cosines(self, images, prompts)]
 
 
 def _cosines(reward: ClipScore | PickScore, images: Images, prompts: Sequence[str]) -> list[float]:
-    """Return the cosine between the features of each image and those of its prompt."""
+    """Return the cosine similarity between the CLIP features of each image and those of its prompt.
+
+    Raises:
+        ValueError: If there is not one prompt per image.
+    """
     check_lengths(reward, images, prompts)
     if not images:
         return []

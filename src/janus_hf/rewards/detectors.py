@@ -1,8 +1,9 @@
-"""What object detectors share: their interface, and the naming of the objects' colours by CLIP.
+"""Interface and base class of object detectors, and functions that name the colours of detected objects with CLIP.
 
-GenEval's rules (`geneval_rules`) judge the objects that a detector finds. Detectors are in `mask2former` (GenEval's
-own), `grounding_dino` (which finds what words describe) and `shapes_detector` (exact, for the shapes world). Colours
-are named as evaluation/evaluate_images.py of djghosh13/geneval names them.
+The rules of the GenEval benchmark (`geneval_rules`) judge the objects that a detector finds. The detectors themselves
+are in `mask2former` (the detector that GenEval uses), `grounding_dino` (which finds objects of the classes that a text
+names) and `shapes_detector` (exact, for the synthetic images of `janus_hf.shapes`). Colours are named as in
+evaluation/evaluate_images.py of djghosh13/geneval.
 """
 
 from abc import ABC, abstractmethod
@@ -29,16 +30,16 @@ COLOR_TEMPLATES = (
 )
 BACKGROUND = (0x99, 0x99, 0x99)  # grey that replaces everything outside an object's mask
 
-# Given an image and objects found in it, returns the name of each object's colour.
+# Function that receives an image and the objects found in it, and returns the name of each object's colour.
 ColorNamer = Callable[[Image.Image, Sequence[Detection]], list[str]]
 
 
 class Detector(Protocol):
-    """Interface of object detectors."""
+    """Interface of object detectors: they return the class, the score and the box of each object in an image."""
 
     @property
     def name(self) -> str:
-        """Name of the detector in reports."""
+        """Name under which reports list the detector."""
         ...
 
     def detect(
@@ -48,27 +49,32 @@ class Detector(Protocol):
 
         Args:
             images: PIL images.
-            metadata: One line of GenEval's `evaluation_metadata.jsonl` per image, as a dict: the requirements of the
-                image's prompt. A detector for which naming colours is costly names them only where these ask for a
-                colour, and leaves the others None.
+            metadata: The requirements of each image's prompt: one line of GenEval's `evaluation_metadata.jsonl` per
+                image, as a dict. A detector that needs much time to name colours names only those that the
+                requirements ask for, and leaves `color` None in its other detections.
 
         Returns:
-            The detections of each image.
+            One list of detections per image.
         """
         ...
 
 
 class PretrainedDetector(Pretrained, ABC):
-    """Base of detectors that are transformers models: loading, and colours where the metadata ask for them.
+    """Base class of object detectors that run a transformers model.
+
+    It loads the model and names the colours of objects where the metadata ask for them. A subclass implements `_find`,
+    which runs the model.
 
     Args:
-        model: Name, folder or loaded model.
-        processor: The model's processor; by default that of the model's name.
-        colors: Names the colours that metadata ask for; by default a `ClipColors`, loaded when it is first needed.
-        settings: `device`, `dtype` and `batch_size`, as for `Pretrained`. The default `colors` gets the first two.
+        model: Name on the Hub, folder, or loaded model.
+        processor: The model's processor; by default the one saved under the model's name.
+        colors: Function that names the colours that the metadata ask for; by default a `ClipColors`, whose CLIP model
+            is loaded at its first use.
+        settings: `device`, `dtype` and `batch_size` of the model; see `Pretrained`. The default `colors` uses the same
+            `device` and `dtype`.
     """
 
-    title = "detector"  # the architecture's name, as reports show it
+    title = "detector"  # name of the architecture in reports
 
     def __init__(
         self,
@@ -83,13 +89,13 @@ class PretrainedDetector(Pretrained, ABC):
 
     @property
     def name(self) -> str:
-        """Architecture and source of the model, as reports show them."""
+        """Name under which reports list the detector, for example "Mask2Former (name or folder of the model)"."""
         return f"{self.title} ({self.source})"
 
     def detect(
         self, images: Sequence[Image.Image], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> list[list[Detection]]:
-        """Find the objects in each image; see `Detector`.
+        """Find the objects in each image; `Detector.detect` explains arguments and result.
 
         Raises:
             TypeError: If an image is not a PIL image.
@@ -111,22 +117,28 @@ class PretrainedDetector(Pretrained, ABC):
 
     @abstractmethod
     def _find(self, images: list[Image.Image], metadata: Sequence[Mapping[str, Any]] | None) -> list[list[Detection]]:
-        """Return the detections of each RGB image, without colours."""
+        """Find the objects in each RGB image and return one list of detections per image, without colours.
+
+        Args:
+            images: RGB images.
+            metadata: The requirements of each image's prompt, as in `detect`.
+        """
 
 
 # Colours
 
 
 class ClipColors(Clip):
-    """GenEval's way to name an object's colour: zero-shot classification among ten colours by CLIP.
+    """Callable that names the colours of objects as GenEval does: with CLIP as a zero-shot classifier of ten colours.
 
-    The object is cut out along its box, with grey wherever its mask is not. A colour's text feature is the mean of
-    those of three sentences about an object of this class and colour.
+    CLIP sees the image cropped to the object's box, with all pixels outside the object's mask painted grey. The text
+    feature of a colour is the mean feature of three sentences about an object of the same class in this colour, such
+    as "a photo of a red dog".
 
     Args:
-        model: As for `Clip`.
-        processor: As for `Clip`.
-        settings: `batch_size`, `device` and `dtype`, as for `Clip`.
+        model: Name on the Hub, folder, or loaded `CLIPModel`.
+        processor: The model's processor; by default the one saved under the model's name.
+        settings: `batch_size`, `device` and `dtype`; see `Clip`.
     """
 
     def __init__(
@@ -139,14 +151,14 @@ class ClipColors(Clip):
         self._features_of_label: dict[str, torch.Tensor] = {}
 
     def __call__(self, image: Image.Image, things: Sequence[Detection]) -> list[str]:
-        """Return the colour of each object, one of `COLORS`.
+        """Return the name of each object's colour, one of the ten `COLORS`.
 
         Args:
             image: The image in which the objects were found.
             things: The objects.
 
         Raises:
-            ValueError: If a mask differs from the image in size, or a box is empty.
+            ValueError: If an object's mask differs from the image in size, or its box is empty.
         """
         if not things:
             return []
@@ -157,8 +169,11 @@ class ClipColors(Clip):
         ]
 
     def color_features(self, label: str) -> torch.Tensor:
-        """Return the text features `(10, D)` of the colours of an object of the class, float32 of length 1."""
-        # A benchmark asks about few classes many times, so their thirty sentences are read once.
+        """Return the CLIP text features `(10, D)` of the ten `COLORS` for objects of class `label`.
+
+        Each feature is a float32 vector of L2 norm 1.
+        """
+        # A benchmark has few classes and many objects, so the features of a class's 30 sentences are computed once.
         if label not in self._features_of_label:
             texts = [template.format(color=color, label=label) for color in COLORS for template in COLOR_TEMPLATES]
             features = self.text_features(texts).unflatten(0, (len(COLORS), len(COLOR_TEMPLATES)))
@@ -167,17 +182,17 @@ class ClipColors(Clip):
 
 
 def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
-    """Cut an object's box out of an image, with grey wherever the object's mask, if it has one, is not.
+    """Crop an image to an object's box. If the object has a mask, paint all pixels outside the mask grey.
 
     Args:
-        image: PIL image.
+        image: PIL image in which the object was found.
         thing: The object.
 
     Returns:
-        An RGB image of the size of the box.
+        An RGB image of the size of the box, whose coordinates are rounded to whole pixels.
 
     Raises:
-        ValueError: If the mask differs from the image in size, or the box is empty.
+        ValueError: If the object's mask differs from the image in size, or its box is empty.
     """
     image = image.convert("RGB")
     if thing.mask is not None:
@@ -195,12 +210,13 @@ def cut_out(image: Image.Image, thing: Detection) -> Image.Image:
 
 
 def is_empty(box: Box) -> bool:
-    """Return whether a box holds no pixel once its sides are rounded to whole pixels."""
+    """Return whether a box contains no pixel after its coordinates are rounded to whole pixels."""
     left, top, right, bottom = _whole_pixels(box)
     return right <= left or bottom <= top
 
 
 def _whole_pixels(box: Box) -> tuple[int, int, int, int]:
+    """Return the coordinates `(x1, y1, x2, y2)` of a box, rounded to whole pixels."""
     left, top, right, bottom = (round(side) for side in box)
     return left, top, right, bottom
 
@@ -208,25 +224,25 @@ def _whole_pixels(box: Box) -> tuple[int, int, int, int]:
 def with_colors(
     image: Image.Image, detections: Sequence[Detection], metadata: Mapping[str, Any], colors: ColorNamer
 ) -> list[Detection]:
-    """Name the colours that GenEval's rules will compare.
+    """Name the colours of those objects in an image whose colours GenEval's rules will compare.
 
-    A clause of the metadata that asks for a colour compares those of the `count` most confident detections of its
-    class. Only these are named, because each costs a forward pass of CLIP.
+    A requirement that asks for a colour (an element of `include` in the metadata) compares the colours of the `count`
+    most confident detections of its class. Only these are named, because each costs a forward pass of CLIP.
 
     Args:
         image: RGB image.
-        detections: The objects found in it.
-        metadata: A line of GenEval's metadata.
-        colors: Names the colours of objects.
+        detections: The objects found in the image.
+        metadata: The requirements of the image's prompt: a line of GenEval's `evaluation_metadata.jsonl`, as a dict.
+        colors: Function that names the colours of objects.
 
     Returns:
-        The detections in the same order, some of them with a colour.
+        The detections in the same order. Those whose colour was named are copies with this colour.
     """
     num_named: dict[str, int] = {}
     for clause in metadata.get("include", []):
         if "color" in clause:
             num_named[clause["class"]] = max(num_named.get(clause["class"], 0), clause["count"])
-    # Keyed by identity, because detections that are equal may still be several objects.
+    # The keys are the detections' `id`s, because two equal detections may be different objects.
     names: dict[int, str] = {}
     for label, count in num_named.items():
         best = [detection for detection in by_confidence(detections) if detection.label == label][:count]

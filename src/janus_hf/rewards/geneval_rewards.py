@@ -1,8 +1,8 @@
-"""Rewards that judge the objects in an image by GenEval's rules.
+"""Rewards that detect the objects in generated images and judge them by the rules of the GenEval benchmark.
 
-They read the column `metadata`: for each image, the line of GenEval's `evaluation_metadata.jsonl` that belongs to its
-prompt, as a dict or as JSON. `geneval_rules` explains its clauses. Fields that are None count as absent, because
-Arrow tables, which hold data sets, cannot leave a field out.
+They read the column `metadata` of the data set: for each image, the line of GenEval's `evaluation_metadata.jsonl` that
+belongs to its prompt, as a dict or as JSON. `geneval_rules` explains the fields of such a line. Fields that are None
+count as absent, because Arrow tables, which store data sets, cannot leave a field out.
 """
 
 import json
@@ -19,14 +19,16 @@ from .shapes_detector import ShapesDetector
 
 
 class GenEvalReward:
-    """1 if an image meets all requirements of its prompt by GenEval's rules, else 0.
+    """Reward that is 1 if an image meets all requirements of its prompt by GenEval's rules, else 0.
 
-    Column `metadata`: see the module's docstring.
+    It reads the column `metadata`: the requirements of each image's prompt, as a line of GenEval's
+    `evaluation_metadata.jsonl` (a dict or JSON).
 
     Args:
-        detector: Finds the objects; by default GenEval's own, Mask2Former.
-        partial: Return the share of `include` and `exclude` clauses that hold instead, in [0, 1].
-        rules: Thresholds to use instead of the official ones.
+        detector: Object detector; by default Mask2Former, which GenEval uses.
+        partial: Return instead the share of requirements (elements of `include` and `exclude` in the metadata) that
+            the image meets, in [0, 1].
+        rules: Thresholds to use instead of GenEval's.
     """
 
     __name__ = "geneval"
@@ -36,24 +38,27 @@ class GenEvalReward:
         self.partial, self.rules = partial, rules
 
     def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
-        """Return one number in [0, 1] per image; see `Reward`."""
+        """Return the reward of each image: 0 or 1, or with `partial` a number in [0, 1]; see `Reward`."""
         lines = [as_metadata(value) for value in read_column(self, columns, "metadata", images, prompts)]
         found = self.detector.detect(images, lines)
         return [self._score(detections, line) for detections, line in zip(found, lines, strict=True)]
 
     def _score(self, detections: list[Detection], metadata: Mapping[str, Any]) -> float:
+        """Return the reward of one image, given the objects found in it and the requirements of its prompt."""
         verdict = score(detections, metadata, self.rules)
         if not self.partial:
             return float(verdict.correct)
-        # Every violated clause gives exactly one reason.
+        # `score` gives exactly one reason for every violated clause.
         return 1.0 - len(verdict.reasons) / (len(metadata.get("include", [])) + len(metadata.get("exclude", [])))
 
 
 class ShapesReward(GenEvalReward):
-    """`GenEvalReward` for images of the shapes world, whose exact detector needs no model and takes milliseconds.
+    """`GenEvalReward` for the synthetic images of coloured shapes that `janus_hf.shapes` renders.
+
+    Its detector is exact, needs no model and takes milliseconds.
 
     Args:
-        partial: As for `GenEvalReward`.
+        partial: Return the share of requirements that an image meets, instead of 1 if it meets all and else 0.
     """
 
     __name__ = "shapes"
@@ -63,14 +68,16 @@ class ShapesReward(GenEvalReward):
 
 
 class PositionReward:
-    """Share of the prompt's positions ("a dog right of a cat") that hold, in [0, 1]; all else is ignored.
+    """Reward that is the share of a prompt's positions ("a dog right of a cat") that hold in the image, in [0, 1].
 
-    Column `metadata`: see the module's docstring. A clause with `position: [relation, k]` holds if GenEval's rules
-    find its objects in this relation to those of clause k, whatever their colours.
+    It reads the column `metadata`: the requirements of each image's prompt, as a line of GenEval's
+    `evaluation_metadata.jsonl` (a dict or JSON). An element of `include` with `position: [relation, k]` holds if,
+    by GenEval's rules, its objects are in this relation to the objects of element `k`. Colours and all other
+    requirements are ignored.
 
     Args:
-        detector: Finds the objects; by default GroundingDINO, as in T2I-R1.
-        rules: Thresholds to use instead of the official ones.
+        detector: Object detector; by default GroundingDINO, as in T2I-R1.
+        rules: Thresholds to use instead of GenEval's.
     """
 
     __name__ = "position"
@@ -80,14 +87,14 @@ class PositionReward:
         self.rules = rules
 
     def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
-        """Return one number in [0, 1] per image; see `Reward`.
+        """Return for each image the share in [0, 1] of the prompt's positions that hold; see `Reward`.
 
         Raises:
-            ValueError: Also if metadata have no clause with a position.
+            ValueError: If the metadata of an image contain no position, or for the reasons given in `Reward`.
         """
         lines = [as_metadata(value) for value in read_column(self, columns, "metadata", images, prompts)]
         pairs = [_position_pairs(line) for line in lines]
-        # Detectors that find what words describe read the classes from the metadata.
+        # GroundingDINO takes the classes to find from the metadata, so the detector gets only those of the positions.
         found = self.detector.detect(images, [{"include": list(chain(*own))} for own in pairs])
         return [
             sum(score(detections, {"tag": "position", "include": pair}, self.rules).correct for pair in own) / len(own)
@@ -96,10 +103,14 @@ class PositionReward:
 
 
 def _position_pairs(metadata: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
-    """Return, for each clause with a position, the pair of the clause it refers to and the clause itself.
+    """Return one pair of `include` clauses (requirements) for each clause with a position.
 
-    Both are reduced to class and count, so that neither colours nor further positions are judged, and the position
-    refers to the first of the pair.
+    The second clause of a pair is the one with the position, and the first is the clause that this position refers to.
+    Both are copies with class and count only, so that neither colours nor further positions are judged. The position
+    refers to index 0, the first clause of the pair.
+
+    Raises:
+        ValueError: If no clause has a position, or a position refers to a clause that does not exist.
     """
     include = metadata.get("include", [])
     reduced = [{"class": clause["class"], "count": clause["count"]} for clause in include]
@@ -122,13 +133,13 @@ def _position_pairs(metadata: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
 
 
 def as_metadata(value: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Return a line of GenEval's metadata as a dict without the fields that are None.
+    """Return a line of GenEval's metadata as a dict, without the fields that are None in it or in its clauses.
 
     Args:
-        value: The line as a table's cell holds it: a mapping, or JSON of one.
+        value: The line as a data set stores it: a mapping, or the JSON of a mapping.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If `value` is neither.
     """
     line = json.loads(value) if isinstance(value, str) else value
     if not isinstance(line, Mapping):

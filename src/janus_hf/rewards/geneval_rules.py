@@ -1,11 +1,11 @@
-"""GenEval's rules: whether the objects found in an image meet the requirements of its prompt.
+"""Rules of the GenEval benchmark, which judge whether the objects in an image meet the requirements of its prompt.
 
-The functions here are pure and know neither models nor images; they judge the `Detection`s of any detector, be it
-Mask2Former on photographs or the exact one of the shapes world. Rules, thresholds and quirks are those of
-djghosh13/geneval (evaluation/evaluate_images.py).
+The functions are pure and use neither models nor images. They judge the `Detection`s of any object detector, for
+example Mask2Former on photographs or the exact detector for the synthetic images of `janus_hf.shapes`. Rules,
+thresholds and quirks are those of djghosh13/geneval (evaluation/evaluate_images.py).
 
-The requirements of a prompt are a line of GenEval's `evaluation_metadata.jsonl`. For "a photo of a red dog right of a
-cat" with a single dog:
+The requirements of a prompt are one line of GenEval's `evaluation_metadata.jsonl`. This line requires a red dog right
+of a cat, and no second dog:
 
     {"tag": "position",
      "include": [{"class": "cat", "count": 1},
@@ -13,8 +13,8 @@ cat" with a single dog:
      "exclude": [{"class": "dog", "count": 2}],
      "prompt": "a photo of a red dog right of a cat"}
 
-Each element of `include` and `exclude` is called a clause. The 0 of the position is the index of another `include`
-clause, here the cat.
+Each element of `include` and `exclude` is one requirement, called a clause. The 0 in `position` is the index of
+another `include` clause, here the cat's.
 """
 
 import math
@@ -30,15 +30,15 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Detection:
-    """One object found in an image.
+    """One object that a detector found in an image.
 
     Args:
-        label: Class of the object, spelled as in the metadata of prompts.
-        score: Confidence in [0, 1].
+        label: Name of the object's class, spelled as in GenEval's metadata.
+        score: Confidence of the detector in [0, 1].
         box: `(x1, y1, x2, y2)` in pixels, x to the right, y downwards.
         color: Name of the object's colour, or None if it was not determined.
-        mask: Pixels of the object, `(H, W)` bool over the whole image, or None if only the box is known. Masks are not
-            compared: two detections may be equal with different masks.
+        mask: Mask of the object, `(H, W)` bool over the whole image, or None if only the box is known. `==` ignores
+            masks: two detections that differ only in their masks are equal.
     """
 
     label: str
@@ -50,11 +50,11 @@ class Detection:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Judgement of one image.
+    """Judgement of one image by GenEval's rules.
 
     Args:
         correct: Whether the image meets every requirement of its prompt.
-        reasons: One line of text per violated clause.
+        reasons: One line of text per violated requirement, which says what was expected and what was found.
     """
 
     correct: bool
@@ -63,13 +63,14 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Rules:
-    """Thresholds of the rules; the defaults are the official ones.
+    """Thresholds of GenEval's rules; the defaults are the official ones.
 
     Args:
-        threshold: Detections at or below this score do not count.
+        threshold: Detections with a score at or below this number are ignored.
         counting_threshold: The same threshold for prompts tagged "counting".
-        max_objects: Number of most confident detections of a class that are judged.
-        position_deadband: An offset of two boxes below this share of their summed size is no relation.
+        max_objects: Maximum number of detections per class that are judged, the most confident ones.
+        position_deadband: Two boxes are in no relation along an axis if the distance of their centres along it is
+            below this share of their summed sizes along it.
     """
 
     threshold: float = 0.3
@@ -79,20 +80,23 @@ class Rules:
 
 
 def score(detections: Iterable[Detection], metadata: Mapping[str, Any], rules: Rules | None = None) -> Verdict:
-    """Judge one image.
+    """Judge whether the objects found in an image meet the requirements of its prompt.
 
-    An `include` clause selects the `count` most confident detections of its class. It is violated if there are fewer,
-    if one of them has not the clause's `color`, or if one of them is not in the `relation` of the clause's `position`
-    `[relation, k]` to each of those that clause `k` selected. An `exclude` clause is violated by `count` or more
-    detections of its class.
+    An `include` clause of the metadata selects the `count` most confident detections of its class. It is violated if
+    there are fewer, if one of them does not have the clause's `color`, or if the clause has a `position`
+    `[relation, k]` and one of them is not in this relation to every detection that clause `k` selected, or clause `k`
+    is violated. An `exclude` clause is violated if there are `count` or more detections of its class.
 
     Args:
         detections: Objects found in the image, in any order.
         metadata: A line of GenEval's `evaluation_metadata.jsonl`: `tag`, `include` and optionally `exclude`.
         rules: Thresholds to use instead of the official ones.
 
+    Returns:
+        Whether no clause is violated, and one reason for each that is.
+
     Raises:
-        ValueError: If a position refers to a clause that does not stand before it.
+        ValueError: If the position of a clause does not refer to one of the `include` clauses before it.
     """
     rules = rules or Rules()
     threshold = rules.counting_threshold if metadata["tag"] == "counting" else rules.threshold
@@ -108,7 +112,7 @@ def score(detections: Iterable[Detection], metadata: Mapping[str, Any], rules: R
         group = found.get(clause["class"], [])[: clause["count"]]
         violations = _violations(clause, group, groups, rules)
         reasons += violations
-        # In the official script, too, a violated clause is no target for the positions of later ones.
+        # As in the official script, the positions of later clauses cannot be met relative to a violated clause.
         groups.append(None if violations else group)
     for clause in metadata.get("exclude", []):
         present = len(found.get(clause["class"], []))
@@ -118,9 +122,10 @@ def score(detections: Iterable[Detection], metadata: Mapping[str, Any], rules: R
 
 
 def by_confidence(detections: Iterable[Detection]) -> list[Detection]:
-    """Return the detections by falling score.
+    """Return the detections in descending order of score.
 
-    Of equal scores the later detection comes first, because the official script reads an ascending sort backwards.
+    If scores are equal, the later detection comes first, because the official script sorts in ascending order and then
+    reverses the result.
     """
     return sorted(detections, key=lambda detection: detection.score)[::-1]
 
@@ -128,13 +133,16 @@ def by_confidence(detections: Iterable[Detection]) -> list[Detection]:
 def _violations(
     clause: Mapping[str, Any], group: list[Detection], earlier: Sequence[list[Detection] | None], rules: Rules
 ) -> list[str]:
-    """Return why an `include` clause is violated, as a list of at most one reason.
+    """Return why an `include` clause (requirement) is violated: a list of one reason, or an empty list if it is met.
 
     Args:
-        clause: The clause.
-        group: Detections that the clause selects.
-        earlier: Detections that each earlier clause selects, or None if that clause is violated.
+        clause: The clause, with `class`, `count` and optionally `color` and `position`.
+        group: Detections that the clause selects: the most confident ones of its class, at most `count`.
+        earlier: For each clause before this one, the detections that it selects, or None if it is violated.
         rules: The thresholds.
+
+    Raises:
+        ValueError: If the position does not refer to one of the earlier clauses.
     """
     if len(group) < clause["count"]:
         return [f"expected {clause['count']} {clause['class']}, found {len(group)}"]
@@ -164,15 +172,16 @@ def _violations(
 
 
 def relations(box: Box, target: Box, *, deadband: float = 0.1) -> set[str]:
-    """Return the relations of `box` to `target`.
+    """Return the spatial relations of `box` to `target`, for example `{"left of"}`.
 
-    The offset of the centres is shortened along each axis by the dead band, `deadband` times the summed sizes of the
-    boxes. A relation holds if the shortened offset in its direction exceeds half the length of the whole offset.
+    The offset from the centre of `target` to that of `box` is first shortened along each axis by `deadband` times the
+    summed sizes of the two boxes along this axis. A relation holds if the shortened offset in its direction exceeds
+    half the Euclidean length of the offset before it was shortened.
 
     Args:
         box: The box whose position is described.
-        target: The box that it is compared with.
-        deadband: See `Rules.position_deadband`.
+        target: The box relative to which it is described.
+        deadband: Share of the boxes' summed sizes by which the offset is shortened.
 
     Returns:
         A subset of {"left of", "right of", "above", "below"}; two may hold at once.
@@ -185,7 +194,7 @@ def relations(box: Box, target: Box, *, deadband: float = 0.1) -> set[str]:
         revised.append(math.copysign(max(abs(offset) - deadband * sizes, 0.0), offset))
     if all(abs(value) < 1e-3 for value in revised):
         return set()
-    # As in the official script, the shortened offset is divided by the length of the whole one.
+    # As in the official script, the shortened offset is divided by the length of the offset before shortening.
     dx, dy = (value / math.hypot(*offsets) for value in revised)
     held = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
     return {relation for relation, holds in held.items() if holds}

@@ -1,4 +1,4 @@
-"""GroundingDINO: a detector of objects that words describe."""
+"""Object detector that runs GroundingDINO, which finds objects of the classes that a text names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,21 +12,21 @@ from .loading import ModelSource, ProcessorSource
 
 
 class GroundingDinoDetector(PretrainedDetector):
-    """GroundingDINO, a detector that finds objects of the classes that a text names.
+    """Object detector that runs GroundingDINO, which finds objects of the classes that a text names.
 
-    GenEval's published numbers are made with Mask2Former; T2I-R1's reward of positions uses GroundingDINO.
+    T2I-R1's reward for positions uses it. GenEval's published numbers were measured with Mask2Former instead.
 
     Args:
-        model: Name, folder or loaded `GroundingDinoForObjectDetection`.
-        processor: The model's processor; by default that of the model's name.
-        classes: Names of the classes to find; by default those of each image's metadata.
-        threshold: Detections at or below this score are left out.
+        model: Name on the Hub, folder, or loaded `GroundingDinoForObjectDetection`.
+        processor: The model's processor; by default the one saved under the model's name.
+        classes: Names of the classes to find; by default those that each image's metadata require or exclude.
+        threshold: Detections with a score at or below this number are left out.
         batch_size: Number of images per forward pass.
-        settings: `colors`, `device` and `dtype`, as for `PretrainedDetector`.
+        settings: `colors`, `device` and `dtype`; see `PretrainedDetector`.
 
     Raises:
-        ValueError: On detection, if neither `classes` nor the metadata name a class, or if the names have more tokens
-            than the model reads.
+        ValueError: In `detect`, if neither `classes` nor the metadata name a class, or if the names together have more
+            tokens than the model can read.
     """
 
     model_class, title = "GroundingDinoForObjectDetection", "GroundingDINO"
@@ -63,7 +63,14 @@ class GroundingDinoDetector(PretrainedDetector):
         return found
 
     def _classes(self, metadata: Mapping[str, Any]) -> list[str]:
-        """Return the classes to find in an image with this metadata, each once."""
+        """Return the names of the classes to find in an image: `self.classes`, else those in its metadata, each once.
+
+        Args:
+            metadata: The requirements of the image's prompt: a line of GenEval's metadata.
+
+        Raises:
+            ValueError: If there is no class.
+        """
         clauses = [*(metadata.get("include") or ()), *(metadata.get("exclude") or ())]
         classes = list(self.classes or dict.fromkeys(clause["class"] for clause in clauses))
         if not classes:
@@ -75,22 +82,23 @@ class GroundingDinoDetector(PretrainedDetector):
     def _detections(
         self, image: Image.Image, classes: list[str], logits: torch.Tensor, boxes: torch.Tensor
     ) -> list[Detection]:
-        """Return the detections of one image, one per query whose score exceeds the threshold.
+        """Turn GroundingDINO's outputs for one image into detections: one per object query whose score is high enough.
 
-        A query's probability of a class is the mean over the class's tokens in "[CLS] class. class. [SEP]"; its score
-        is the largest of these probabilities.
+        A query's probability of a class is the mean of its token probabilities over the class's tokens in the text
+        "[CLS] class. class. [SEP]". The query's label is the most probable class, and its score is that probability. A
+        query is left out if its score is not above `self.threshold`.
 
         Args:
-            image: The image, for its size.
+            image: The image; only its size is used.
             classes: Names of the classes, in the order of the text.
             logits: `(queries, tokens)`, one logit per token of the text.
-            boxes: `(queries, 4)`, centre and size as shares of the image's width and height.
+            boxes: `(queries, 4)`: x and y of the centre, width and height, as shares of the image's width and height.
         """
         probabilities, start = [], 1  # the first token is [CLS]
         for name in classes:
             end = start + len(self.processor.tokenizer(name.lower(), add_special_tokens=False)["input_ids"])
             probabilities.append(logits[:, start:end].float().sigmoid().mean(dim=1))
-            start = end + 1  # past the full stop
+            start = end + 1  # skip the full stop after the class
         scores, labels = torch.stack(probabilities, dim=1).max(dim=1)
         centers, sizes = boxes.float().cpu().split(2, dim=1)
         corners = torch.cat([centers - sizes / 2, centers + sizes / 2], dim=1) * torch.tensor(image.size * 2)

@@ -1,19 +1,19 @@
-"""Images as detectors and judges read them: RGB, and turned upright as their EXIF data say."""
+"""Functions that read images for detectors and judges: converted to RGB and rotated upright as their EXIF data say."""
 
 import os
 
 from PIL import Image, ImageOps
 
 
-# What Pillow raises for a file that is missing, damaged, cut off, no image, or too large to be one.
+# Exceptions that Pillow raises for a file that is missing, damaged, truncated, not an image, or implausibly large.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in RGB, turned upright, without its alpha channel.
+    """Return the image in RGB, rotated upright as its EXIF data say, without its alpha channel.
 
     Raises:
-        TypeError: If it is not a PIL image.
+        TypeError: If `image` is not a PIL image.
     """
     if not isinstance(image, Image.Image):
         raise TypeError(
@@ -23,17 +23,17 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_rgb(path: str | os.PathLike[str]) -> Image.Image:
-    """Open an image file, decode all of it, and return the image as `as_rgb` does.
+    """Open an image file, decode it completely, and return the image in RGB, rotated upright as its EXIF data say.
 
     Raises:
-        One of `UNREADABLE`: If the file cannot be read.
+        OSError, SyntaxError, ValueError, DecompressionBombError: If the file cannot be read as an image.
     """
     with Image.open(path) as image:
         return as_rgb(image)
 
 
 def readable(path: str | os.PathLike[str]) -> bool:
-    """Return whether `open_rgb` can open the file."""
+    """Return whether `open_rgb` can read the file as an image."""
     try:
         open_rgb(path)
     except UNREADABLE:

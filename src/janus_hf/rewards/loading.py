@@ -1,4 +1,4 @@
-"""Transformers models that judge images: loaded when first needed and run in batches."""
+"""Base class `Pretrained` of the transformers models that score images, and the function `group_indices`."""
 
 import os
 from collections.abc import Hashable, Iterable, Iterator
@@ -10,27 +10,29 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 
 Key = TypeVar("Key", bound=Hashable)
-# A name on the Hub, a folder, or the loaded object itself. For a processor, None means that of the model's name.
+# A name on the Hub, a folder, or the loaded object. For a processor, None means the one saved under the model's name.
 ModelSource: TypeAlias = PreTrainedModel | str | os.PathLike[str]
 ProcessorSource: TypeAlias = ProcessorMixin | str | os.PathLike[str] | None
 
 
 class Pretrained:
-    """A transformers model with its processor. What is given by name is loaded when it is first used.
+    """A transformers model and its processor. If they are given by name, they are loaded at their first use.
 
     Args:
         model: Name on the Hub, folder, or loaded model. A loaded model is put into evaluation mode.
         processor: Name, folder or loaded processor; by default the processor saved under the model's name.
-        device: Device to move the model to. By default CUDA where it is available; a loaded model stays where it is.
-        dtype: Dtype to load or convert the weights to; for a model given by name also "auto", the checkpoint's dtype.
-            By default float32; a loaded model keeps its own.
+        device: Device to move the model to. By default, a model given by name is moved to CUDA if it is available, and
+            a loaded model stays on its device.
+        dtype: Dtype to load the weights in, or to convert a loaded model to. By default, a model given by name is
+            loaded in float32 and a loaded model keeps its dtype. For a model given by name, "auto" is the dtype of the
+            checkpoint.
         batch_size: Number of images or texts per forward pass.
 
     Raises:
         ValueError: If a loaded model is given without the processor that it needs.
     """
 
-    model_class = "AutoModel"  # name of the class of transformers that loads the model
+    model_class = "AutoModel"  # name of the transformers class that loads the model
     needs_processor = True  # False where a subclass prepares the inputs itself
 
     def __init__(
@@ -54,7 +56,7 @@ class Pretrained:
 
     @property
     def source(self) -> str:
-        """Name or folder of the model; the class name of a loaded model that has neither."""
+        """Name or folder that the model was loaded from; for a loaded model without either, the name of its class."""
         if isinstance(self._model, str | os.PathLike):
             return str(self._model)
         return self._model.config.name_or_path or type(self._model).__name__
@@ -71,7 +73,7 @@ class Pretrained:
 
     @cached_property
     def processor(self) -> ProcessorMixin:
-        """The processor; the first access loads it."""
+        """The model's processor; the first access loads it."""
         if not isinstance(self._processor, str | os.PathLike):
             return self._processor
         from transformers import AutoProcessor
@@ -83,23 +85,24 @@ class Pretrained:
         _ = self.model, self.processor
 
     def _load(self, name: str | os.PathLike[str], dtype: torch.dtype | str) -> PreTrainedModel:
+        """Load and return the model `name`, a name on the Hub or a folder, with the class `model_class`."""
         import transformers
 
         return getattr(transformers, self.model_class).from_pretrained(name, dtype=dtype)
 
     def _to_model(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Move pixel values to the model's device and convert them to its dtype."""
+        """Return the pixel values on the model's device and in its dtype."""
         return pixel_values.to(self.model.device, self.model.dtype)
 
     def _batches(self, count: int) -> Iterator[slice]:
-        """Yield slices that cut a sequence of `count` items into batches."""
+        """Return an iterator of slices that split a sequence of `count` items into batches of `self.batch_size`."""
         return (slice(start, start + self.batch_size) for start in range(0, count, self.batch_size))
 
 
 def group_indices(keys: Iterable[Key]) -> dict[Key, list[int]]:
-    """Map each key to the indices where it occurs: `"aba"` becomes `{"a": [0, 2], "b": [1]}`.
+    """Map each key to the indices at which it occurs in `keys`: `"aba"` becomes `{"a": [0, 2], "b": [1]}`.
 
-    Grouping images by size, or texts by length, gives batches that need no padding.
+    Images that are grouped by size, or texts by length, form batches that need no padding.
     """
     indices: dict[Key, list[int]] = {}
     for index, key in enumerate(keys):

@@ -1,10 +1,11 @@
-"""GenEval's detector: Mask2Former, as mmdet runs it.
+"""Mask2Former, the object detector of the GenEval benchmark, with the pre- and post-processing of mmdet.
 
-Images are resized as in mmdet's test pipeline, and raw logits are post-processed as in its fusion head. One difference
-remains: the weights of `facebook/mask2former-swin-small-coco-instance` come from another training run of the same
-network, so scores near a threshold differ from the official ones.
+Images are resized as in mmdet's test pipeline, and raw logits are post-processed as in its fusion head
+(`MaskFormerFusionHead`). One difference remains: the weights of `facebook/mask2former-swin-small-coco-instance` come
+from another training run of the same network, so scores near a threshold differ from the official ones.
 
-Shapes: `Q` queries, `C` classes, `N` instances, `H W` pixels of the image.
+In the shapes of tensors, `Q` is the number of object queries, `C` of classes and `N` of instances (detected objects);
+`H` and `W` are the height and width of the image.
 """
 
 import os
@@ -22,7 +23,7 @@ from .geneval_rules import Detection
 from .loading import ModelSource, group_indices
 
 
-# COCO's 80 classes in COCO's order, by the names that GenEval's prompts use (its evaluation/object_names.txt).
+# COCO's 80 classes in COCO's order, with the names that GenEval's prompts use (its evaluation/object_names.txt).
 COCO_NAMES = tuple(
     """person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
     parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
@@ -33,7 +34,7 @@ COCO_NAMES = tuple(
     clock, vase, scissors, teddy bear, hair drier, toothbrush""".replace("\n    ", " ").split(", ")
 )
 SCALE = (1333, 800)  # upper bounds in pixels on the longer and the shorter side of a resized image
-SIZE_DIVISOR = 32  # padded sides are multiples of this number of pixels
+SIZE_DIVISOR = 32  # the sides of padded images are multiples of this number of pixels
 # ImageNet's mean and standard deviation of RGB in [0, 255].
 MEAN = torch.tensor([123.675, 116.28, 103.53])
 STD = torch.tensor([58.395, 57.12, 57.375])
@@ -42,16 +43,16 @@ STD = torch.tensor([58.395, 57.12, 57.375])
 def fit(image: Image.Image, scale: tuple[int, int] = SCALE) -> tuple[torch.Tensor, tuple[int, int]]:
     """Resize, normalise and pad an image as mmdet's test pipeline does.
 
-    The image is enlarged or shrunk, in its own proportions, until it just fits into `scale`. The bilinear resize is
-    OpenCV's: it does not smooth an image that it shrinks, and it rounds to whole levels.
+    The image is resized, with its aspect ratio kept, to the largest size within the bounds `scale`. The bilinear
+    interpolation is OpenCV's: it does not antialias an image that it shrinks, and rounds to integer pixel values.
 
     Args:
         image: RGB image.
         scale: Upper bounds in pixels on the longer and the shorter side.
 
     Returns:
-        Pixels `(3, H, W)` float32, padded with zeros below and on the right to multiples of 32, and the
-        `(height, width)` without the padding.
+        The normalised pixels `(3, H', W')` float32 of the resized image, padded with zeros at the bottom and on the
+        right to multiples of 32, and the `(height, width)` of the resized image without the padding.
     """
     width, height = image.size
     factor = min(max(scale) / max(width, height), min(scale) / min(width, height))
@@ -64,19 +65,19 @@ def fit(image: Image.Image, scale: tuple[int, int] = SCALE) -> tuple[torch.Tenso
 
 
 def _resize(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resize maps `(N, H, W)` to `(N, *size)` by bilinear interpolation without smoothing."""
+    """Resize N channels or masks `(N, H, W)` to `(N, *size)` by bilinear interpolation without antialiasing."""
     return F.interpolate(maps[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 class Instances(NamedTuple):
-    """Objects found in one image, in the order of their class probability.
+    """The N objects found in one image, in descending order of class probability.
 
     Args:
         labels: Class indices `(N,)` int64.
         scores: Scores `(N,)` float32 in [0, 1].
-        boxes: Boxes `(N, 4)` float32 as `(x1, y1, x2, y2)`, where x2 and y2 lie one pixel beyond the mask. The box of
-            an empty mask is zero.
-        masks: Masks `(N, H, W)` bool.
+        boxes: Boxes `(N, 4)` float32 as `(x1, y1, x2, y2)` in pixels, where x2 and y2 lie one pixel beyond the mask.
+            The box of an empty mask is all zeros.
+        masks: Masks `(N, H, W)` bool over the whole image.
     """
 
     labels: torch.Tensor
@@ -93,30 +94,31 @@ def post_process_instances(
     padded_size: tuple[int, int],
     max_per_image: int = 100,
 ) -> Instances:
-    """Turn Mask2Former's outputs for one image into instances as mmdet 2.27's `MaskFormerFusionHead` does.
+    """Turn Mask2Former's outputs for one image into detected objects as mmdet 2.27's `MaskFormerFusionHead` does.
 
-    transformers' own `post_process_instance_segmentation` is no substitute: it works at 384 x 384, gives every query
-    one label, and lets instances cover each other.
+    transformers' own `post_process_instance_segmentation` cannot be used instead: it works at 384 x 384 pixels, gives
+    every query only one label, and lets instances overwrite each other's pixels.
 
     Args:
-        class_queries_logits: `(Q, C + 1)`; the last class is "no object".
-        masks_queries_logits: `(Q, h, w)` at the resolution of the network's output.
+        class_queries_logits: Class logits `(Q, C + 1)` of Q object queries; the last class is "no object".
+        masks_queries_logits: Mask logits `(Q, h, w)` at the resolution of the network's output.
         image_size: `(height, width)` of the image.
         resized_size: `(height, width)` of the resized image, without padding.
         padded_size: `(height, width)` of the resized image with padding, which is the network's input.
-        max_per_image: Number of instances: the most probable pairs of a query and a class. A query may be several.
+        max_per_image: Maximum number of instances. Each instance is a pair of a query and a class, and the most
+            probable pairs are taken, so one query may give several instances of different classes.
 
     Returns:
-        The instances by falling class probability. An instance's score is that probability times the mean probability
-        of the mask's pixels.
+        The instances in descending order of class probability. An instance's score is its class probability times the
+        mean probability of the pixels inside its mask.
     """
     probabilities = class_queries_logits.float().softmax(dim=-1)[:, :-1]
     num_classes = probabilities.shape[1]
     top, indices = probabilities.flatten().topk(min(max_per_image, probabilities.numel()))
     queries, of_query = (indices // num_classes).unique(return_inverse=True)
 
-    # A query that is several instances has one mask, so each mask is resized once: first to the network's input, then,
-    # without the padding, to the image.
+    # Instances of the same query share its mask, so each query's mask is resized only once: first to the network's
+    # input, then, without the padding, to the image.
     logits = _resize(masks_queries_logits[queries].float(), padded_size)
     logits = _resize(logits[:, : resized_size[0], : resized_size[1]], image_size)
     masks = logits > 0
@@ -127,9 +129,10 @@ def post_process_instances(
 
 
 def _tight_boxes(masks: torch.Tensor) -> torch.Tensor:
-    """Return the smallest box `(N, 4)` around each mask of `(N, H, W)` bool; zeros for an empty mask.
+    """Return the bounding boxes `(N, 4)` float32 of masks `(N, H, W)` bool; the box of an empty mask is all zeros.
 
-    A box goes from the first column and row that hold a pixel of the mask to one past the last.
+    A box is `(x1, y1, x2, y2)`: x1 and y1 are the first column and row that contain a pixel of the mask, and x2 and y2
+    are one past the last.
     """
     firsts, ends = [], []
     for other in (1, 2):
@@ -140,23 +143,25 @@ def _tight_boxes(masks: torch.Tensor) -> torch.Tensor:
 
 
 class Mask2FormerDetector(PretrainedDetector):
-    """GenEval's detector: Mask2Former with a small Swin, trained on COCO's instances.
+    """Object detector of the GenEval benchmark: Mask2Former with a Swin-S backbone, trained on COCO's instances.
 
-    It needs no processor: `fit` prepares images, and `post_process_instances` reads the outputs.
+    It needs no processor: `fit` prepares the images, and `post_process_instances` turns the outputs into objects.
 
     Args:
-        model: Name, folder or loaded `Mask2FormerForUniversalSegmentation`.
-        names: Names of the model's classes, in their order. By default GenEval's names of COCO's classes.
-        min_score: Detections at or below this score are left out. The official rules use none below 0.3.
-        max_per_image: See `post_process_instances`.
-        scale: See `fit`.
+        model: Name on the Hub, folder, or loaded `Mask2FormerForUniversalSegmentation`.
+        names: Names of the model's classes, in the order of its class indices. By default GenEval's names of COCO's
+            classes.
+        min_score: Detections with a score at or below this number are left out. GenEval's official rules ignore all
+            below 0.3.
+        max_per_image: Maximum number of detections per image, before those with low scores are left out.
+        scale: Upper bounds in pixels on the longer and the shorter side of the resized images.
         batch_size: Number of images per forward pass. Only images of one size share a batch, so that an image's
             detections do not depend on the other images.
-        settings: `colors`, `device` and `dtype`, as for `PretrainedDetector`.
+        settings: `colors`, `device` and `dtype`; see `PretrainedDetector`.
 
     Raises:
-        ImportError: On loading, if SciPy is missing, without which transformers does not build a Mask2Former.
-        ValueError: On detection, if the number of the model's classes differs from that of `names`.
+        ImportError: When the model is loaded, if SciPy is missing, which transformers needs to build a Mask2Former.
+        ValueError: In `detect`, if the number of the model's classes differs from that of `names`.
     """
 
     model_class, title = "Mask2FormerForUniversalSegmentation", "Mask2Former"
@@ -201,7 +206,7 @@ class Mask2FormerDetector(PretrainedDetector):
                     indices[batch], outputs.class_queries_logits, outputs.masks_queries_logits, strict=True
                 ):
                     padded = pixel_values.shape[-2], pixel_values.shape[-1]
-                    # Images of one size are resized to one size, so the first of the batch stands for all.
+                    # All images of a batch have the same size, so they share the resized size of the first.
                     instances = post_process_instances(
                         classes, masks, (height, width), prepared[0][1], padded, self.max_per_image
                     )
@@ -209,6 +214,7 @@ class Mask2FormerDetector(PretrainedDetector):
         return found
 
     def _detections(self, instances: Instances) -> list[Detection]:
+        """Return the instances of one image with a score above `self.min_score` as detections."""
         kept = Instances(*(values[instances.scores > self.min_score].cpu() for values in instances))
         return [
             Detection(self.names[label], score, tuple(box), mask=mask)

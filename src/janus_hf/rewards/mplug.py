@@ -1,6 +1,6 @@
-"""DPG-Bench's official judge, mPLUG, which runs in a Python environment of its own.
+"""The official judge of DPG-Bench: mPLUG, a model for visual question answering, run in a separate Python environment.
 
-mPLUG exists in modelscope only, whose old dependencies do not go together with ours.
+mPLUG is available only in modelscope, whose old dependencies conflict with those of this package.
 """
 
 import json
@@ -14,8 +14,9 @@ from types import TracebackType
 from PIL import Image
 
 
-# Program of the other interpreter: reads one JSON request per line and writes one JSON reply per line. modelscope
-# prints to standard output, so replies go out on a duplicate of it and everything printed goes to standard error.
+# Program that the other interpreter runs: it reads one JSON request per line and writes one JSON reply per line.
+# modelscope prints to standard output, so replies are written to a duplicate of standard output, and everything
+# printed is redirected to standard error.
 WORKER = """
 import json, os, sys
 answers = os.fdopen(os.dup(1), "w")
@@ -37,17 +38,18 @@ for line in sys.stdin:
 
 
 class MplugJudge:
-    """DPG-Bench's official judge: mPLUG-large of modelscope, run by another Python interpreter.
+    """The official judge of DPG-Bench, which answers questions about images: modelscope's mPLUG-large.
 
-    `requirements.txt` of TencentQQGYLab/ELLA lists what that environment needs: modelscope, fairseq, librosa==0.10.1,
-    rouge_score<=0.0.4 and others.
+    Another Python interpreter runs it. `requirements.txt` of TencentQQGYLab/ELLA lists the packages that must be
+    installed there: modelscope, fairseq, librosa==0.10.1, rouge_score<=0.0.4 and others.
 
-    The judge is a context manager: it starts the other interpreter at the first question and ends it on leaving.
+    The judge is a context manager. It starts the other interpreter at the first question, and ends it when the `with`
+    block is left.
 
     Args:
-        python: Path of the interpreter of that environment.
-        model: modelscope's name of the model.
-        device: Device by modelscope's names: "gpu", "gpu:0" or "cpu".
+        python: Path of the other Python interpreter.
+        model: Name of the model on modelscope.
+        device: Device in modelscope's notation: "gpu", "gpu:0" or "cpu".
     """
 
     name = "mplug"
@@ -60,15 +62,15 @@ class MplugJudge:
         device: str = "gpu",
     ) -> None:
         self.command = [os.fspath(python), "-c", WORKER, model, device]
-        # The other interpreter while it runs.
+        # The process of the other interpreter, or None while none runs.
         self.process: subprocess.Popen[str] | None = None
 
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """Return one answer per question about the image, as mPLUG gives it.
+        """Return mPLUG's answer to each question about the image, unchanged.
 
         Raises:
-            FileNotFoundError: If there is no such interpreter.
-            ChildProcessError: If the other interpreter ended; its own message is on standard error.
+            FileNotFoundError: If the other Python interpreter does not exist.
+            ChildProcessError: If the other interpreter ended unexpectedly; its own message is on standard error.
             ValueError: If mPLUG failed on this image.
         """
         if self.process is None:
@@ -90,7 +92,7 @@ class MplugJudge:
 
     @staticmethod
     def _request(process: subprocess.Popen[str], image: Image.Image, questions: Sequence[str]) -> str:
-        """Send the questions and return the line of the reply, which is empty if the process ended."""
+        """Send an image and questions to the process; return its reply, a line of JSON, or "" if it has ended."""
         assert process.stdin is not None
         assert process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
@@ -104,10 +106,10 @@ class MplugJudge:
                 return ""
 
     def close(self) -> None:
-        """End the other interpreter, if it runs."""
+        """End the other Python interpreter if it is running."""
         if self.process is not None:
             process, self.process = self.process, None
-            # This closes the worker's standard input, at whose end its loop ends, and waits for it.
+            # `communicate` closes the process's standard input, which ends its loop, and waits for its end.
             process.communicate()
 
     def __enter__(self) -> "MplugJudge":

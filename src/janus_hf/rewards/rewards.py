@@ -1,9 +1,10 @@
-"""The interface of rewards: callables that score generated images, for evaluation and for training.
+"""Interface `Reward` of the callables that score generated images, and functions that check their arguments.
 
-A reward is called as `reward(images, prompts, **columns)` and returns one number per image; higher is better.
-`columns` are further columns of the data set, with one value per image; a reward reads those it needs and ignores the
-rest. Every reward has a `__name__`, under which trainers log it. The rewards themselves are in `geneval_rewards`
-(rules), `clip` (similarity of image and text) and `vqa` (questions about the image).
+Rewards are for evaluation and for training. A reward is called as `reward(images, prompts, **columns)` and returns one
+number per image; higher is better. `columns` are further columns of the data set, with one value per image; a reward
+reads those that it needs and ignores the rest. Every reward has a `__name__`, under which trainers log it. The rewards
+themselves are in `geneval_rewards` (rules for detected objects), `clip` (similarity of image and text) and `vqa`
+(questions about the image).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +17,12 @@ Images = Sequence[Image.Image]
 
 
 class Reward(Protocol):
-    """Interface of a callable that scores images."""
+    """Interface of rewards: callables that score generated images."""
 
     __name__: str
 
     def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
-        """Score each image.
+        """Return a score for each image.
 
         Args:
             images: PIL images.
@@ -40,7 +41,14 @@ class Reward(Protocol):
 def read_column(
     reward: Reward, columns: Mapping[str, Any], name: str, images: Images, prompts: Sequence[str]
 ) -> Sequence[Any]:
-    """Return the column that a reward needs, after checking all lengths.
+    """Return the data set's column `name`, which a reward needs, and check that it has one value per image.
+
+    Args:
+        reward: The reward, which error messages name.
+        columns: All columns that the reward was called with, by name.
+        name: Name of the column to return.
+        images: The images to score.
+        prompts: The prompts of the images.
 
     Raises:
         ValueError: If the column is missing, or if it or `prompts` differs from `images` in length.
@@ -60,10 +68,10 @@ def read_column(
 
 
 def check_lengths(reward: Reward, images: Images, prompts: Sequence[str]) -> None:
-    """Check that there is one prompt per image.
+    """Check that a reward was called with one prompt per image.
 
     Raises:
-        ValueError: If there is not.
+        ValueError: If the numbers of images and prompts differ. The message names the class of the reward.
     """
     if len(images) != len(prompts):
         raise ValueError(

@@ -1,8 +1,9 @@
-"""An exact, rule-based detector for images of the shapes world (`janus_hf.shapes`).
+"""An exact, rule-based object detector for the synthetic images of coloured shapes that `janus_hf.shapes` renders.
 
-Each pixel belongs to the nearest colour of the palette, where white is the background. Connected pixels that are not
-background form an object: most of its pixels decide its colour, and its outline decides its shape. The detector also
-reads images that a model generated: an object whose outline fits no shape well enough is left out.
+Each pixel is assigned to the nearest colour of the palette, in which white is the background. Connected pixels that
+are not background form an object. The object's colour is the most frequent one among its pixels, and its shape is the
+one whose outline overlaps its own best. The detector also reads images that a model generated: an object whose outline
+matches no shape well enough is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,21 +18,21 @@ from .geneval_rules import Detection
 from .image_io import as_rgb
 
 
-MIN_AREA = 40  # pixels; the smallest rendered shape, a cross, has about 100
-# Smallest intersection over union of an object with its shape. The two most similar shapes overlap less, which the
-# tests measure.
+MIN_AREA = 40  # smallest area of an object in pixels; the smallest rendered shape, a cross, has about 100
+# Smallest intersection over union at which an object's outline counts as that of a shape. Even the two most similar
+# shapes overlap each other less, as the tests check.
 MIN_OVERLAP = 0.75
 
 
 def detect(image: Image.Image | np.ndarray) -> list[Detection]:
-    """Find the coloured shapes in an image.
+    """Find the coloured shapes in an image rendered by `janus_hf.shapes`, or in a generated image of this kind.
 
     Args:
         image: PIL image, or pixels `(H, W, 3)` uint8.
 
     Returns:
-        One `Detection` per object with its shape as the label, its colour and score 1, in the order in which their
-        first pixels are read row by row.
+        One `Detection` per object, with the name of the shape as `label`, the name of the colour as `color` and a
+        `score` of 1. The objects are ordered by their first pixels, reading the image row by row.
     """
     pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image).astype(np.int32)
     palette = np.array([WHITE, *COLORS.values()], dtype=np.int32)
@@ -52,24 +53,28 @@ def detect(image: Image.Image | np.ndarray) -> list[Detection]:
 
 
 class ShapesDetector:
-    """`detect` behind the interface `Detector`. It names the colour of every object."""
+    """Make the function `detect` usable as a `Detector`, for the synthetic images of `janus_hf.shapes`.
+
+    It names the colour of every object, so it ignores the metadata.
+    """
 
     name = "the small world's exact detector"
 
     def detect(
         self, images: Sequence[Image.Image], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> list[list[Detection]]:
-        """Find the objects in each image; see `Detector`. The metadata are ignored."""
+        """Return the objects found in each image, all with their colours; `metadata` is ignored."""
         return [detect(as_rgb(image)) for image in images]
 
 
 def _shape(outline: np.ndarray) -> str | None:
-    """Return the shape that overlaps an object's outline best, or None if none reaches `MIN_OVERLAP`.
+    """Return the name of the shape that overlaps an object's outline best, or None if no shape overlaps it enough.
 
-    Outlines are compared after stretching both over the same square, so size and proportions do not matter.
+    The overlap, which must be at least `MIN_OVERLAP`, is the intersection over union after both outlines are stretched
+    to the same square. So the size and the aspect ratio of the object do not matter.
 
     Args:
-        outline: The object's mask `(h, w)` bool, cut to its box.
+        outline: The object's mask `(h, w)` bool, cropped to its bounding box.
     """
     size = CELL
     stretched = np.asarray(Image.fromarray(outline).resize((size, size), Image.Resampling.NEAREST))
@@ -80,10 +85,10 @@ def _shape(outline: np.ndarray) -> str | None:
 
 @cache
 def _outlines(size: int) -> dict[str, np.ndarray]:
-    """Return the mask of each shape, stretched to fill a square of `(size, size)` bool."""
+    """Return the mask `(size, size)` bool of every shape by name. The shapes are stretched to fill the square."""
     outlines = {}
     for shape in SHAPES:
-        # Rendered larger than needed, so that cutting it to its box is exact to a quarter of a pixel.
+        # The shape is rendered four times larger, so that cropping it to its box is exact to a quarter of a pixel.
         mask = shape_mask(shape, 4 * size) >= 0.5
         rows, columns = np.nonzero(mask)
         box = mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
@@ -92,9 +97,10 @@ def _outlines(size: int) -> dict[str, np.ndarray]:
 
 
 def _components(mask: np.ndarray) -> list[np.ndarray]:
-    """Return the groups of pixels that are connected by their sides, each as a mask like `mask`.
+    """Return the connected components of a mask, each as a bool mask of the same shape.
 
-    The groups come in the order in which their first pixels are read row by row.
+    Pixels are connected by their sides, not by their corners. The components are ordered by their first pixels,
+    reading the mask row by row.
     """
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     big = mask.size + 1

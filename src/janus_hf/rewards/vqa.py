@@ -1,7 +1,7 @@
-"""Visual question answering about images, as a reward (probability of "yes") and as a judge (text of the answer).
+"""Visual question answering with transformers models: a reward and a judge that ask questions about images.
 
-Both run a transformers model: `VQAReward` reads the probabilities of an answer's first token, `TransformersVqaJudge`
-generates the answers to DPG-Bench's questions. DPG-Bench's official judge is in `mplug`.
+`VQAReward` scores an image by the probability that the answer begins with "yes". `TransformersVqaJudge` generates the
+text of the answers to DPG-Bench's questions. DPG-Bench's official judge is in `mplug`.
 """
 
 import os
@@ -23,12 +23,13 @@ INSTRUCTION = "Answer yes or no."  # appended to every question that a chat mode
 
 
 class QuestionAnswerer(Pretrained):
-    """A transformers model that answers a question about an image: BLIP, GIT or a vision-language chat model.
+    """Base class of transformers models that answer questions about images: BLIP, GIT or vision-language chat models.
 
-    The arguments are those of `Pretrained`.
+    The arguments are those of its base class `Pretrained`.
     """
 
     def _load(self, name: str | os.PathLike[str], dtype: torch.dtype | str) -> PreTrainedModel:
+        """Load and return the model `name`, a name on the Hub or a folder."""
         from transformers import AutoConfig, AutoModelForImageTextToText, BlipForQuestionAnswering
 
         # For BLIP, the Auto class would load the captioning model.
@@ -37,16 +38,16 @@ class QuestionAnswerer(Pretrained):
         return model_class.from_pretrained(name, dtype=dtype)
 
     def _unpadded_batches(self, images: Images, questions: Sequence[str]) -> Iterator[tuple[list[int], BatchFeature]]:
-        """Yield batches of questions that have the same number of tokens, so that nothing is padded.
+        """Yield the inputs of the model in batches of questions with the same number of tokens, which need no padding.
 
-        BLIP in transformers 5.23 attends to padding, so its answers would depend on the rest of the batch.
+        BLIP in transformers 5.23 attends to padding, so padded questions would get answers that depend on the batch.
 
         Args:
             images: RGB images, one per question.
             questions: The questions, without a chat template.
 
         Yields:
-            Indices of the questions in the batch, and the model's inputs for them on the model's device.
+            Indices in `questions` of a batch's questions, and the model's inputs for them on the model's device.
         """
         lengths = [len(self.processor.tokenizer(question)["input_ids"]) for question in questions]
         for indices in group_indices(lengths).values():
@@ -61,22 +62,24 @@ class QuestionAnswerer(Pretrained):
 
 
 class VQAReward(QuestionAnswerer):
-    """The probability that a visual question answering model says "yes" to questions about an image.
+    """Reward that is the probability that a visual question answering model says "yes" to questions about an image.
 
-    Column `questions`: one question, or a list of questions, per image ("a red apple?", "is the dog left of the
-    chair?"). The reward is the mean over an image's questions of P(yes) / (P(yes) + P(no)), where P is the probability
-    of the answer's first token. T2I-R1 rewards attributes in this way.
+    It reads the column `questions` of the data set: one question, or a list of questions, per image ("a red apple?",
+    "is the dog left of the chair?"). The reward of an image is the mean of P(yes) / (P(yes) + P(no)) over its
+    questions, where P is the probability of the answer's first token. T2I-R1 computes its reward for attributes
+    in this way.
 
     Args:
-        model: Name, folder or loaded model: `GitForCausalLM` (T2I-R1's choice) or `BlipForQuestionAnswering`.
-        processor: The model's processor; by default that of the model's name.
-        hard: Return the share of questions to which "yes" is more probable than "no" instead.
+        model: Name on the Hub, folder, or loaded model: `GitForCausalLM` (used by T2I-R1) or
+            `BlipForQuestionAnswering`.
+        processor: The model's processor; by default the one saved under the model's name.
+        hard: Return instead the share of an image's questions for which "yes" is more probable than "no".
         batch_size: Number of questions per forward pass.
-        settings: `device` and `dtype`, as for `Pretrained`.
+        settings: `device` and `dtype` of the model; see `Pretrained`.
 
     Raises:
-        ValueError: When it is called, if the model has another type or its tokenizer splits "yes" or "no" into several
-            tokens.
+        ValueError: When the reward is called, if the model is neither GIT nor BLIP, or if its tokenizer splits "yes"
+            or "no" into several tokens.
     """
 
     __name__ = "vqa"
@@ -94,10 +97,10 @@ class VQAReward(QuestionAnswerer):
         self.hard = hard
 
     def __call__(self, images: Images, prompts: Sequence[str], **columns: Any) -> list[float]:
-        """Return one number in [0, 1] per image; see `Reward`.
+        """Return the reward in [0, 1] of each image; see `Reward`. The prompts are not read.
 
         Raises:
-            ValueError: Also if an image has no question.
+            ValueError: If an image has no question, or for the reasons given in `Reward` and `VQAReward`.
         """
         questions = [
             [value] if isinstance(value, str) else list(value)
@@ -120,14 +123,17 @@ class VQAReward(QuestionAnswerer):
 
     @torch.no_grad()
     def probabilities(self, images: Images, questions: Sequence[str]) -> list[float]:
-        """Return P(yes) / (P(yes) + P(no)) for one question per image.
+        """Return P(yes) / (P(yes) + P(no)) for each pair of an image and a question about it.
+
+        P is the probability that the model gives the word as the first token of its answer.
 
         Args:
             images: RGB images.
             questions: One question per image.
 
         Raises:
-            ValueError: If the model or its tokenizer cannot be used in this way; see `VQAReward`.
+            ValueError: If the model is neither GIT nor BLIP, or if its tokenizer splits "yes" or "no" into several
+                tokens.
         """
         words = torch.tensor([self._token("yes"), self._token("no")])
         first_token_logits = self._git if _model_type(self.model.config) == "git" else self._blip
@@ -138,12 +144,14 @@ class VQAReward(QuestionAnswerer):
         return probabilities.tolist()
 
     def _load(self, name: str | os.PathLike[str], dtype: torch.dtype | str) -> PreTrainedModel:
+        """Load and return the model `name`; raise ValueError if it is neither GIT nor BLIP."""
         from transformers import AutoConfig
 
         _model_type(AutoConfig.from_pretrained(name))  # refuse other models before their weights are downloaded
         return super()._load(name, dtype)
 
     def _token(self, word: str) -> int:
+        """Return the id of the single token of a word; raise ValueError if the tokenizer has no such token."""
         ids = self.processor.tokenizer(word, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == self.processor.tokenizer.unk_token_id:
             raise ValueError(
@@ -152,16 +160,25 @@ class VQAReward(QuestionAnswerer):
         return int(ids[0])
 
     def _git(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return GIT's logits `(B, V)` of the first answer token.
+        """Return GIT's logits `(B, V)` over its V tokens for the first token of each answer.
 
-        GIT continues "[CLS] question", so the answer begins where the tokenizer puts [SEP].
+        GIT generates the answer as the continuation of "[CLS] question", so the [SEP] that the tokenizer appends is
+        dropped.
+
+        Args:
+            pixel_values: Images `(B, 3, H, W)`.
+            input_ids: Questions `(B, T)`.
         """
         return self.model(input_ids=input_ids[:, :-1], pixel_values=pixel_values).logits[:, -1]
 
     def _blip(self, pixel_values: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return BLIP's logits `(B, V)` of the first answer token.
+        """Return BLIP's logits `(B, V)` over its V tokens for the first token of each answer.
 
-        BLIP's own `forward` does not return them, so its three networks are called one after the other.
+        BLIP's own `forward` does not return them, so its vision model, text encoder and text decoder are called here.
+
+        Args:
+            pixel_values: Images `(B, 3, H, W)`.
+            input_ids: Questions `(B, T)`.
         """
         seen = self.model.vision_model(pixel_values=pixel_values).last_hidden_state
         read = self.model.text_encoder(input_ids=input_ids, encoder_hidden_states=seen)[0]
@@ -170,14 +187,14 @@ class VQAReward(QuestionAnswerer):
 
 
 class TransformersVqaJudge(QuestionAnswerer):
-    """A transformers model as DPG-Bench's judge: BLIP, or a vision-language chat model.
+    """Judge for DPG-Bench that answers its questions with a transformers model: BLIP or a vision-language chat model.
 
     Its scores are not comparable with those of mPLUG, the official judge.
 
     Args:
         model: Name on the Hub or folder, or a loaded model together with its `processor`.
-        processor: The model's processor; by default that of the model's name.
-        name: Label of the metrics; by default the last part of the model's name.
+        processor: The model's processor; by default the one saved under the model's name.
+        name: Name of the judge in the metrics; by default the last part of the model's name.
         device: Device of a model given by name; a loaded model stays where it is.
         dtype: Dtype of a model given by name; by default that of the checkpoint. A loaded model keeps its own.
         batch_size: Number of questions per batch. The answers do not depend on it.
@@ -208,25 +225,29 @@ class TransformersVqaJudge(QuestionAnswerer):
         )
         self.name = name or Path(self.source).name
         self.max_new_tokens = max_new_tokens
-        # An evaluation generates its images before the first question: a wrong name must fail before that.
+        # Load now and not at the first question: an evaluation generates its images before that, and a wrong name must
+        # fail before this work.
         self.load()
 
     @torch.no_grad()
     def __call__(self, image: Image.Image, questions: Sequence[str]) -> list[str]:
-        """Return one answer per question about the image, in lower case and without a final full stop."""
+        """Return the answer to each question about the image, in lower case and without a final full stop."""
         if getattr(self.processor, "chat_template", None):
             return [plain_answer(text) for text in self._chat(image, questions)]
         answers = [""] * len(questions)
         for indices, inputs in self._unpadded_batches([image] * len(questions), questions):
             output = self.model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
-            # BLIP's output holds the answer only, unlike that of a chat model, which continues its prompt.
+            # BLIP's output contains only the answer, unlike that of a chat model, which begins with the prompt.
             texts = self.processor.batch_decode(output, skip_special_tokens=True)
             for index, text in zip(indices, texts, strict=True):
                 answers[index] = plain_answer(text)
         return answers
 
     def _chat(self, image: Image.Image, questions: Sequence[str]) -> Iterator[str]:
-        """Yield a chat model's answers; every question is a conversation of its own that ends with `INSTRUCTION`."""
+        """Yield a chat model's answer to each question about the image.
+
+        Every question is asked in a conversation of its own and followed by `INSTRUCTION`.
+        """
         for batch in self._batches(len(questions)):
             conversations = [
                 [
@@ -250,12 +271,12 @@ class TransformersVqaJudge(QuestionAnswerer):
 
 
 def plain_answer(text: str) -> str:
-    """Return an answer in lower case, without outer white space and a final full stop: "Yes." becomes "yes"."""
+    """Return an answer in lower case, without surrounding white space and final full stop: "Yes." becomes "yes"."""
     return text.strip().removesuffix(".").strip().lower()
 
 
 def _model_type(config: PreTrainedConfig) -> str:
-    """Return "git" or "blip"; raise ValueError for any other model type."""
+    """Return the model type that a configuration names, "git" or "blip"; raise ValueError if it is any other."""
     if config.model_type not in ("blip", "git"):
         raise ValueError(
             f"`model` of VQAReward must be of type 'git' or 'blip', got {config.model_type!r}: choose such a model, "

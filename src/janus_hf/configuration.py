@@ -35,7 +35,7 @@ _layout_to_write: ContextVar[Layout] = ContextVar("layout of config.json", defau
 
 @contextmanager
 def writing_layout(layout: Layout) -> Iterator[None]:
-    """Write the `config.json` of every `JanusProConfig` in the file format `layout` while the context lasts.
+    """Write the `config.json` of every `JanusProConfig` in the file format `layout` inside the `with` block.
 
     Args:
         layout: "original" (that of the deepseek-ai releases) or "transformers" (that of transformers' own Janus

@@ -77,11 +77,11 @@ class HasImageTokens(Protocol):
         ...
 
     def encode_image_ids(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode pixels `(B, 3, S, S)` in [-1, 1] as image tokens `(B, P)` int64, `P` per image."""
+        """Encode square images of `S` pixels a side, `(B, 3, S, S)` in [-1, 1], as image tokens `(B, P)` int64."""
         ...
 
     def decode_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
-        """Decode image tokens `(B, P)`, `P` per image, to pixels `(B, 3, S, S)` in [-1, 1]."""
+        """Decode image tokens `(B, P)` to square images of `S` pixels a side, `(B, 3, S, S)` in [-1, 1]."""
         ...
 
 

@@ -282,8 +282,8 @@ def choose_adapter(columns: Sequence[str], *, name: str | None = None, task: str
         task: One of `TASKS`; None accepts every task.
 
     Raises:
-        ValueError: If the name or the task does not exist, or no adapter reads these columns. The message lists the
-            columns that each adapter considered would read.
+        ValueError: If the name or the task does not exist, or no adapter reads these columns. The message lists,
+            for each candidate adapter, the columns that it reads.
     """
     if task is not None and task not in TASKS:
         raise ValueError(f"`task` must be one of {TASKS}, got {task!r}: choose one, or leave it out.")

@@ -1,7 +1,7 @@
 """Functions that open the data sets that users name: a Hub id, files, folders or `datasets` objects.
 
-Their images are left undecoded, because `datasets` raises an error at the first broken image file, whereas preparation
-skips the row, counts it and continues.
+Their images are left undecoded, because `datasets` raises an error at the first broken image file, whereas
+`janus-hf prepare` skips the row, counts it and continues.
 """
 
 import os

@@ -40,7 +40,7 @@ def write_config(config: JanusProParts, plain: dict[str, Any]) -> dict[str, Any]
     """Return the content of a `config.json` that transformers' own Janus class can read.
 
     Args:
-        config: The configuration, a `JanusProConfig`.
+        config: The configuration; `JanusProConfig` has the attributes of the Protocol.
         plain: The same configuration as a dictionary of JSON values.
 
     Raises:

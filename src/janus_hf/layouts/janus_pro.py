@@ -227,7 +227,7 @@ def write_config(config: JanusProParts, plain: dict[str, Any]) -> dict[str, Any]
     The sub-configs of the transformers layout (`text_config`, `vq_config`) are added; the original code ignores them.
 
     Args:
-        config: The configuration, a `JanusProConfig`.
+        config: The configuration; `JanusProConfig` has the attributes of the Protocol.
         plain: The same configuration as a dictionary of JSON values.
     """
     text, vision, vq = config.text_config, config.vision_config, config.vq_config

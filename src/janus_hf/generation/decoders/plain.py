@@ -88,7 +88,7 @@ class PlainDecoder:
         """Do nothing, because this decoder derives nothing from the model's weights."""
 
     def running(self, model: BareModel) -> AbstractContextManager[None]:
-        """Return a context manager that does nothing, because this decoder runs the model as it is."""
+        """Return a context manager that does nothing: unlike other decoders, this one replaces no layers."""
         return nullcontext()
 
     def make_cache(self, implementation: str, text_config: PreTrainedConfig, rows: int, length: int) -> Cache:

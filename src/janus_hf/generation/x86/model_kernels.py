@@ -39,7 +39,7 @@ class ModelKernels:
             yield
 
     def is_current(self) -> bool:
-        """Return whether the model's linear layers are still those that were packed."""
+        """Return whether the model still has the same layer objects that were packed; changed weights are not noticed."""
         return self._linears.is_current()
 
     def pack_again(self) -> None:

@@ -56,7 +56,7 @@ class PackedLinears:
                 parent._modules[name] = linear
 
     def is_current(self) -> bool:
-        """Return whether the model still has the linear layers that were packed, without hooks added since."""
+        """Return whether the model still has the same layer objects that were packed, without hooks added since."""
         return all(
             parent._modules.get(name) is linear and _is_plain(linear) for parent, name, linear, _ in self._layers
         )

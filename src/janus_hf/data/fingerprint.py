@@ -67,7 +67,7 @@ def fingerprint(model: HasImageTokens, processor: JanusProProcessor) -> dict[str
 
 
 def processor_fingerprint(processor: JanusProProcessor) -> dict[str, Any]:
-    """Return the properties of a processor that prepared rows depend on: name -> number or hash. No model is needed."""
+    """Return the properties of a processor that prepared rows depend on, as name -> number or hash."""
     # The vocabulary gives ids their meaning, and the template decides which ids surround a turn.
     names = ("bos_token_id", "eos_token_id", "pad_token_id", "boi_token_id", "eoi_token_id", "image_token_id")
     vocabulary = json.dumps(sorted(processor.tokenizer.get_vocab().items())).encode()

@@ -101,7 +101,8 @@ def joint_loss(
         labels: `(B, T)` int64. Ids below `num_text` are text tokens, and id `num_text + c` is image code `c`. Labels
             of -100 are ignored. The label at position `t` is predicted from position `t - 1`.
         num_text: Size of the text vocabulary (`V`).
-        num_items: Number by which the sum of all losses is divided for `loss`; by default the number of labels in this batch.
+        num_items: Number by which the sum of all losses is divided for `loss`; by default the number of labels in
+            this batch.
 
     Returns:
         Scalar tensors with the keys `loss`, `text_loss`, `image_loss`, `num_text_labels` and `num_image_labels`, which

@@ -39,7 +39,10 @@ class ModelKernels:
             yield
 
     def is_current(self) -> bool:
-        """Return whether the model still has the same layer objects that were packed; changed weights are not noticed."""
+        """Return whether the model still has the same layer objects that were packed.
+
+        Weights that were changed in place are not noticed.
+        """
         return self._linears.is_current()
 
     def pack_again(self) -> None:

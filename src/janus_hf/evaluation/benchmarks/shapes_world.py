@@ -162,7 +162,7 @@ class ShapesWorld:
     def _generate_into(
         self, pipe: ImagePipeline, items: Sequence[Mapping[str, Any]], folder: str | os.PathLike[str]
     ) -> DrawnRun:
-        """Generate the images of all prompts into a folder; return a `DrawnRun`, which holds the folder and its settings.
+        """Generate the images of all prompts into a folder; return the `DrawnRun` that holds folder and settings.
 
         Args:
             pipe: Pipeline that generates the images.

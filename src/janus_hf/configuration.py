@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -180,6 +180,9 @@ class JanusProConfig(PreTrainedConfig):
     """
 
     model_type = janus_pro.MODEL_TYPE
+    # TRL loads a reference model by `architectures`, which names a class of deepseek-ai's code, unless a config has
+    # this attribute of models with remote code; then it uses the Auto classes, which know this configuration.
+    auto_map: ClassVar[dict[str, str]] = {}
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=JANUS_PRO_1B_TEXT),
         "vision_config": JanusProVisionConfig,
@@ -198,6 +201,12 @@ class JanusProConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
+        # Fields of a released config.json would become attributes that nothing reads, beside the defaults of the 1B.
+        if foreign := sorted(set(kwargs) & set(janus_pro.BLOCKS)):
+            raise ValueError(
+                f"Arguments must be fields of {type(self).__name__}, got {', '.join(foreign)} of a deepseek-ai "
+                "config.json: read that content with from_dict, or the file with from_pretrained or from_json_file."
+            )
         super().__post_init__(**kwargs)
         self.validate_architecture()
 
@@ -225,6 +234,12 @@ class JanusProConfig(PreTrainedConfig):
             ValueError: If the content belongs to another model family, or sizes do not fit together.
         """
         return super().from_dict(read_config(config_dict), **kwargs)
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Self:
+        """Build a configuration from a `config.json` of any file format that `from_dict` reads."""
+        with open(json_file, encoding="utf-8") as file:
+            return cls.from_dict(json.load(file))
 
     @classmethod
     def get_config_dict(

@@ -15,9 +15,11 @@ torch.
 
 import json
 import os
+import re
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming, WeightTransform
@@ -30,6 +32,20 @@ from ..layouts import janus_pro
 # Input of a weight conversion, as transformers passes it: by name in the file, one tensor or a list of those that
 # matched the name.
 Tensors = dict[str, list[torch.Tensor] | torch.Tensor]
+
+
+class SplitInThree(Chunk):
+    """Split the fused qkv projection of the vision tower into three tensors with storage of their own.
+
+    transformers' `Chunk` returns views of one tensor. safetensors refuses to save parameters that share storage, and
+    with it `Accelerator.save_state`, `Accelerator.save_model` and `safetensors.torch.save_model`.
+    """
+
+    def convert(
+        self, input_dict: Tensors, source_patterns: list[str], target_patterns: list[str], **kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        parts = super().convert(input_dict, source_patterns, target_patterns, **kwargs)
+        return {name: part.clone() for name, part in parts.items()}
 
 
 class DropLeadingAxis(ConversionOps):
@@ -97,18 +113,22 @@ def tower_conversions() -> list[WeightTransform]:
     return [
         *(WeightRenaming(theirs, ours) for theirs, ours in janus_pro.TOWER_NAMES),
         WeightConverter(
-            "attn.qkv", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], operations=[Chunk(dim=0)]
+            "attn.qkv", ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"], operations=[SplitInThree(dim=0)]
         ),
         WeightConverter("pos_embed", "embeddings.position_embedding.weight", operations=[DropLeadingAxis()]),
     ]
 
 
-def register_conversions() -> None:
+def register_conversions(model_type: str = janus_pro.MODEL_TYPE) -> None:
     """Register the conversions of original weights (deepseek-ai/Janus) with transformers.
 
     Calling this function again has no further effect.
+
+    Args:
+        model_type: Model type of the configuration class. transformers looks conversions up by it, so a subclass of
+            `JanusProConfig` with a model type of its own needs them under that type too.
     """
-    register_checkpoint_conversion_mapping(janus_pro.MODEL_TYPE, root_conversions("model."), overwrite=True)
+    register_checkpoint_conversion_mapping(model_type, root_conversions("model."), overwrite=True)
     register_checkpoint_conversion_mapping("JanusProVisionModel", tower_conversions(), overwrite=True)
 
 
@@ -120,6 +140,56 @@ def all_conversions(model: PreTrainedModel) -> list[WeightTransform]:
     root = root_conversions(f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else "")
     scoped = [t for t in get_model_conversion_mapping(model, add_legacy=False) if t.scope_prefix is not None]
     return root + scoped
+
+
+def accept_original_names(
+    module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *others: object
+) -> None:
+    """Bring original weights (deepseek-ai/Janus) in `state_dict` to the names and shapes of `module`, in place.
+
+    This is a hook of `load_state_dict` (`register_load_state_dict_pre_hook`). Loaders that read our files by
+    themselves and then call `load_state_dict`, such as transformers' `Trainer` when it resumes, need no more to load
+    the original layout. Weights that already have the module's names, and names that are unknown, stay as they are.
+
+    Args:
+        module: `JanusProForConditionalGeneration`.
+        state_dict: Weights by name, possibly of one shard of a checkpoint only.
+        prefix: Prefix of the module's names in `state_dict`.
+        others: Further arguments that torch passes to hooks.
+    """
+    own = {name for named in (module.named_parameters(), module.named_buffers()) for name, _ in named}
+    for key in [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in own]:
+        converted = _convert(key[len(prefix) :], state_dict[key])
+        unused = [pattern for pattern in janus_pro.STORED_BUT_UNUSED for new in converted if re.search(pattern, new)]
+        if unused:
+            del state_dict[key]
+        elif converted.keys() <= own:
+            del state_dict[key]
+            state_dict.update({prefix + new: tensor for new, tensor in converted.items()})
+
+
+def _convert(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return an original weight of the whole model by its name, or names, in `JanusProForConditionalGeneration`."""
+    if name.startswith("language_model.lm_head."):
+        return {name.removeprefix("language_model."): tensor}
+    name = _rename(name, janus_pro.ROOT_NAMES)
+    tower, inside = name.startswith("vision_model."), name.removeprefix("vision_model.")
+    if not tower:
+        return {f"model.{name}": tensor}
+    inside = "model.vision_model." + _rename(inside, janus_pro.TOWER_NAMES)
+    if ".attn.qkv." in inside:
+        parts = zip("qkv", tensor.chunk(3), strict=True)
+        return {inside.replace("attn.qkv", f"self_attn.{letter}_proj"): part for letter, part in parts}
+    if inside.endswith("pos_embed"):
+        return {inside.replace("pos_embed", "embeddings.position_embedding.weight"): tensor.squeeze(0)}
+    return {inside: tensor}
+
+
+def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    """Apply the rows of a table of names (regular expressions) one after the other, as transformers does."""
+    for theirs, ours in table:
+        name = re.sub(theirs, ours.removeprefix("^").replace("\\", ""), name)
+    return name
 
 
 def check_loaded(info: dict[str, Any], source: str | os.PathLike[str] | None) -> None:

@@ -1,6 +1,8 @@
 """`JanusProPreTrainedModel`, which loads and saves `JanusProForConditionalGeneration` and `JanusProModel`."""
 
 import os
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from transformers import PreTrainedModel
@@ -10,7 +12,7 @@ from ..configuration import JanusProConfig, writing_layout
 from ..files import hub_arguments
 from ..layouts import Layout
 from ..layouts.janus_pro import STORED_BUT_UNUSED
-from .checkpoint import all_conversions, check_loaded, copy_tied_head, read_special_token_ids
+from .checkpoint import all_conversions, check_loaded, copy_tied_head, read_special_token_ids, register_conversions
 from .int4_weights import portable_int4
 from .quantisation import settle_quantised, skip_all_but_language_model, weight_only_config
 from .weight_files import check_local_files
@@ -92,6 +94,9 @@ class JanusProPreTrainedModel(PreTrainedModel):
             kwargs["quantization_config"] = weight_only_config(bits, kwargs.get("device_map"))
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = skip_all_but_language_model(kwargs["quantization_config"])
+
+        config = kwargs.get("config")
+        register_conversions((config if isinstance(config, JanusProConfig) else cls.config_class).model_type)
 
         want_info = kwargs.pop("output_loading_info", False)
         # With ignore_mismatched_sizes, weights of the wrong shape are reported in the info, and check_loaded names
@@ -187,6 +192,18 @@ class JanusProPreTrainedModel(PreTrainedModel):
                 super().save_pretrained(save_directory, *args, save_original_format=layout == "original", **kwargs)
         finally:
             self._weight_conversions = loaded_with
+        _open_to_others(Path(save_directory))
+
+
+def _open_to_others(folder: Path) -> None:
+    """Give weight files the permissions of the configuration beside them, which are those of the user's umask.
+
+    safetensors 0.8 writes files that only their owner can read, which locks colleagues on a shared disk out.
+    """
+    for config in (folder / "config.json", folder / "adapter_config.json"):
+        if config.is_file():
+            for weights in folder.glob("*.safetensors"):
+                shutil.copymode(config, weights)
 
 
 __all__ = ["JanusProPreTrainedModel"]

@@ -235,7 +235,7 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         *,
         model: JanusProForConditionalGeneration | None = None,
         processor: JanusProProcessor | None = None,
-        torch_dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | dict[str, torch.dtype | str] | None = None,
         **kwargs: Any,
     ) -> "JanusProPipeline":
         """Load a pipeline from a folder or Hub repository.
@@ -245,7 +245,8 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         Args:
             pretrained_model_name_or_path: Repository id or folder.
             model, processor: Model or processor to use instead of loading it.
-            torch_dtype: The argument `dtype` under the name that it has in diffusers.
+            torch_dtype: The argument `dtype` under the name that it has in diffusers. As there, it may be a dict from
+                component to dtype; the model gets that of "model", else that of "default", else float32.
             kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
                 both model and processor. All other arguments (`dtype`, `device_map`, `quantization_config`, `variant`,
                 ...) go to that of the model.
@@ -256,6 +257,8 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         """
         if torch_dtype is not None:
             kwargs.setdefault("dtype", torch_dtype)
+        if isinstance(kwargs.get("dtype"), dict):
+            kwargs["dtype"] = _model_dtype(kwargs["dtype"])
         hub_kwargs = hub_arguments(kwargs)
         if processor is None:
             processor = JanusProProcessor.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
@@ -298,6 +301,19 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
             return changed["image_ids"][:, -1] if "image_ids" in changed else None
 
         return on_step
+
+
+def _model_dtype(dtypes: dict[str, torch.dtype | str]) -> torch.dtype | str:
+    """Return the dtype that diffusers' dict of dtypes gives to the model.
+
+    Raises:
+        ValueError: If the dict names a component that the pipeline does not have.
+    """
+    if unknown := sorted(set(dtypes) - {"model", "processor", "default"}):
+        raise ValueError(
+            f"`torch_dtype` must name the components 'model' or 'default', got {', '.join(unknown)} too: leave it out."
+        )
+    return dtypes.get("model", dtypes.get("default", torch.float32))
 
 
 def _join(parts: list[Any]) -> Any:

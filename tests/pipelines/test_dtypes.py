@@ -1,0 +1,26 @@
+"""`torch_dtype` and `dtype` of `JanusProPipeline.from_pretrained`."""
+
+import pytest
+import torch
+
+from janus_hf import JanusProPipeline
+from tiny import TINY_MODEL
+
+
+@pytest.mark.parametrize("name", ["torch_dtype", "dtype"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (torch.bfloat16, torch.bfloat16),
+        ({"model": torch.bfloat16, "default": torch.float16}, torch.bfloat16),
+        ({"default": torch.float16}, torch.float16),
+        ({"processor": torch.float16}, torch.float32),
+    ],
+)
+def test_a_dtype_for_each_component(name, value, expected):
+    assert JanusProPipeline.from_pretrained(TINY_MODEL, **{name: value}).model.dtype == expected
+
+
+def test_a_component_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="must name the components 'model' or 'default', got vae too"):
+        JanusProPipeline.from_pretrained(TINY_MODEL, torch_dtype={"vae": torch.float16})

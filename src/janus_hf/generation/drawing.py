@@ -103,9 +103,7 @@ class Drawing:
         given = self.tokens[:, : self.num_final]
         given = given.repeat(len(self.ids) // len(given), 1)
         # Prompts of the same length have the same unconditional row, and equal prompts give equal rows.
-        unique, row_of = torch.unique(
-            torch.cat([self.ids, self.prompt_mask, given], dim=1), dim=0, return_inverse=True
-        )
+        unique, row_of = _distinct_rows(torch.cat([self.ids, self.prompt_mask, given], dim=1))
         ids, mask, given = unique.split([self.length, self.length, self.num_final], dim=1)
         mask = torch.cat([mask, torch.ones_like(given)], dim=1)
         with self.decoder.running(self.model):
@@ -220,6 +218,14 @@ class Drawing:
             self.tokens[:, position] = self.tokens[:, above if above >= 0 else end - 1]
         if count < self.sampled.shape[1]:
             self.decoder.rewind(self.cache, self.sampled.shape[1] - count)
+
+
+def _distinct_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the distinct rows of an integer matrix `(R, N)` in ascending order, and each row's index in them."""
+    # On the host, because torch before 2.10 has no kernel of `torch.unique(dim=0)` for Apple's GPUs.
+    keys = [tuple(row) for row in rows.tolist()]
+    index = {key: number for number, key in enumerate(sorted(set(keys)))}
+    return rows.new_tensor(list(index)), rows.new_tensor([index[key] for key in keys])
 
 
 def _check_replacement(tokens: torch.Tensor, batch_size: int, codebook_size: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from janus_hf.files import HUB_ARGUMENTS, atomic_path, hash_file, hub_arguments, write_atomically
+from janus_hf.files import HUB_ARGUMENTS, atomic_path, find_file, hash_file, hub_arguments, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -38,3 +38,32 @@ def test_hub_arguments_are_those_of_every_hub_call():
         "proxies": None,
     }
     assert set(HUB_ARGUMENTS) >= {"cache_dir", "local_files_only", "token", "subfolder"}
+
+
+def cache_of(folder, *, absent=()):
+    """A cache of the repository me/model that holds config.json, and remembers that the Hub lacks some files."""
+    repository, commit = folder / "models--me--model", 40 * "a"
+    for path, content in {
+        "refs/main": commit,
+        f"snapshots/{commit}/config.json": "{}",
+        **{f".no_exist/{commit}/{name}": "" for name in absent},
+    }.items():
+        (repository / path).parent.mkdir(parents=True, exist_ok=True)
+        (repository / path).write_text(content)
+    return folder
+
+
+def test_a_file_of_a_folder_is_found_or_absent(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert find_file(tmp_path, "config.json") == str(tmp_path / "config.json")
+    assert find_file(tmp_path, "tokenizer.json") is None
+
+
+def test_a_file_is_absent_only_if_the_hub_has_said_so(tmp_path):
+    """Without a connection, a file that may exist is an error: no model may be loaded as if it did not."""
+    known, unknown = cache_of(tmp_path / "known", absent=["tokenizer.json"]), cache_of(tmp_path / "unknown")
+    offline = {"local_files_only": True}
+    assert find_file("me/model", "config.json", cache_dir=unknown, **offline).endswith("config.json")
+    assert find_file("me/model", "tokenizer.json", cache_dir=known, **offline) is None
+    with pytest.raises(OSError, match="tokenizer.json of 'me/model' cannot be read: We couldn't connect"):
+        find_file("me/model", "tokenizer.json", cache_dir=unknown, **offline)

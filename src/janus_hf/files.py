@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import _CACHED_NO_EXIST, CommitInfo, HfApi, try_to_load_from_cache
+from transformers.utils import cached_file
 
 
 # Arguments of `from_pretrained` that say where on the Hub, or where in the cache, a file is.
@@ -18,6 +19,46 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of `kwargs` that say where on the Hub or in the cache a file is (`HUB_ARGUMENTS`)."""
     return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+
+
+def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> str | None:
+    """Return the path of a checkpoint's file, downloaded if need be, or None if the checkpoint has no such file.
+
+    Args:
+        source: Repository id or folder.
+        name: Name of the file.
+        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
+
+    Raises:
+        OSError: If it is not known whether the file exists, because the Hub does not answer and the cache does not
+            remember, or as in `transformers.utils.cached_file`.
+    """
+    try:
+        path: str = cached_file(source, name, **hub_kwargs)
+    except OSError as error:
+        # transformers raises one type for everything. Errors of the connection, the repository, the revision and the
+        # disk have a cause or an errno; that of a file which is known to be absent has neither.
+        known_to_be_absent = error.__cause__ is None and error.errno is None
+        if not known_to_be_absent and not _cache_remembers_absence(source, name, hub_kwargs):
+            raise OSError(f"{name} of {str(source)!r} cannot be read: {error}") from error
+        return None
+    return path
+
+
+def _cache_remembers_absence(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> bool:
+    """Return whether the Hub has answered before that the repository has no such file, and the cache has a mark of it.
+
+    transformers reads the mark only where `revision` is the id of a commit.
+    """
+    if os.path.isdir(source):
+        return False
+    found = try_to_load_from_cache(
+        str(source),
+        os.path.join(hub_kwargs.get("subfolder") or "", name),
+        cache_dir=hub_kwargs.get("cache_dir"),
+        revision=hub_kwargs.get("revision"),
+    )
+    return found is _CACHED_NO_EXIST
 
 
 @contextmanager
@@ -106,6 +147,7 @@ __all__ = [
     "HUB_ARGUMENTS",
     "atomic_path",
     "create_and_upload",
+    "find_file",
     "hash_file",
     "hub_arguments",
     "write_atomically",

@@ -10,7 +10,6 @@ import pytest
 import torch
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils import cached_file
 
 from janus_hf import JanusProVisionModel
 from janus_hf.modeling.checkpoint import all_conversions
@@ -69,12 +68,6 @@ def test_saving_reverts_the_conversions_in_an_attribute(tiny_model):
 def test_a_marked_generation_config_loses_fields_that_transformers_does_not_know(marked):
     read = GenerationConfig.from_dict({"image_guidance_scale": 3.0, "_from_model_config": marked})
     assert hasattr(read, "image_guidance_scale") is not marked
-
-
-def test_a_missing_tokenizer_is_none_only_with_a_private_argument(tmp_path):
-    assert cached_file(tmp_path, "tokenizer.json", _raise_exceptions_for_missing_entries=False) is None
-    with pytest.raises(OSError, match="tokenizer.json"):
-        cached_file(tmp_path, "tokenizer.json")
 
 
 def test_hooks_for_input_gradients_are_removed_by_their_private_list(make_model):

@@ -23,9 +23,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming, WeightTransform
-from transformers.utils import cached_file
 
 from ..errors import CheckpointError
+from ..files import find_file
 from ..layouts import janus_pro
 
 
@@ -228,9 +228,7 @@ def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) ->
         left out. If the checkpoint has no `tokenizer.json`, for example a folder with weights only, the dictionary is
         empty.
     """
-    # `_raise_exceptions_for_missing_entries` has no public counterpart. Without it a missing file raises an OSError,
-    # and so does an unreachable Hub.
-    path = cached_file(source, "tokenizer.json", _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    path = find_file(source, "tokenizer.json", **hub_kwargs)
     if path is None:
         return {}
     with open(path, encoding="utf-8") as file:

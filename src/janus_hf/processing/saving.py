@@ -11,9 +11,8 @@ from typing import Any
 from transformers import ProcessorMixin
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import IMAGE_PROCESSOR_NAME
-from transformers.utils.hub import cached_file
 
-from ..files import create_and_upload, hub_arguments
+from ..files import create_and_upload, find_file, hub_arguments
 from ..layouts import Layout
 from .file_formats import SavableProcessor, original_processor_config, write_layout
 from .image_processor import JanusProImageProcessor
@@ -93,14 +92,7 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
         """
         own = set(inspect.signature(cls).parameters)
         kwargs = {key: value for key, value in kwargs.items() if key not in own}
-        # The private argument distinguishes a missing file from an unreachable Hub. The public `has_file` takes no
-        # subfolder and returns False for both; catching the OSError of `cached_file` would hide an unreachable Hub.
-        has_file = cached_file(
-            pretrained_model_name_or_path,
-            IMAGE_PROCESSOR_NAME,
-            **hub_arguments(kwargs),
-            _raise_exceptions_for_missing_entries=False,
-        )
+        has_file = find_file(pretrained_model_name_or_path, IMAGE_PROCESSOR_NAME, **hub_arguments(kwargs))
         if has_file or "image_processor" in (processor_dict or {}):
             image_processor = JanusProImageProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs)
         else:

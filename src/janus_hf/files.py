@@ -30,8 +30,8 @@ def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> s
         hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
 
     Raises:
-        OSError: If it is not known whether the file exists, because the Hub does not answer and the cache does not
-            remember, or as in `transformers.utils.cached_file`.
+        OSError: If the Hub does not answer and the cache does not remember whether the file exists; if the
+            repository or the revision does not exist or is not accessible; if the file cannot be written.
     """
     try:
         path: str = cached_file(source, name, **hub_kwargs)

@@ -131,12 +131,12 @@ def _conversation(question: str, answer: str, images: list[Any]) -> RawRow:
 
 
 def _messages(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`messages` and `images`) of a row whose `messages` have roles and contents already."""
+    """Convert a row whose `messages` have roles and contents already to a raw row of this package."""
     return {"messages": row["messages"], "images": _images(row)}
 
 
 def _llava(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`messages` and `images`) of a LLaVA row, whose `conversations` have `from` and `value`."""
+    """Convert a LLaVA row, whose `conversations` have `from` and `value`, to a raw row of this package."""
     turns = row["conversations"]
     _check_turns(turns, {"from", "value"})
     messages = [{"role": _ROLES.get(turn["from"], turn["from"]), "content": turn["value"]} for turn in turns]
@@ -152,7 +152,7 @@ def _texts(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
 
 
 def _question(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`messages` and `images`) of one question and its answer.
+    """Convert a question with its answer to a raw row of this package (`messages` and `images`).
 
     They are in the first pair of columns of `_QUESTIONS` that the row has.
     """
@@ -164,7 +164,7 @@ def _question(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
 
 
 def _label(row: Mapping[str, Any], class_names: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`prompt` and `image`) of an image with a class label; the prompt is the class's first name.
+    """Convert an image with a class label to a raw row of this package; the class's first name becomes its `prompt`.
 
     The column `label` holds the name, or a number that `class_names` translates. Raise `RowError` if there is no name.
     """
@@ -195,7 +195,7 @@ def clean_midjourney(prompt: str) -> str:
 
 
 def _midjourney(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`prompt` and `image`) of an image and its Midjourney prompt.
+    """Convert an image and its Midjourney prompt to a raw row of this package (`prompt` and `image`).
 
     The prompt is cleaned by `clean_midjourney`.
     """
@@ -205,22 +205,22 @@ def _midjourney(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
 
 
 def _drawing(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`prompt` and `image`) of a prompt and the image to be generated from it."""
+    """Convert a prompt and the image to be generated from it to a raw row of this package (`prompt` and `image`)."""
     return {"prompt": row["prompt"], "image": _image(row)}
 
 
 def _caption(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`prompt` and `image`) of a captioned image, whose caption becomes the prompt."""
+    """Convert a captioned image to a raw row of this package; the caption becomes its `prompt`."""
     return {"prompt": _string(row, str(_first(_CAPTIONS, row))), "image": _image(row)}
 
 
 def _describe(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`messages` and `images`) of an image and its caption, the answer to `DESCRIBE`."""
+    """Convert an image and its caption to a raw row of this package; the caption answers the question `DESCRIBE`."""
     return _conversation(DESCRIBE, _string(row, str(_first(_CAPTIONS, row))), [_image(row)])
 
 
 def _plain(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`text`) of a plain text without images."""
+    """Convert a plain text without images to a raw row of this package (`text`)."""
     return {"text": _string(row, "text")}
 
 

@@ -144,7 +144,7 @@ def _llava(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
 
 
 def _texts(row: Mapping[str, Any], _: Sequence[str] | None) -> RawRow:
-    """Return the raw row (`messages` and `images`) of a row with a list `texts` of `{"user", "assistant"}` dicts."""
+    """Convert a row with a list `texts` of `{"user", "assistant"}` dicts to a raw row of this package."""
     turns = row["texts"]
     _check_turns(turns, {"user", "assistant"})
     messages = [{"role": role, "content": turn[role]} for turn in turns for role in ("user", "assistant")]

@@ -6,17 +6,20 @@ Session-scoped models are shared between tests and must not be changed. A test t
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.hf_api
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers.utils import logging
 
 import janus_hf_cli
 import janus_hf_cli.model_arguments
+from hub_server import LocalHub
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration
 
 
@@ -217,3 +220,43 @@ def run(capsys, monkeypatch, tmp_path):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def _hub_server() -> Iterator[LocalHub]:
+    hub = LocalHub()
+    hub.start()
+    yield hub
+    hub.stop()
+
+
+@pytest.fixture
+def local_hub(_hub_server: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> LocalHub:
+    """An empty Hub on this machine with the user "me", and an empty cache.
+
+    The client in this process reaches it, because the constants that huggingface_hub reads from the environment at
+    import are set; processes that a test starts reach it through the environment.
+    """
+    _hub_server.reset()
+    home = tmp_path / "hub_home"
+    for name, value in {
+        "HF_ENDPOINT": _hub_server.url,
+        "HF_HOME": str(home),
+        "HF_TOKEN": "hf_me",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    for name, value in {
+        "ENDPOINT": _hub_server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": _hub_server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_URL_HOSTS": frozenset({"127.0.0.1"}),
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_DISABLE_TELEMETRY": True,
+        "HF_HUB_OFFLINE": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", _hub_server.url)
+    return _hub_server

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from huggingface_hub import _CACHED_NO_EXIST, CommitInfo, HfApi, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, CommitInfo, HfApi, is_offline_mode, try_to_load_from_cache
 from transformers.utils import cached_file
 
 
@@ -31,8 +31,16 @@ def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> s
 
     Raises:
         OSError: If the Hub does not answer and the cache does not remember whether the file exists; if the
-            repository or the revision does not exist or is not accessible; if the file cannot be written.
+            repository or the revision does not exist or is not accessible; if the file cannot be written; if the
+            folder has something of this name that is no file, such as a link to nothing.
     """
+    if os.path.isdir(source):
+        local = os.path.join(source, hub_kwargs.get("subfolder") or "", name)
+        if os.path.lexists(local) and not os.path.isfile(local):
+            raise OSError(
+                f"{name} of {str(source)!r} cannot be read: it must be a file, got a folder or a link to nothing: "
+                "copy the checkpoint again, with the files that its links point to."
+            )
     try:
         path: str = cached_file(source, name, **hub_kwargs)
     except OSError as error:
@@ -40,9 +48,37 @@ def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> s
         # disk have a cause or an errno; that of a file which is known to be absent has neither.
         known_to_be_absent = error.__cause__ is None and error.errno is None
         if not known_to_be_absent and not _cache_remembers_absence(source, name, hub_kwargs):
-            raise OSError(f"{name} of {str(source)!r} cannot be read: {error}") from error
+            raise OSError(
+                f"{name} of {str(source)!r} cannot be read: {error}\nIf the cache holds the whole checkpoint, pass "
+                "local_files_only=True or set HF_HUB_OFFLINE=1 to use it as it is."
+            ) from error
         return None
     return path
+
+
+def fetch_files(
+    source: str | os.PathLike[str], *, needed: Iterable[str], optional: Iterable[str] = (), **hub_kwargs: Any
+) -> None:
+    """Make sure that the cache knows whether a checkpoint has these files, and download those that it has.
+
+    The loaders of transformers take a file for absent whose download fails. Called before them, this function raises
+    the error of the download instead.
+
+    Args:
+        source: Repository id or folder. In a folder, it is only checked that what has one of the names is a file.
+        needed: Names of files without which the checkpoint would be read wrongly, if it has them.
+        optional: Names of files that most checkpoints do not have. Where the caller has chosen to work offline
+            (`local_files_only=True` or HF_HUB_OFFLINE=1), one that is not in the cache counts as absent: a cache that
+            `hf download` filled has no marks of the files that the repository lacks.
+        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
+
+    Raises:
+        OSError: As `find_file`.
+    """
+    offline = is_offline_mode() or hub_kwargs.get("local_files_only")
+    for name in needed if offline and not os.path.isdir(source) else (*needed, *optional):
+        if os.path.isdir(source) or _ask_cache(source, name, hub_kwargs) is None:
+            find_file(source, name, **hub_kwargs)
 
 
 def _cache_remembers_absence(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> bool:
@@ -50,15 +86,17 @@ def _cache_remembers_absence(source: str | os.PathLike[str], name: str, hub_kwar
 
     transformers reads the mark only where `revision` is the id of a commit.
     """
-    if os.path.isdir(source):
-        return False
-    found = try_to_load_from_cache(
+    return not os.path.isdir(source) and _ask_cache(source, name, hub_kwargs) is _CACHED_NO_EXIST
+
+
+def _ask_cache(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> object:
+    """Return the path of a repository's file in the cache, `_CACHED_NO_EXIST` if it is marked as absent, else None."""
+    return try_to_load_from_cache(
         str(source),
         os.path.join(hub_kwargs.get("subfolder") or "", name),
         cache_dir=hub_kwargs.get("cache_dir"),
         revision=hub_kwargs.get("revision"),
     )
-    return found is _CACHED_NO_EXIST
 
 
 @contextmanager
@@ -147,6 +185,7 @@ __all__ = [
     "HUB_ARGUMENTS",
     "atomic_path",
     "create_and_upload",
+    "fetch_files",
     "find_file",
     "hash_file",
     "hub_arguments",

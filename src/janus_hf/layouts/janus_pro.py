@@ -67,15 +67,6 @@ TOWER_NAMES: tuple[tuple[str, str], ...] = (
     (r"^norm\.", r"^post_layernorm\."),
 )
 
-# Field of a configuration -> the token whose id the field holds. The ids differ between released checkpoints and are
-# found only in their tokenizer.json.
-SPECIAL_TOKENS = {
-    "bos_token_id": "<｜begin▁of▁sentence｜>",
-    "eos_token_id": "<｜end▁of▁sentence｜>",
-    "pad_token_id": "<｜▁pad▁｜>",
-    "image_token_id": "<image_placeholder>",
-}
-
 
 class JanusProParts(Protocol):
     """Protocol of a `JanusProConfig`, with the fields that are translated when a `config.json` is written."""
@@ -96,21 +87,6 @@ class JanusProParts(Protocol):
     def vq_config(self) -> JanusVQVAEConfig:
         """Sizes of the image codec, the generation aligner and the image head: a `JanusProVQConfig`."""
         ...
-
-
-def special_token_ids(tokenizer: dict[str, Any]) -> dict[str, int]:
-    """Return the ids of the tokens in `SPECIAL_TOKENS` as a dictionary from config field to id.
-
-    A config field is, for example, "bos_token_id". Tokens that the tokenizer does not have are left out.
-
-    Args:
-        tokenizer: Content of `tokenizer.json`.
-    """
-    vocab = tokenizer.get("model", {}).get("vocab", {})
-    # A Unigram vocabulary is a list of (piece, score); BPE and WordLevel have a dictionary of ids.
-    ids = dict(vocab) if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
-    ids |= {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
-    return {name: ids[token] for name, token in SPECIAL_TOKENS.items() if token in ids}
 
 
 def read_config(config_dict: dict[str, Any]) -> dict[str, Any]:

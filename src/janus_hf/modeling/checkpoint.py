@@ -13,7 +13,6 @@ The tables of names are in `layouts/janus_pro.py`. Operations on tensors are def
 torch.
 """
 
-import json
 import os
 import re
 from typing import Any
@@ -25,7 +24,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping, regist
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming, WeightTransform
 
 from ..errors import CheckpointError
-from ..files import find_file
 from ..layouts import janus_pro
 
 
@@ -214,27 +212,6 @@ def check_loaded(info: dict[str, Any], source: str | os.PathLike[str] | None) ->
         )
 
 
-def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str, int]:
-    """Read the ids of special tokens from a checkpoint's `tokenizer.json`.
-
-    The ids differ between released checkpoints, and no original config contains them.
-
-    Args:
-        source: Repository id or folder of the checkpoint.
-        hub_kwargs: Arguments of `transformers.utils.cached_file`.
-
-    Returns:
-        Token ids by name of the configuration's field, such as "image_token_id". A token that the tokenizer lacks is
-        left out. If the checkpoint has no `tokenizer.json`, for example a folder with weights only, the dictionary is
-        empty.
-    """
-    path = find_file(source, "tokenizer.json", **hub_kwargs)
-    if path is None:
-        return {}
-    with open(path, encoding="utf-8") as file:
-        return janus_pro.special_token_ids(json.load(file))
-
-
 def copy_tied_head(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return a state dict in which `lm_head.weight` is a copy that shares no memory with the input embedding.
 
@@ -250,7 +227,6 @@ __all__ = [
     "all_conversions",
     "check_loaded",
     "copy_tied_head",
-    "read_special_token_ids",
     "register_conversions",
     "root_conversions",
     "tower_conversions",

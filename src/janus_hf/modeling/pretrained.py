@@ -9,10 +9,12 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 
 from ..configuration import JanusProConfig, writing_layout
+from ..errors import CheckpointError
 from ..files import hub_arguments
 from ..layouts import Layout
 from ..layouts.janus_pro import STORED_BUT_UNUSED
-from .checkpoint import all_conversions, check_loaded, copy_tied_head, read_special_token_ids, register_conversions
+from ..tokenizer import read_special_token_ids
+from .checkpoint import all_conversions, check_loaded, copy_tied_head, register_conversions
 from .int4_weights import portable_int4
 from .quantisation import settle_quantised, skip_all_but_language_model, weight_only_config
 from .weight_files import check_local_files
@@ -136,20 +138,28 @@ class JanusProPreTrainedModel(PreTrainedModel):
             kwargs: The arguments of `from_pretrained`; only those that locate files on the Hub are used.
         """
         generation_config = getattr(self, "generation_config", None)
-        if self.config.image_token_id is not None and getattr(generation_config, "pad_token_id", 0) is not None:
-            return
-        hub_kwargs = {name: value for name, value in hub_arguments(kwargs).items() if value is not None}
-        ids = read_special_token_ids(source, **hub_kwargs)
-        if self.config.image_token_id is None:
-            self.config.image_token_id = ids.pop("image_token_id", None)
-        for name in ("bos_token_id", "eos_token_id"):
-            # The original language_config does not state these ids, so they still have Llama's defaults. pad_token_id
-            # stays None, because the embedding row at padding_idx gets no gradient, and the unconditional prompt
-            # consists of padding tokens.
-            setattr(self.config.text_config, name, ids.get(name, getattr(self.config.text_config, name)))
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if generation_config is not None and name in ids:
-                setattr(generation_config, name, ids[name])
+        ids: dict[str, int] = {}
+        if self.config.image_token_id is None or getattr(generation_config, "pad_token_id", 0) is None:
+            hub_kwargs = {name: value for name, value in hub_arguments(kwargs).items() if value is not None}
+            ids = read_special_token_ids(source, **hub_kwargs)
+            if self.config.image_token_id is None:
+                self.config.image_token_id = ids.get("image_token_id")
+            for name in ("bos_token_id", "eos_token_id"):
+                # The original language_config does not state these ids, so they still have Llama's defaults.
+                # pad_token_id stays None, because the embedding row at padding_idx gets no gradient, and the
+                # unconditional prompt consists of padding tokens.
+                setattr(self.config.text_config, name, ids.get(name, getattr(self.config.text_config, name)))
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                if generation_config is not None and name in ids:
+                    setattr(generation_config, name, ids[name])
+        rows = self.config.text_config.vocab_size
+        known = {**ids, "image_token_id": self.config.image_token_id or 0}
+        if beyond := {name: token_id for name, token_id in known.items() if token_id >= rows}:
+            raise CheckpointError(
+                f"The special tokens of {str(source)!r} must have ids below {rows}, the number of rows of its "
+                f"embedding table, got {beyond}: use the tokenizer with which the weights were saved, or load the model with a "
+                "config.json that states `image_token_id`, and call resize_token_embeddings."
+            )
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], *args: Any, layout: Layout | None = None, **kwargs: Any

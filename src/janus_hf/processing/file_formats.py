@@ -18,8 +18,9 @@ from typing import Any, Protocol, get_args
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from ..layouts import Layout
+from ..layouts.special_tokens import Tags
 from .image_processor import JanusProImageProcessor
-from .prompts import BOI_TOKEN, EOI_TOKEN, PAD_TOKEN, ROLES, SYSTEM_PROMPT
+from .prompts import ROLES_BY_FORMAT, SYSTEM_PROMPT
 
 
 class SavableProcessor(Protocol):
@@ -31,13 +32,17 @@ class SavableProcessor(Protocol):
     image_processor: JanusProImageProcessor
     tokenizer: TokenizersBackend
     num_image_tokens: int
+    sft_format: str
     roles: tuple[str, str]
     system_prompt: str
     image_token: str
     boi_token: str
     eoi_token: str
+    pad_tag: str
+    image_gen_tag: str | None
     mask_prompt: bool
     ignore_id: int
+    unknown_settings: dict[str, Any]  # Any: whatever the keys of a file hold
 
     @property
     def chat_template(self) -> str | dict[str, str]:
@@ -86,23 +91,27 @@ _FILES = (
 
 
 def original_processor_config(processor: SavableProcessor) -> dict[str, Any]:
-    """Return the content of processor_config.json for `processor`, with the keys that deepseek-ai/Janus writes."""
-    defaults = {"image_start_tag": BOI_TOKEN, "image_end_tag": EOI_TOKEN, "pad_tag": PAD_TOKEN}
+    """Return the content of processor_config.json for `processor`, with the keys that deepseek-ai/Janus writes.
+
+    Keys that were unknown when the processor was loaded are added, with the values that they had.
+    """
     used = {
         "image_start_tag": processor.boi_token,
         "image_end_tag": processor.eoi_token,
-        "pad_tag": processor.tokenizer.pad_token,
+        "pad_tag": processor.pad_tag,
+        "image_gen_tag": processor.image_gen_tag,
     }
     return {
+        **processor.unknown_settings,
         "add_special_token": False,
         "ignore_id": processor.ignore_id,
         "image_tag": processor.image_token,
         "mask_prompt": processor.mask_prompt,
         "num_image_tokens": processor.num_image_tokens,
         "processor_class": "VLChatProcessor",
-        "sft_format": "deepseek",
+        "sft_format": processor.sft_format,
         # The released files leave out the tags that have their default value.
-        **{tag: token for tag, token in used.items() if token != defaults[tag]},
+        **{tag: token for tag, token in used.items() if token != getattr(Tags, tag)},
     }
 
 
@@ -111,7 +120,7 @@ def _original(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
 
     Keys are file names, values are the contents of these JSON files.
     """
-    is_plain = processor.roles == ROLES and processor.system_prompt == SYSTEM_PROMPT
+    usual = (ROLES_BY_FORMAT[processor.sft_format], SYSTEM_PROMPT)
     return {
         "processor_config.json": original_processor_config(processor),
         "preprocessor_config.json": {**processor.image_processor.to_dict(), "processor_class": "VLChatProcessor"},
@@ -123,7 +132,7 @@ def _original(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
             "tokenizer_class": "LlamaTokenizerFast",
             "use_default_system_prompt": False,  # a setting of Llama's tokenizer, unrelated to Janus's system prompt
             # Default chat settings are left out, so that the files equal the released ones.
-            **({} if is_plain else _chat_settings(processor)),
+            **({} if (processor.roles, processor.system_prompt) == usual else _chat_settings(processor)),
         },
     }
 
@@ -141,6 +150,7 @@ def _transformers(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
             "use_default_system_prompt": False,  # the chat template adds the prompt; true would add it twice
         },
         "preprocessor_config.json": {
+            **images.unknown_settings,
             "do_normalize": images.do_normalize,
             "do_pad": True,
             "do_rescale": True,

@@ -5,7 +5,11 @@ tensors differs from Pillow's by 1 to 5 of 255 levels (measured). A second backe
 libraries are installed.
 """
 
+import inspect
+import json
 import math
+import os
+import warnings
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -14,14 +18,24 @@ from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from ..files import fetch_files, hub_arguments
 from .pictures import flatten_images, load_picture
 
 
 Mode: TypeAlias = Literal["understanding", "generation"]
 
 # Settings that files of transformers' own Janus contain, each with the only value that this class supports.
-_FIXED = {"do_resize": True, "do_pad": True, "do_rescale": True, "do_convert_rgb": True, "resample": 3}
+_FIXED = {
+    "do_resize": True,
+    "do_pad": True,
+    "do_rescale": True,
+    "do_convert_rgb": True,
+    "do_center_crop": False,
+    "resample": 3,
+    "data_format": "channels_first",
+}
 # Keys of saved files that have no effect: the background colour is computed from the mean, the others name classes.
 _FILE_KEYS = {"background_color", "image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
 
@@ -58,6 +72,9 @@ class JanusProImageProcessor(BaseImageProcessor):
         size: `{"height": S, "width": S}`, the form in which transformers' own Janus states `image_size`.
         kwargs: Further keys of saved files, which are accepted if they would not change the result. A given
             `background_color` is ignored and computed from the mean, as in deepseek-ai/Janus.
+
+    Unknown keys of a file are kept in `unknown_settings`, saved again and have no other effect; `from_dict` warns of
+    them.
 
     Raises:
         TypeError: If a setting is unknown.
@@ -104,6 +121,7 @@ class JanusProImageProcessor(BaseImageProcessor):
         self.rescale_factor = rescale_factor
         self.do_normalize = do_normalize
         self.background_color = [127, 127, 127] if image_mean is None else [int(mean * 255) for mean in image_mean]
+        self.unknown_settings: dict[str, Any] = {}  # Any: whatever the keys of a file hold
 
     @property
     def size(self) -> dict[str, int]:
@@ -116,16 +134,59 @@ class JanusProImageProcessor(BaseImageProcessor):
 
         Both may name the input size `image_size` or `size`. A file without mean and standard deviation gets CLIP's,
         which are the class defaults of deepseek-ai/Janus and of transformers' own Janus. All released files state 0.5,
-        which is the default of this class.
+        which is the default of this class. Unknown keys are kept in `unknown_settings`, and a warning names them.
         """
-        settings = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, **image_processor_dict}
+        known = (
+            set(inspect.signature(cls).parameters) | _FILE_KEYS | _FIXED.keys() | set(cls.valid_kwargs.__annotations__)
+        )
+        unknown = {key: value for key, value in image_processor_dict.items() if key not in known}
+        if unknown:
+            warnings.warn(
+                f"preprocessor_config.json must hold settings of {cls.__name__}, got {sorted(unknown)} too: they are "
+                "kept and saved again and have no other effect. Check their spelling, or whether a newer version of "
+                "this package knows them.",
+                stacklevel=2,
+            )
+        stated = {key: value for key, value in image_processor_dict.items() if key in known}
+        settings = {"image_mean": OPENAI_CLIP_MEAN, "image_std": OPENAI_CLIP_STD, **stated}
         if "image_size" in kwargs:
             settings.pop("size", None)
-        return super().from_dict(settings, **kwargs)
+        result = super().from_dict(settings, **kwargs)
+        # With `return_unused_kwargs=True` the result is a tuple of the image processor and these arguments.
+        (result[0] if isinstance(result, tuple) else result).unknown_settings = unknown
+        return result
+
+    @classmethod
+    def from_json_file(cls, json_file: str | os.PathLike[str]) -> Any:
+        """Build an image processor from a preprocessor_config.json, as `from_dict` does from its content."""
+        with open(json_file, encoding="utf-8") as file:
+            return cls.from_dict(json.load(file))
+
+    @classmethod
+    def get_image_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read preprocessor_config.json, or the settings of the image processor in processor_config.json.
+
+        Raises:
+            OSError: If the Hub does not answer whether one of the two files exists. The method of transformers takes
+                such a file for absent.
+        """
+        names = [IMAGE_PROCESSOR_NAME, PROCESSOR_NAME]
+        fetch_files(pretrained_model_name_or_path, needed=names, **hub_arguments(kwargs))
+        # Any: the contents of JSON files
+        found: tuple[dict[str, Any], dict[str, Any]] = super().get_image_processor_dict(
+            pretrained_model_name_or_path, **kwargs
+        )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the content of preprocessor_config.json with the keys and the class name of deepseek-ai/Janus."""
-        return {**super().to_dict(), "image_processor_type": "VLMImageProcessor"}
+        """Return the content of preprocessor_config.json with the keys and the class name of deepseek-ai/Janus.
+
+        Keys that were unknown when the image processor was loaded are added, with the values that they had.
+        """
+        content = super().to_dict()
+        return {**content.pop("unknown_settings"), **content, "image_processor_type": "VLMImageProcessor"}
 
     def preprocess(
         self, images: Any, *, mode: Mode = "understanding", return_tensors: str | None = "pt"

@@ -21,15 +21,13 @@ import torch
 from transformers import BatchFeature
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from ..layouts.special_tokens import BOI_TOKEN, EOI_TOKEN, IMAGE_TOKEN, PAD_TOKEN, Tags
+from ..tokenizer import fit_tokenizer
 from .batching import check_counts, check_texts, collate, encode, splice_images, truncate
 from .image_processor import JanusProImageProcessor
 from .pictures import flatten_images
 from .prompts import (
-    BOI_TOKEN,
-    EOI_TOKEN,
-    IMAGE_TOKEN,
-    PAD_TOKEN,
-    ROLES,
+    ROLES_BY_FORMAT,
     SYSTEM_PROMPT,
     build_chat_template,
     check_conversation,
@@ -37,7 +35,6 @@ from .prompts import (
     render_generation_prompt,
 )
 from .saving import ProcessorFiles
-from .tokenizer import fit_tokenizer
 
 
 class JanusProProcessor(ProcessorFiles):
@@ -54,20 +51,33 @@ class JanusProProcessor(ProcessorFiles):
             `tokenizer.py`.
         chat_template: Jinja template; by default the format of deepseek-ai/Janus with `roles` and `system_prompt`.
         num_image_tokens: Number of placeholder ids per image (P).
-        roles: Names of user and assistant in rendered text: `ROLES` (Janus-Pro) or `JANUS_1_3B_ROLES`.
+        roles: Names of user and assistant in rendered text. `None` takes those of `sft_format`: "<|User|>" and
+            "<|Assistant|>" for "deepseek", "User" and "Assistant" for "deepseek_old".
         system_prompt: System prompt of conversations without a system message; `None` or "" for none. Prompts for
             image generation never contain it.
         image_tag: Placeholder token. The ids of this and the following tokens are always looked up, because they
-            differ between checkpoints.
-        image_start_tag: Begin-of-image token.
+            differ between checkpoints. Image tokens that the tokenizer lacks are added to it, with the ids that they
+            have in deepseek-ai/Janus; see `tokenizer.py`.
+        image_start_tag: Begin-of-image token; "<image_beg>" in JanusFlow.
         image_end_tag: End-of-image token.
-        pad_tag: Padding token.
+        pad_tag: Padding token. If the tokenizer lacks the default one, texts are padded with end-of-sentence, as in
+            JanusFlow.
         add_special_token: A key of deepseek-ai/Janus's files; must be `False`, as in all Janus checkpoints.
-        sft_format: A key of deepseek-ai/Janus's files; must be "deepseek", as in all Janus checkpoints.
-        mask_prompt: A key of deepseek-ai/Janus's files; it is saved again and has no other effect.
-        ignore_id: A key of deepseek-ai/Janus's files; it is saved again and has no other effect.
+        sft_format: A key of deepseek-ai/Janus's files: the name of its conversation format. "deepseek" (Janus-Pro) and
+            "deepseek_old" (Janus-1.3B and JanusFlow) render the same text and differ in the default of `roles` only.
+            deepseek-ai/Janus takes the role names from the messages, and its examples write these names for these
+            models, so with the default the same conversation gives the text of the examples. Copies of Janus-1.3B from
+            before January 2025 say "deepseek": load them with `roles=("User", "Assistant")`.
+        mask_prompt: A key of deepseek-ai/Janus's files. As there, it is stored and saved again and has no other
+            effect; what is trained is decided by the collator.
+        ignore_id: A key of deepseek-ai/Janus's files. As there, it is stored and saved again and has no other effect;
+            labels that are not trained are always -100.
         use_default_system_prompt: A key of the files of transformers' own Janus; ignored, because `system_prompt`
             decides.
+        image_gen_tag: Token that asks JanusFlow to generate an image; `None` in checkpoints of Janus and Janus-Pro.
+
+    Keys of a processor_config.json that are not arguments of this class are kept in `unknown_settings`, saved again,
+    and have no other effect; loading warns of them.
 
     Raises:
         TypeError: If the tokenizer is not backed by the `tokenizers` library.
@@ -81,7 +91,7 @@ class JanusProProcessor(ProcessorFiles):
         tokenizer: TokenizersBackend,
         chat_template: str | dict[str, str] | None = None,
         num_image_tokens: int = 576,
-        roles: Sequence[str] = ROLES,
+        roles: Sequence[str] | None = None,
         system_prompt: str | None = SYSTEM_PROMPT,
         image_tag: str = IMAGE_TOKEN,
         image_start_tag: str = BOI_TOKEN,
@@ -92,25 +102,34 @@ class JanusProProcessor(ProcessorFiles):
         mask_prompt: bool = True,
         ignore_id: int = -100,
         use_default_system_prompt: bool = False,
+        image_gen_tag: str | None = None,
     ) -> None:
-        if add_special_token or sft_format != "deepseek":
+        if add_special_token is not False or sft_format not in tuple(ROLES_BY_FORMAT):
             raise ValueError(
-                "`add_special_token` must be False and `sft_format` 'deepseek', as in all Janus checkpoints, got "
-                f"{add_special_token} and {sft_format!r}: correct processor_config.json."
+                f"`add_special_token` must be False and `sft_format` one of {sorted(ROLES_BY_FORMAT)}, as in all "
+                f"Janus checkpoints, got {add_special_token} and {sft_format!r}: correct processor_config.json."
             )
-        if isinstance(roles, str) or len(roles) != 2 or num_image_tokens < 1:
+        roles = ROLES_BY_FORMAT[sft_format] if roles is None else roles
+        if not _are_roles(roles) or not _is_integer(num_image_tokens) or num_image_tokens < 1:
             raise ValueError(
                 "`roles` must be the names of user and assistant, and `num_image_tokens` at least 1, got "
-                f"{roles!r} and {num_image_tokens}: correct the one that is wrong."
+                f"{roles!r} and {num_image_tokens!r}: correct the one that is wrong."
             )
+        if not isinstance(mask_prompt, bool) or not _is_integer(ignore_id):
+            raise ValueError(
+                "`mask_prompt` must be true or false and `ignore_id` an integer, got "
+                f"{mask_prompt!r} and {ignore_id!r}: correct processor_config.json."
+            )
+        tags = Tags(image_tag, image_start_tag, image_end_tag, pad_tag, image_gen_tag)
         self.num_image_tokens = num_image_tokens
+        self.sft_format = sft_format
         self.roles = (roles[0], roles[1])
         self.system_prompt = system_prompt or ""
         self.image_token, self.boi_token, self.eoi_token = image_tag, image_start_tag, image_end_tag
+        self.pad_tag, self.image_gen_tag = pad_tag, image_gen_tag
         self.mask_prompt, self.ignore_id = mask_prompt, ignore_id
-        tokens = {"boi_token": image_start_tag, "eoi_token": image_end_tag, "image_token": image_tag}
-        tokenizer = fit_tokenizer(tokenizer, pad_token=pad_tag, **tokens)
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.unknown_settings: dict[str, Any] = {}  # Any: whatever the keys of a file hold
+        super().__init__(image_processor, fit_tokenizer(tokenizer, tags), chat_template=chat_template)
 
     @property
     def chat_template(self) -> str | dict[str, str]:
@@ -339,3 +358,14 @@ class JanusProProcessor(ProcessorFiles):
         `output_type` chooses PIL images, a numpy array or a tensor; see `JanusProImageProcessor.postprocess`.
         """
         return self.image_processor.postprocess(pixel_values, output_type=output_type)
+
+
+def _are_roles(roles: object) -> bool:
+    """Return whether `roles` is a sequence of two names, one for the user and one for the assistant."""
+    named = isinstance(roles, Sequence) and not isinstance(roles, str) and len(roles) == 2
+    return named and all(isinstance(name, str) and name for name in roles)  # type: ignore[union-attr]
+
+
+def _is_integer(value: object) -> bool:
+    """Return whether a setting of a file is a whole number, which `True` and `False` are not."""
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,26 +1,24 @@
 """The prompt format of Janus: special tokens, role names, the chat template, text-to-image prompts, and their checks.
 
-Everything here works on strings, without a tokenizer. The format is that of the "deepseek" conversation in the
-original code (deepseek-ai/Janus, janus/utils/conversation.py). A turn is rendered as `role: content`. The separator
-after a turn depends on its INDEX, not on its role: "\\n\\n" after the 1st, 3rd, ... turn, end-of-sentence after the
-2nd, 4th, .... A turn without content is rendered as `role:` without a separator, which is how the original opens an
-answer.
+Everything here works on strings, without a tokenizer. The format is that of the "deepseek" and "deepseek_old"
+conversations in the original code (deepseek-ai/Janus, janus/utils/conversation.py). A turn is rendered as
+`role: content`. The separator after a turn depends on its INDEX, not on its role: "\\n\\n" after the 1st, 3rd, ...
+turn, end-of-sentence after the 2nd, 4th, .... A turn without content is rendered as `role:` without a separator, which
+is how the original opens an answer.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..layouts.special_tokens import BOI_TOKEN, BOS_TOKEN, EOI_TOKEN, EOS_TOKEN, IMAGE_TOKEN, PAD_TOKEN
 
-BOS_TOKEN = "<｜begin▁of▁sentence｜>"
-EOS_TOKEN = "<｜end▁of▁sentence｜>"
-PAD_TOKEN = "<｜▁pad▁｜>"
-BOI_TOKEN = "<begin_of_image>"
-EOI_TOKEN = "<end_of_image>"
-IMAGE_TOKEN = "<image_placeholder>"
 
 ROLES = ("<|User|>", "<|Assistant|>")
 JANUS_1_3B_ROLES = ("User", "Assistant")
+# `sft_format` in processor_config.json -> names of user and assistant. These conversations of deepseek-ai/Janus differ
+# in their role names only: both render the same text from the same messages.
+ROLES_BY_FORMAT = {"deepseek": ROLES, "deepseek_old": JANUS_1_3B_ROLES}
 
 SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. "
@@ -194,3 +192,22 @@ def conversation_images(conversation: Sequence[Mapping[str, Any]], *, image_toke
         # Images without a placeholder are returned too, so that the later check of the counts finds and reports them.
         images += listed
     return images
+
+
+__all__ = [
+    "BOI_TOKEN",
+    "BOS_TOKEN",
+    "CHAT_TEMPLATE",
+    "EOI_TOKEN",
+    "EOS_TOKEN",
+    "IMAGE_TOKEN",
+    "JANUS_1_3B_ROLES",
+    "PAD_TOKEN",
+    "ROLES",
+    "ROLES_BY_FORMAT",
+    "SYSTEM_PROMPT",
+    "build_chat_template",
+    "check_conversation",
+    "conversation_images",
+    "render_generation_prompt",
+]

@@ -5,19 +5,32 @@
 
 import inspect
 import os
+import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transformers import ProcessorMixin
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
-from transformers.utils import IMAGE_PROCESSOR_NAME
+from transformers.utils import (
+    CHAT_TEMPLATE_FILE,
+    IMAGE_PROCESSOR_NAME,
+    LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE,
+    PROCESSOR_NAME,
+)
 
-from ..files import create_and_upload, find_file, hub_arguments
+from ..files import create_and_upload, fetch_files, find_file, hub_arguments
 from ..layouts import Layout
+from ..layouts.special_tokens import Tags
+from ..tokenizer import load_tokenizer
 from .file_formats import SavableProcessor, original_processor_config, write_layout
 from .image_processor import JanusProImageProcessor
-from .prompts import IMAGE_TOKEN, ROLES, SYSTEM_PROMPT, build_chat_template
-from .tokenizer import load_tokenizer
+from .prompts import ROLES, ROLES_BY_FORMAT, SYSTEM_PROMPT, build_chat_template
+
+
+# Keys that libraries write into processor_config.json and that are no settings of the processor: its class, the
+# settings of its image processor, code in the repository, and a chat template, which transformers handles.
+_FILE_KEYS = {"auto_map", "chat_template", "image_processor", "image_processor_type", "processor_class"}
 
 
 class ProcessorFiles(ProcessorMixin, SavableProcessor):
@@ -70,6 +83,28 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
             )
         return files
 
+    @classmethod
+    def get_processor_dict(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Read processor_config.json and the chat template, as the method of transformers' `ProcessorMixin` does.
+
+        Raises:
+            OSError: If the Hub does not answer whether one of the files exists. The method of transformers takes such
+                a file for absent.
+        """
+        fetch_files(
+            pretrained_model_name_or_path,
+            needed=[PROCESSOR_NAME],
+            optional=[CHAT_TEMPLATE_FILE, LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE],
+            **hub_arguments(kwargs),
+        )
+        # Any: the contents of JSON files
+        found: tuple[dict[str, Any], dict[str, Any]] = super().get_processor_dict(
+            pretrained_model_name_or_path, **kwargs
+        )
+        return found
+
     # The next two methods override private ones of transformers; tests/processing/test_processing_canary.py checks
     # that these exist. The public classes AutoTokenizer and AutoImageProcessor were tried: the first drops BOS from
     # these files (see tokenizer.py), the second refuses a folder without preprocessor_config.json.
@@ -108,20 +143,37 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
 
         Args:
             args: `[image processor, tokenizer]`. If tokenizer_config.json contains roles or a system prompt, these
-                replace those of `processor_dict`.
-            processor_dict: Content of processor_config.json.
+                replace those of `processor_dict`. If the tokenizer names image tokens, as that of transformers' own
+                Janus does, they are the tags that `processor_dict` does not state.
+            processor_dict: Content of processor_config.json. Unknown keys are kept in `unknown_settings`, and a
+                warning names them.
             kwargs: Settings that replace those of the files.
         """
-        saved = {key: args[1].init_kwargs[key] for key in ("roles", "system_prompt") if key in args[1].init_kwargs}
-        settings = {**processor_dict, **saved}
+        tokenizer = args[1]
+        saved = {key: tokenizer.init_kwargs[key] for key in ("roles", "system_prompt") if key in tokenizer.init_kwargs}
+        tags = Tags.from_files(processor_dict, tokenizer)
+        settings = {**processor_dict, **asdict(tags), **saved}
         built = build_chat_template(
-            roles=settings.get("roles", ROLES),
+            roles=settings.get("roles") or ROLES_BY_FORMAT.get(settings.get("sft_format", "deepseek"), ROLES),
             system_prompt=settings.get("system_prompt", SYSTEM_PROMPT),
-            image_token=settings.get("image_tag", IMAGE_TOKEN),
+            image_token=tags.image_tag,
         )
         # The template that transformers' own JanusProcessor saves has no system prompt, because that class adds it.
         is_foreign = settings.get("processor_class") == "JanusProcessor" and not saved
         if is_foreign or settings.get("chat_template") == built:
             # If no template is passed, the processor builds one from `roles` and `system_prompt`.
             settings.pop("chat_template", None)
-        return super().from_args_and_dict(args, settings, **kwargs)
+        # Arguments of the caller are not in `processor_dict`.
+        known = set(inspect.signature(cls).parameters) | _FILE_KEYS
+        unknown = {key: value for key, value in processor_dict.items() if key not in known}
+        if unknown:
+            warnings.warn(
+                f"processor_config.json must hold settings of {cls.__name__}, got {sorted(unknown)} too: they are "
+                "kept and saved again and have no other effect. Check their spelling, or whether a newer version of this "
+                "package knows them.",
+                stacklevel=2,
+            )
+        result = super().from_args_and_dict(args, settings, **kwargs)
+        # With `return_unused_kwargs=True` the result is a tuple of the processor and these arguments.
+        (result[0] if isinstance(result, tuple) else result).unknown_settings = unknown
+        return result

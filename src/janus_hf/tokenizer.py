@@ -1,0 +1,198 @@
+"""Functions that load, complete and correct a tokenizer, so that it gives the ids of deepseek-ai/Janus with one BOS.
+
+Model and processor of a checkpoint both take their special token ids from here, so they always agree.
+
+The public loaders of transformers 5.23 fail at this. `AutoTokenizer` reads the byte-level tokenizer.json correctly but
+drops `add_bos_token`, and with it BOS. `LlamaTokenizer`, the class that the files name, replaces the pre-tokenizer and
+gives other ids.
+"""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers.tokenization_utils_base import (
+    ADDED_TOKENS_FILE,
+    FULL_TOKENIZER_FILE,
+    SPECIAL_TOKENS_MAP_FILE,
+    TOKENIZER_CONFIG_FILE,
+)
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import PROCESSOR_NAME
+from transformers.utils.hub import cached_file
+
+from .files import fetch_files, find_file, hub_arguments
+from .layouts.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tags
+
+
+def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> TokenizersBackend:
+    """Load a tokenizer exactly as its tokenizer.json defines it, whatever tokenizer class the other files name.
+
+    BOS is added in front of every text, and padding is on the left.
+
+    Args:
+        path: Folder or Hub repository.
+        kwargs: Further arguments of `from_pretrained`.
+
+    Raises:
+        OSError: If there is no tokenizer.json, or the Hub does not answer whether another tokenizer file exists.
+    """
+    cached_file(path, FULL_TOKENIZER_FILE, **hub_arguments(kwargs))  # the error names the missing file and folder
+    fetch_files(
+        path,
+        needed=[TOKENIZER_CONFIG_FILE],
+        optional=[SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE],
+        **hub_arguments(kwargs),
+    )
+    kwargs |= {"add_bos_token": True, "padding_side": "left"}
+    tokenizer: TokenizersBackend = TokenizersBackend.from_pretrained(path, **kwargs)
+    if has_token(tokenizer, PAD_TOKEN):
+        tokenizer.pad_token = PAD_TOKEN
+    return tokenizer
+
+
+def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) -> dict[str, int]:
+    """Return the ids that the special tokens have in the processor of a checkpoint.
+
+    The ids differ between released checkpoints, and no original config contains them. Tokens that the tokenizer's
+    files lack are added as in the processor (`add_missing_tokens`), so they have the same ids here.
+
+    Args:
+        source: Repository id or folder of the checkpoint.
+        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
+
+    Returns:
+        Token ids under the names "bos_token_id", "eos_token_id", "pad_token_id", "image_token_id", "boi_token_id" and
+        "eoi_token_id". BOS and EOS are left out if the tokenizer lacks them. If the checkpoint has no tokenizer.json,
+        for example a folder with weights only, the dictionary is empty.
+
+    Raises:
+        OSError: If the Hub does not answer whether a file exists.
+        ValueError: If processor_config.json states no valid tags.
+    """
+    if find_file(source, FULL_TOKENIZER_FILE, **hub_kwargs) is None:
+        return {}
+    tokenizer = load_tokenizer(source, **hub_kwargs)
+    path = find_file(source, PROCESSOR_NAME, **hub_kwargs)
+    processor_config = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    tags = Tags.from_files(processor_config, tokenizer)
+    add_missing_tokens(tokenizer, tags)
+    tokens = {
+        "bos_token_id": tokenizer.bos_token or BOS_TOKEN,
+        "eos_token_id": tokenizer.eos_token or EOS_TOKEN,
+        "pad_token_id": pad_token_for(tokenizer, tags),
+        "image_token_id": tags.image_tag,
+        "boi_token_id": tags.image_start_tag,
+        "eoi_token_id": tags.image_end_tag,
+    }
+    ids = {name: tokenizer.backend_tokenizer.token_to_id(token) for name, token in tokens.items()}
+    return {name: token_id for name, token_id in ids.items() if token_id is not None}
+
+
+def has_token(tokenizer: TokenizersBackend, token: str) -> bool:
+    """Return whether `token` is a single entry of the tokenizer's vocabulary."""
+    return tokenizer.backend_tokenizer.token_to_id(token) is not None
+
+
+def add_missing_tokens(tokenizer: TokenizersBackend, tags: Tags) -> None:
+    """Add the image tokens that a tokenizer lacks as special tokens, in place, with the ids of deepseek-ai/Janus.
+
+    Each missing token gets the next free id, in the order of `Tags.added_in_order`. Padding gets no new token; see
+    `pad_token_for`.
+    """
+    missing = [tag for tag in tags.added_in_order() if not has_token(tokenizer, tag)]
+    if missing:
+        tokenizer.add_special_tokens({"extra_special_tokens": missing}, replace_extra_special_tokens=False)
+
+
+def pad_token_for(tokenizer: TokenizersBackend, tags: Tags) -> str:
+    """Return the padding token: `tags.pad_tag`, or if a tokenizer lacks it, the one that stands in for it.
+
+    JanusFlow's code in deepseek-ai/Janus uses end-of-sentence where the vocabulary lacks the default padding token, as
+    the released JanusFlow does. It adds no token, so that padding always has a trained embedding. A padding token that
+    the tokenizer's own files name has precedence over end-of-sentence.
+
+    Raises:
+        ValueError: If the tokenizer lacks a padding token that is not the default.
+    """
+    if has_token(tokenizer, tags.pad_tag):
+        return tags.pad_tag
+    if tags.pad_tag != PAD_TOKEN:
+        raise ValueError(
+            f"`pad_tag` must be a token of the tokenizer, got {tags.pad_tag!r}: name another one, or leave it out to "
+            "pad with end-of-sentence."
+        )
+    return tokenizer.pad_token or tokenizer.eos_token or EOS_TOKEN
+
+
+def fit_tokenizer(tokenizer: TokenizersBackend, tags: Tags) -> TokenizersBackend:
+    """Return `tokenizer` if it meets Janus's requirements, otherwise a corrected copy. `tokenizer` is never changed.
+
+    The requirements are: every special token is in the vocabulary, padding is on the left with the token of
+    `pad_token_for`, and a text is encoded as exactly one BOS followed by ids that decode to the text.
+
+    Args:
+        tokenizer: A tokenizer backed by the `tokenizers` library.
+        tags: The special tokens for images and padding. Those for images are added if the vocabulary lacks them.
+
+    Raises:
+        TypeError: If the tokenizer is not backed by the `tokenizers` library.
+        ValueError: If BOS, EOS or a padding token other than the default is missing, or the tokenizer loses text.
+    """
+    if not isinstance(tokenizer, TokenizersBackend):
+        raise TypeError(
+            "`tokenizer` must be a tokenizer backed by tokenizer.json (TokenizersBackend), got "
+            f"{type(tokenizer).__name__}: load it with JanusProProcessor.from_pretrained."
+        )
+    bos_token, eos_token = tokenizer.bos_token or BOS_TOKEN, tokenizer.eos_token or EOS_TOKEN
+    if missing := [token for token in (bos_token, eos_token) if not has_token(tokenizer, token)]:
+        raise ValueError(
+            f"`tokenizer` must have Janus's special tokens, got {tokenizer.name_or_path!r} without {missing}: load "
+            "the tokenizer of a Janus checkpoint, or add these tokens and resize the model's embeddings."
+        )
+    pad_token = pad_token_for(tokenizer, tags)
+    settings = {"bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token, "padding_side": "left"}
+    is_set = all(getattr(tokenizer, name) == value for name, value in settings.items())
+    is_complete = all(has_token(tokenizer, tag) for tag in tags.added_in_order())
+    if not (is_set and is_complete and _adds_bos_only(tokenizer)):
+        tokenizer = copy.deepcopy(tokenizer)
+        for name, value in settings.items():
+            setattr(tokenizer, name, value)
+        add_missing_tokens(tokenizer, tags)
+        # Setting either attribute makes transformers replace the post-processor of tokenizer.json, so this is done
+        # only if that post-processor is wrong.
+        if not _adds_bos_only(tokenizer):
+            for name, value in {"add_eos_token": False, "add_bos_token": True}.items():
+                setattr(tokenizer, name, value)
+    _check_encoding(tokenizer)
+    return tokenizer
+
+
+def _adds_bos_only(tokenizer: TokenizersBackend) -> bool:
+    """Return whether the tokenizer, when it adds special tokens, adds one BOS in front of a text and nothing else."""
+    bare, full = (tokenizer.encode("a", add_special_tokens=added) for added in (False, True))
+    return bool(full == [tokenizer.bos_token_id, *bare])
+
+
+def _check_encoding(tokenizer: TokenizersBackend) -> None:
+    """Raise `ValueError` unless the tokenizer encodes a sample text as one BOS and ids that decode to that text."""
+    ids = tokenizer.encode("a a")
+    text = str(tokenizer.decode(ids[1:]))
+    if not _adds_bos_only(tokenizer) or text.strip() != "a a":
+        raise ValueError(
+            f"`tokenizer` must encode 'a a' as one BOS ({tokenizer.bos_token_id}) and ids that decode to 'a a', got "
+            f"{ids}, which decode to {text!r}: {type(tokenizer).__name__} does not follow its tokenizer.json, so load "
+            "it with JanusProProcessor.from_pretrained or TokenizersBackend.from_pretrained."
+        )
+
+
+__all__ = [
+    "add_missing_tokens",
+    "fit_tokenizer",
+    "has_token",
+    "load_tokenizer",
+    "pad_token_for",
+    "read_special_token_ids",
+]

@@ -26,6 +26,7 @@ LAYERS = (
         "layouts",
         "protocols",
         "shapes",
+        "tokenizer",
     },
     {"configuration", "processing", "rewards"},
     {"modeling", "data", "evaluation"},

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from huggingface_hub import _CACHED_NO_EXIST, CommitInfo, HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers.utils import cached_file
 
 
@@ -58,14 +59,14 @@ def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> s
 
 def fetch_files(
     source: str | os.PathLike[str], *, needed: Iterable[str], optional: Iterable[str] = (), **hub_kwargs: Any
-) -> None:
-    """Make sure that the cache knows whether a checkpoint has these files, and download those that it has.
+) -> dict[str, str | None]:
+    """Return the paths of a checkpoint's files, downloaded if need be, with None for a file that it does not have.
 
     The loaders of transformers take a file for absent whose download fails. Called before them, this function raises
-    the error of the download instead.
+    the error of the download instead. It asks the Hub only about files of which the cache knows nothing.
 
     Args:
-        source: Repository id or folder. In a folder, it is only checked that what has one of the names is a file.
+        source: Repository id or folder.
         needed: Names of files without which the checkpoint would be read wrongly, if it has them.
         optional: Names of files that most checkpoints do not have. Where the caller has chosen to work offline
             (`local_files_only=True` or HF_HUB_OFFLINE=1), one that is not in the cache counts as absent: a cache that
@@ -75,10 +76,19 @@ def fetch_files(
     Raises:
         OSError: As `find_file`.
     """
-    offline = is_offline_mode() or hub_kwargs.get("local_files_only")
-    for name in needed if offline and not os.path.isdir(source) else (*needed, *optional):
-        if os.path.isdir(source) or _ask_cache(source, name, hub_kwargs) is None:
-            find_file(source, name, **hub_kwargs)
+    is_folder = os.path.isdir(source)
+    offline = not is_folder and (is_offline_mode() or bool(hub_kwargs.get("local_files_only")))
+    optional = set(optional)
+    paths: dict[str, str | None] = {}
+    for name in (*needed, *sorted(optional)):
+        known = None if is_folder else _ask_cache(source, name, hub_kwargs)
+        if known is not None:
+            paths[name] = known if isinstance(known, str) else None
+        elif offline and name in optional:
+            paths[name] = None
+        else:
+            paths[name] = find_file(source, name, **hub_kwargs)
+    return paths
 
 
 def _cache_remembers_absence(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> bool:
@@ -91,12 +101,15 @@ def _cache_remembers_absence(source: str | os.PathLike[str], name: str, hub_kwar
 
 def _ask_cache(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> object:
     """Return the path of a repository's file in the cache, `_CACHED_NO_EXIST` if it is marked as absent, else None."""
-    return try_to_load_from_cache(
-        str(source),
-        os.path.join(hub_kwargs.get("subfolder") or "", name),
-        cache_dir=hub_kwargs.get("cache_dir"),
-        revision=hub_kwargs.get("revision"),
-    )
+    try:
+        return try_to_load_from_cache(
+            str(source),
+            os.path.join(hub_kwargs.get("subfolder") or "", name),
+            cache_dir=hub_kwargs.get("cache_dir"),
+            revision=hub_kwargs.get("revision"),
+        )
+    except HFValidationError:  # the path of a folder that does not exist is no repository id
+        return None
 
 
 @contextmanager

@@ -75,7 +75,7 @@ def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) ->
     if find_file(source, FULL_TOKENIZER_FILE, **hub_kwargs) is None:
         return {}
     tokenizer = load_tokenizer(source, **hub_kwargs)
-    path = find_file(source, PROCESSOR_NAME, **hub_kwargs)
+    path = fetch_files(source, needed=[PROCESSOR_NAME], **hub_kwargs)[PROCESSOR_NAME]
     processor_config = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     tags = Tags.from_files(processor_config, tokenizer)
     add_missing_tokens(tokenizer, tags)

@@ -1,13 +1,10 @@
-"""The tables of the original layout: weight names and special tokens."""
+"""The table of weight names of the original layout."""
 
 import re
 
 import pytest
 
 from janus_hf.layouts import janus_pro
-
-
-IDS = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "image_token_id": 5}
 
 
 @pytest.mark.parametrize("table", [janus_pro.ROOT_NAMES, janus_pro.TOWER_NAMES], ids=["root", "tower"])

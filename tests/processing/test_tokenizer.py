@@ -1,5 +1,6 @@
 """Ids equal the original's and begin with exactly one BOS, for every tokenizer.json and every way of loading it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from janus_hf import JanusProImageProcessor, JanusProProcessor
 from janus_hf.processing.prompts import BOI_TOKEN, BOS_TOKEN, EOI_TOKEN, EOS_TOKEN, IMAGE_TOKEN, PAD_TOKEN
+from janus_hf.tokenizer import read_special_token_ids
 
 
 def test_ids_equal_the_originals(golden_checkpoint: Path, manifest: dict[str, Any]) -> None:
@@ -77,15 +79,79 @@ def test_appended_eos_is_removed() -> None:
     assert processor.tokenizer.encode("a") == given.encode("a")[:-1]
 
 
-def test_a_missing_placeholder_is_added_and_other_missing_tokens_are_named(tmp_path: Path) -> None:
-    without_placeholder = tuple(token for token in SPECIAL if token != IMAGE_TOKEN)
-    processor = JanusProProcessor.from_pretrained(write_tokenizer(tmp_path / "a", STYLES[0], without_placeholder))
-    assert processor.image_token_id == build_tokenizer(STYLES[0], without_placeholder).get_vocab_size()
-    assert processor.tokenizer.encode(f"a{IMAGE_TOKEN}b")[2] == processor.image_token_id
-    folder = write_tokenizer(tmp_path / "b", STYLES[0], (BOS_TOKEN, EOS_TOKEN, EOI_TOKEN))
+GEN_TOKEN = "<｜begin▁of▁generation｜>"
+FLOW_TAGS = {"image_start_tag": "<image_beg>", "image_end_tag": "<image_end>", "image_gen_tag": GEN_TOKEN}
+# Tags in the file, special tokens of the tokenizer, and the names of the ids that are added, in their order. Ids of
+# JanusFlow are those in its golden data, where the tokenizer has the generation tag only.
+MISSING: dict[str, tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]] = {
+    "nothing": ({}, SPECIAL, ()),
+    "placeholder": ({}, tuple(token for token in SPECIAL if token != IMAGE_TOKEN), ("image",)),
+    "all image tokens": ({}, (BOS_TOKEN, PAD_TOKEN, EOS_TOKEN), ("image", "boi", "eoi")),
+    "begin of image": ({}, tuple(token for token in SPECIAL if token != BOI_TOKEN), ("boi",)),
+    "padding": ({}, tuple(token for token in SPECIAL if token != PAD_TOKEN), ()),
+    "JanusFlow": (FLOW_TAGS, (BOS_TOKEN, EOS_TOKEN, GEN_TOKEN), ("image", "boi", "eoi")),
+    "JanusFlow without its tag": (FLOW_TAGS, (BOS_TOKEN, EOS_TOKEN), ("image", "gen", "boi", "eoi")),
+    "other names": ({"image_tag": "<i>", "pad_tag": EOI_TOKEN, "image_end_tag": "<e>"}, SPECIAL, ("image", "eoi")),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("row", MISSING)
+def test_missing_tokens_are_added_with_the_same_ids_for_processor_and_model(
+    row: str, style: str, tmp_path: Path
+) -> None:
+    tags, special, added = MISSING[row]
+    folder = write_tokenizer(tmp_path / "a", style, special)
+    (folder / "processor_config.json").write_text(json.dumps({"num_image_tokens": 2, **tags}), encoding="utf-8")
+    processor = JanusProProcessor.from_pretrained(folder)
+    free = build_tokenizer(style, special).get_vocab_size()
+    names = {"image": processor.image_token, "boi": processor.boi_token, "eoi": processor.eoi_token}
+    if processor.image_gen_tag is not None:
+        names["gen"] = processor.image_gen_tag
+    ids = {name: processor.tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+    assert {name: ids[name] for name in added} == {name: free + index for index, name in enumerate(added)}
+    assert all(ids[name] < free for name in ids.keys() - set(added))
+    assert len(processor.tokenizer) == free + len(added)
+    for name in names:
+        assert processor.tokenizer.encode(f"a{names[name]}a", add_special_tokens=False).count(ids[name]) == 1
+    has_pad = tags.get("pad_tag", PAD_TOKEN) in special
+    assert processor.tokenizer.pad_token == (tags.get("pad_tag", PAD_TOKEN) if has_pad else EOS_TOKEN)
+    found = {f"{name}_token_id": getattr(processor, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    assert read_special_token_ids(folder) == found | {
+        f"{name}_token_id": ids[name] for name in ("image", "boi", "eoi")
+    }
+    for layout in ("original", "transformers"):
+        processor.save_pretrained(tmp_path / layout, layout=layout)
+        assert read_special_token_ids(tmp_path / layout) == read_special_token_ids(folder)
+        reopened = JanusProProcessor.from_pretrained(tmp_path / layout)
+        assert reopened.tokenizer.get_vocab() == processor.tokenizer.get_vocab()
+        assert reopened.to_dict() == processor.to_dict()
+
+
+def test_ids_also_count_tokens_that_only_tokenizer_config_adds(tmp_path: Path) -> None:
+    """transformers adds such tokens when it loads the tokenizer, so the placeholder's id is the one after them."""
+    special = (BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, BOI_TOKEN, EOI_TOKEN)
+    folder = write_tokenizer(tmp_path / "a", STYLES[0], special)
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["additional_special_tokens"] = ["<one>", "<two>"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    processor = JanusProProcessor.from_pretrained(folder)
+    assert processor.image_token_id == build_tokenizer(STYLES[0], special).get_vocab_size() + 2
+    assert read_special_token_ids(folder)["image_token_id"] == processor.image_token_id
+
+
+def test_a_folder_without_tokenizer_has_no_ids(tmp_path: Path) -> None:
+    assert read_special_token_ids(tmp_path) == {}
+
+
+def test_tokens_that_cannot_be_added_are_named(tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path / "b", STYLES[0], (PAD_TOKEN, EOS_TOKEN), config=False)
     with pytest.raises(ValueError, match="must have Janus's special tokens") as error:
         JanusProProcessor.from_pretrained(folder)
-    assert repr([PAD_TOKEN, BOI_TOKEN]) in str(error.value)
+    assert repr([BOS_TOKEN]) in str(error.value)
+    folder = write_tokenizer(tmp_path / "c", STYLES[0])
+    with pytest.raises(ValueError, match="`pad_tag` must be a token of the tokenizer, got '<p>'"):
+        JanusProProcessor.from_pretrained(folder, pad_tag="<p>")
 
 
 def test_a_tokenizer_that_loses_text_is_refused(golden_checkpoint: Path) -> None:

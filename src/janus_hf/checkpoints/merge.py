@@ -1,14 +1,15 @@
 """A function that merges a PEFT adapter into its base model and saves the result as one plain checkpoint."""
 
-import json
 import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 
 from ..errors import CheckpointError
+from ..files import fetch_files
 from ..layouts import Layout
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
@@ -48,11 +49,14 @@ def merge_adapter(
         ValueError: If the destination is not empty, or the adapter does not name its base and none is given.
         CheckpointError: If the adapter does not fit the base model, the merged weights are not finite, or the reloaded
             model differs from the merged one.
+        OSError: If the Hub does not answer whether a file exists.
     """
     folder = check_new_folder(destination)
     base, model = _merge(adapter, base, dtype)
+    processor = _load_processor([adapter, base])  # before anything is written, so that its errors come first
     save_and_verify(model, folder, layout=layout, max_shard_size=max_shard_size)
-    _save_processor([adapter, base], folder)
+    if processor is not None:
+        processor.save_pretrained(folder, layout=layout)
     return folder
 
 
@@ -84,16 +88,19 @@ def _merge(
         raise CheckpointError(f"The adapter {str(adapter)!r} cannot be merged into {str(base)!r}: {error}") from error
 
 
-def _save_processor(sources: Iterable[str | os.PathLike[str]], folder: Path) -> None:
-    """Save the processor of the first source that has one in `folder`; write nothing if no source has one."""
+def _load_processor(sources: Iterable[str | os.PathLike[str]]) -> JanusProProcessor | None:
+    """Return the processor of the first source that has one, or None if no source has one.
+
+    Raises:
+        OSError: If the Hub does not answer whether a source has one.
+        ValueError: If the first processor cannot be loaded. The next one is not taken in its place.
+    """
     for source in sources:
-        try:
-            processor = JanusProProcessor.from_pretrained(source)
-        except (OSError, ValueError, json.JSONDecodeError):
-            logger.info("%s has no processor.", source)
-            continue
-        processor.save_pretrained(folder)
-        return
+        if fetch_files(source, needed=[], optional=[FULL_TOKENIZER_FILE])[FULL_TOKENIZER_FILE] is not None:
+            processor: JanusProProcessor = JanusProProcessor.from_pretrained(source)
+            return processor
+        logger.info("%s has no processor.", source)
+    return None
 
 
 __all__ = ["merge_adapter"]

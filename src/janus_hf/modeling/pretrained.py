@@ -17,7 +17,7 @@ from ..tokenizer import read_special_token_ids
 from .checkpoint import all_conversions, check_loaded, copy_tied_head, register_conversions
 from .int4_weights import portable_int4
 from .quantisation import settle_quantised, skip_all_but_language_model, weight_only_config
-from .weight_files import check_local_files
+from .weight_files import check_configurations, check_local_files
 
 
 if TYPE_CHECKING:
@@ -69,8 +69,10 @@ class JanusProPreTrainedModel(PreTrainedModel):
             The model, or with `output_loading_info=True` the tuple of the model and transformers' loading info.
 
         Raises:
-            CheckpointError: If weights are missing, unexpected or of the wrong shape, or a local weight file or index
-                is broken. Weights are never left at random values.
+            CheckpointError: If weights are missing, unexpected or of the wrong shape, a configuration file or a local
+                weight file or index is broken or missing, or the tokenizer's special tokens have ids beyond the
+                embedding table. Weights are never left at random values.
+            OSError: If the Hub does not answer whether a file exists.
             ValueError: If the checkpoint is of another model family; if the quantisation method cannot skip the
                 modules that must stay in full precision, or does not fit the device or the layers; or if
                 `ignore_mismatched_sizes=True` or `weights_only=False` is given.
@@ -88,6 +90,9 @@ class JanusProPreTrainedModel(PreTrainedModel):
                 "weights_only must be True, got False: leave it out (weights_only=True), because other pickles can "
                 "run code."
             )
+        if source is not None:
+            hub_kwargs = {name: value for name, value in hub_arguments(kwargs).items() if value is not None}
+            check_configurations(source, has_config=kwargs.get("config") is not None, **hub_kwargs)
         if source is not None and os.path.isdir(source):
             check_local_files(
                 source, kwargs.get("subfolder") or "", kwargs.get("variant"), kwargs.get("use_safetensors")
@@ -157,8 +162,8 @@ class JanusProPreTrainedModel(PreTrainedModel):
         if beyond := {name: token_id for name, token_id in known.items() if token_id >= rows}:
             raise CheckpointError(
                 f"The special tokens of {str(source)!r} must have ids below {rows}, the number of rows of its "
-                f"embedding table, got {beyond}: use the tokenizer with which the weights were saved, or load the model with a "
-                "config.json that states `image_token_id`, and call resize_token_embeddings."
+                f"embedding table, got {beyond}: use the tokenizer with which the weights were saved, or load "
+                "the model with a config.json that states `image_token_id`, and call resize_token_embeddings."
             )
 
     def save_pretrained(

@@ -1,12 +1,15 @@
-"""Checks of a local checkpoint before it is loaded: every weight file must exist and must not be cut short."""
+"""Checks of a checkpoint before it is loaded: its files must exist and must not be cut short."""
 
 import json
 import os
 import zipfile
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..errors import CheckpointError
+from ..files import fetch_files
 
 
 # Names of weight files and their indices, in the order in which transformers looks for them.
@@ -16,6 +19,38 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+
+
+def check_configurations(source: str | os.PathLike[str], *, has_config: bool, **hub_kwargs: Any) -> None:
+    """Raise unless every configuration file of a checkpoint can be read.
+
+    transformers would load a default model in place of a missing config.json, and ignore a generation_config.json or
+    an adapter_config.json that is broken or whose download fails.
+
+    Args:
+        source: Repository id or folder of a checkpoint or of an adapter.
+        has_config: Whether the caller has given the model's configuration, so that no config.json is needed.
+        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
+
+    Raises:
+        CheckpointError: If config.json is missing, or one of the files is not JSON.
+        OSError: If a file exists and cannot be had; see `find_file`.
+    """
+    names = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME)
+    paths = fetch_files(source, needed=[], optional=names, **hub_kwargs)
+    for path in filter(None, paths.values()):
+        try:
+            with open(path, encoding="utf-8") as file:
+                json.load(file)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path} must be JSON, got {error}: it is cut short or damaged. Copy or download it again."
+            ) from error
+    if not has_config and paths[CONFIG_NAME] is None and paths[ADAPTER_CONFIG_NAME] is None:
+        raise CheckpointError(
+            f"{str(source)!r} must hold a config.json, or an adapter_config.json if it is an adapter, got neither: "
+            "name the folder or repository of a checkpoint, or copy the file there."
+        )
 
 
 def check_local_files(

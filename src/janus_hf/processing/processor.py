@@ -362,8 +362,9 @@ class JanusProProcessor(ProcessorFiles):
 
 def _are_roles(roles: object) -> bool:
     """Return whether `roles` is a sequence of two names, one for the user and one for the assistant."""
-    named = isinstance(roles, Sequence) and not isinstance(roles, str) and len(roles) == 2
-    return named and all(isinstance(name, str) and name for name in roles)  # type: ignore[union-attr]
+    if isinstance(roles, str) or not isinstance(roles, Sequence) or len(roles) != 2:
+        return False
+    return all(isinstance(name, str) and name for name in roles)
 
 
 def _is_integer(value: object) -> bool:

@@ -169,8 +169,8 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
         if unknown:
             warnings.warn(
                 f"processor_config.json must hold settings of {cls.__name__}, got {sorted(unknown)} too: they are "
-                "kept and saved again and have no other effect. Check their spelling, or whether a newer version of this "
-                "package knows them.",
+                "kept and saved again and have no other effect. Check their spelling, or whether a newer version of "
+                "this package knows them.",
                 stacklevel=2,
             )
         result = super().from_args_and_dict(args, settings, **kwargs)

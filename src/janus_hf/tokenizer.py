@@ -21,9 +21,8 @@ from transformers.tokenization_utils_base import (
 )
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PROCESSOR_NAME
-from transformers.utils.hub import cached_file
 
-from .files import fetch_files, find_file, hub_arguments
+from .files import fetch_files, hub_arguments
 from .layouts.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tags
 
 
@@ -39,13 +38,15 @@ def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> TokenizersBac
     Raises:
         OSError: If there is no tokenizer.json, or the Hub does not answer whether another tokenizer file exists.
     """
-    cached_file(path, FULL_TOKENIZER_FILE, **hub_arguments(kwargs))  # the error names the missing file and folder
-    fetch_files(
-        path,
-        needed=[TOKENIZER_CONFIG_FILE],
-        optional=[SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE],
-        **hub_arguments(kwargs),
+    optional = [SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE]
+    found = fetch_files(
+        path, needed=[FULL_TOKENIZER_FILE, TOKENIZER_CONFIG_FILE], optional=optional, **hub_arguments(kwargs)
     )
+    if found[FULL_TOKENIZER_FILE] is None:
+        raise OSError(
+            f"{str(path)!r} must hold a tokenizer.json, got none: name the folder or repository of a checkpoint, or "
+            "copy the file there."
+        )
     kwargs |= {"add_bos_token": True, "padding_side": "left"}
     tokenizer: TokenizersBackend = TokenizersBackend.from_pretrained(path, **kwargs)
     if has_token(tokenizer, PAD_TOKEN):
@@ -72,10 +73,10 @@ def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) ->
         OSError: If the Hub does not answer whether a file exists.
         ValueError: If processor_config.json states no valid tags.
     """
-    if find_file(source, FULL_TOKENIZER_FILE, **hub_kwargs) is None:
+    found = fetch_files(source, needed=[FULL_TOKENIZER_FILE, PROCESSOR_NAME], **hub_kwargs)
+    if found[FULL_TOKENIZER_FILE] is None:
         return {}
-    tokenizer = load_tokenizer(source, **hub_kwargs)
-    path = fetch_files(source, needed=[PROCESSOR_NAME], **hub_kwargs)[PROCESSOR_NAME]
+    tokenizer, path = load_tokenizer(source, **hub_kwargs), found[PROCESSOR_NAME]
     processor_config = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
     tags = Tags.from_files(processor_config, tokenizer)
     add_missing_tokens(tokenizer, tags)

@@ -153,8 +153,10 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
         saved = {key: tokenizer.init_kwargs[key] for key in ("roles", "system_prompt") if key in tokenizer.init_kwargs}
         tags = Tags.from_files(processor_dict, tokenizer)
         settings = {**processor_dict, **asdict(tags), **saved}
+        # The constructor refuses roles and formats that are none; here they only must not fail before it.
+        roles = settings.get("roles") or ROLES_BY_FORMAT.get(str(settings.get("sft_format", "deepseek")))
         built = build_chat_template(
-            roles=settings.get("roles") or ROLES_BY_FORMAT.get(settings.get("sft_format", "deepseek"), ROLES),
+            roles=roles if isinstance(roles, (list, tuple)) else ROLES,
             system_prompt=settings.get("system_prompt", SYSTEM_PROMPT),
             image_token=tags.image_tag,
         )

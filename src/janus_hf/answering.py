@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from .protocols import ChatProcessor, HasImageTokens
+from .tokenizer import check_text_ids
 
 
 Conversation = list[dict[str, Any]]
@@ -76,6 +77,10 @@ def answer(
         # A shared prefix must not contain padding, so conversations that share one are tokenized one by one.
         for batch in ([[one] for one in conversations] if shares_prefix else [list(conversations)])
     ]
+    num_text_ids = getattr(model.config.get_text_config(), "vocab_size", None)
+    for batch in batches:
+        if num_text_ids is not None:
+            check_text_ids(batch["input_ids"], num_text_ids)
     lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(dim=1)]
     room = [_room(model, index, length, max_new_tokens) for index, length in enumerate(lengths)]
     # JanusProProcessor has the id of the token that ends an answer; other models have it in their generation_config.

@@ -1,6 +1,7 @@
 """Functions for files on disk and on the Hub: atomic writes, hashes, uploads, and the arguments of Hub calls."""
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from uuid import uuid4
 from huggingface_hub import _CACHED_NO_EXIST, CommitInfo, HfApi, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers.utils import cached_file
+
+from .errors import CheckpointError
 
 
 # Arguments of `from_pretrained` that say where on the Hub, or where in the cache, a file is.
@@ -89,6 +92,20 @@ def fetch_files(
         else:
             paths[name] = find_file(source, name, **hub_kwargs)
     return paths
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a JSON file of a checkpoint.
+
+    Raises:
+        CheckpointError: If the file is not JSON, for example because it was cut short.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} must be JSON, got {error}: it is cut short or damaged. Copy or download it again."
+        ) from error
 
 
 def _cache_remembers_absence(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> bool:
@@ -202,5 +219,6 @@ __all__ = [
     "find_file",
     "hash_file",
     "hub_arguments",
+    "read_json",
     "write_atomically",
 ]

@@ -8,11 +8,10 @@ gives other ids.
 """
 
 import copy
-import json
 import os
-from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.tokenization_utils_base import (
     ADDED_TOKENS_FILE,
     FULL_TOKENIZER_FILE,
@@ -22,7 +21,7 @@ from transformers.tokenization_utils_base import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PROCESSOR_NAME
 
-from .files import fetch_files, hub_arguments
+from .files import fetch_files, hub_arguments, read_json
 from .layouts.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tags
 
 
@@ -71,13 +70,14 @@ def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) ->
 
     Raises:
         OSError: If the Hub does not answer whether a file exists.
-        ValueError: If processor_config.json states no valid tags.
+        CheckpointError: If processor_config.json is not JSON.
+        ValueError: If it states no valid tags.
     """
     found = fetch_files(source, needed=[FULL_TOKENIZER_FILE, PROCESSOR_NAME], **hub_kwargs)
     if found[FULL_TOKENIZER_FILE] is None:
         return {}
     tokenizer, path = load_tokenizer(source, **hub_kwargs), found[PROCESSOR_NAME]
-    processor_config = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+    processor_config = {} if path is None else read_json(path)
     tags = Tags.from_files(processor_config, tokenizer)
     add_missing_tokens(tokenizer, tags)
     tokens = {
@@ -90,6 +90,28 @@ def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) ->
     }
     ids = {name: tokenizer.backend_tokenizer.token_to_id(token) for name, token in tokens.items()}
     return {name: token_id for name, token_id in ids.items() if token_id is not None}
+
+
+def check_text_ids(input_ids: torch.Tensor, num_text_ids: int) -> None:
+    """Raise unless every id of a tokenized text has a row in the model's text embedding table.
+
+    Larger ids are those of image codes in this package's models, so an image code would silently take the place of a
+    token that was added to the tokenizer only.
+
+    Args:
+        input_ids: Ids that a processor made of texts, of any shape.
+        num_text_ids: Number of rows of the embedding table (`vocab_size` of the text config).
+
+    Raises:
+        ValueError: If an id is too large.
+    """
+    beyond = input_ids[input_ids >= num_text_ids]
+    if beyond.numel():
+        raise ValueError(
+            f"The tokens of a text must have ids below {num_text_ids}, the number of rows of the model's embedding "
+            f"table, got {sorted(set(beyond.tolist()))}: call model.resize_token_embeddings(len(processor.tokenizer)) "
+            "after adding tokens, or use the tokenizer of this model."
+        )
 
 
 def has_token(tokenizer: TokenizersBackend, token: str) -> bool:
@@ -191,6 +213,7 @@ def _check_encoding(tokenizer: TokenizersBackend) -> None:
 
 __all__ = [
     "add_missing_tokens",
+    "check_text_ids",
     "fit_tokenizer",
     "has_token",
     "load_tokenizer",

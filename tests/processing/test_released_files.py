@@ -184,7 +184,7 @@ UNKNOWN = {"later_setting": [1, {"a": None}], "another": "text"}
 @pytest.mark.parametrize("name", ["processor_config.json", "preprocessor_config.json"])
 def test_unknown_keys_are_kept_and_named_in_one_warning(name: str, layout: str, folder: Path) -> None:
     write(folder / name, {**read(folder / name), **UNKNOWN})
-    with pytest.warns(UserWarning, match=rf"^{name} must hold .* got \['another', 'later_setting'\] too") as caught:
+    with pytest.warns(UserWarning, match=rf"^{name}.* must hold .* got \['another', 'later_setting'\] too") as caught:
         processor = JanusProProcessor.from_pretrained(folder)
     assert len([one for one in caught if one.category is UserWarning]) == 1
     processor.save_pretrained(folder.parent / layout, layout=layout)
@@ -200,9 +200,9 @@ def test_unknown_keys_of_the_image_processor_alone(folder: Path) -> None:
     path = folder / "preprocessor_config.json"
     write(path, {**read(path), **UNKNOWN})
     for load in (JanusProImageProcessor.from_pretrained, AutoImageProcessor.from_pretrained):
-        with pytest.warns(UserWarning, match="preprocessor_config.json must hold"):
+        with pytest.warns(UserWarning, match="^preprocessor_config.json.* must hold"):
             assert load(folder).to_dict().items() >= UNKNOWN.items()
-    with pytest.warns(UserWarning, match="preprocessor_config.json must hold"):
+    with pytest.warns(UserWarning, match="^preprocessor_config.json.* must hold"):
         assert JanusProImageProcessor.from_json_file(path).to_dict().items() >= UNKNOWN.items()
     with pytest.raises(TypeError, match="another"):  # an argument is the caller's, and refused
         JanusProImageProcessor(another="text")

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..errors import CheckpointError
-from ..files import fetch_files
+from ..files import fetch_files, read_json
 
 
 # Names of weight files and their indices, in the order in which transformers looks for them.
@@ -39,13 +39,7 @@ def check_configurations(source: str | os.PathLike[str], *, has_config: bool, **
     names = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME)
     paths = fetch_files(source, needed=[], optional=names, **hub_kwargs)
     for path in filter(None, paths.values()):
-        try:
-            with open(path, encoding="utf-8") as file:
-                json.load(file)
-        except ValueError as error:
-            raise CheckpointError(
-                f"{path} must be JSON, got {error}: it is cut short or damaged. Copy or download it again."
-            ) from error
+        read_json(path)
     if not has_config and paths[CONFIG_NAME] is None and paths[ADAPTER_CONFIG_NAME] is None:
         raise CheckpointError(
             f"{str(source)!r} must hold a config.json, or an adapter_config.json if it is an adapter, got neither: "

@@ -21,6 +21,7 @@ from ..generation.images import GUIDANCE_SCALE
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from ..processing.pictures import ImageSource
+from ..tokenizer import check_text_ids
 from .call_arguments import CALLBACK_TENSORS, OutputType, check_call_arguments
 from .chat import ChatPipelineMixin
 from .lora import LoraPipelineMixin
@@ -154,6 +155,8 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
                 inputs = self.processor.prepare_image_generation(
                     prompts[part], None if negatives is None else negatives[part]
                 ).to(device)
+                for name in {"input_ids", "negative_input_ids"} & inputs.keys():
+                    check_text_ids(inputs[name], self.model.config.text_config.vocab_size)
                 part_ids = self.model.generate_images(
                     **inputs,
                     pad_token_id=self.processor.pad_token_id,

@@ -142,9 +142,9 @@ class JanusProImageProcessor(BaseImageProcessor):
         unknown = {key: value for key, value in image_processor_dict.items() if key not in known}
         if unknown:
             warnings.warn(
-                f"preprocessor_config.json must hold settings of {cls.__name__}, got {sorted(unknown)} too: they are "
-                "kept and saved again and have no other effect. Check their spelling, or whether a newer version of "
-                "this package knows them.",
+                'preprocessor_config.json, or "image_processor" in processor_config.json, must hold settings of '
+                f"{cls.__name__}, got {sorted(unknown)} too: they are kept and saved again and have no other effect. "
+                "Check their spelling, or whether a newer version of this package knows them.",
                 stacklevel=2,
             )
         stated = {key: value for key, value in image_processor_dict.items() if key in known}

@@ -15,6 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.janus.configuration_janus import JanusVisionConfig, JanusVQVAEConfig
 
+from .errors import CheckpointError
 from .layouts import Layout, in_tree, janus_pro, read_config
 
 
@@ -249,8 +250,17 @@ class JanusProConfig(PreTrainedConfig):
 
         Returns:
             These keyword arguments, and those of `kwargs` that were not used to find the file.
+
+        Raises:
+            CheckpointError: If there is no such file. The method of `PreTrainedConfig` then returns the defaults of
+                the class, which are a whole Janus-Pro-1B.
         """
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not config_dict:
+            raise CheckpointError(
+                f"{str(pretrained_model_name_or_path)!r} must hold a config.json, got none: name the folder or "
+                "repository of a checkpoint, or copy the file there."
+            )
         return read_config(config_dict), kwargs
 
     def to_file_dict(self, layout: Layout) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def test_a_missing_config_is_said_at_once(folder: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="must hold a config.json, or an adapter_config.json .* got neither"):
         load(folder)
+    with pytest.raises(CheckpointError, match=f"'{folder}' must hold a config.json, got none"):
+        JanusProConfig.from_pretrained(folder)
     assert JanusProModel.from_pretrained(folder, config=config).config.image_token_id is not None
 
 

@@ -1,5 +1,7 @@
 """`ask` and `chat`: the prompt that the model reads, the answer, and refusals."""
 
+import copy
+
 import pytest
 import torch
 from PIL import Image
@@ -205,3 +207,21 @@ def test_transformers_pipeline(pipe, image, tmp_path):
     for answer in (from_objects, from_path):
         result = answer(text=messages, max_new_tokens=6, return_full_text=False, generate_kwargs={"do_sample": False})
         assert result[0]["generated_text"].strip() == expected
+
+
+def test_tokens_without_a_row_in_the_embedding_table_are_refused(own_pipe, image):
+    """Their ids would be read as image codes, which begin where the text ids end."""
+    own_pipe.processor = copy.deepcopy(own_pipe.processor)
+    tokenizer, rows = own_pipe.processor.tokenizer, own_pipe.model.config.text_config.vocab_size
+    tokenizer.add_tokens([f"<word{number}>" for number in range(rows - len(tokenizer) + 1)])
+    last, beyond = tokenizer.convert_ids_to_tokens([rows - 1, rows])
+    message = rf"must have ids below {rows}, the number of rows .* got \[{rows}\]: call model.resize_token_embeddings"
+    with pytest.raises(ValueError, match=message):
+        own_pipe.ask(image, f"What is {beyond}?", max_new_tokens=1)
+    with pytest.raises(ValueError, match=message):
+        own_pipe(f"a {beyond}", output_type="latent")
+    with pytest.raises(ValueError, match=message):
+        own_pipe("a fox", negative_prompt=beyond, output_type="latent")
+    own_pipe.ask(image, f"What is {last}?", max_new_tokens=1)
+    own_pipe.model.resize_token_embeddings(len(tokenizer))
+    own_pipe.ask(image, f"What is {beyond}?", max_new_tokens=1)

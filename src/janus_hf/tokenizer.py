@@ -21,6 +21,7 @@ from transformers.tokenization_utils_base import (
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PROCESSOR_NAME
 
+from .errors import CheckpointError
 from .files import fetch_files, hub_arguments, read_json
 from .layouts.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tags
 
@@ -35,6 +36,7 @@ def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> TokenizersBac
         kwargs: Further arguments of `from_pretrained`.
 
     Raises:
+        CheckpointError: If a tokenizer file is damaged.
         OSError: If there is no tokenizer.json, or the Hub does not answer whether another tokenizer file exists.
     """
     optional = [SPECIAL_TOKENS_MAP_FILE, ADDED_TOKENS_FILE]
@@ -47,7 +49,15 @@ def load_tokenizer(path: str | os.PathLike[str], **kwargs: Any) -> TokenizersBac
             "copy the file there."
         )
     kwargs |= {"add_bos_token": True, "padding_side": "left"}
-    tokenizer: TokenizersBackend = TokenizersBackend.from_pretrained(path, **kwargs)
+    try:
+        tokenizer: TokenizersBackend = TokenizersBackend.from_pretrained(path, **kwargs)
+    except OSError:
+        raise
+    except Exception as error:  # tokenizers and transformers raise errors of many types on damaged files
+        raise CheckpointError(
+            f"The tokenizer files of {str(path)!r} must be whole, got {type(error).__name__}: {error}. Copy or "
+            "download them again."
+        ) from error
     if has_token(tokenizer, PAD_TOKEN):
         tokenizer.pad_token = PAD_TOKEN
     return tokenizer

@@ -9,7 +9,14 @@ from huggingface_hub import constants, snapshot_download
 from transformers import AutoProcessor
 
 from hub_server import Fault
-from janus_hf import JanusProForConditionalGeneration, JanusProImageProcessor, JanusProModel, JanusProProcessor
+from janus_hf import (
+    CheckpointError,
+    JanusProForConditionalGeneration,
+    JanusProImageProcessor,
+    JanusProModel,
+    JanusProPipeline,
+    JanusProProcessor,
+)
 from janus_hf.checkpoints.merge import merge_adapter
 from janus_hf.files import fetch_files
 
@@ -103,7 +110,7 @@ def test_merging_takes_no_other_processor_for_one_that_cannot_be_read(
     adapter = tmp_path / "adapter"
     get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
     (adapter / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(Exception, match=r"."):  # tokenizers raises its own types for a broken file
+    with pytest.raises(CheckpointError, match="tokenizer files of .*adapter. must be whole, got KeyError"):
         merge_adapter(adapter, tmp_path / "merged", base=golden_checkpoint)
     assert not (tmp_path / "merged").exists()
     (adapter / "tokenizer.json").unlink()
@@ -114,3 +121,11 @@ def test_merging_takes_no_other_processor_for_one_that_cannot_be_read(
     repository.faults.clear()
     merge_adapter(adapter, tmp_path / "merged", base="me/model", layout="transformers")
     assert type(AutoProcessor.from_pretrained(tmp_path / "merged")).__name__ == "JanusProcessor"
+
+
+def test_an_adapter_that_cannot_be_had_is_not_called_absent(golden_checkpoint: Path, repository) -> None:
+    pipe = JanusProPipeline.from_pretrained(golden_checkpoint)
+    repository.add_files("me/adapter", {"adapter_config.json": b"{}"})
+    repository.faults.append(Fault("/adapter_config.json", "status", 403))
+    with pytest.raises(OSError, match="^adapter_config.json of 'me/adapter' cannot be read"):
+        pipe.load_lora_weights("me/adapter")

@@ -9,7 +9,7 @@ from tokenizers_for_tests import SPECIAL, STYLES, build_tokenizer, write_tokeniz
 from transformers import AutoTokenizer, LlamaTokenizerFast
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from janus_hf import JanusProImageProcessor, JanusProProcessor
+from janus_hf import CheckpointError, JanusProImageProcessor, JanusProProcessor
 from janus_hf.processing.prompts import BOI_TOKEN, BOS_TOKEN, EOI_TOKEN, EOS_TOKEN, IMAGE_TOKEN, PAD_TOKEN
 from janus_hf.tokenizer import read_special_token_ids
 
@@ -142,6 +142,16 @@ def test_ids_also_count_tokens_that_only_tokenizer_config_adds(tmp_path: Path) -
 
 def test_a_folder_without_tokenizer_has_no_ids(tmp_path: Path) -> None:
     assert read_special_token_ids(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_damaged_files_are_called_damaged(name: str, content: str, tmp_path: Path) -> None:
+    folder = write_tokenizer(tmp_path / "a", STYLES[0])
+    (folder / name).write_text(content, encoding="utf-8")
+    for read in (JanusProProcessor.from_pretrained, read_special_token_ids):
+        with pytest.raises(CheckpointError, match="The tokenizer files of .* must be whole, got "):
+            read(folder)
 
 
 def test_tokens_that_cannot_be_added_are_named(tmp_path: Path) -> None:

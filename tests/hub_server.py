@@ -24,8 +24,8 @@ _NAME = r"[\w.-]+/[\w.-]+"
 class Fault:
     """A fault for requests with `match` in their path.
 
-    `kind` "status" answers with the HTTP status `value`, "cut" closes the connection after the share `value` of the
-    body.
+    `kind` "status" answers with the HTTP status `value`; "cut" closes the connection after the share `value` of the
+    answer's body, "drop" after that share of the request's body.
     """
 
     match: str
@@ -135,6 +135,9 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve  # noqa: N815
 
     def _read_body(self) -> bytes:
+        if fault := self._fault("drop"):
+            self.rfile.read(int(int(self.headers.get("Content-Length") or 0) * fault.value))
+            raise ConnectionResetError
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = []
@@ -316,6 +319,9 @@ class _Handler(BaseHTTPRequestHandler):
         raise HubError(404, f"no such verb: {verb}")
 
     def _branch(self, repository: Repository, repo_id: str, branch: str) -> None:
+        if self.command == "DELETE":
+            del repository.refs[f"heads/{branch}"]
+            return self._json({})
         if f"heads/{branch}" in repository.refs:
             return self._json({"error": f"Reference already exists: {branch}"}, 409)
         start = json.loads(self.body or b"{}").get("startingPoint") or "main"
@@ -323,7 +329,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._json({})
 
     def _preupload(self, repository: Repository, repo_id: str, revision: str) -> None:
-        repository.resolve("main" if self.query.get("create_pr") else revision)
+        repository.resolve(revision)
         answers = []
         for item in json.loads(self.body)["files"]:
             lfs = in_lfs(item["path"], item["size"], base64.b64decode(item["sample"]))
@@ -333,7 +339,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, repository: Repository, repo_id: str, revision: str) -> None:
         create_pr = bool(self.query.get("create_pr"))
-        parent = repository.resolve("main" if create_pr else revision)
+        parent = repository.resolve(revision)  # a pull request is opened against this revision
         files, header = dict(parent.files), {}
         for line in self.body.splitlines():
             key, value = json.loads(line).values()

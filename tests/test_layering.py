@@ -28,7 +28,7 @@ LAYERS = (
         "shapes",
         "tokenizer",
     },
-    {"configuration", "processing", "rewards"},
+    {"configuration", "hub", "processing", "rewards"},
     {"modeling", "data", "evaluation"},
     {"checkpoints"},
     {"pipelines", "training"},

@@ -1,15 +1,15 @@
-"""Functions for files on disk and on the Hub: atomic writes, hashes, uploads, and the arguments of Hub calls."""
+"""Functions for files on disk and on the Hub: atomic writes, hashes, downloads, and the arguments of Hub calls."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from huggingface_hub import _CACHED_NO_EXIST, CommitInfo, HfApi, is_offline_mode, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, is_offline_mode, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers.utils import cached_file
 
@@ -169,52 +169,9 @@ def hash_file(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def create_and_upload(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    commit_message: str,
-    token: str | bool | None = None,
-    private: bool | None = None,
-    create_pr: bool = False,
-    allow_patterns: list[str] | None = None,
-    before_upload: Callable[[str], object] | None = None,
-    **create_kwargs: Any,
-) -> CommitInfo:
-    """Create the model repository on the Hub if it does not exist, and upload a folder to it in one commit.
-
-    Args:
-        folder: Folder whose files are uploaded.
-        repo_id: Name of the repository, `name` or `organisation/name`.
-        commit_message: Title of the commit.
-        token: Hub token; None uses the stored one.
-        private: Whether a repository that is created now is private; None uses the Hub's default.
-        create_pr: Open a pull request instead of committing to the main branch.
-        allow_patterns: Upload only files that match one of these patterns; None uploads all files.
-        before_upload: Function that is called with the repository's full id, `organisation/name`, before the upload;
-            it may write files that contain this id.
-        create_kwargs: Further arguments of `HfApi.create_repo`.
-
-    Returns:
-        The Hub's information about the commit, such as its URL.
-    """
-    api = HfApi(token=token)
-    repo = api.create_repo(repo_id, private=private, exist_ok=True, **create_kwargs)
-    if before_upload is not None:
-        before_upload(repo.repo_id)
-    return api.upload_folder(
-        repo_id=repo.repo_id,
-        folder_path=folder,
-        commit_message=commit_message,
-        create_pr=create_pr,
-        allow_patterns=allow_patterns,
-    )
-
-
 __all__ = [
     "HUB_ARGUMENTS",
     "atomic_path",
-    "create_and_upload",
     "fetch_files",
     "find_file",
     "hash_file",

@@ -220,33 +220,6 @@ def test_opens_what_transformers_wrote(
     assert custom.apply_chat_template(messages) == "<|User|>"
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_push_to_hub_uploads_what_was_written(
-    layout: str, processor: JanusProProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: dict[str, Any] = {}
-
-    class Api:
-        def __init__(self, token: str | None = None) -> None:
-            calls["token"] = token
-
-        def create_repo(self, repo_id: str, **kwargs: Any) -> Any:
-            calls["create"] = (repo_id, kwargs)
-            return type("Repo", (), {"repo_id": f"me/{repo_id}"})
-
-        def upload_folder(self, **kwargs: Any) -> None:
-            calls["upload"] = kwargs
-
-    monkeypatch.setattr("janus_hf.files.HfApi", Api)
-    (folder := tmp_path / "tiny").mkdir()
-    (folder / "private_notes.txt").write_text("not to be uploaded")
-    files = processor.save_pretrained(folder, push_to_hub=True, layout=layout, token="t", private=True)
-    assert calls["token"] == "t"
-    assert calls["create"] == ("tiny", {"exist_ok": True, "private": True})
-    assert calls["upload"]["repo_id"] == "me/tiny"
-    assert sorted(calls["upload"]["allow_patterns"]) == sorted(Path(file).name for file in files)
-
-
 def test_importing_needs_no_optional_package() -> None:
     code = (
         "import sys, janus_hf.processing;"

@@ -1,16 +1,24 @@
 """`JanusProPreTrainedModel`, which loads and saves `JanusProForConditionalGeneration` and `JanusProModel`."""
 
+import json
+import logging
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
+import torch
+from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 
 from ..configuration import JanusProConfig, writing_layout
 from ..errors import CheckpointError
 from ..files import hub_arguments
+from ..hub.cards import Contents, model_card, repository_of
+from ..hub.saved_files import ADAPTER_CONFIG, replaced_save
+from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
 from ..layouts import Layout
 from ..layouts.janus_pro import STORED_BUT_UNUSED
 from ..tokenizer import read_special_token_ids
@@ -25,7 +33,10 @@ if TYPE_CHECKING:
     from transformers.utils.loading_report import LoadStateDictInfo
 
 
-class JanusProPreTrainedModel(PreTrainedModel):
+logger = logging.getLogger(__name__)
+
+
+class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
     """Base class of `JanusProModel` and `JanusProForConditionalGeneration`, which loads and saves checkpoints.
 
     It handles two file layouts: "original" (deepseek-ai/Janus) and "transformers" (transformers' own Janus). The class
@@ -167,20 +178,56 @@ class JanusProPreTrainedModel(PreTrainedModel):
             )
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, layout: Layout | None = None, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, torch.Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str | None = None,
+        variant: str | None = None,
+        *,
+        layout: Layout | None = None,
+        safe_serialization: bool = True,
+        save_peft_format: bool = True,
+        distributed_checkpoint: bool = False,
+        **upload: Unpack[UploadArguments],
     ) -> None:
         """Write the weights (safetensors), `config.json` and `generation_config.json` to a folder.
 
+        If adapters are loaded, only the active adapter is written, in PEFT's format. Weight files of an earlier save
+        of the same variant are replaced, whatever their number; an error before all files are written leaves them as
+        they are.
+
         Args:
             save_directory: Folder to write to.
+            is_main_process, state_dict, save_peft_format, distributed_checkpoint: As in
+                `PreTrainedModel.save_pretrained`.
+            push_to_hub: Also upload the files that were written, with a model card.
+            max_shard_size: Largest size of one weight file, in bytes or as a string such as "5GB"; None is "50GB".
+            variant: Name that is added to those of the weight files, such as "fp16" for `model.fp16.safetensors`.
             layout: File layout. `"original"` (the default) can be read by this package and by deepseek-ai/Janus,
                 `"transformers"` by this package and by transformers' own Janus. Weights reload bit-equal from both. A
                 quantised model can be saved in the transformers layout only, which is then the default.
-            args, kwargs: As in `PreTrainedModel.save_pretrained` (`max_shard_size`, `push_to_hub`, ...).
+            safe_serialization: Must be True, because weights are always written as safetensors.
+            upload: Keyword arguments of `push_to_hub`, for `push_to_hub=True`; `repo_id` defaults to the folder's
+                name.
 
         Raises:
-            ValueError: If the layout is unknown or cannot store this model. Nothing is written then.
+            ValueError: If the layout is unknown or cannot store this model; if `safe_serialization` is False; if
+                `distributed_checkpoint` is to be uploaded; if `save_directory` is a file; or if it holds an adapter
+                and a whole model is saved; or if the model is inside a `PeftModel`. Nothing is written then.
+            TypeError: If an argument is unknown, or is for the upload and `push_to_hub` is False.
         """
+        check_upload_arguments(upload, uploads=push_to_hub)
+        if not safe_serialization:
+            raise ValueError(
+                "`safe_serialization` must be True, got False: leave it out, weights are written as safetensors only."
+            )
+        if distributed_checkpoint and push_to_hub:
+            raise ValueError(
+                "`distributed_checkpoint` must be False for an upload, got True: leave it out, or push_to_hub."
+            )
+        self._refuse_foreign_adapters()
         quantised = getattr(self, "hf_quantizer", None) is not None
         layout = layout or ("transformers" if quantised else "original")
         if layout not in ("original", "transformers"):
@@ -191,23 +238,78 @@ class JanusProPreTrainedModel(PreTrainedModel):
                 "weights: use layout='transformers', or save the unquantised model."
             )
         self.config.to_file_dict(layout)  # raises before anything is written
-        if layout == "original" and kwargs.get("state_dict") is None and self.config.tie_word_embeddings:
-            kwargs["state_dict"] = copy_tied_head(self.state_dict())
+        if layout == "original" and state_dict is None and self.config.tie_word_embeddings:
+            state_dict = copy_tied_head(self.state_dict())
         if self.can_generate():
             # When transformers reads a file with this mark, it drops fields that it does not know, such as this
             # package's image_guidance_scale. GenerationConfig has no public way to clear the mark.
             self.generation_config._from_model_config = False
+
+        def write(folder: str | os.PathLike[str]) -> None:
+            with portable_int4(self), writing_layout(layout):
+                super(JanusProPreTrainedModel, self).save_pretrained(
+                    folder,
+                    is_main_process=is_main_process,
+                    state_dict=state_dict,
+                    variant=variant,
+                    save_peft_format=save_peft_format,
+                    save_original_format=layout == "original",
+                    distributed_checkpoint=distributed_checkpoint,
+                    **({} if max_shard_size is None else {"max_shard_size": max_shard_size}),
+                )
 
         # Saving reverts the conversions in this attribute, which after loading are those of the layout that was
         # loaded. The public way, a registered mapping, is used only for models that were not loaded from files.
         loaded_with = getattr(self, "_weight_conversions", None)
         self._weight_conversions = all_conversions(self)
         try:
-            with portable_int4(self), writing_layout(layout):
-                super().save_pretrained(save_directory, *args, save_original_format=layout == "original", **kwargs)
+            if distributed_checkpoint:  # all processes write into one folder, whose name they have to know
+                write(save_directory)
+                return
+            with replaced_save(save_directory) as folder:
+                write(folder)
+                _open_to_others(folder)
+                names = os.listdir(folder)
         finally:
             self._weight_conversions = loaded_with
-        _open_to_others(Path(save_directory))
+        if push_to_hub and self.should_save_on_this_rank(is_main_process):
+            self._upload(save_directory, names, upload, variant=variant)
+
+    def _refuse_foreign_adapters(self) -> None:
+        """Raise ValueError if PEFT itself put adapter layers into the model; its weights then have PEFT's names."""
+        has_layers = any(name.endswith((".base_layer", ".original_module")) for name, _ in self.named_modules())
+        if has_layers and not getattr(self, "_hf_peft_config_loaded", False):
+            raise ValueError(
+                "The model to be saved must be without layers that get_peft_model put into it, got a model with them: "
+                "save the PeftModel instead, or merge_and_unload() it first."
+            )
+
+    def _generated_card(
+        self, repo_id: str, *, has_processor: bool, loading: Mapping[str, str | None], token: str | bool | None
+    ) -> ModelCard:
+        """Return the card of the model, of a pipeline if the repository also holds a processor, or of an adapter."""
+        if getattr(self, "_hf_peft_config_loaded", False):
+            contents: Contents = "adapter"
+        else:
+            contents = "pipeline" if has_processor and self.can_generate() else "model"
+        return model_card(self, repo_id, contents=contents, loading=loading, token=token, online=True)
+
+    def _publishable(self, path: Path) -> Path | bytes:
+        """Return the file, or for an adapter's config its content without a local folder as the base model."""
+        if path.name != ADAPTER_CONFIG:
+            return path
+        config = json.loads(path.read_text(encoding="utf-8"))
+        source = config.get("base_model_name_or_path")
+        base = repository_of(source) or repository_of(self.config.name_or_path)
+        config["base_model_name_or_path"] = base
+        if base is None:
+            logger.warning(
+                "The uploaded adapter does not name its base model, because that was loaded from the folder %s, which "
+                "others do not have: load the base model from the Hub, or set model.config.name_or_path to its "
+                "repository.",
+                source,
+            )
+        return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _open_to_others(folder: Path) -> None:
@@ -215,7 +317,7 @@ def _open_to_others(folder: Path) -> None:
 
     safetensors 0.8 writes files that only their owner can read, which locks colleagues on a shared disk out.
     """
-    for config in (folder / "config.json", folder / "adapter_config.json"):
+    for config in (folder / "config.json", folder / ADAPTER_CONFIG):
         if config.is_file():
             for weights in folder.glob("*.safetensors"):
                 shutil.copymode(config, weights)

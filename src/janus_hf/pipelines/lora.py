@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from safetensors import SafetensorError
@@ -20,6 +20,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME
 
 from ..errors import CheckpointError
 from ..files import fetch_files, hub_arguments
+from ..hub.uploads import UploadArguments
 from .adapter_layers import activate, fused_adapters, remove_adapter_layers, set_enabled, tuner_layers
 
 
@@ -260,17 +261,30 @@ class LoraPipelineMixin(LoraBaseMixin):
         # transformers' public `delete_adapter` would reset this flag, but refuses a model that PEFT itself wrapped.
         self.model._hf_peft_config_loaded = False
 
-    def save_lora_weights(self, save_directory: str | os.PathLike[str]) -> None:
+    def save_lora_weights(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        push_to_hub: bool = False,
+        **upload: Unpack[UploadArguments],
+    ) -> None:
         """Write the active adapter to a folder in PEFT's format.
+
+        Args:
+            save_directory: Folder to write to.
+            push_to_hub: Also upload the adapter, with a model card.
+            upload: Keyword arguments of `push_to_hub`, for `push_to_hub=True`; `repo_id` defaults to the folder's
+                name.
 
         Raises:
             ValueError: If not exactly one adapter is active.
+            TypeError: If an argument is unknown, or is for the upload and `push_to_hub` is False.
         """
         if len(active := self.get_active_adapters()) != 1:
             raise ValueError(
                 f"Exactly one adapter must be active to be saved, active are {active}. Choose it with set_adapters."
             )
-        self.model.save_pretrained(save_directory)
+        self.model.save_pretrained(save_directory, push_to_hub=push_to_hub, **upload)
 
     def _check_loaded(self, adapter_names: str | Sequence[str]) -> list[str]:
         """Return one or several adapter names as a list.

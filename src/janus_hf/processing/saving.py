@@ -6,10 +6,12 @@
 import inspect
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
+from huggingface_hub import ModelCard
 from transformers import ProcessorMixin
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import (
@@ -19,7 +21,9 @@ from transformers.utils import (
     PROCESSOR_NAME,
 )
 
-from ..files import create_and_upload, fetch_files, find_file, hub_arguments
+from ..files import fetch_files, find_file, hub_arguments
+from ..hub.cards import processor_card
+from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
 from ..layouts import Layout
 from ..layouts.special_tokens import Tags
 from ..tokenizer import load_tokenizer
@@ -33,7 +37,7 @@ from .prompts import ROLES, ROLES_BY_FORMAT, SYSTEM_PROMPT, build_chat_template
 _FILE_KEYS = {"auto_map", "chat_template", "image_processor", "image_processor_type", "processor_class"}
 
 
-class ProcessorFiles(ProcessorMixin, SavableProcessor):
+class ProcessorFiles(HubUploadMixin, ProcessorMixin, SavableProcessor):
     """Base class of `JanusProProcessor` with the methods that load and save a processor.
 
     The constructor of `JanusProProcessor` sets the attributes that `SavableProcessor` lists.
@@ -49,10 +53,9 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
         push_to_hub: bool = False,
         *,
         layout: Layout = "original",
-        repo_id: str | None = None,
-        commit_message: str = "Upload processor",
-        token: str | bool | None = None,
-        **kwargs: Any,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        **upload: Unpack[UploadArguments],
     ) -> list[str]:
         """Write the processor's files into a folder and return their paths.
 
@@ -63,25 +66,28 @@ class ProcessorFiles(ProcessorMixin, SavableProcessor):
                 that transformers' own `JanusProcessor` and this package can read. In this package a processor loaded
                 from either behaves identically. transformers' class gives the same ids, but rounds image sizes where
                 deepseek-ai/Janus truncates.
-            repo_id: Repository of the upload; defaults to the folder's name.
-            commit_message: Title of the upload's commit.
-            token: Hub token of the upload.
-            kwargs: Further arguments of `create_repo` for the upload, such as `private`.
+            variant, max_shard_size: Accepted so that the calls for a model and for its processor can be alike. They
+                concern weight files, of which a processor has none.
+            upload: Keyword arguments of `push_to_hub`, for `push_to_hub=True`; `repo_id` defaults to the folder's
+                name.
 
         Raises:
             ValueError: If `layout` is unknown, or the processor has several chat templates instead of one.
+            TypeError: If an argument is unknown, or is for the upload and `push_to_hub` is False.
         """
+        check_upload_arguments(upload, uploads=push_to_hub)
         files = write_layout(self, save_directory, layout=layout)
         if push_to_hub:
-            create_and_upload(
-                save_directory,
-                repo_id or Path(save_directory).resolve().name,
-                commit_message=commit_message,
-                token=token,
-                allow_patterns=[Path(file).name for file in files],
-                **kwargs,
-            )
+            self._upload(save_directory, [Path(file).name for file in files], upload)
         return files
+
+    _card_belongs_to_others = True
+
+    def _generated_card(
+        self, repo_id: str, *, has_processor: bool, loading: Mapping[str, str | None], token: str | bool | None
+    ) -> ModelCard:
+        """Return the card of a repository that holds only a processor."""
+        return processor_card(repo_id)
 
     @classmethod
     def get_processor_dict(

@@ -23,7 +23,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 
-from ...checkpoints.cards import model_card
+from ...hub.cards import model_card
 from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
 from ..batches import Collator, TrainingRows, with_dummy_picture

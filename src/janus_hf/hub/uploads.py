@@ -1,0 +1,210 @@
+"""`HubUploadMixin`, the method `push_to_hub` of the pipeline, the model and the processor."""
+
+import os
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypedDict
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError
+
+from .cards import CARD_FILE, finish_card, read_card
+from .saved_files import outdated_files
+
+
+class UploadArguments(TypedDict, total=False):
+    """Keyword arguments of an upload to the Hub, for `push_to_hub` and for `save_pretrained(push_to_hub=True)`.
+
+    `HubUploadMixin.push_to_hub` describes them.
+    """
+
+    repo_id: str
+    commit_message: str | None
+    commit_description: str | None
+    private: bool | None
+    token: str | bool | None
+    revision: str | None
+    create_pr: bool
+    tags: str | list[str] | None
+
+
+def check_upload_arguments(arguments: Mapping[str, object], *, uploads: bool) -> None:
+    """Raise unless the further keyword arguments of a `save_pretrained` are those of an upload, and there is one.
+
+    Args:
+        arguments: The keyword arguments that `save_pretrained` itself does not declare.
+        uploads: Whether `save_pretrained` uploads (`push_to_hub=True`).
+
+    Raises:
+        TypeError: If an argument is unknown, is for an upload that does not take place, or is not of its type.
+    """
+    known = UploadArguments.__annotations__ if uploads else {}
+    if unknown := sorted(arguments.keys() - known):
+        raise TypeError(
+            f"`save_pretrained` must receive arguments that it knows, got {unknown}: leave them out"
+            + ("." if uploads else "; repo_id and the like need push_to_hub=True.")
+        )
+    tags = arguments.get("tags") or []
+    if not isinstance(tags, str) and not (isinstance(tags, Collection) and all(isinstance(tag, str) for tag in tags)):
+        raise TypeError(f"`tags` must be strings, got {tags!r}: give a list of strings.")
+
+
+class HubUploadMixin:
+    """Add `push_to_hub` to a class with `save_pretrained`, which writes its files into a folder.
+
+    Its place among the base classes is before the library's class, whose `push_to_hub` it replaces.
+    """
+
+    save_pretrained: Callable[..., Any]  # Any: each class declares its own arguments and result
+    _card_belongs_to_others = False  # a processor leaves the card to the model, unless tags are to be added
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        tags: str | list[str] | None = None,
+        **saving: Any,  # Any: each class declares the arguments of its own save_pretrained
+    ) -> CommitInfo:
+        """Save into a temporary folder and upload the files to a repository on the Hub, in one commit.
+
+        Weight files of an earlier upload that the new files replace are deleted in the same commit: those of the same
+        variant, and those of an adapter if a whole model is uploaded. All other files of the repository are kept.
+
+        A model card that somebody has edited is kept, and only metadata that it lacks is added. Otherwise the
+        pipeline and the model write one. The processor writes none, unless it is given `tags`.
+
+        Args:
+            repo_id: `name` or `organisation/name`; the repository is created if it does not exist.
+            commit_message, commit_description: Title and description of the commit.
+            private: Whether a repository that is created now is private; None is the Hub's default.
+            token: Hub token; None is the stored one.
+            revision: Branch to upload to, which is created from the main branch if it does not exist, or a pull
+                request (`refs/pr/1`). None is the main branch.
+            create_pr: Open a pull request instead of committing to the branch.
+            tags: Tags to add to the model card.
+            saving: Arguments of `save_pretrained`, such as `variant` and `max_shard_size`.
+
+        Returns:
+            The Hub's information about the commit, which as a string is the commit's URL.
+
+        Raises:
+            TypeError: If an argument is unknown.
+            HfHubHTTPError: If the Hub refuses the upload. The repository then has the same files as before.
+        """
+        upload: UploadArguments = {
+            "repo_id": repo_id,
+            "commit_message": commit_message,
+            "commit_description": commit_description,
+            "private": private,
+            "token": token,
+            "revision": revision,
+            "create_pr": create_pr,
+            "tags": tags,
+        }
+        check_upload_arguments(upload, uploads=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, **saving)
+            return self._upload(folder, os.listdir(folder), upload, variant=saving.get("variant"))
+
+    def _generated_card(
+        self, repo_id: str, *, has_processor: bool, loading: Mapping[str, str | None], token: str | bool | None
+    ) -> ModelCard:
+        """Return a generated model card for the files that are uploaded.
+
+        Args:
+            repo_id: Full id of the repository.
+            has_processor: Whether the repository holds a processor after the upload.
+            loading: Arguments with which the files have to be loaded; None as a value leaves one out.
+            token: Hub token with which the card of the base model may be read.
+        """
+        raise NotImplementedError
+
+    def _upload(
+        self,
+        folder: str | os.PathLike[str],
+        names: Iterable[str],
+        arguments: UploadArguments,
+        *,
+        variant: str | None = None,
+    ) -> CommitInfo:
+        """Upload files of a folder in one commit that also deletes the weight files which they replace.
+
+        Args:
+            folder: Folder of the files. Its model card, if there is one, is used where the repository has none.
+            names: Names of the files.
+            arguments: Arguments of the upload; `repo_id` defaults to the folder's name.
+            variant: Variant of the weights, which the code in the model card must name.
+        """
+        token, revision = arguments.get("token"), arguments.get("revision")
+        create_pr = bool(arguments.get("create_pr"))
+        tags = arguments.get("tags") or []
+        tags = [tags] if isinstance(tags, str) else list(tags)
+        written = set(names) - {CARD_FILE}
+
+        api = HfApi(token=token)
+        repo_id = arguments.get("repo_id") or Path(folder).resolve().name
+        repo_id = api.create_repo(repo_id, private=arguments.get("private"), exist_ok=True).repo_id
+        is_new_branch = _create_branch(api, repo_id, revision, create_pr)
+        try:
+            present = set(api.list_repo_files(repo_id, revision=revision))
+            additions: list[CommitOperationAdd | CommitOperationDelete] = [
+                CommitOperationAdd(name, self._publishable(Path(folder, name))) for name in sorted(written)
+            ]
+            if tags or not self._card_belongs_to_others:
+                on_hub = CARD_FILE in present
+                found = read_card(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)) if on_hub else []
+                loading = {"variant": variant, "revision": None if create_pr else revision}
+                generated = self._generated_card(
+                    repo_id,
+                    has_processor="processor_config.json" in present | written,
+                    loading=loading,
+                    token=token,
+                )
+                card = finish_card(
+                    generated, [*found, *read_card(folder)], tags, keep_text=self._card_belongs_to_others
+                )
+                if [card] != found:
+                    additions.append(CommitOperationAdd(CARD_FILE, card.encode()))
+            return api.create_commit(
+                repo_id,
+                [*additions, *map(CommitOperationDelete, outdated_files(written, present))],
+                commit_message=arguments.get("commit_message") or f"Upload {type(self).__name__}",
+                commit_description=arguments.get("commit_description"),
+                revision=revision,
+                create_pr=create_pr,
+            )
+        except BaseException:
+            if is_new_branch and revision is not None:
+                with suppress(Exception):  # the first error is the one to report
+                    api.delete_branch(repo_id, branch=revision)
+            raise
+
+    def _publishable(self, path: Path) -> Path | bytes:
+        """Return what is uploaded of a file: the file itself, or other content for it."""
+        return path
+
+
+def _create_branch(api: HfApi, repo_id: str, revision: str | None, create_pr: bool) -> bool:
+    """Create the branch `revision` if it does not exist, and return whether it was created."""
+    if revision is None or revision.startswith("refs/pr/"):
+        return False
+    try:
+        api.create_branch(repo_id, branch=revision)
+    except HfHubHTTPError as error:
+        exists = error.response.status_code == 409
+        # Without the right to create a branch, a pull request against an existing one is still possible.
+        if not exists and not (create_pr and error.response.status_code == 403):
+            raise
+        return False
+    return True
+
+
+__all__ = ["HubUploadMixin", "UploadArguments", "check_upload_arguments"]

@@ -119,25 +119,31 @@ def model_card(
         tags=[*_TAGS, *(["lora"] if adapter and adapter.peft_type.value == "LORA" else []), *(model.model_tags or [])],
         **license_fields,
     )
-    arguments = "".join(f', {name}="{value}"' for name, value in (loading or {}).items() if value is not None)
+    arguments = _call_arguments(repo_id, loading or {})
     return ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
         title=_title(repo_id),
         description="An adapter for a Janus-Pro model." if adapter else _DESCRIPTION,
-        code=_code(model, contents, f'"{repo_id}"{arguments}', repository_of(source) or "<the base model>"),
+        code=_code(model, contents, arguments, repository_of(source) or "<the base model>"),
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
 
 
-def processor_card(repo_id: str) -> ModelCard:
-    """Return a generated card for a repository that holds a processor and no model."""
+def processor_card(repo_id: str, revision: str | None = None) -> ModelCard:
+    """Return a generated card for a repository that holds a processor and no model.
+
+    Args:
+        repo_id: Id of the repository.
+        revision: Branch from which the code in the card loads the processor; None is the main branch.
+    """
+    arguments = _call_arguments(repo_id, {"revision": revision})
     return ModelCard.from_template(
         ModelCardData(library_name="janus_hf"),
         template_str=_TEMPLATE.split("| | |")[0],
         title=_title(repo_id),
         description="The processor of a Janus-Pro model.",
-        code=f'from janus_hf import JanusProProcessor\n\nprocessor = JanusProProcessor.from_pretrained("{repo_id}")',
+        code=f"from janus_hf import JanusProProcessor\n\nprocessor = JanusProProcessor.from_pretrained({arguments})",
     )
 
 
@@ -252,6 +258,11 @@ def _code(model: "PreTrainedModel", contents: Contents, arguments: str, base: st
     if contents == "adapter":
         return f'{start}("{base}")\npipe.load_lora_weights({arguments})\n{_USE_PIPELINE}'
     return f"{start}({arguments})\n{_USE_PIPELINE}"
+
+
+def _call_arguments(repo_id: str, loading: Mapping[str, str | None]) -> str:
+    """Return the arguments of a call that loads from a repository, as Python code."""
+    return "".join([f'"{repo_id}"', *(f', {name}="{value}"' for name, value in loading.items() if value is not None)])
 
 
 def _title(repo_id: str) -> str:

@@ -87,7 +87,7 @@ class ProcessorFiles(HubUploadMixin, ProcessorMixin, SavableProcessor):
         self, repo_id: str, *, has_processor: bool, loading: Mapping[str, str | None], token: str | bool | None
     ) -> ModelCard:
         """Return the card of a repository that holds only a processor."""
-        return processor_card(repo_id)
+        return processor_card(repo_id, loading.get("revision"))
 
     @classmethod
     def get_processor_dict(

@@ -101,6 +101,7 @@ class LocalHub:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer in two writes would otherwise wait 40 ms for an acknowledgement
     hub: LocalHub
     user: tuple[str, tuple[str, ...], bool] | None
 

@@ -134,6 +134,12 @@ def test_an_edited_card_is_kept_and_completed(local_hub, pipe, loaded_from, tmp_
     assert seen[4] == seen[5]
 
 
+def test_the_tags_of_the_model_are_stated(local_hub, pipe, monkeypatch):
+    monkeypatch.setattr(pipe.model, "model_tags", ["sft"])
+    pipe.push_to_hub("fox", tags="t")
+    assert card_data(card_of(local_hub, "me/fox"))["tags"][-2:] == ["sft", "t"]
+
+
 def test_a_complete_card_stays_the_same_byte_for_byte(local_hub, pipe):
     card = (
         b"---\n# a comment\nlicense: mit\nlibrary_name: x\npipeline_tag: any-to-any\ntags: [mine]\n---\n\xc3\xa4\r\n"
@@ -193,7 +199,10 @@ def test_saving_keeps_an_edited_card(pipe, tmp_path, loaded_from, local_hub):
     pipe.save_pretrained(tmp_path)
     assert readme.read_bytes() == broken
     assert not local_hub.requests  # saving needs no Hub
-    readme.write_bytes(b"# Mine\n")  # goes to a repository that has no card
+    readme.write_bytes(latin := b"---\nlicense: [\n---\n\xe4\n")
+    pipe.save_pretrained(tmp_path)
+    assert readme.read_bytes() == latin
+    readme.write_bytes(b"\xef\xbb\xbf# Mine\n")  # goes to a repository that has no card
     pipe.model.save_pretrained(tmp_path, push_to_hub=True, repo_id="fox")
     assert card_of(local_hub, "me/fox").endswith("---\n# Mine\n")
 

@@ -206,6 +206,13 @@ def test_adapters_are_pushed_with_a_card(local_hub, lora, pipe, tmp_path, caplog
         JanusProPipeline(lora, pipe.processor).save_lora_weights(tmp_path / "x", repo_id="fox")
 
 
+@pytest.mark.parametrize("arguments", [{"variant": "fp16"}, {"max_shard_size": "1KB"}])
+def test_an_adapter_is_one_file_without_variants(lora, tmp_path, arguments):
+    with pytest.raises(ValueError, match=f"`{next(iter(arguments))}` must"):
+        lora.save_pretrained(tmp_path / "x", **arguments)
+    assert not (tmp_path / "x").exists()
+
+
 def test_an_adapter_names_the_base_on_the_hub(local_hub, lora, monkeypatch):
     monkeypatch.setattr(lora.config, "_name_or_path", "deepseek-ai/Janus-Pro-1B")
     lora.push_to_hub("fox")

@@ -150,12 +150,14 @@ def processor_card(repo_id: str, revision: str | None = None) -> ModelCard:
 def read_card(path: str | os.PathLike[str]) -> list[str]:
     """Return the text of a card in a list, which is empty if there is none.
 
+    Bytes that are not UTF-8 are kept as surrogates, which `errors="surrogateescape"` encodes to the same bytes.
+
     Args:
         path: The card's file, or the folder that may hold it.
     """
     file = Path(path, CARD_FILE) if os.path.isdir(path) else Path(path)
     # The line endings are kept, so that a card that is not changed stays the same byte for byte.
-    return [file.read_bytes().decode("utf-8")] if file.is_file() else []
+    return [file.read_bytes().decode("utf-8-sig", errors="surrogateescape")] if file.is_file() else []
 
 
 def finish_card(
@@ -229,10 +231,10 @@ def _read_data(source: str | Path, token: str | bool | None = None) -> dict[str,
 
 def _license(data: Mapping[str, Any], link_root: str | None) -> dict[str, str]:  # Any: free YAML
     """Return the fields of a license; a link relative to the base's repository is made absolute, or left out."""
-    fields = {name: data[name] for name in _LICENSE_FIELDS if isinstance(data.get(name), str)}
+    fields = {name: data[name] for name in _LICENSE_FIELDS if data.get(name)}
     if "license" not in fields:
         return {}
-    if not re.match(r"https?://", link := fields.get("license_link", "https://")):
+    if not re.match(r"https?://", link := str(fields.get("license_link", "https://"))):
         fields.pop("license_link")
         if link_root is not None:
             fields["license_link"] = link_root + link
@@ -289,7 +291,7 @@ def _add_missing(data: ModelCardData, more: Mapping[str, Any]) -> None:  # Any: 
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256("\n".join(text.splitlines()).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(text.splitlines()).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _with_mark(text: str) -> str:

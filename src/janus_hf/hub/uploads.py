@@ -161,7 +161,8 @@ class HubUploadMixin:
             if tags or not self._card_belongs_to_others:
                 on_hub = CARD_FILE in present
                 found = read_card(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)) if on_hub else []
-                loading = {"variant": variant, "revision": None if create_pr else revision}
+                is_pull_request = create_pr or (revision or "").startswith("refs/pr/")
+                loading = {"variant": variant, "revision": None if is_pull_request else revision}
                 generated = self._generated_card(
                     repo_id,
                     has_processor="processor_config.json" in present | written,
@@ -172,7 +173,7 @@ class HubUploadMixin:
                     generated, [*found, *read_card(folder)], tags, keep_text=self._card_belongs_to_others
                 )
                 if [card] != found:
-                    additions.append(CommitOperationAdd(CARD_FILE, card.encode()))
+                    additions.append(CommitOperationAdd(CARD_FILE, card.encode(errors="surrogateescape")))
             return api.create_commit(
                 repo_id,
                 [*additions, *map(CommitOperationDelete, outdated_files(written, present))],

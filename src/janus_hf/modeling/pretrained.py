@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from ..configuration import JanusProConfig, writing_layout
 from ..errors import CheckpointError
@@ -214,8 +215,9 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
 
         Raises:
             ValueError: If the layout is unknown or cannot store this model; if `safe_serialization` is False; if
-                `distributed_checkpoint` is to be uploaded; if `save_directory` is a file; or if it holds an adapter
-                and a whole model is saved; or if the model is inside a `PeftModel`. Nothing is written then.
+                `distributed_checkpoint` is to be uploaded; if `save_directory` is a file, or holds an adapter and a
+                whole model is saved; if the model is inside a `PeftModel`; or if an adapter is to be saved as a
+                variant or in several files. Nothing is written then.
             TypeError: If an argument is unknown, or is for the upload and `push_to_hub` is False.
         """
         check_upload_arguments(upload, uploads=push_to_hub)
@@ -227,7 +229,7 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
             raise ValueError(
                 "`distributed_checkpoint` must be False for an upload, got True: leave it out, or push_to_hub."
             )
-        self._refuse_foreign_adapters()
+        self._check_adapters(variant)
         quantised = getattr(self, "hf_quantizer", None) is not None
         layout = layout or ("transformers" if quantised else "original")
         if layout not in ("original", "transformers"):
@@ -270,18 +272,28 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
                 write(folder)
                 _open_to_others(folder)
                 names = os.listdir(folder)
+                if ADAPTER_CONFIG in names and SAFE_WEIGHTS_INDEX_NAME in names:
+                    raise ValueError(
+                        "`max_shard_size` must not divide an adapter, of which PEFT opens one file only, got "
+                        f"{max_shard_size!r}: leave it out."
+                    )
         finally:
             self._weight_conversions = loaded_with
         if push_to_hub and self.should_save_on_this_rank(is_main_process):
             self._upload(save_directory, names, upload, variant=variant)
 
-    def _refuse_foreign_adapters(self) -> None:
-        """Raise ValueError if PEFT itself put adapter layers into the model; its weights then have PEFT's names."""
+    def _check_adapters(self, variant: str | None) -> None:
+        """Raise ValueError if the model's adapters cannot be saved, or not as this variant."""
+        is_adapter = getattr(self, "_hf_peft_config_loaded", False)
         has_layers = any(name.endswith((".base_layer", ".original_module")) for name, _ in self.named_modules())
-        if has_layers and not getattr(self, "_hf_peft_config_loaded", False):
+        if has_layers and not is_adapter:  # the weights then have PEFT's names, which no loader of models knows
             raise ValueError(
                 "The model to be saved must be without layers that get_peft_model put into it, got a model with them: "
                 "save the PeftModel instead, or merge_and_unload() it first."
+            )
+        if variant and is_adapter:
+            raise ValueError(
+                f"`variant` must be None for an adapter, which has no variants, got {variant!r}: leave it out."
             )
 
     def _generated_card(

@@ -79,7 +79,7 @@ class PipelineFilesMixin(HubUploadMixin):
             self.processor.save_pretrained(folder, layout=written)
             self.save_config(folder)
             card = finish_card(model_card(self.model, loading={"variant": variant}), read_card(save_directory))
-            (folder / CARD_FILE).write_bytes(card.encode())
+            (folder / CARD_FILE).write_bytes(card.encode(errors="surrogateescape"))
             names = os.listdir(folder)
         if push_to_hub:
             self._upload(save_directory, names, upload, variant=variant)

@@ -91,9 +91,17 @@ def test_defaults(local_hub, push, kind):
     push("fox")
     assert set(local_hub.files("me/fox")) == FILES[kind]
     assert not local_hub.repositories["model", "me/fox"].private
-    sha = local_hub.repositories["model", "me/fox"].resolve("main").sha
+    commit = local_hub.repositories["model", "me/fox"].resolve("main")
     if push.result is not None:
-        assert push.result == push.result.commit_url == f"{local_hub.url}/me/fox/commit/{sha}"
+        assert push.result == push.result.commit_url == f"{local_hub.url}/me/fox/commit/{commit.sha}"
+    assert (
+        commit.title
+        == {
+            "pipe": "Upload JanusProPipeline",
+            "model": "Upload JanusProForConditionalGeneration",
+            "processor": "Upload processor",
+        }[kind]
+    )
 
 
 def test_a_folder_gives_its_name_and_only_what_was_written(local_hub, pushed, kind, tmp_path):

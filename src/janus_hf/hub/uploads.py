@@ -177,7 +177,7 @@ class HubUploadMixin:
             return api.create_commit(
                 repo_id,
                 [*additions, *map(CommitOperationDelete, outdated_files(written, present))],
-                commit_message=arguments.get("commit_message") or f"Upload {type(self).__name__}",
+                commit_message=arguments.get("commit_message") or f"Upload {self._name_in_commits()}",
                 commit_description=arguments.get("commit_description"),
                 revision=revision,
                 create_pr=create_pr,
@@ -187,6 +187,11 @@ class HubUploadMixin:
                 with suppress(Exception):  # the first error is the one to report
                     api.delete_branch(repo_id, branch=revision)
             raise
+
+    def _name_in_commits(self) -> str:
+        """Return the name in the default title of a commit, which is that of transformers."""
+        name = type(self).__name__
+        return next((word.lower() for word in ("Model", "Processor") if word in name), name)
 
     def _publishable(self, path: Path) -> Path | bytes:
         """Return what is uploaded of a file: the file itself, or other content for it."""

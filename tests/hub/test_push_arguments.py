@@ -132,6 +132,16 @@ def test_pull_requests(local_hub, push, kind):
     assert set(local_hub.files("me/fox")) == {"notes.txt"}
 
 
+def test_private_is_not_ignored_for_a_public_repository(local_hub, push):
+    local_hub.add_files("me/fox", {"notes.txt": b"x"})
+    with pytest.raises(ValueError, match="`private` must be left out for me/fox"):
+        push("fox", private=True)
+    assert local_hub.files("me/fox") == {"notes.txt": b"x"}
+    local_hub.repositories["model", "me/fox"].private = True
+    push("fox", private=True)
+    assert len(local_hub.files("me/fox")) > 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

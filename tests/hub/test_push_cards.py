@@ -1,8 +1,9 @@
-"""Model cards that pushing and saving write: what they state, and that a card somebody has edited is kept."""
+"""Model cards that pushing and saving write: what they state, and that a card edited by hand is kept."""
 
 import contextlib
 import io
 import re
+import time
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from huggingface_hub import ModelCard
 from peft import LoraConfig
 
 from hub_repositories import card_data
+from hub_server import Fault
 from janus_hf import JanusProPipeline
 from tiny import TINY_MODEL
 
@@ -82,6 +84,19 @@ def test_the_license_is_that_of_the_base(local_hub, pipe, loaded_from, name):
     assert card_data(card)["pipeline_tag"] == "any-to-any"
 
 
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_base_whose_card_is_unreachable_is_named_without_a_license(
+    local_hub, pipe, loaded_from, monkeypatch, status
+):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the client's retries
+    local_hub.add_files("them/fox", {"README.md": b"---\nlicense: mit\n---\n"})
+    local_hub.faults.append(Fault("them/fox/resolve", "status", status))
+    loaded_from("them/fox")
+    pipe.model.push_to_hub("new")
+    card = card_of(local_hub, "me/new")
+    assert (card_data(card)["base_model"], license_of(card)) == ("them/fox", {})
+
+
 @pytest.mark.parametrize("source", ["absolute", "some/folder", "", "./x/y", "../y", "/x/y", "C:\\x\\y", "me/new"])
 def test_a_base_model_is_never_a_path_or_the_repository_itself(
     local_hub, pipe, loaded_from, tmp_path, monkeypatch, source
@@ -109,7 +124,7 @@ def test_a_folder_passes_on_the_base_that_its_card_names(local_hub, pipe, loaded
 
 
 def test_an_edited_card_is_kept_and_completed(local_hub, pipe, loaded_from, tmp_path):
-    """Everybody's text is kept; only metadata that is missing is added, and given tags."""
+    """The text is kept; only metadata that is missing is added, and given tags."""
     loaded_from("deepseek-ai/Janus-Pro-1B")
     local_hub.add_files("me/fox", {"README.md": BY_HAND})
     pushes = [

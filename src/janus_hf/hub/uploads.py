@@ -78,13 +78,14 @@ class HubUploadMixin:
         Weight files of an earlier upload that the new files replace are deleted in the same commit: those of the same
         variant, and those of an adapter if a whole model is uploaded. All other files of the repository are kept.
 
-        A model card that somebody has edited is kept, and only metadata that it lacks is added. Otherwise the
-        pipeline and the model write one. The processor writes none, unless it is given `tags`.
+        A model card that was edited by hand is kept, and only metadata that it lacks is added. Otherwise the pipeline
+        and the model write one. The processor writes none, unless it receives `tags`.
 
         Args:
             repo_id: `name` or `organisation/name`; the repository is created if it does not exist.
             commit_message, commit_description: Title and description of the commit.
-            private: Whether a repository that is created now is private; None is the Hub's default.
+            private: Whether a repository that is created now is private; None is the Hub's default. True is refused
+                for a public repository that exists.
             token: Hub token; None is the stored one.
             revision: Branch to upload to, which is created from the main branch if it does not exist, or a pull
                 request (`refs/pr/1`). None is the main branch.
@@ -97,6 +98,8 @@ class HubUploadMixin:
 
         Raises:
             TypeError: If an argument is unknown.
+            ValueError: If `private` is True and the repository is public, or the Hub does not accept the metadata of
+                the model card.
             HfHubHTTPError: If the Hub refuses the upload. The repository then has the same files as before.
         """
         upload: UploadArguments = {
@@ -152,6 +155,11 @@ class HubUploadMixin:
         api = HfApi(token=token)
         repo_id = arguments.get("repo_id") or Path(folder).resolve().name
         repo_id = api.create_repo(repo_id, private=arguments.get("private"), exist_ok=True).repo_id
+        if arguments.get("private") and api.repo_info(repo_id).private is False:
+            raise ValueError(
+                f"`private` must be left out for {repo_id}, which exists and is public, got True: make the repository "
+                "private first (HfApi.update_repo_settings), or push to another one."
+            )
         is_new_branch = _create_branch(api, repo_id, revision, create_pr)
         try:
             present = set(api.list_repo_files(repo_id, revision=revision))

@@ -40,8 +40,8 @@ class PipelineFilesMixin(HubUploadMixin):
         """Write the model, the processor, the pipeline's config and a model card into one flat folder.
 
         This pipeline, `AutoModel` and `AutoProcessor` can load the folder. Depending on `layout`, the code of
-        deepseek-ai/Janus or transformers' own Janus can load it as well. A model card that somebody has edited is
-        kept, and only metadata that it lacks is added.
+        deepseek-ai/Janus or transformers' own Janus can load it as well. A model card that was edited by hand is kept,
+        and only metadata that it lacks is added.
 
         Args:
             save_directory: Folder to write to.

@@ -222,12 +222,16 @@ def test_saving_keeps_an_edited_card(pipe, tmp_path, loaded_from, local_hub):
     assert card_of(local_hub, "me/fox").endswith("---\n# Mine\n")
 
 
-@pytest.mark.parametrize("kind", ["pipe", "model", "model beside a processor", "processor", "adapter"])
+@pytest.mark.parametrize(
+    "kind", ["pipe", "model", "model without heads", "model beside a processor", "processor", "adapter"]
+)
 def test_the_code_in_the_card_runs(local_hub, pipe, tmp_path, monkeypatch, kind):
     where = {"revision": "dev", "variant": "fp16"}
     monkeypatch.chdir(tmp_path)
     local_hub.add_files("me/fox", {"notes.txt": b"made before"})
     pushed = pipe if kind == "pipe" else pipe.processor if kind == "processor" else pipe.model
+    if kind == "model without heads":
+        pushed = pipe.model.model
     if kind == "adapter":
         where = {"revision": "dev"}  # an adapter has no variants
         pipe.push_to_hub("base")
@@ -239,7 +243,7 @@ def test_the_code_in_the_card_runs(local_hub, pipe, tmp_path, monkeypatch, kind)
     card = card_of(local_hub, "me/fox", "dev")
     ModelCard(card).validate()
     code = re.search(r"```python\n(.*?)```", card, re.S)[1]
-    assert ("JanusProPipeline" in code) == (kind not in ("model", "processor"))
+    assert ("JanusProPipeline" in code) == (kind not in ("model", "model without heads", "processor"))
     with contextlib.redirect_stdout(io.StringIO()):
         exec(code, {})
     assert (tmp_path / "fox.png").exists() == ("JanusProPipeline" in code)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, hf_hub_download
 from peft import LoraConfig
 
 from hub_repositories import card_data
@@ -198,6 +198,17 @@ def test_a_generated_card_is_kept_up_to_date_until_it_is_edited(local_hub, pipe,
     local_hub.add_files("me/fox", {"README.md": edited.encode()})
     pipe.push_to_hub("fox", variant="fp16")
     assert card_of(local_hub, "me/fox") == edited
+
+
+def test_saving_states_a_license_that_the_cache_knows(local_hub, pipe, loaded_from, tmp_path):
+    local_hub.add_files("them/fox", {"README.md": b"---\nlicense: mit\n---\n"})
+    loaded_from("them/fox")
+    pipe.save_pretrained(tmp_path / "unknown")
+    assert license_of((tmp_path / "unknown" / "README.md").read_text()) == {}
+    assert not local_hub.requests  # saving needs no Hub
+    hf_hub_download("them/fox", "README.md")
+    pipe.save_pretrained(tmp_path / "known")
+    assert license_of((tmp_path / "known" / "README.md").read_text()) == {"license": "mit"}
 
 
 def test_saving_keeps_an_edited_card(pipe, tmp_path, loaded_from, local_hub):

@@ -8,12 +8,13 @@ edited, and it is generated anew.
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -105,8 +106,8 @@ def model_card(
         loading: Arguments such as `variant` that the code in the card needs to load the model; None as a value leaves
             one out.
         token: Hub token with which the base model's card is read.
-        online: Whether to read the base model's card from the Hub. Otherwise its license is stated only if it is
-            known without the Hub.
+        online: Whether to read the base model's card from the Hub, for its license. Otherwise the license is stated
+            only if the card is in the Hub's cache, or the license is known without it.
     """
     adapter = model.peft_config[model.active_adapters()[0]] if contents == "adapter" else None
     source = repository_of(adapter.base_model_name_or_path) if adapter else None
@@ -215,21 +216,21 @@ def _read_base(
     base = repository_of(source)
     if base is None:
         readme = Path(source or ".", CARD_FILE)
-        data = _read_data(readme) if source and readme.is_file() else {}
+        data = _read_data(lambda: readme) if source and readme.is_file() else {}
         named = data.get("base_model") or []
         bases = [name for name in ([named] if isinstance(named, str) else named) if _is_repository_id(name)]
         licenses = _license(data, link_root=None) or (_KNOWN_LICENSES.get(bases[0].split("/")[0], {}) if bases else {})
         return [name for name in bases if name != repo_id], licenses
-    data = _read_data(base, token) if online and base != repo_id else {}
+    find_card = partial(hf_hub_download, base, CARD_FILE, token=token, local_files_only=not online)
+    data = _read_data(find_card) if base != repo_id else {}
     licenses = _license(data, link_root=f"https://huggingface.co/{base}/blob/main/")
     return [base] if base != repo_id else [], licenses or _KNOWN_LICENSES.get(base.split("/")[0], {})
 
 
-# Any: metadata of a card is free YAML.
-def _read_data(source: str | Path, token: str | bool | None = None) -> dict[str, Any]:
-    """Return the metadata of a card in a file or on the Hub; nothing if it is unreachable or cannot be read."""
+def _read_data(find_card: Callable[[], str | Path]) -> dict[str, Any]:  # Any: metadata of a card is free YAML
+    """Return the metadata of the card whose file `find_card` returns; none if there is no card or it is unreadable."""
     try:
-        return dict(ModelCard.load(source, token=token, ignore_metadata_errors=True).data.to_dict())
+        return dict(ModelCard.load(find_card(), ignore_metadata_errors=True).data.to_dict())
     except (HfHubHTTPError, OSError, ValueError, TypeError, yaml.YAMLError):
         return {}
 

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from transformers.utils import ADAPTER_CONFIG_NAME
 
-ADAPTER_CONFIG = "adapter_config.json"
+
 _SHARD = r"(?:-\d{5}-of-\d{5})?"
 _VARIANT = r"(?:\.(?P<variant>[\w.-]+?))?"
 _WEIGHT_FILES = [
@@ -33,7 +34,7 @@ def outdated_files(written: Collection[str], present: Iterable[str]) -> list[str
 
     def is_outdated(name: str) -> bool:
         kind = _kind_of_weights(name)
-        is_adapter = name == ADAPTER_CONFIG or (kind is not None and kind[0] == "adapter")
+        is_adapter = name == ADAPTER_CONFIG_NAME or (kind is not None and kind[0] == "adapter")
         return kind in kinds or (has_model and is_adapter)
 
     return sorted(name for name in set(present) - set(written) if is_outdated(name))
@@ -80,9 +81,9 @@ def _move(new: Path, folder: Path) -> None:
     """Move all files from `new` to `folder`, and delete the files in `folder` that they make outdated."""
     written = os.listdir(new)
     outdated = outdated_files(written, os.listdir(folder))
-    if ADAPTER_CONFIG in outdated:
+    if ADAPTER_CONFIG_NAME in outdated:
         raise ValueError(
-            f"`save_directory` must be a folder without an adapter, got {folder} with {ADAPTER_CONFIG}, which "
+            f"`save_directory` must be a folder without an adapter, got {folder} with {ADAPTER_CONFIG_NAME}, which "
             "would be opened instead of the model: choose another folder, or delete the adapter first."
         )
     for name in written:
@@ -91,4 +92,4 @@ def _move(new: Path, folder: Path) -> None:
         (folder / name).unlink()
 
 
-__all__ = ["ADAPTER_CONFIG", "outdated_files", "replaced_save"]
+__all__ = ["outdated_files", "replaced_save"]

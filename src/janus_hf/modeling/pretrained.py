@@ -12,13 +12,13 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from ..configuration import JanusProConfig, writing_layout
 from ..errors import CheckpointError
 from ..files import hub_arguments
 from ..hub.cards import Contents, model_card, repository_of
-from ..hub.saved_files import ADAPTER_CONFIG, replaced_save
+from ..hub.saved_files import replaced_save
 from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
 from ..layouts import Layout
 from ..layouts.janus_pro import STORED_BUT_UNUSED
@@ -272,7 +272,7 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
                 write(folder)
                 _open_to_others(folder)
                 names = os.listdir(folder)
-                if ADAPTER_CONFIG in names and SAFE_WEIGHTS_INDEX_NAME in names:
+                if ADAPTER_CONFIG_NAME in names and SAFE_WEIGHTS_INDEX_NAME in names:
                     raise ValueError(
                         "`max_shard_size` must not divide an adapter, of which PEFT opens one file only, got "
                         f"{max_shard_size!r}: leave it out."
@@ -308,7 +308,7 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
 
     def _publishable(self, path: Path) -> Path | bytes:
         """Return the file, or for an adapter's config its content without a local folder as the base model."""
-        if path.name != ADAPTER_CONFIG:
+        if path.name != ADAPTER_CONFIG_NAME:
             return path
         config = json.loads(path.read_text(encoding="utf-8"))
         source = config.get("base_model_name_or_path")
@@ -329,7 +329,7 @@ def _open_to_others(folder: Path) -> None:
 
     safetensors 0.8 writes files that only their owner can read, which locks colleagues on a shared disk out.
     """
-    for config in (folder / "config.json", folder / ADAPTER_CONFIG):
+    for config in (folder / "config.json", folder / ADAPTER_CONFIG_NAME):
         if config.is_file():
             for weights in folder.glob("*.safetensors"):
                 shutil.copymode(config, weights)

@@ -6,7 +6,6 @@ or `2 B` with guidance, conditional rows first), `T` the prompt length, and `n` 
 """
 
 import time
-import types
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
@@ -19,7 +18,8 @@ from transformers.utils import logging
 from ...protocols import BareModel
 from ..x86 import ModelKernels, kernels_for
 from .interface import StepInput, StepOutput
-from .plain import decode_step, lengthen
+from .plain import lengthen
+from .step_graph import compile_step, keeping_constants_out_of_tables
 
 
 logger = logging.get_logger(__name__)
@@ -131,6 +131,7 @@ class CompiledDecoder:
                 stack.enter_context(self._kernels.in_place())
             if self._compiler_options:
                 stack.enter_context(_inductor_options(self._compiler_options))
+                stack.enter_context(keeping_constants_out_of_tables())
             yield
 
     def make_cache(self, implementation: str, text_config: PreTrainedConfig, rows: int, length: int) -> Cache:
@@ -181,23 +182,14 @@ class CompiledDecoder:
             f"Compiling the generation step for {len(step.tokens)} image(s) at once. This happens once for each "
             "number of images and kind of settings, and takes a minute or more for a full-size model."
         )
-        graph = self._compile()
+        graph = compile_step(None if self._packs_weights else self.mode or "reduce-overhead")
         # Inductor writes a table to stderr for every matrix that it times kernels for; 0 turns the tables off.
-        with self.running(model), _inductor_options({"autotune_num_choices_displayed": 0}):
+        quiet = _inductor_options({"autotune_num_choices_displayed": 0})
+        with self.running(model), quiet:
             output = graph(model, cache, *inputs)
         logger.warning(f"Compiled in {time.perf_counter() - start:.0f} s.")
         self._graphs[size] = graph
         return output
-
-    def _compile(self) -> Callable[..., StepOutput]:
-        """Return a copy of `decode_step` that is compiled at its first call, independently of all other copies."""
-        # torch.compile stores graphs by code object, so each graph gets its own copy and is freed with it. Without
-        # copies all models of a process share one list of graphs: the ninth raises FailOnRecompileLimitHit (tried with
-        # torch 2.13). The argument `isolate_recompiles` would do instead, but torch 2.6 does not have it.
-        code = decode_step.__code__.replace()
-        function = types.FunctionType(code, decode_step.__globals__, decode_step.__name__)
-        mode = None if self._packs_weights else self.mode or "reduce-overhead"
-        return torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
 
     def rewind(self, cache: Cache, count: int) -> None:
         """Remove the last `count` positions from the cache, in place.

@@ -7,26 +7,11 @@ import pickle
 import pytest
 import torch
 from image_prompts import BOI, BOS, K, P, seeds
+from step_kernels import CPU, OUR_ATTENTION, OURS, THE_COMPILERS, choose_kernels, needs_kernels
 
 from janus_hf.generation import draw_reference
 from janus_hf.generation.decoders import CompiledDecoder, why_not_compilable
 from janus_hf.generation.sampling import draw_keys
-from janus_hf.generation.x86 import model_kernels
-from janus_hf.generation.x86.cpu_kernels import kernels_fit
-
-
-CPU = torch.device("cpu")
-
-needs_kernels = pytest.mark.skipif(not kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
-OURS = pytest.param("all", marks=needs_kernels, id="our kernels")
-OUR_ATTENTION = pytest.param("attention", marks=[needs_kernels, pytest.mark.slow], id="our attention")
-THE_COMPILERS = pytest.param("none", marks=pytest.mark.slow, id="the compiler's kernels")
-
-
-def choose_kernels(patch, kernels):
-    """Use all kernels of `x86/`, only its attention (as on processors that multiply bfloat16), or none of them."""
-    patch.setattr(model_kernels, "kernels_fit", lambda device: kernels != "none")
-    patch.setattr(model_kernels, "multiplies_bfloat16", lambda: kernels == "attention")
 
 
 @pytest.fixture(scope="module", params=[OURS, OUR_ATTENTION, THE_COMPILERS])

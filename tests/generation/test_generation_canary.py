@@ -4,6 +4,10 @@ A failure means: read what changed there before changing `generation/`.
 """
 
 import ctypes
+import gc
+import sys
+import types
+import weakref
 
 import accelerate
 import pytest
@@ -11,7 +15,7 @@ import torch
 from accelerate.utils import has_offloaded_params
 from torch import nn
 from torch._inductor import config as inductor_config
-from torch._inductor.codecache import CppCodeCache
+from torch._inductor.codecache import CppCodeCache, PyCodeCache
 from transformers import LlamaConfig, LlamaModel
 from transformers.cache_utils import StaticCache
 
@@ -58,6 +62,48 @@ def test_inductor_compiles_and_loads_a_library():
     library = CppCodeCache.load('extern "C" long twice(long x) { return 2 * x; }')
     assert isinstance(library, ctypes.CDLL)
     assert library.twice(21) == 42
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_inductor_keeps_the_modules_of_constants():
+    """If no module has constants, `keeping_constants_out_of_tables` is no longer needed."""
+    linear = nn.Linear(64, 64, bias=False).eval()
+    known = len(PyCodeCache.modules)
+    with inductor_config.patch(freezing=True):
+        torch.compile(lambda x: linear(x))(torch.randn(4, 64))
+    added = [m for m in PyCodeCache.modules[known:] if any(isinstance(x, torch.Tensor) for x in vars(m).values())]
+    assert added
+    assert all(sys.modules[module.__name__] is module for module in added)
+    for module in added:
+        PyCodeCache.modules.remove(module)
+        del sys.modules[module.__name__]
+
+
+# --- torch dynamo: `decoders/step_graph.py`
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_dynamo_keeps_a_graph_until_its_code_is_reset(reset):
+    """If a graph is freed without, `compile_step` no longer needs `reset_code`."""
+
+    def scale(x):
+        return x + 1
+
+    code = scale.__code__.replace()
+    function = types.FunctionType(code, dict(scale.__globals__))
+    seen = []
+
+    def backend(module, inputs):
+        seen.append(weakref.ref(module))
+        return module.forward
+
+    torch.compile(function, backend=backend)(torch.ones(2))
+    if reset:
+        torch._dynamo.reset_code(code)
+    del function, code
+    gc.collect()
+    assert (seen[0]() is None) is reset
 
 
 # --- torch

@@ -9,6 +9,7 @@ with guidance, conditional rows first), `T` the prompt length, `P` the number of
 of codebook entries.
 """
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -79,9 +80,11 @@ class ImageGenerationMixin:
         without compilation. No other thread may use a compiled model while it generates.
 
         Args:
-            enabled: False undoes the compilation and frees graphs, caches and packed weights.
+            enabled: False undoes the compilation and frees graphs, caches and packed weights. They are also freed when
+                the model is deleted.
             mode: The argument `mode` of `torch.compile`; None uses CUDA graphs or packed weights as described.
-            warm_up: Numbers of images per batch for which to compile right away, with guidance.
+            warm_up: Numbers of images per batch for which to compile right away, with guidance. If this fails or is
+                interrupted, the model is not compiled.
             speculative_window: The `speculative_window` of later calls of `generate_images`; used only for the
                 warm-up.
 
@@ -93,7 +96,7 @@ class ImageGenerationMixin:
             ValueError: If the model is spread over several devices or offloaded, or uses flash-attention.
         """
         if not enabled:
-            self._decoder = choose_decoder(self.device, compiled=False)
+            self._stop_compiling()
             return False
         devices = {parameter.device for parameter in self.model.parameters()}
         # accelerate's attribute `_hf_hook`: its public `has_offloaded_params` does not see the pipeline's CPU offload.
@@ -111,10 +114,21 @@ class ImageGenerationMixin:
         if reason := why_not_compilable(self.device):
             logger.warning(f"torch.compile does not work here, so generation is not compiled: {reason}")
             return False
+        self._stop_compiling()  # before new weights are packed, so that there are never two packed copies
         self._decoder = choose_decoder(self.device, compiled=True, mode=mode)
-        for batch_size in warm_up:
-            self._warm_up(batch_size, speculative_window)
+        try:
+            for batch_size in warm_up:
+                self._warm_up(batch_size, speculative_window)
+        except BaseException:  # an interrupt too must leave nothing half-compiled
+            self._stop_compiling()
+            raise
         return True
+
+    def _stop_compiling(self) -> None:
+        """Generate with the uncompiled step from now on, and free graphs, caches and packed weights."""
+        self._decoder = choose_decoder(self.device, compiled=False)
+        # Graphs are part of reference cycles, which would otherwise stay until Python next searches for cycles.
+        gc.collect()
 
     @torch.inference_mode(False)
     @torch.no_grad()

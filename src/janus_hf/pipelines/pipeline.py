@@ -206,7 +206,7 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         return self.model.compile_generation(mode=mode, warm_up=batch_sizes, speculative_window=speculative_window)
 
     def disable_fast_decoding(self) -> None:
-        """Undo `enable_fast_decoding`: generate with the uncompiled step again."""
+        """Undo `enable_fast_decoding`: generate with the uncompiled step again and free the compiled one."""
         self.model.compile_generation(False)
 
     def decode(

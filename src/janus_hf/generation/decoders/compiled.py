@@ -5,6 +5,7 @@ on a CPU. In shapes, `B` is the number of images, `R` the number of rows (sequen
 or `2 B` with guidance, conditional rows first), `T` the prompt length, and `n` the number of tokens fed at once.
 """
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -102,6 +103,7 @@ class CompiledDecoder:
             if stale_constants or stale_layers or identity != self._identity:
                 logger.warning("The model has changed since its generation step was compiled: compiling it anew.")
                 self._forget()
+                gc.collect()  # graphs are part of reference cycles, and their constants take as much memory as the model
         if self._identity is None and self._packs_weights:
             self._pack(model)
         elif self._kernels is not None and written_to:

@@ -52,8 +52,16 @@ class PackedLinears:
                 parent._modules[name] = packed
             yield
         finally:
-            for parent, name, linear, _ in self._layers:
-                parent._modules[name] = linear
+            try:
+                self._put_back()
+            except KeyboardInterrupt:
+                self._put_back()
+                raise
+
+    def _put_back(self) -> None:
+        """Give the model its own layers back."""
+        for parent, name, linear, _ in self._layers:
+            parent._modules[name] = linear
 
     def is_current(self) -> bool:
         """Return whether the model still has the same layer objects that were packed, without hooks added since."""

@@ -6,7 +6,15 @@ first accessed.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
+
+
+# transformers and diffusers import tqdm.auto, which at its first import in a notebook warns that ipywidgets is missing.
+# Progress bars work without it, as text.
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import tqdm.auto  # noqa: F401
 
 from transformers import (
     AutoConfig,

@@ -1,4 +1,4 @@
-"""A compiled step leaves nothing behind: graphs, caches and packed weights are freed, whatever a model was used for."""
+"""A compiled step leaves nothing behind: its graphs, caches and packed weights are freed with it."""
 
 import copy
 import gc

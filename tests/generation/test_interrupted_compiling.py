@@ -28,7 +28,7 @@ BEFORE_TRACING = {
 }
 FROM_TRACING_ON = {
     "tracing": "torch._dynamo.symbolic_convert.InstructionTranslator.run",
-    "lowering": "torch._inductor.compile_fx.compile_fx_inner",
+    "lowering": "torch._inductor.compile_fx.compile_fx",
     "loading code": "torch._inductor.codecache.PyCodeCache.load_by_key_path",
     "guards": "torch._dynamo.guards.CheckFunctionManager.__init__",
     "warming up": "janus_hf.generation.drawing.Drawing.accept",
@@ -95,7 +95,7 @@ def test_an_interrupted_model_is_freed_or_compiled_again(make_model, function, k
     assert model.compile_generation(warm_up=[1])
     assert torch.equal(draw(model), image)
     interrupted(model, "janus_hf.generation.drawing.Drawing.step")
-    del model
+    del model, image
     assert tensors() <= before
 
 
@@ -105,7 +105,7 @@ def test_a_generation_that_compiles_can_be_interrupted_and_repeated(make_model):
     image = draw(model)
     assert model.compile_generation()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch._inductor.compile_fx.compile_fx_inner", interrupt)
+        patch.setattr("torch._inductor.compile_fx.compile_fx", interrupt)
         with pytest.raises(KeyboardInterrupt):
             draw(model)
     assert torch.equal(draw(model), image)

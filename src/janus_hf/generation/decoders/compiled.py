@@ -103,7 +103,7 @@ class CompiledDecoder:
             if stale_constants or stale_layers or identity != self._identity:
                 logger.warning("The model has changed since its generation step was compiled: compiling it anew.")
                 self._forget()
-                gc.collect()  # graphs are part of reference cycles, and their constants take as much memory as the model
+                gc.collect()  # graphs are part of reference cycles, and may hold a copy of the weights
         if self._identity is None and self._packs_weights:
             self._pack(model)
         elif self._kernels is not None and written_to:

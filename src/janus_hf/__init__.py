@@ -10,11 +10,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 
-# transformers and diffusers import tqdm.auto, which at its first import in a notebook warns that ipywidgets is missing.
-# Progress bars work without it, as text.
+# transformers and diffusers import tqdm.auto, whose first import in a notebook warns if ipywidgets is missing. Progress
+# bars work without it, as text.
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="IProgress not found")
-    import tqdm.auto  # noqa: F401
+    from tqdm import auto as _  # noqa: F401
 
 from transformers import (
     AutoConfig,

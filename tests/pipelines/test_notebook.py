@@ -55,8 +55,10 @@ CELLS = {
         plan = make_plan({"drawing": prepared["drawing"].lengths}, max_length=128, num_packs=4)
         trainer = JanusProSFTTrainer(
             pipe.model,
-            JanusProSFTConfig(output_dir="trained", stage="full", max_steps=2, per_device_train_batch_size=1, logging_steps=1,
-                              save_strategy="no", report_to="none", max_length=128, use_cpu=True),
+            JanusProSFTConfig(
+                output_dir="trained", stage="full", max_steps=2, per_device_train_batch_size=1, max_length=128,
+                logging_steps=1, save_strategy="no", report_to="none", use_cpu=True,
+            ),
             train_dataset=PackedDataset(prepared, plan),
             data_collator=JanusProCollator(pipe.processor),
             processing_class=pipe.processor,

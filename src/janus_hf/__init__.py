@@ -10,8 +10,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 
-# transformers and diffusers import tqdm.auto, whose first import in a notebook warns if ipywidgets is missing. Bars work
-# without it, as text.
+# transformers and diffusers import tqdm.auto, whose first import in a notebook warns if ipywidgets is missing.
+# Progress bars are plain text then.
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="IProgress not found")
     from tqdm import auto as _  # noqa: F401

@@ -16,6 +16,8 @@ from janus_hf.generation.decoders.step_graph import compile_step, keeping_consta
 from janus_hf.modeling.quantisation import weight_only_config
 
 
+peft = pytest.importorskip("peft")  # not within a test, because importing it makes tensors that stay
+
 KERNELS = [OURS, OUR_ATTENTION, THE_COMPILERS]
 
 
@@ -114,7 +116,6 @@ def replaced_layer(model, mixed):
 
 def switched_adapter(model, mixed):
     """Whether adapters are used is decided at every step, which compiles a second graph for the same size."""
-    peft = pytest.importorskip("peft")
     model.add_adapter(peft.LoraConfig(target_modules=["q_proj", "down_proj"], r=4, init_lora_weights=False))
     enable(model.eval(), mixed)
     model.disable_adapters()

@@ -44,7 +44,8 @@ class LoraPipelineMixin(LoraBaseMixin):
     ) -> None:
         """Load a LoRA adapter and make it the only active one.
 
-        After any error the model is the same as before the call.
+        After any error the model is the same as before the call. A warning tells if the adapter was trained on another
+        repository, or another revision of it, than the model was loaded from.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub repository of the adapter in PEFT's format.
@@ -55,6 +56,7 @@ class LoraPipelineMixin(LoraBaseMixin):
 
         Raises:
             CheckpointError: If the adapter's weights do not fit the model.
+            OSError: If the repository or one of its files cannot be had. The message says why and what to do.
             ValueError: If `adapter_name` is in use, the adapter is not a LoRA adapter, or adapters are fused into the
                 weights (`fuse_lora`).
         """

@@ -89,7 +89,7 @@ def fetch_files(
         OSError: As `find_file`.
     """
     is_folder = os.path.isdir(source)
-    offline = not is_folder and (is_offline_mode() or bool(hub_kwargs.get("local_files_only")))
+    offline = not is_folder and _is_offline(hub_kwargs)
     optional = set(optional)
     paths: dict[str, str | None] = {}
     for name in (*needed, *sorted(optional)):
@@ -120,11 +120,15 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 def _cache_knows_absence(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> bool:
     """Return whether the cache knows that the repository has no such file.
 
-    It has a mark of every file that the Hub was asked for in vain, and the list of all files of a repository that was
-    downloaded as a whole (`snapshot_download`). transformers reads only the mark, and only where `revision` is the id
-    of a commit.
+    It has a mark of every file that the Hub was asked for in vain. Where the Hub must not be asked, the list of all
+    files counts too, which `snapshot_download` leaves in the cache. transformers reads only the mark, and only where
+    `revision` is the id of a commit.
     """
     return not os.path.isdir(source) and _ask_cache(source, name, hub_kwargs) is _CACHED_NO_EXIST
+
+
+def _is_offline(hub_kwargs: Mapping[str, Any]) -> bool:
+    return is_offline_mode() or bool(hub_kwargs.get("local_files_only"))
 
 
 def _ask_cache(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> object:
@@ -137,9 +141,10 @@ def _ask_cache(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[st
     path = os.path.join(hub_kwargs.get("subfolder") or "", name)
     try:
         found = try_to_load_from_cache(str(source), path, **where)
-        if found is None and path not in {file.path for file in get_cached_repo_tree(str(source), **where)}:
-            return _CACHED_NO_EXIST
-        return found
+        if found is not None or not _is_offline(hub_kwargs):
+            return found
+        listed = {file.path for file in get_cached_repo_tree(str(source), **where)}
+        return None if path in listed else _CACHED_NO_EXIST
     # The path of a folder that does not exist is no repository id.
     except (HFValidationError, CachedRepoTreeNotFoundError):
         return None

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from safetensors import SafetensorError
-from transformers.utils import ADAPTER_CONFIG_NAME
 
 from ..errors import CheckpointError
-from ..files import fetch_files, hub_arguments
 from .adapter_layers import activate, fused_adapters, remove_adapter_layers, set_enabled, tuner_layers
 
 
@@ -91,8 +89,6 @@ class LoraPipelineMixin(LoraBaseMixin):
             OSError: If the Hub does not answer whether the adapter exists.
             ValueError: If the adapter is not a LoRA adapter.
         """
-        # transformers would call an adapter absent whose adapter_config.json cannot be downloaded.
-        fetch_files(source, needed=[ADAPTER_CONFIG_NAME], **hub_arguments(hub_kwargs))
         doubt = f"The adapter {str(source)!r} does not fit this model, so it was not loaded"
         try:
             with _without_false_alarms():

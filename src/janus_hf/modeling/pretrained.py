@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -206,6 +207,7 @@ class JanusProPreTrainedModel(PreTrainedModel):
             OSError: If the repository or one of its files cannot be had.
             ValueError: If the folder or repository holds no adapter, or the name is in use.
         """
+        import_module("peft")  # where it is missing, the error comes before anything is downloaded
         if (
             peft_model_id is not None
             and kwargs.get("peft_config") is None

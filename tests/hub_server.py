@@ -164,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if len(body) > 1000 and (fault := self._fault("cut")):
+        if len(body) > 20 and (fault := self._fault("cut")):
             self.close_connection = True
             self.wfile.write(body[: int(len(body) * fault.value)])
             self.wfile.flush()

@@ -9,11 +9,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from huggingface_hub import _CACHED_NO_EXIST, is_offline_mode, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    ResolvedRevision,
+    get_cached_repo_tree,
+    is_offline_mode,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, HTTPError
 from transformers.utils import cached_file
 
 from .errors import CheckpointError
+from .hub_errors import explain
 
 
 # Arguments of `from_pretrained` that say where on the Hub, or where in the cache, a file is.
@@ -34,9 +41,10 @@ def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> s
         hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
 
     Raises:
-        OSError: If the Hub does not answer and the cache does not remember whether the file exists; if the
-            repository or the revision does not exist or is not accessible; if the file cannot be written; if the
-            folder has something of this name that is no file, such as a link to nothing.
+        OSError: If it is not known whether the repository has the file, or the file cannot be had: the Hub does not
+            answer, refuses access, or has no such repository or revision; the file cannot be written; or the folder
+            has something of this name that is no file, such as a link to nothing. The message is one line that says
+            which of these it is and what to do.
     """
     if os.path.isdir(source):
         local = os.path.join(source, hub_kwargs.get("subfolder") or "", name)
@@ -46,16 +54,15 @@ def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> s
                 "copy the checkpoint again, with the files that its links point to."
             )
     try:
-        path: str = cached_file(source, name, **hub_kwargs)
-    except OSError as error:
+        path: str | None = cached_file(source, name, **hub_kwargs)
+    # Errors of the connection while a file is downloaded are no OSErrors.
+    except (OSError, HTTPError) as error:
         # transformers raises one type for everything. Errors of the connection, the repository, the revision and the
         # disk have a cause or an errno; that of a file which is known to be absent has neither.
-        known_to_be_absent = error.__cause__ is None and error.errno is None
-        if not known_to_be_absent and not _cache_remembers_absence(source, name, hub_kwargs):
-            raise OSError(
-                f"{name} of {str(source)!r} cannot be read: {error}\nIf the cache holds the whole checkpoint, pass "
-                "local_files_only=True or set HF_HUB_OFFLINE=1 to use it as it is."
-            ) from error
+        known_to_be_absent = isinstance(error, OSError) and error.__cause__ is None and error.errno is None
+        if not known_to_be_absent and not _cache_knows_absence(source, name, hub_kwargs):
+            reason = explain(source, error, **hub_kwargs)
+            raise OSError(f"{name} of {str(source)!r} cannot be read: {reason}") from error
         return None
     return path
 
@@ -80,7 +87,7 @@ def fetch_files(
         OSError: As `find_file`.
     """
     is_folder = os.path.isdir(source)
-    offline = not is_folder and (is_offline_mode() or bool(hub_kwargs.get("local_files_only")))
+    offline = not is_folder and _is_offline(hub_kwargs)
     optional = set(optional)
     paths: dict[str, str | None] = {}
     for name in (*needed, *sorted(optional)):
@@ -108,24 +115,36 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         ) from error
 
 
-def _cache_remembers_absence(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> bool:
-    """Return whether the Hub has answered before that the repository has no such file, and the cache has a mark of it.
+def _cache_knows_absence(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> bool:
+    """Return whether the cache knows that the repository has no such file.
 
-    transformers reads the mark only where `revision` is the id of a commit.
+    It has a mark of every file that the Hub was asked for in vain. Where the Hub must not be asked, the list of all
+    files counts too, which `snapshot_download` leaves in the cache. transformers reads only the mark, and only where
+    `revision` is the id of a commit.
     """
     return not os.path.isdir(source) and _ask_cache(source, name, hub_kwargs) is _CACHED_NO_EXIST
 
 
+def _is_offline(hub_kwargs: Mapping[str, Any]) -> bool:
+    return is_offline_mode() or bool(hub_kwargs.get("local_files_only"))
+
+
 def _ask_cache(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> object:
-    """Return the path of a repository's file in the cache, `_CACHED_NO_EXIST` if it is marked as absent, else None."""
+    """Return the path of a repository's file in the cache, `_CACHED_NO_EXIST` if it is absent, else None."""
+    revision = hub_kwargs.get("revision")
+    where: dict[str, Any] = {
+        "cache_dir": hub_kwargs.get("cache_dir"),
+        "revision": revision.resolved if isinstance(revision, ResolvedRevision) else revision,
+    }
+    path = os.path.join(hub_kwargs.get("subfolder") or "", name)
     try:
-        return try_to_load_from_cache(
-            str(source),
-            os.path.join(hub_kwargs.get("subfolder") or "", name),
-            cache_dir=hub_kwargs.get("cache_dir"),
-            revision=hub_kwargs.get("revision"),
-        )
-    except HFValidationError:  # the path of a folder that does not exist is no repository id
+        found = try_to_load_from_cache(str(source), path, **where)
+        if found is not None or not _is_offline(hub_kwargs):
+            return found
+        listed = {file.path for file in get_cached_repo_tree(str(source), **where)}
+        return None if path in listed else _CACHED_NO_EXIST
+    # The path of a folder that does not exist is no repository id.
+    except (HFValidationError, CachedRepoTreeNotFoundError):
         return None
 
 

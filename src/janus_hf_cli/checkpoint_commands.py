@@ -46,6 +46,7 @@ def add_merge_parser(commands: Commands) -> None:
     merge.add_argument("destination", type=Path, help="new folder")
     merge.add_argument("--base", help="folder or repository of the base (default: the one the adapter names)")
     merge.add_argument("--layout", choices=LAYOUTS, default="original")
+    add_revision_argument(merge, "branch, tag or commit of the adapter (the adapter names that of its base)")
     merge.set_defaults(handler=_merge)
 
 
@@ -83,7 +84,13 @@ def _merge(arguments: argparse.Namespace) -> None:
     """Run `janus-hf merge`: merge an adapter into its base model and print the path of the new checkpoint's folder."""
     from janus_hf.checkpoints.merge import merge_adapter
 
-    folder = merge_adapter(arguments.adapter, arguments.destination, base=arguments.base, layout=arguments.layout)
+    folder = merge_adapter(
+        arguments.adapter,
+        arguments.destination,
+        base=arguments.base,
+        layout=arguments.layout,
+        **revision_kwargs(arguments),
+    )
     _print_verified(folder, arguments.layout)
 
 

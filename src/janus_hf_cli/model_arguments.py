@@ -51,9 +51,14 @@ def add_dtype_argument(parser: _HasArguments) -> None:
     )
 
 
-def add_revision_argument(parser: _HasArguments) -> None:
-    """Add the argument `--revision`, a version of a Hub repository, to a parser or a group of arguments."""
-    parser.add_argument("--revision", help="branch, tag or commit of the repository")
+def add_revision_argument(parser: _HasArguments, help: str = "branch, tag or commit of the repository") -> None:
+    """Add the argument `--revision`, a version of a Hub repository, to a parser or a group of arguments.
+
+    Args:
+        parser: The parser or group.
+        help: The line of help.
+    """
+    parser.add_argument("--revision", help=help)
 
 
 def revision_kwargs(arguments: argparse.Namespace) -> dict[str, str]:

@@ -123,27 +123,3 @@ def test_a_copy_that_differs_is_noticed(golden_checkpoint, tmp_path, monkeypatch
     with pytest.raises(CheckpointError, match=r"differs from .* after reloading; do not use it") as error:
         convert_checkpoint(golden_checkpoint, tmp_path / "copy", "original")
     assert [key for key, *_ in error.value.mismatched] == ["lm_head.weight"]
-
-
-def test_hub_arguments_reach_model_and_processor(golden_checkpoint, golden_model, tmp_path, monkeypatch):
-    calls = []
-    processor = JanusProProcessor.from_pretrained(golden_checkpoint)
-    load_model = JanusProForConditionalGeneration.from_pretrained
-
-    def model_from_pretrained(source, **kwargs):
-        if source != "me/fox":
-            return load_model(source, **kwargs)
-        calls.append(kwargs)
-        return golden_model
-
-    def processor_from_pretrained(source, **kwargs):
-        calls.append(kwargs)
-        return processor
-
-    monkeypatch.setattr(JanusProForConditionalGeneration, "from_pretrained", model_from_pretrained)
-    monkeypatch.setattr(JanusProProcessor, "from_pretrained", processor_from_pretrained)
-    convert_checkpoint("me/fox", tmp_path / "copy", "original", revision="refs/pr/6", token="secret")
-    assert calls == [
-        {"dtype": "auto", "revision": "refs/pr/6", "token": "secret"},
-        {"revision": "refs/pr/6", "token": "secret"},
-    ]

@@ -5,9 +5,8 @@ import math
 
 import pytest
 import torch
-from transformers import PreTrainedConfig
 
-from janus_hf import CheckpointInfo, JanusProConfig, inspect_checkpoint
+from janus_hf import JanusProConfig, inspect_checkpoint
 from tiny import TINY_MODEL
 
 
@@ -97,18 +96,6 @@ def test_nothing_large_is_allocated(released, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.nn.Parameter, "__new__", watch)
     inspect_checkpoint(write(tmp_path, released["1b"]))
     assert set(made) == {"meta"}
-
-
-def test_hub_arguments_are_passed_on(monkeypatch, released):
-    seen = []
-
-    def get_config_dict(source, **kwargs):
-        seen.append((source, kwargs))
-        return released["1b"], {}
-
-    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", get_config_dict)
-    assert isinstance(inspect_checkpoint("deepseek-ai/Janus-Pro-1B", revision="main", token="secret"), CheckpointInfo)
-    assert seen == [("deepseek-ai/Janus-Pro-1B", {"revision": "main", "token": "secret"})]
 
 
 @pytest.mark.parametrize(

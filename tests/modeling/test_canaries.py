@@ -8,11 +8,15 @@ import inspect
 
 import pytest
 import torch
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from huggingface_hub import ResolvedRevision
+from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.integrations.peft import maybe_load_adapters
+from transformers.utils import find_adapter_config_file
 
 from janus_hf import JanusProVisionModel
 from janus_hf.modeling.checkpoint import all_conversions
+from janus_hf.opening import ADAPTER_ARGUMENT
 
 
 def parameters(function):
@@ -41,6 +45,20 @@ def test_every_way_to_load_ends_in_one_method():
     assert isinstance(inspect.getattr_static(PreTrainedModel, "_finalize_model_loading"), staticmethod)
     assert parameters(PreTrainedModel._finalize_model_loading) == ["model", "load_config", "loading_info"]
     assert "_finalize_model_loading" in inspect.getsource(PreTrainedModel.from_pretrained)
+
+
+def test_auto_model_passes_an_adapter_on_beside_its_base_model():
+    """The public ways load the base model at the revision of the adapter, or the adapter in the dtype of its file."""
+    assert f'"{ADAPTER_ARGUMENT}"' in inspect.getsource(maybe_load_adapters)
+    assert f'"{ADAPTER_ARGUMENT}"' in inspect.getsource(AutoModel.from_pretrained)
+    assert not {"base_revision", "adapter_revision"} & set(parameters(PreTrainedModel.from_pretrained))
+    assert parameters(ResolvedRevision.__new__) == ["cls", "resolved", "initial", "repo_id", "repo_type"]
+
+
+def test_transformers_takes_a_file_that_it_does_not_get_as_absent():
+    """This is why `Source.download` asks for optional files before transformers does."""
+    assert "_raise_exceptions_for_connection_errors=False" in inspect.getsource(find_adapter_config_file)
+    assert "except OSError" in inspect.getsource(GenerationMixin.adjust_generation_fn)
 
 
 def test_parts_are_built_by_a_private_constructor(tiny_config):

@@ -131,31 +131,6 @@ def test_missing_shard(pipe, tmp_path):
         load(tmp_path)
 
 
-def test_hub_arguments_reach_both_components(pipe, monkeypatch):
-    calls = {}
-
-    def fake(name, component):
-        def from_pretrained(source, **kwargs):
-            calls[name] = (source, kwargs)
-            return component
-
-        return from_pretrained
-
-    monkeypatch.setattr(JanusProForConditionalGeneration, "from_pretrained", fake("model", pipe.model))
-    monkeypatch.setattr(JanusProProcessor, "from_pretrained", fake("processor", pipe.processor))
-    hub = {
-        "revision": "refs/pr/6",
-        "token": "secret",
-        "cache_dir": "/cache",
-        "local_files_only": True,
-        "subfolder": "a",
-    }
-    model_only = {"variant": "fp16", "device_map": "auto", "quantization_config": {"load_in_4bit": True}}
-    JanusProPipeline.from_pretrained("deepseek-ai/Janus-Pro-1B", **hub, **model_only)
-    assert calls["processor"] == ("deepseek-ai/Janus-Pro-1B", hub)
-    assert calls["model"] == ("deepseek-ai/Janus-Pro-1B", hub | model_only)
-
-
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [

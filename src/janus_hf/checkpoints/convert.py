@@ -7,6 +7,7 @@ import torch
 
 from ..layouts import Layout
 from ..modeling import JanusProForConditionalGeneration
+from ..opening import open_checkpoint
 from ..processing import JanusProProcessor
 from .verify import check_new_folder, save_and_verify
 
@@ -35,11 +36,20 @@ def convert_checkpoint(
 
     Raises:
         CheckpointError: If the source does not hold exactly the model's weights, or the reloaded copy differs.
-        ValueError: If the destination is not empty, or the layout is unknown or cannot hold the model.
+        OSError: If the repository or one of its files cannot be had.
+        ValueError: If the source is an adapter, the destination is not empty, or the layout is unknown or cannot hold
+            the model.
     """
     folder = check_new_folder(destination)
-    model = JanusProForConditionalGeneration.from_pretrained(source, dtype=dtype, **hub_kwargs)
-    processor = JanusProProcessor.from_pretrained(source, **hub_kwargs)
+    checkpoint = open_checkpoint(source, hub_kwargs)
+    if checkpoint.adapter is not None:
+        raise ValueError(
+            f"`source` must be a whole checkpoint, got {str(source)!r}, which is an adapter for "
+            f"{str(checkpoint.source.path)!r}: merge it with merge_adapter or `janus-hf merge`; both write any layout."
+        )
+    at = checkpoint.source.hub_kwargs  # both come from one commit
+    model = JanusProForConditionalGeneration.from_pretrained(source, dtype=dtype, **at)
+    processor = JanusProProcessor.from_pretrained(source, **at)
     save_and_verify(model, folder, layout=layout, max_shard_size=max_shard_size)
     processor.save_pretrained(folder, layout=layout)
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from ..configuration import JanusProConfig
 from ..layouts import layout_of
 from ..modeling import JanusProForConditionalGeneration
+from ..opening import CONFIG_FILE, open_source
 
 
 # (number of layers, hidden size) of the language model -> name of the released model that has them.
@@ -81,9 +81,9 @@ def inspect_checkpoint(source: str | os.PathLike[str], **hub_kwargs: Any) -> Che
 
     Raises:
         ValueError: If the source is another kind of model, or has no config.json that names a `model_type`.
-        OSError: If the source does not exist.
+        OSError: If the source does not exist or cannot be had.
     """
-    raw, _ = PreTrainedConfig.get_config_dict(source, **hub_kwargs)
+    raw = open_source(source, hub_kwargs).read_json(CONFIG_FILE) or {}
     family = raw.get("model_type")
     if family not in ("multi_modality", "janus"):
         found = f"is a {family!r} checkpoint" if family else "has no config.json that names a model_type"

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
@@ -12,7 +13,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
-from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, is_peft_available
 
 from ..configuration import JanusProConfig, writing_layout
 from ..errors import CheckpointError
@@ -22,11 +23,21 @@ from ..hub.saved_files import replaced_save
 from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
 from ..layouts import Layout
 from ..layouts.janus_pro import STORED_BUT_UNUSED
+from ..opening import (
+    ADAPTER_ARGUMENT,
+    ADAPTER_CONFIG_FILE,
+    ADAPTER_WEIGHTS_FILE,
+    Checkpoint,
+    Source,
+    open_checkpoint,
+    open_given_adapter,
+    open_source,
+)
 from ..tokenizer import read_special_token_ids
 from .checkpoint import all_conversions, check_loaded, copy_tied_head, register_conversions
 from .int4_weights import portable_int4
 from .quantisation import settle_quantised, skip_all_but_language_model, weight_only_config
-from .weight_files import check_configurations, check_local_files
+from .weight_files import check_configurations, check_local_files, weight_file_names
 
 
 if TYPE_CHECKING:
@@ -58,6 +69,13 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
     _keys_to_ignore_on_load_unexpected: tuple[str, ...] = STORED_BUT_UNUSED
     _weight_conversions: list[WeightTransform] | None  # set by loading; absent on a model built from a config
 
+    loaded_revision: str | None = None
+    """Branch, tag or commit that the caller asked for when the model, or its adapter's base model, was loaded from the
+    Hub; None if the caller named none, or the model is not from the Hub. `config.name_or_path` is the repository."""
+
+    loaded_commit: str | None = None
+    """Hash of the commit on the Hub that the model was loaded from; None if it is not from the Hub."""
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, *args: Any, **kwargs: Any
@@ -65,13 +83,16 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
         """Load a checkpoint, or an adapter with its base model, and return the model.
 
         A checkpoint may have the file layout of deepseek-ai/Janus (`.bin` or safetensors) or that of transformers' own
-        Janus. Special token ids that its config lacks are read from its tokenizer. The arguments are those of
+        Janus. Special token ids that its config lacks are read from its tokenizer. All files of a repository come from
+        one commit, which `loaded_commit` tells afterwards. The arguments are those of
         `PreTrainedModel.from_pretrained`; the following have a meaning of their own:
 
         Args:
             pretrained_model_name_or_path: Repository id or folder of a checkpoint, or of an adapter that names a
                 checkpoint as its base model.
             dtype: Dtype of the loaded model; by default that of the checkpoint.
+            revision, subfolder: Branch, tag or commit of the repository, and folder in it. For an adapter they are
+                those of the adapter; its base model is taken at the revision that adapter_config.json names.
             quantization_config: "int8" or "int4" for torchao's weight-only quantisation with the kernels of the device
                 that `device_map` names (the CPU if it names none), or the configuration of any of transformers'
                 quantisers. All weights but those of the language model's layers stay in full precision, unless the
@@ -84,7 +105,8 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
             CheckpointError: If weights are missing, unexpected or of the wrong shape, a configuration file or a local
                 weight file or index is broken or missing, or the tokenizer's special tokens have ids beyond the
                 embedding table. Weights are never left at random values.
-            OSError: If the Hub does not answer whether a file exists.
+            OSError: If the repository, that of the adapter's base model, or one of their files cannot be had. A file
+                counts as absent only if the Hub or the cache says so.
             ValueError: If the checkpoint is of another model family; if the quantisation method cannot skip the
                 modules that must stay in full precision, or does not fit the device or the layers; or if
                 `ignore_mismatched_sizes=True` or `weights_only=False` is given.
@@ -102,13 +124,10 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
                 "weights_only must be True, got False: leave it out (weights_only=True), because other pickles can "
                 "run code."
             )
-        if source is not None:
-            hub_kwargs = {name: value for name, value in hub_arguments(kwargs).items() if value is not None}
-            check_configurations(source, has_config=kwargs.get("config") is not None, **hub_kwargs)
-        if source is not None and os.path.isdir(source):
-            check_local_files(
-                source, kwargs.get("subfolder") or "", kwargs.get("variant"), kwargs.get("use_safetensors")
-            )
+        checkpoint = _find_checkpoint(source, kwargs)
+        if checkpoint is not None:
+            source = checkpoint.source.path
+            _check_files(checkpoint, kwargs)
         if isinstance(bits := kwargs.get("quantization_config"), str):
             kwargs["quantization_config"] = weight_only_config(bits, kwargs.get("device_map"))
         if kwargs.get("quantization_config") is not None:
@@ -125,10 +144,11 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
         )
         # If `source` is an adapter, `info` describes the adapter; the base model was checked in
         # _finalize_model_loading.
-        check_loaded(info, source)
+        check_loaded(info, pretrained_model_name_or_path)
         settle_quantised(model)
-        if source is not None:
-            model._fill_special_tokens(model.config.name_or_path or source, kwargs)
+        if checkpoint is not None:
+            model.loaded_revision, model.loaded_commit = checkpoint.source.revision, checkpoint.source.commit
+            model._fill_special_tokens(checkpoint.source)
         # Any: a tuple if the caller asks for the loading info, which transformers' own annotation omits too.
         result: Any = (model, info) if want_info else model
         return result
@@ -147,18 +167,12 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
         check_loaded(loading_info.to_dict(), load_config.pretrained_model_name_or_path)
         return loading_info
 
-    def _fill_special_tokens(self, source: str | os.PathLike[str], kwargs: dict[str, Any]) -> None:
-        """Set the special token ids that the configuration lacks, from the checkpoint's tokenizer.
-
-        Args:
-            source: Repository id or folder of the checkpoint.
-            kwargs: The arguments of `from_pretrained`; only those that locate files on the Hub are used.
-        """
+    def _fill_special_tokens(self, source: Source) -> None:
+        """Set the special token ids that the configuration lacks, from the checkpoint's tokenizer."""
         generation_config = getattr(self, "generation_config", None)
         ids: dict[str, int] = {}
         if self.config.image_token_id is None or getattr(generation_config, "pad_token_id", 0) is None:
-            hub_kwargs = {name: value for name, value in hub_arguments(kwargs).items() if value is not None}
-            ids = read_special_token_ids(source, **hub_kwargs)
+            ids = read_special_token_ids(source.path, **source.hub_kwargs)
             if self.config.image_token_id is None:
                 self.config.image_token_id = ids.get("image_token_id")
             for name in ("bos_token_id", "eos_token_id"):
@@ -173,10 +187,80 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
         known = {**ids, "image_token_id": self.config.image_token_id or 0}
         if beyond := {name: token_id for name, token_id in known.items() if token_id >= rows}:
             raise CheckpointError(
-                f"The special tokens of {str(source)!r} must have ids below {rows}, the number of rows of its "
+                f"The special tokens of {str(source.path)!r} must have ids below {rows}, the number of rows of its "
                 f"embedding table, got {beyond}: use the tokenizer with which the weights were saved, or load "
                 "the model with a config.json that states `image_token_id`, and call resize_token_embeddings."
             )
+
+    def load_adapter(
+        self,
+        peft_model_id: str | os.PathLike[str] | None = None,
+        adapter_name: str | None = None,
+        *args: Any,
+        adapter_kwargs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> "LoadStateDictInfo":
+        """Load an adapter beside those that are loaded, and make it the active one.
+
+        A warning tells if the adapter names another base model, or another revision of it, than this model was loaded
+        from. The arguments are those of `PreTrainedModel.load_adapter`; the following have a meaning of their own:
+
+        Args:
+            peft_model_id: Folder or repository id of the adapter in PEFT's format.
+            adapter_name: Name of the adapter in this model; "default" if none is given.
+            adapter_kwargs: Arguments that say where on the Hub the adapter is: `revision`, `token`, `subfolder`, ...
+
+        Raises:
+            OSError: If the repository or one of its files cannot be had.
+            ValueError: If the folder or repository holds no adapter, or the name is in use.
+        """
+        import_module("peft")  # where it is missing, the error comes before anything is downloaded
+        if (
+            peft_model_id is not None
+            and kwargs.get("peft_config") is None
+            and kwargs.get("adapter_state_dict") is None
+        ):
+            load_config = kwargs.get("load_config")
+            found_by = {**getattr(load_config, "download_kwargs", {}), **(adapter_kwargs or {})}
+            if kwargs.pop("local_files_only", False):
+                found_by["local_files_only"] = True
+            adapter = open_source(peft_model_id, found_by, first=ADAPTER_CONFIG_FILE)
+            adapter_config = adapter.read_json(ADAPTER_CONFIG_FILE)
+            if adapter_config is None:
+                raise ValueError(
+                    f"`peft_model_id` must be an adapter in PEFT's format, got {str(peft_model_id)!r}, which has no "
+                    f"{ADAPTER_CONFIG_FILE}: name another folder or repository."
+                )
+            # transformers reads the .bin file where it does not get the other one, whatever the reason.
+            adapter.download(ADAPTER_WEIGHTS_FILE)
+            if load_config is None:  # otherwise the base model has just been chosen by this adapter's config
+                self._check_base(adapter, adapter_config)
+            adapter_kwargs = adapter.adapter_arguments
+        return super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
+
+    def _check_base(self, adapter: Source, adapter_config: dict[str, Any]) -> None:
+        """Warn if an adapter was trained on another base model or revision than this model.
+
+        Only repositories are compared: a folder may be a copy of any repository.
+        """
+        base, own = adapter_config.get("base_model_name_or_path"), self.config.name_or_path
+        if not (base and own) or os.path.exists(base) or os.path.exists(own) or self.loaded_commit is None:
+            return
+        trained, loaded = adapter_config.get("revision") or "main", self.loaded_revision or "main"
+        if base == own:
+            if trained in (loaded, self.loaded_commit):
+                return
+            try:
+                where = {name: value for name, value in adapter.hub_kwargs.items() if name != "subfolder"}
+                if open_source(base, {**where, "revision": trained}).commit == self.loaded_commit:
+                    return
+            except OSError:
+                pass  # the revision is gone, so it is another one than that of this model
+        logger.warning(
+            f"The adapter {str(adapter.path)!r} was trained on {base!r} at revision {trained!r}, but this model is "
+            f"{own!r} at revision {loaded!r}: unless both have the same weights, load the model that the adapter "
+            "names."
+        )
 
     def save_pretrained(
         self,
@@ -240,6 +324,10 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
                 "weights: use layout='transformers', or save the unquantised model."
             )
         self.config.to_file_dict(layout)  # raises before anything is written
+        for adapter_config in getattr(self, "peft_config", {}).values():
+            # PEFT writes the id of the base model itself, but does not know its revision.
+            if adapter_config.base_model_name_or_path == self.config.name_or_path and self.loaded_revision:
+                adapter_config.revision = adapter_config.revision or self.loaded_revision
         if layout == "original" and state_dict is None and self.config.tie_word_embeddings:
             state_dict = copy_tied_head(self.state_dict())
         if self.can_generate():
@@ -322,6 +410,60 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
                 source,
             )
         return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _find_checkpoint(source: str | os.PathLike[str] | None, kwargs: dict[str, Any]) -> Checkpoint | None:
+    """Find the files that `from_pretrained` is to load, and put the arguments that locate them into `kwargs`.
+
+    Args:
+        source: Repository id or folder of a checkpoint or an adapter; that of the base model if `kwargs` names an
+            adapter, as those of transformers' `AutoModel` do; None if there are no files.
+        kwargs: The arguments of `from_pretrained`, which are changed.
+
+    Returns:
+        The checkpoint; None if there are no files, or they are not those of a Janus-Pro repository (a GGUF file).
+    """
+    if source is None or kwargs.get("gguf_file"):
+        return None
+    hub_kwargs = hub_arguments(kwargs)
+    given = dict(kwargs.pop("adapter_kwargs", None) or {})
+    adapter_kwargs = {name: value for name, value in given.items() if name != ADAPTER_ARGUMENT}
+    if given.get(ADAPTER_ARGUMENT, source) == source:
+        checkpoint = open_checkpoint(source, hub_kwargs, adapter_kwargs, needs_config=kwargs.get("config") is None)
+    else:
+        checkpoint = open_given_adapter(source, given[ADAPTER_ARGUMENT], hub_kwargs, adapter_kwargs)
+    if checkpoint.adapter is not None and not is_peft_available():
+        raise ImportError(
+            f"peft must be installed to load {str(checkpoint.adapter.path)!r}, which is an adapter: run "
+            "`pip install peft`."
+        )
+    for name in hub_kwargs:
+        del kwargs[name]
+    kwargs.update({"adapter_kwargs": given} | checkpoint.loading_arguments())
+    return checkpoint
+
+
+def _check_files(checkpoint: Checkpoint, kwargs: dict[str, Any]) -> None:
+    """Raise an error if a file of the checkpoint is broken (in a folder) or cannot be had (on the Hub).
+
+    Args:
+        checkpoint: The checkpoint.
+        kwargs: The arguments of `from_pretrained`.
+    """
+    source = checkpoint.source
+    check_configurations(source.path, has_config=kwargs.get("config") is not None, **source.hub_kwargs)
+    if os.path.isdir(source.path):
+        check_local_files(
+            source.path,
+            source.hub_kwargs.get("subfolder") or "",
+            kwargs.get("variant"),
+            kwargs.get("use_safetensors"),
+        )
+        return
+    if not source.is_offline:
+        # transformers goes on to the next of these files where it does not get one, whatever the reason.
+        names = weight_file_names(kwargs.get("variant"), kwargs.get("use_safetensors"))
+        next((name for name in names if source.download(name)), None)
 
 
 def _open_to_others(folder: Path) -> None:

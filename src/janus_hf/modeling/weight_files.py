@@ -59,16 +59,23 @@ def check_local_files(
     Checkpoints on the Hub are checked by the download itself. The arguments are those of
     `PreTrainedModel.from_pretrained`.
     """
-    root = os.path.join(folder, subfolder)
-    for name in _WEIGHT_FILES:
-        if variant:
-            stem, extension = name.rsplit(".", 1)
-            name = f"{stem}.{variant}.{extension}"
-        path = os.path.join(root, name)
-        if os.path.isfile(path) and not (use_safetensors is False and name.startswith("model.")):
+    for name in weight_file_names(variant, use_safetensors):
+        path = os.path.join(folder, subfolder, name)
+        if os.path.isfile(path):
             for file in _indexed_files(path) if name.endswith(".json") else [path]:
                 _check_table_of_contents(file)
             return
+
+
+def weight_file_names(variant: str | None = None, use_safetensors: bool | None = None) -> list[str]:
+    """Return the names that the weight file of a checkpoint, or its index, may have.
+
+    transformers loads the first one that exists. The arguments are those of `PreTrainedModel.from_pretrained`.
+    """
+    names = [name for name in _WEIGHT_FILES if use_safetensors is not False or not name.startswith("model.")]
+    return [
+        ".".join([*name.rsplit(".", 1)[:1], variant, name.rsplit(".", 1)[1]]) if variant else name for name in names
+    ]
 
 
 def _indexed_files(path: str) -> list[str]:
@@ -114,4 +121,4 @@ def _check_table_of_contents(path: str) -> None:
         ) from error
 
 
-__all__ = ["check_local_files"]
+__all__ = ["check_local_files", "weight_file_names"]

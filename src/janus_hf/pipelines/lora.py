@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from diffusers.loaders.lora_base import LoraBaseMixin
 from safetensors import SafetensorError
-from transformers.utils import ADAPTER_CONFIG_NAME
 
 from ..errors import CheckpointError
-from ..files import fetch_files, hub_arguments
 from ..hub.uploads import UploadArguments
 from .adapter_layers import activate, fused_adapters, remove_adapter_layers, set_enabled, tuner_layers
 
@@ -45,7 +43,8 @@ class LoraPipelineMixin(LoraBaseMixin):
     ) -> None:
         """Load a LoRA adapter and make it the only active one.
 
-        After any error the model is the same as before the call.
+        After any error the model is the same as before the call. A warning tells if the adapter was trained on another
+        repository, or another revision of it, than the model was loaded from.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub repository of the adapter in PEFT's format.
@@ -56,6 +55,7 @@ class LoraPipelineMixin(LoraBaseMixin):
 
         Raises:
             CheckpointError: If the adapter's weights do not fit the model.
+            OSError: If the repository or one of its files cannot be had. The message says why and what to do.
             ValueError: If `adapter_name` is in use, the adapter is not a LoRA adapter, or adapters are fused into the
                 weights (`fuse_lora`).
         """
@@ -90,8 +90,6 @@ class LoraPipelineMixin(LoraBaseMixin):
             OSError: If the Hub does not answer whether the adapter exists.
             ValueError: If the adapter is not a LoRA adapter.
         """
-        # transformers would call an adapter absent whose adapter_config.json cannot be downloaded.
-        fetch_files(source, needed=[ADAPTER_CONFIG_NAME], **hub_arguments(hub_kwargs))
         doubt = f"The adapter {str(source)!r} does not fit this model, so it was not loaded"
         try:
             with _without_false_alarms():

@@ -15,10 +15,12 @@ import PIL.Image
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
+from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 
 from ..files import hub_arguments
 from ..generation.images import GUIDANCE_SCALE
 from ..modeling import JanusProForConditionalGeneration
+from ..opening import open_checkpoint
 from ..processing import JanusProProcessor
 from ..processing.pictures import ImageSource
 from ..tokenizer import check_text_ids
@@ -243,7 +245,8 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
     ) -> "JanusProPipeline":
         """Load a pipeline from a folder or Hub repository.
 
-        The files may be a release by deepseek-ai, a conversion for transformers' own Janus, or a saved pipeline.
+        The files may be a release by deepseek-ai, a conversion for transformers' own Janus, a saved pipeline, or an
+        adapter, which is loaded on its base model. All files of a repository come from one commit.
 
         Args:
             pretrained_model_name_or_path: Repository id or folder.
@@ -251,27 +254,44 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
             torch_dtype: The argument `dtype` under the name that it has in diffusers. As there, it may be a dict from
                 component to dtype; the model gets that of "model", else that of "default", else float32.
             kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
-                both model and processor. All other arguments (`dtype`, `device_map`, `quantization_config`, `variant`,
-                ...) go to that of the model.
+                both model and processor. For an adapter, `revision` and `subfolder` are those of the adapter; the base
+                model is taken at the revision that adapter_config.json names. All other arguments (`dtype`,
+                `device_map`, `quantization_config`, `variant`, ...) go to that of the model.
 
         Raises:
             CheckpointError: If the files do not hold exactly the model's weights.
-            ValueError: If `model` is given together with arguments that are used for loading a model.
+            OSError: If the repository, that of the adapter's base model, or one of their files cannot be had. The
+                message is one line that says why and what to do.
+            ValueError: If the files are of another kind of model; if `model` is given together with arguments that
+                are used for loading a model.
         """
         if torch_dtype is not None:
             kwargs.setdefault("dtype", torch_dtype)
         if isinstance(kwargs.get("dtype"), dict):
             kwargs["dtype"] = _model_dtype(kwargs["dtype"])
         hub_kwargs = hub_arguments(kwargs)
-        if processor is None:
-            processor = JanusProProcessor.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
-        if model is None:
-            model = JanusProForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, **kwargs)
-        elif ignored := sorted(kwargs.keys() - hub_kwargs.keys()):
+        if model is not None and (ignored := sorted(kwargs.keys() - hub_kwargs.keys())):
             raise ValueError(
                 f"`model` must be left out where other arguments load one, got both it and {', '.join(ignored)}: pass "
                 "either."
             )
+        if model is None:
+            # Processor and model come from one commit, because both get the checkpoint that is found here.
+            checkpoint = open_checkpoint(
+                pretrained_model_name_or_path,
+                hub_kwargs,
+                kwargs.pop("adapter_kwargs", None),
+                needs_config=kwargs.get("config") is None,
+            )
+            if processor is None:
+                holder = checkpoint.holder_of(FULL_TOKENIZER_FILE)
+                processor = JanusProProcessor.from_pretrained(holder.path, **holder.hub_kwargs)
+            loading = {name: value for name, value in kwargs.items() if name not in hub_kwargs}
+            model = JanusProForConditionalGeneration.from_pretrained(
+                checkpoint.source.path, **loading, **checkpoint.loading_arguments()
+            )
+        elif processor is None:
+            processor = JanusProProcessor.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
         # Checkpoints released by deepseek-ai name the placeholder token of images in their tokenizer only.
         if model.config.image_token_id is None:
             model.config.image_token_id = processor.image_token_id

@@ -13,6 +13,7 @@ from typing import Any, Unpack
 
 from huggingface_hub import ModelCard
 from transformers import ProcessorMixin
+from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import (
     CHAT_TEMPLATE_FILE,
@@ -26,6 +27,7 @@ from ..hub.cards import processor_card
 from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
 from ..layouts import Layout
 from ..layouts.special_tokens import Tags
+from ..opening import Source, check_family, find_adapter, open_base, open_source
 from ..tokenizer import load_tokenizer
 from .file_formats import SavableProcessor, original_processor_config, write_layout
 from .image_processor import JanusProImageProcessor
@@ -111,6 +113,28 @@ class ProcessorFiles(HubUploadMixin, ProcessorMixin, SavableProcessor):
         )
         return found
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load a processor from a folder or Hub repository.
+
+        All files of a repository come from one commit. For an adapter without a tokenizer, the processor is that of
+        the base model, at the revision that the adapter's config names.
+
+        Args:
+            pretrained_model_name_or_path: Folder or repository id.
+            kwargs: Arguments of Hub calls (`revision`, `token`, `subfolder`, `cache_dir`, ...); settings of the
+                constructor that replace those of the files.
+
+        Raises:
+            OSError: If the repository or one of its files cannot be had. A file counts as absent only if the Hub or
+                the cache says so.
+            ValueError: If config.json is that of another model family, or the tokenizer is not Janus's.
+        """
+        hub_kwargs = hub_arguments(kwargs)
+        source = _find_processor(open_source(pretrained_model_name_or_path, hub_kwargs))
+        settings = {name: value for name, value in kwargs.items() if name not in hub_kwargs}
+        return super().from_pretrained(source.path, **settings, **source.hub_kwargs)
+
     # The next two methods override private ones of transformers; tests/processing/test_processing_canary.py checks
     # that these exist. The public classes AutoTokenizer and AutoImageProcessor were tried: the first drops BOS from
     # these files (see tokenizer.py), the second refuses a folder without preprocessor_config.json.
@@ -185,3 +209,16 @@ class ProcessorFiles(HubUploadMixin, ProcessorMixin, SavableProcessor):
         # With `return_unused_kwargs=True` the result is a tuple of the processor and these arguments.
         (result[0] if isinstance(result, tuple) else result).unknown_settings = unknown
         return result
+
+
+def _find_processor(source: Source) -> Source:
+    """Return the folder or repository of the processor, which for an adapter may be that of its base model.
+
+    Raises:
+        OSError: If a repository or a file cannot be had.
+        ValueError: If config.json is that of another model family.
+    """
+    check_family(source, required=False)
+    if not source.download(FULL_TOKENIZER_FILE) and (adapter_config := find_adapter(source)):
+        return open_base(source, adapter_config)
+    return source

@@ -98,6 +98,20 @@ def check_same_run(checkpoint: str | Path, facts: Mapping[str, Any]) -> None:
             )
 
 
+def is_same_run(folder: str | Path, facts: Mapping[str, Any]) -> bool:
+    """Return whether a folder holds the trainer's state of a run with the same stage and the same order of the data.
+
+    Args:
+        folder: Output folder of the run; it need not exist.
+        facts: Facts about the current run; see `check_same_run`.
+    """
+    file = Path(folder) / FACTS_FILE
+    if not file.is_file() or not (Path(folder) / TRAINER_STATE_NAME).is_file():
+        return False
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return all(found.get(name) == facts.get(name) for name in _MUST_AGREE)
+
+
 def training_card(
     card: ModelCard,
     args: "JanusProSFTConfig",
@@ -149,4 +163,4 @@ def _cell(value: Any) -> str:
     return str(getattr(value, "value", value)).replace("|", "\\|").replace("\n", " ")
 
 
-__all__ = ["FACTS_FILE", "check_same_run", "newest_checkpoint", "read_state", "training_card"]
+__all__ = ["FACTS_FILE", "check_same_run", "is_same_run", "newest_checkpoint", "read_state", "training_card"]

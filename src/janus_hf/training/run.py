@@ -1,6 +1,5 @@
 """Functions that run the training of a recipe (YAML file): load its model and data, train or resume, save, upload."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,8 +18,6 @@ from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
 from .trainers.uploading import prepare_repository
 
-
-logger = logging.getLogger(__name__)
 
 # Type of functions that make the training data of a run; their arguments are those of `load_mixture`.
 LoadData = Callable[
@@ -73,7 +70,7 @@ def train(
     overrides: Sequence[str] = (),
     *,
     load_data: LoadData = load_mixture,
-    report: Callable[[str], Any] = logger.info,
+    report: Callable[[str], object] = print,
 ) -> Path:
     """Run the training of a recipe to its last step, from the start or from a checkpoint, and save the model.
 
@@ -85,7 +82,7 @@ def train(
         recipe: The recipe: its YAML file, a mapping with the sections `model`, `data` and `training`, or a `Recipe`.
         overrides: Changes of single values of the recipe, each written `section.key=value`; see `load_recipe`.
         load_data: Function that makes the training data; the default reads the data sources of the recipe.
-        report: Function that is called with messages for the user, on the main process only.
+        report: Function that is called with messages for the user, on the main process only; the default prints them.
 
     Returns:
         The output folder, which contains the model (or the adapter), its processor and its model card.

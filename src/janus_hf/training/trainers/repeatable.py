@@ -49,6 +49,7 @@ class RepeatableTrainer(UploadingTrainer):
             for module, mode in modes.items():
                 module.training = mode
             self.model.zero_grad()
+            self.is_in_train = False  # as after a training that ended, for evaluations
             raise
         return self._output
 

@@ -195,8 +195,6 @@ def lora_config(
             f"whole ({', '.join(whole)}), got {targets!r}, which match {wrong[0]!r}: narrow the expression."
         )
     base: str | None = getattr(model, "name_or_path", None) or None
-    if is_folder := base is not None and os.path.isdir(base):
-        base = os.path.abspath(base)  # a relative path would be taken for a repository id in another working directory
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -207,7 +205,7 @@ def lora_config(
         modules_to_save=whole,
         # Merging and PEFT read the base model from the adapter's configuration.
         base_model_name_or_path=base,
-        revision=None if is_folder else revision,
+        revision=None if base is not None and os.path.isdir(base) else revision,
     )
 
 

@@ -257,6 +257,25 @@ def test_the_revision_of_the_base_is_stated(local_hub, tmp_path):
     assert "| model_revision | dev |" in card.text
 
 
+def test_a_card_edited_by_hand_is_kept_and_old_weights_are_not(local_hub, tmp_path):
+    """The card keeps its text and gets the metadata it lacks, on the Hub and on the disk."""
+    text = "---\nlicense: mit\n---\n\n# My own words\n"
+    local_hub.add_files("me/run", {"README.md": text.encode(), "adapter_model.bin": b"old", "notes.txt": b"kept"})
+    out = run_recipe(tmp_path, hub_strategy="end")
+    uploaded = local_hub.files("me/run")
+    card = ModelCard(uploaded["README.md"].decode())
+    assert (card.data.license, card.data.library_name) == ("mit", "peft")
+    assert card.text.strip() == "# My own words"
+    assert "notes.txt" in uploaded
+    assert "adapter_model.bin" not in uploaded
+    assert "| stage | lora_drawing |" in (out / "README.md").read_text()
+    (out / "README.md").write_text("# Words on the disk\n")
+    run_recipe(tmp_path, hub_strategy="end", hub_model_id="me/second")
+    for written in ((out / "README.md").read_text(), local_hub.files("me/second")["README.md"].decode()):
+        assert "# Words on the disk" in written
+        assert ModelCard(written).data.library_name == "peft"
+
+
 def test_a_local_base_is_named_without_its_folder(local_hub, tmp_path):
     out = run_recipe(tmp_path, hub_strategy="end", model={"path": TINY_MODEL, "revision": "dev"})
     uploaded = local_hub.files("me/run")

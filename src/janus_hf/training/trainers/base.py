@@ -24,13 +24,13 @@ from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 
-from ...hub.cards import model_card
+from ...hub.cards import model_card, read_card
 from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
 from ..batches import Collator, TrainingRows, with_dummy_picture
 from ..callbacks import SampleCallback
 from ..metrics import LossRecord
-from ..recording import FACTS_FILE, check_same_run, read_state, training_card
+from ..recording import FACTS_FILE, check_same_run, read_state, training_card, write_card
 from ..stages import (
     apply_stage,
     base_model,
@@ -291,9 +291,10 @@ class JanusProTrainerMixin(RepeatableTrainer):
         folder = Path(output_dir or self.args.output_dir)
         writes = self.args.should_save
         if isinstance(self.model, PeftModel):
+            found = read_card(folder)
             super()._save(str(folder), state_dict)
             if writes:  # PEFT's card names a local base model by its folder, and the Hub refuses such a card
-                self._card().save(folder / "README.md")
+                write_card(folder, self.generated_card(), found)
         elif writes or self.is_distributed_loading_by_transformers:
             layout = self.args.save_layout
             self.model.save_pretrained(folder, state_dict=state_dict, is_main_process=writes, layout=layout)
@@ -348,15 +349,15 @@ class JanusProTrainerMixin(RepeatableTrainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write a model card to `README.md` in the output folder; only the main process does so.
+        """Write a model card to `README.md` in the output folder, unless it was edited by hand; on the main process.
 
         The card states the training stage, facts about the data, the hyper-parameters and the numbers of parameters.
         The arguments are those of `transformers.Trainer.create_model_card` and are ignored.
         """
         if self.is_world_process_zero():
-            self._card().save(Path(self.args.output_dir) / "README.md")
+            write_card(self.args.output_dir, self.generated_card(), read_card(self.args.output_dir))
 
-    def _card(self) -> ModelCard:
+    def generated_card(self) -> ModelCard:
         """Return the model card of the run in its present state."""
         adapter = self.model.peft_config["default"] if isinstance(self.model, PeftModel) else None
         return training_card(

@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import ADAPTER_CONFIG_NAME
 
+from ...hub.cards import repository_of
 from ..recording import FACTS_FILE
 from .run_arguments import RunArguments, hide_folders
 
 
-ADAPTER_CONFIG = "adapter_config.json"
 # Files in which the trainers, PEFT and the samples write paths of this machine.
-_JSON_WITH_PATHS = (ADAPTER_CONFIG, TRAINER_STATE_NAME, FACTS_FILE, "step-*.json")
+_JSON_WITH_PATHS = (ADAPTER_CONFIG_NAME, TRAINER_STATE_NAME, FACTS_FILE, "step-*.json")
 # What is in a checkpoint to resume from it, and is no part of the model.
 _TRAINING_STATE = (
     "optimizer*",
@@ -68,7 +69,7 @@ def stage_upload(
             torch.save(args.published(), copied)
         elif _matches(copied.name, _JSON_WITH_PATHS):
             content = json.loads(copied.read_text(encoding="utf-8"))
-            if copied.name == ADAPTER_CONFIG:
+            if copied.name == ADAPTER_CONFIG_NAME:
                 content["base_model_name_or_path"] = published_base(content.get("base_model_name_or_path"))
             text = json.dumps(hide_folders(content), indent=2, ensure_ascii=False) + "\n"
             copied.unlink()  # it may be a link to the original, which must not change
@@ -84,8 +85,7 @@ def published_base(base: str | None) -> str | None:
     Args:
         base: Repository id or folder of the base model; None if unknown.
     """
-    is_folder = base and (os.path.isabs(base) or base.startswith(".") or os.path.isdir(base))
-    return f"./{Path(base).name}" if base and is_folder else base
+    return (repository_of(base) or f"./{Path(base).name}") if base else None
 
 
 def _copy_tree(source: Path, destination: Path, *, without: Iterable[str]) -> None:

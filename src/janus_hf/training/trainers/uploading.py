@@ -13,10 +13,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, ModelCard
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
+from ...hub.cards import CARD_FILE, read_card
+from ...hub.saved_files import outdated_files
+from ..recording import write_card
 from .run_arguments import RunArguments
 from .staging import stage_upload
 
@@ -155,18 +158,34 @@ class UploadingTrainer(Trainer):
         staged = TemporaryDirectory(prefix="_upload-", dir=run)
         folder = Path(staged.name)
         stage_upload(folder, run, self.args, model=model, checkpoint_name=checkpoint_name)
-        repo_id, branch = self.hub_model_id, revision or self.args.hub_revision
-        token = token or self.args.hub_token
+        place = {
+            "repo_id": self.hub_model_id,
+            "revision": revision or self.args.hub_revision,
+            "token": token or self.args.hub_token,
+        }
+        card = self.generated_card()
 
         def upload() -> CommitInfo:
             """Upload the folder in one commit and remove it."""
             with staged:
+                present = self._hub.list_repo_files(**place)
+                found = []
+                if CARD_FILE in present:
+                    found = read_card(self._hub.hf_hub_download(filename=CARD_FILE, **place))
+                _finish_card(folder, card, found)
                 return self._hub.upload_folder(
-                    repo_id=repo_id, folder_path=folder, commit_message=commit_message, revision=branch, token=token
+                    folder_path=folder,
+                    commit_message=commit_message,
+                    delete_patterns=outdated_files(os.listdir(folder), present),
+                    **place,
                 )
 
         self._uploads.append(self._hub.run_as_future(upload))
         return self._uploads[-1]
+
+    def generated_card(self) -> ModelCard | None:
+        """Return the card of the run in its present state; None takes README.md of the output folder as it is."""
+        return None
 
     def finish_upload(self, future: "Future[CommitInfo]") -> CommitInfo:
         """Wait for an upload and return the Hub's information about its commit.
@@ -230,6 +249,23 @@ class UploadingTrainer(Trainer):
                     _reason(error),
                     self.args.output_dir,
                 )
+
+
+def _finish_card(folder: Path, generated: ModelCard | None, found: list[str]) -> None:
+    """Write README.md into a folder: the card on the Hub or in the folder if it was edited by hand, else a new one.
+
+    A card that is kept gets the metadata that it lacks.
+
+    Args:
+        folder: Folder of the upload.
+        generated: The generated card; None takes the one in the folder.
+        found: Text of the card on the Hub in a list, which is empty if there is none.
+    """
+    local = read_card(folder)
+    if generated is None and local:
+        generated = ModelCard(local[0], ignore_metadata_errors=True)
+    if generated is not None:
+        write_card(folder, generated, [*found, *local])
 
 
 def _reason(error: BaseException) -> str:

@@ -84,12 +84,12 @@ def samples(tmp_path):
 @pytest.mark.parametrize(
     ("run", "changes", "weights"),
     [
-        (run_recipe, {"stage": "lora_drawing"}, "adapter_model.safetensors"),
-        (run_recipe, {"stage": "stage1"}, "model.safetensors"),
-        (run_trainer, {"stage": "lora_both"}, "adapter_model.safetensors"),
-        (run_codec, {}, "model.safetensors"),
+        pytest.param(run_recipe, {"stage": "lora_drawing"}, "adapter_model.safetensors", id="recipe, adapter"),
+        pytest.param(run_recipe, {"stage": "stage1"}, "model.safetensors", marks=pytest.mark.slow, id="recipe, model"),
+        pytest.param(run_trainer, {"stage": "lora_both"}, "adapter_model.safetensors", id="trainer, adapter"),
+        pytest.param(run_trainer, {"stage": "full"}, "model.safetensors", marks=pytest.mark.slow, id="trainer, model"),
+        pytest.param(run_codec, {}, "model.safetensors", id="codec"),
     ],
-    ids=["recipe, adapter", "recipe, model", "trainer, adapter", "codec"],
 )
 def test_nothing_uploaded_or_written_has_a_token_or_a_folder(
     run, changes, weights, local_hub, samples, tmp_path, capfd, caplog
@@ -163,7 +163,10 @@ def test_errors_of_a_recipe_hide_the_token(override, message, tmp_path):
     assert "hf_secret" not in str(error.value)
 
 
-@pytest.mark.parametrize("strategy", ["end", "every_save", "checkpoint", "all_checkpoints"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["checkpoint", *(pytest.param(name, marks=pytest.mark.slow) for name in ("end", "every_save", "all_checkpoints"))],
+)
 def test_every_strategy_uploads_what_it_says(strategy, local_hub, tmp_path):
     run_recipe(tmp_path, hub_strategy=strategy, hub_always_push=True)
     commits = [commit.title for commit in local_hub.repositories["model", "me/run"].commits.values()][1:]
@@ -174,6 +177,7 @@ def test_every_strategy_uploads_what_it_says(strategy, local_hub, tmp_path):
     assert folders == kept.get(strategy, set())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_from_the_hub_is_resumed(local_hub, tmp_path):
     run_recipe(tmp_path, hub_strategy="checkpoint", stage="stage1")
     for name, data in local_hub.files("me/run").items():
@@ -208,6 +212,13 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_loaded(changes, mes
     assert "\n" not in str(error.value)
     with pytest.raises((OSError, ValueError), match=message):
         toy.trainer_for(config_for(tmp_path, **changes), model=toy.load_model())
+
+
+def test_the_command_says_in_one_line_what_cannot_be_pushed(recipe_file, local_hub, capfd):
+    command = ["train", str(recipe_file), "training.push_to_hub=true", "training.hub_model_id=other/run"]
+    assert janus_hf_cli.main([*command, f"training.hub_token={TOKEN}"]) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("janus-hf train: `hub_model_id` must be a repository that the Hub token may write to")
 
 
 def test_an_upload_that_fails_is_told(local_hub, tmp_path, caplog):

@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 
 
 class RunArguments(TrainingArguments):
-    """Training arguments that no file or record publishes the Hub token of, and that fit the launched processes.
+    """Training arguments whose Hub token is in no file, record or `repr`, and that check the number of processes.
 
-    What logging libraries record of them names no folders of this machine.
+    What logging libraries record of them names no folders of this machine either.
 
     Pickles, such as `training_args.bin` and the arguments of a spawned process, contain None as `hub_token`. The
     process that loads one passes the token again or takes it from the environment. Copies in the same process keep the
@@ -23,7 +23,7 @@ class RunArguments(TrainingArguments):
     They name this class after their other base classes, whose defaults it would replace otherwise.
 
     Raises:
-        ValueError: If the launcher started another number of processes than work together.
+        ValueError: If the launcher started another number of processes than these arguments use.
     """
 
     def __post_init__(self) -> None:

@@ -71,9 +71,9 @@ def prepare_repository(args: RunArguments, *, token: str | None = None, private:
 
 
 class UploadingTrainer(Trainer):
-    """transformers' `Trainer` with uploads that contain neither tokens nor folders of this machine and tell errors.
+    """transformers' `Trainer` with uploads that contain no tokens and no folders of this machine and report errors.
 
-    All fields of the configuration that begin with `hub_` have their meaning of transformers. Every upload is a single
+    All fields of the configuration that begin with `hub_` mean what they mean in transformers. Every upload is a single
     commit of the model, its processor, its card, samples and logs.
     """
 

@@ -73,7 +73,7 @@ def prepare_repository(args: RunArguments, *, token: str | None = None, private:
 class UploadingTrainer(Trainer):
     """transformers' `Trainer` with uploads that contain no tokens and no folders of this machine and report errors.
 
-    All fields of the configuration that begin with `hub_` mean what they mean in transformers. Every upload is a single
+    All fields of the configuration that begin with `hub_` mean what they mean in transformers. Every upload is one
     commit of the model, its processor, its card, samples and logs.
     """
 

@@ -291,6 +291,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"transfer": "basic", "objects": objects})
 
     def _api(self, kind: str, repo_id: str, verb: str, revision: str, path: str) -> None:
+        if verb == "auth-check" and revision == "write":
+            self._find(kind, repo_id, write=True)
+            return self._json({})
         if verb in ("branch", "preupload", "commit"):
             repository = self._find(kind, repo_id, write=True)
             return getattr(self, f"_{verb}")(repository, repo_id, revision)

@@ -1,10 +1,12 @@
 """The guides' Python blocks run, their commands parse, their links lead somewhere, their numbers are the package's."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import janus_hf_cli
 from janus_hf.assets import DEFAULT_MODEL
@@ -40,6 +42,26 @@ def test_the_speed_page_runs(tmp_path, monkeypatch):
             'dtype="bfloat16"', 'dtype="float32"'
         )
         exec(compile(code, "speed.md", "exec"), names)
+
+
+@pytest.mark.slow
+def test_the_training_page_runs(tmp_path, monkeypatch):
+    """Its blocks train a single step of the small model on one image."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CI", "1")
+    (tmp_path / "my-pictures").mkdir()
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "my-pictures" / "0.png")
+    row = {"file_name": "0.png", "prompt": "a photo of a red square"}
+    (tmp_path / "my-pictures" / "metadata.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    name = '"deepseek-ai/Janus-Pro-1B"'
+    changes = {f"{name})": f'{name}, dtype="float32")', "500": "1", "1024": "256", name: repr(str(DEFAULT_MODEL))}
+    names: dict[str, object] = {}
+    for block in blocks("training.md")[:2]:
+        for old, new in changes.items():
+            block = block.replace(old, new)
+        exec(compile(block, "training.md", "exec"), names)
+    for run in ("pictures", "trainer"):
+        assert (tmp_path / "runs" / run / "adapter_model.safetensors").is_file()
 
 
 def written_commands(text: str) -> list[list[str]]:

@@ -83,3 +83,6 @@ def test_the_configuration_asks_for_samples(tmp_path):
     )
     trainer.train()
     assert (tmp_path / "samples" / "step-1.png").is_file()
+    # `sample_steps=0` alone turns samples off, whatever else a recipe says about them.
+    without = toy.trainer_for(toy.config_for(tmp_path, "stage1", **(fields | {"sample_steps": 0})))
+    assert not [callback for callback in without.callback_handler.callbacks if isinstance(callback, SampleCallback)]

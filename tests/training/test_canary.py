@@ -12,6 +12,7 @@ import trl
 from datasets import Dataset
 
 from janus_hf import JanusProForConditionalGeneration
+from janus_hf.training import JanusProSFTTrainer
 from janus_hf.training.stages import base_model
 
 
@@ -65,6 +66,11 @@ def test_methods_we_override_exist_with_these_arguments():
     assert names(trainer._load_best_model) == ["self"]
     assert names(trainer._clip_grad_norm) == ["self", "model"]
     assert names(trainer._prepare_for_training) == ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"]
+    assert names(trainer.train)[:2] == ["self", "resume_from_checkpoint"]
+    assert names(trainer.init_hf_repo) == ["self", "token", "private"]
+    assert names(trainer._push_from_checkpoint) == ["self", "checkpoint_folder"]
+    assert names(trainer._finish_current_push) == ["self"]
+    assert names(trainer.push_to_hub) == names(JanusProSFTTrainer.push_to_hub)
     assert names(trainer.log) == ["self", "logs", "start_time"]
     assert "create_model_card" in vars(trl.SFTTrainer.__mro__[1])
 

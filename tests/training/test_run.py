@@ -2,13 +2,9 @@
 
 import json
 import shutil
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 import toy
-from huggingface_hub.utils import filter_repo_objects
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
 from janus_hf.training import JanusProSFTConfig, train
@@ -66,30 +62,6 @@ def test_a_finished_sharded_run_is_left_alone(recipe_file, tmp_path, monkeypatch
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     with pytest.raises(ValueError, match="stage 'stage1'.*this run has 'full'"):
         train(recipe_file, ["training.stage=full", "training.resume_from_checkpoint=true"], load_data=toy.load_data)
-
-
-def test_a_run_is_pushed_once_and_without_its_data(raw_recipe, monkeypatch):
-    """The data prepared from the user's images are not uploaded."""
-    uploads = []
-
-    class Hub:
-        def create_repo(self, *args, **kwargs):
-            return SimpleNamespace(repo_id="me/mine")
-
-        def upload_folder(self, **kwargs):
-            assert not torch.distributed.is_initialized()
-            files = [str(path.relative_to(kwargs["folder_path"])) for path in Path(kwargs["folder_path"]).rglob("*")]
-            uploads.append(set(filter_repo_objects(files, ignore_patterns=kwargs["ignore_patterns"])))
-            assert "| stage | full |" in Path(kwargs["folder_path"], "README.md").read_text()
-
-    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
-    monkeypatch.setattr("janus_hf.training.run.HfApi", lambda **kwargs: Hub())
-    settings = ["training.push_to_hub=true", "training.hub_model_id=me/mine", "training.hub_strategy=end"]
-    out = train(raw_recipe, [*settings, "training.max_steps=2"])
-    assert (out / "_prepared" / "drawing" / "meta.json").is_file()
-    (uploaded,) = uploads
-    assert {"model.safetensors", "README.md", "config.json"} <= uploaded
-    assert not any("prepared" in name or name.endswith((".arrow", ".parquet")) for name in uploaded)
 
 
 def test_the_processor_is_loaded_at_the_models_revision(monkeypatch):

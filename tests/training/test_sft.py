@@ -2,7 +2,6 @@
 
 import copy
 import json
-from types import SimpleNamespace
 
 import peft
 import pytest
@@ -220,28 +219,6 @@ def test_saved_model_loads_everywhere(tmp_path):
     ):
         found = loaded.state_dict()
         assert all(torch.equal(value, found[name]) for name, value in expected.items())
-
-
-def test_pushing_uploads_the_model_and_its_card(tmp_path, monkeypatch):
-    uploads = []
-
-    class Hub:
-        def create_repo(self, *args, **kwargs):
-            return SimpleNamespace(repo_id="me/mine")
-
-        def upload_folder(self, **kwargs):
-            uploads.append(kwargs)
-
-    monkeypatch.setattr("transformers.trainer.hf_api", Hub)
-    trainer = toy.trainer_for(toy.config_for(tmp_path, "stage1", max_steps=1, hub_model_id="me/mine"))
-    trainer.train()
-    trainer.push_to_hub()
-    assert uploads[0]["repo_id"] == "me/mine"
-    assert "checkpoint-*" in str(uploads[0]["ignore_patterns"])
-    card = (tmp_path / "README.md").read_text()
-    assert 'from_pretrained("me/mine")' in card
-    assert "| stage | stage1 |" in card
-    assert (tmp_path / "model.safetensors").is_file()
 
 
 @pytest.fixture(scope="module")

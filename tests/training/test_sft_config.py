@@ -25,6 +25,8 @@ from janus_hf.training import JanusProSFTConfig
         ),
         ({"sample_steps": 5}, "`sample_steps` must be set together"),
         ({"sample_prompts": ["a"]}, "`sample_steps` must be set together"),
+        ({"sample_questions": [{"question": "?"}]}, "`sample_steps` must be set together"),
+        ({"model_init_kwargs": {"token": "x"}}, "the model is loaded before the trainer"),
         ({"sample_steps": 5, "sample_questions": [{"text": "?"}]}, "keys question"),
         ({"max_length": None}, "max_length"),
     ],

@@ -21,9 +21,10 @@ Overrides on the command line replace single values of the file:
 `janus-hf train recipe.yaml training.learning_rate=2e-5 data.sources.0.path=elsewhere`
 """
 
+import copy
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,14 @@ class Recipe:
         sources = self.data["sources"]
         if not isinstance(sources, list) or not sources:
             raise ValueError(
-                f"data.sources must be a list of at least one source, got {sources!r}: add a source with name, path "
-                "and ratio."
+                f"data.sources must be a list of at least one source, got {_hide_tokens(sources)!r}: add a source "
+                "with name, path and ratio."
             )
         for source in sources:
             if not isinstance(source, dict) or not {"name", "path", "ratio"} <= set(source):
                 raise ValueError(
-                    f"Every source must have a name, a path and a ratio, got {source!r}: add the missing keys."
+                    f"Every source must have a name, a path and a ratio, got {_hide_tokens(source)!r}: add the "
+                    "missing keys."
                 )
         # A source's name is its key in the data plan and the name of the folder of its prepared rows. Two sources with
         # the same name would overwrite each other.
@@ -82,17 +84,23 @@ class Recipe:
         if len(set(names)) != len(names):
             raise ValueError(f"The names of the sources must differ, got {names}: rename one.")
 
+    def __repr__(self) -> str:
+        """Return the recipe as text, without the Hub token."""
+        sections = (f"{name}={_hide_tokens(getattr(self, name))}" for name in ("model", "data", "training"))
+        return f"Recipe({', '.join(sections)}, name={self.name!r})"
+
     @property
     def ratios(self) -> dict[str, float]:
         """The share of each data source in the training rows, by the source's name; they need not add up to 1."""
         return {source["name"]: float(source["ratio"]) for source in self.data["sources"]}
 
 
-def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, apply overrides to it, check it and return it.
+def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply overrides to it, check it and return it.
 
     Args:
-        path: The recipe's YAML file.
+        source: The recipe: its YAML file, a mapping with the sections `model`, `data` and `training` and optionally a
+            `name`, or a `Recipe`. Mappings and recipes are not changed.
         overrides: Changes of single values, each written `section.key=value` with the value in YAML. Entries of lists
             are addressed by their index (`data.sources.0.path=...`).
 
@@ -100,17 +108,23 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
         ValueError: If the file or an override is malformed, a key is unknown, or a required key is missing.
         FileNotFoundError: If there is no such file.
     """
-    content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    content: Any  # Any: what the YAML file contains is checked below
+    if isinstance(source, Recipe | Mapping):
+        content = copy.deepcopy(dict(source) if isinstance(source, Mapping) else vars(source))
+        name = content.pop("name", "recipe")
+    else:
+        name = Path(source).stem
+        content = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=_Loader)
     if not isinstance(content, dict):
         raise ValueError(
             f"A recipe must be a mapping with the sections model, data and training, got {type(content).__name__}: "
-            f"add them to {path}."
+            f"add them to {source}."
         )
     # Overrides come before the checks, so that the checks apply to the values that are used.
     for override in overrides:
         _apply_override(content, override)
     _check_keys("a recipe", content, ("model", "data", "training"), required=("model", "data", "training"))
-    return Recipe(**content, name=Path(path).stem)
+    return Recipe(**content, name=name)
 
 
 class _Loader(yaml.SafeLoader):
@@ -138,12 +152,24 @@ def _check_keys(where: str, section: Any, known: Iterable[str], *, required: Seq
         required: Keys that must be present, with values that are neither null nor empty.
     """
     if not isinstance(section, dict):
-        raise ValueError(f"{where} must be a mapping, got {section!r}: write `key: value` lines below it.")
+        raise ValueError(
+            f"{where} must be a mapping, got {_hide_tokens(section)!r}: write `key: value` lines below it."
+        )
     known = set(known)
     if unknown := [key for key in section if key not in known]:
         raise ValueError(f"{where} has no key {unknown[0]!r}: remove it, or choose one of {', '.join(sorted(known))}.")
     if missing := [key for key in required if section.get(key) in (None, "")]:
         raise ValueError(f"{where} needs the key {missing[0]!r}: add it.")
+
+
+def _hide_tokens(value: Any) -> Any:  # Any: a value of a recipe
+    """Return a value of a recipe for a message, with `<TOKEN>` instead of the Hub tokens in it."""
+    if isinstance(value, dict):
+        return {
+            key: "<TOKEN>" if entry and str(key).endswith("token") else _hide_tokens(entry)
+            for key, entry in value.items()
+        }
+    return [_hide_tokens(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
@@ -159,7 +185,8 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     *parents, last = path.split(".")
     if not equals or not parents:
-        raise ValueError(f"An override must be section.key=value, got {override!r}: write it in this form.")
+        shown = path + equals + ("..." if value else "")  # without the value, which may be a token
+        raise ValueError(f"An override must be section.key=value, got {shown!r}: write it in this form.")
     target: Any = content
     try:
         for name in parents:
@@ -168,8 +195,7 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         target[key] = yaml.load(value, Loader=_Loader)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{override!r} names a position that the recipe does not have: check the keys and indices before the last "
-            "one."
+            f"{path!r} names a position that the recipe does not have: check the keys and indices before the last one."
         ) from error
 
 

@@ -6,7 +6,8 @@ Otherwise the data would not continue where the checkpoint's run stopped.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..files import write_atomically
+from ..hub.cards import CARD_FILE, finish_card, repository_of
 from .stages import find_stage
 
 
@@ -98,6 +101,20 @@ def check_same_run(checkpoint: str | Path, facts: Mapping[str, Any]) -> None:
             )
 
 
+def is_same_run(folder: str | Path, facts: Mapping[str, Any]) -> bool:
+    """Return whether a folder holds the trainer's state of a run with the same stage and the same order of the data.
+
+    Args:
+        folder: Output folder of the run; it need not exist.
+        facts: Facts about the current run; see `check_same_run`.
+    """
+    file = Path(folder) / FACTS_FILE
+    if not file.is_file() or not (Path(folder) / TRAINER_STATE_NAME).is_file():
+        return False
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return all(found.get(name) == facts.get(name) for name in _MUST_AGREE)
+
+
 def training_card(
     card: ModelCard,
     args: "JanusProSFTConfig",
@@ -135,8 +152,20 @@ def training_card(
     card.data.tags = sorted({*(card.data.tags or []), *tags})
     if lora:
         card.data.library_name = "peft"
-        card.data.base_model = adapter_base if adapter_base and not Path(adapter_base).exists() else None
+        card.data.base_model = repository_of(adapter_base)
     return card
+
+
+def write_card(folder: str | os.PathLike[str], generated: ModelCard, found: Iterable[str]) -> None:
+    """Write README.md into a folder: the first of the cards `found` that was edited by hand, completed, or a new one.
+
+    Args:
+        folder: Folder to write to.
+        generated: The generated card, which also has the metadata that a card edited by hand may lack.
+        found: Texts of the cards that exist already in the folder or on the Hub.
+    """
+    text = finish_card(generated, found)
+    write_atomically(Path(folder) / CARD_FILE, text.encode("utf-8", errors="surrogateescape"))
 
 
 def _cell(value: Any) -> str:
@@ -149,4 +178,12 @@ def _cell(value: Any) -> str:
     return str(getattr(value, "value", value)).replace("|", "\\|").replace("\n", " ")
 
 
-__all__ = ["FACTS_FILE", "check_same_run", "newest_checkpoint", "read_state", "training_card"]
+__all__ = [
+    "FACTS_FILE",
+    "check_same_run",
+    "is_same_run",
+    "newest_checkpoint",
+    "read_state",
+    "training_card",
+    "write_card",
+]

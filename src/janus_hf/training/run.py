@@ -1,6 +1,5 @@
 """Functions that run the training of a recipe (YAML file): load its model and data, train or resume, save, upload."""
 
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,20 +7,17 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
-from huggingface_hub import HfApi
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
-from .recording import check_same_run, newest_checkpoint, read_state
+from .recording import check_same_run, is_same_run, newest_checkpoint, read_state
 from .stages import find_stage
 from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
+from .trainers.uploading import prepare_repository
 
-
-logger = logging.getLogger(__name__)
 
 # Type of functions that make the training data of a run; their arguments are those of `load_mixture`.
 LoadData = Callable[
@@ -49,38 +45,44 @@ def build_trainer(
     """
     # The configuration is made first, so that its errors come before anything large is loaded.
     args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})
+    if args.push_to_hub and args.process_index == 0:
+        prepare_repository(args)  # the trainer does so too, but after the model is loaded and the data are prepared
     processor = processor or load_processor(recipe.model)
     model = model or _load_model(recipe.model, args)
     if model.config.image_token_id is None:
         model.config.image_token_id = processor.image_token_id
     data = load_data(recipe.data, args, model, processor)
+    facts = {"recipe": recipe.name, **data.facts}
+    if recipe.model.get("revision"):
+        facts["model_revision"] = recipe.model["revision"]
     return JanusProSFTTrainer(
         model,
         args,
         train_dataset=data.dataset,
         data_collator=data.collator,
         processing_class=processor,
-        facts={"recipe": recipe.name, **data.facts},
+        facts=facts,
     )
 
 
 def train(
-    path: str | os.PathLike[str],
+    recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     overrides: Sequence[str] = (),
     *,
     load_data: LoadData = load_mixture,
-    report: Callable[[str], Any] = logger.info,
+    report: Callable[[str], object] = print,
 ) -> Path:
     """Run the training of a recipe to its last step, from the start or from a checkpoint, and save the model.
 
     With `training.resume_from_checkpoint: auto` in the recipe, training resumes from the newest complete checkpoint in
-    the output folder, if there is one. With `training.push_to_hub: true`, the result is uploaded.
+    the output folder, if there is one. With `training.push_to_hub: true`, the result is uploaded. If all steps of this
+    run were done before, nothing is trained, and `report` is called with a message that says so.
 
     Args:
-        path: The recipe's YAML file.
+        recipe: The recipe: its YAML file, a mapping with the sections `model`, `data` and `training`, or a `Recipe`.
         overrides: Changes of single values of the recipe, each written `section.key=value`; see `load_recipe`.
         load_data: Function that makes the training data; the default reads the data sources of the recipe.
-        report: Function that is called with messages for the user, on the main process only.
+        report: Function that is called with messages for the user, on the main process only; the default prints them.
 
     Returns:
         The output folder, which contains the model (or the adapter), its processor and its model card.
@@ -90,26 +92,42 @@ def train(
         FileNotFoundError: If there is no such recipe file.
         FloatingPointError: If a loss or the norm of the gradients is not finite.
     """
-    trainer = build_trainer(load_recipe(path, overrides), load_data=load_data)
+    trainer = build_trainer(load_recipe(recipe, overrides), load_data=load_data)
     args = trainer.args
     main = trainer.is_world_process_zero()
     if main:
         report(trainer.trainable_table)
+    # The main process reads the output folder for all processes, because a shared file system may not show the same
+    # files to all nodes yet.
+    newest, done = broadcast_object_list(
+        [newest_checkpoint(args.output_dir), is_same_run(args.output_dir, trainer.facts)] if main else [None, None]
+    )
     checkpoint = args.resume_from_checkpoint
     if checkpoint in ("auto", True):
-        # The main process chooses the checkpoint for all processes, because a shared file system may not show the same
-        # files to all nodes yet.
-        (checkpoint,) = broadcast_object_list([newest_checkpoint(args.output_dir)])
-    finished = _is_finished(args, checkpoint)
-    if not finished:
+        checkpoint = newest
+    # A run that is not to be resumed, and that has saved its last state in the output folder, is not repeated either.
+    previous: str | None = checkpoint or (args.output_dir if done else None)
+    finished = previous is not None and _is_finished(args, previous)
+    if main and newest and not checkpoint and not finished:
+        report(
+            f"{newest} is of an earlier run, which is not resumed and whose files are replaced: set "
+            "training.resume_from_checkpoint=auto to resume it, or another training.output_dir to keep it"
+        )
+    if previous is None or not finished:
         trainer.train(resume_from_checkpoint=checkpoint)
     elif args.sharded:
         # Only `Trainer.train` can load a sharded model, so the model of a finished run is not loaded, and nothing is
         # saved below.
-        check_same_run(checkpoint, trainer.facts)
+        check_same_run(previous, trainer.facts)
     else:
-        trainer.restore(checkpoint)
+        trainer.restore(previous)
     saves = not (finished and args.sharded)
+    if main and finished:
+        report(
+            f"{previous} is the last of this run and holds the trained model: nothing is left to do. To train "
+            "further, start from this model with another training.output_dir, or raise training.max_steps, which is "
+            "possible with data.streaming"
+        )
     if saves:
         # Without `_internal_call` a run with push_to_hub would upload here, together with the card of the last
         # checkpoint. `save_pretrained` cannot replace this call, because it does not gather a sharded model's weights.
@@ -121,42 +139,22 @@ def train(
     trainer.accelerator.end_training()
     if main and saves:
         if args.push_to_hub:  # after the process group has ended, so that no rank waits for the upload
-            _upload(trainer)
+            trainer.finish_upload(trainer.start_upload("End of training"))
         report(f"{args.output_dir}: {args.stage}, {trainer.state.global_step} steps")
-    elif main:
-        report(f"{checkpoint} is the last of this run and holds the trained model: nothing is left to do")
     return Path(args.output_dir)
 
 
-def _is_finished(args: JanusProSFTConfig, checkpoint: str | None) -> bool:
+def _is_finished(args: JanusProSFTConfig, checkpoint: str) -> bool:
     """Return whether a checkpoint was saved after all `max_steps` steps of its run.
 
     Such a run must not be resumed, because transformers would train one more step.
 
     Args:
-        args: The run's configuration; without `max_steps` the result is False.
-        checkpoint: Folder of the checkpoint; for None the result is False.
+        args: The run's configuration. Without `max_steps`, the number of steps is the one that the checkpoint states.
+        checkpoint: Folder of the checkpoint.
     """
-    return bool(checkpoint) and 0 < args.max_steps <= read_state(str(checkpoint)).global_step
-
-
-def _upload(trainer: JanusProSFTTrainer) -> None:
-    """Upload the output folder to the Hub, except checkpoints and what has a name that begins with an underscore.
-
-    `Trainer.push_to_hub` does the same, but first saves the model once more, for which all processes are needed. This
-    function needs only the main process. The repository exists, because transformers created it when the trainer was
-    made.
-    """
-    pending = getattr(trainer, "push_in_progress", None)
-    if pending is not None and not pending.is_done():  # uploads of checkpoints, which run in the background
-        pending.wait_until_done()
-    HfApi(token=trainer.args.hub_token).upload_folder(
-        repo_id=trainer.hub_model_id,
-        folder_path=trainer.args.output_dir,
-        commit_message="End of training",
-        ignore_patterns=["_*", f"{PREFIX_CHECKPOINT_DIR}-*"],
-        revision=trainer.args.hub_revision,
-    )
+    state = read_state(checkpoint)
+    return 0 < (args.max_steps if args.max_steps > 0 else state.max_steps) <= state.global_step
 
 
 def load_processor(section: Mapping[str, Any]) -> JanusProProcessor:

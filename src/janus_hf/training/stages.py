@@ -10,6 +10,7 @@ would keep their random values in a model that is trained from scratch. `train_g
 them.
 """
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -141,6 +142,7 @@ def lora_config(
     vision_tower: bool = False,
     targets: str | None = None,
     train_generation_embeddings: bool | None = None,
+    revision: str | None = None,
 ) -> "LoraConfig":
     """Return the PEFT configuration with which a model is wrapped for a LoRA stage.
 
@@ -157,16 +159,23 @@ def lora_config(
             The default (`LANGUAGE_TARGETS`) matches the projections of the language model.
         train_generation_embeddings: Whether to train the embeddings of the image codes; None keeps the stage's
             default.
+        revision: Branch, tag or commit of the Hub repository that the model was loaded from, which the adapter's
+            configuration states; None for the default branch. Not used if the model was loaded from a folder.
 
     Raises:
-        ValueError: If the stage is no LoRA stage, or the targets match no module, a module of the image codec, or a
-            module of a part that the stage trains without adapters.
+        ValueError: If the stage is no LoRA stage, the model has adapters already, or the targets match no module, a
+            module of the image codec, or a module of a part that the stage trains without adapters.
     """
     from peft import LoraConfig
 
     if not find_stage(name).lora:
         raise ValueError(
             f"`name` must be a stage with adapters, got {name!r}: use apply_stage for it, or choose a lora_ stage."
+        )
+    if any(hasattr(module, "lora_A") for module in model.modules()):
+        raise ValueError(
+            "`model` must be a model without adapters, got one that has some, for example of a trainer that was made "
+            "before: load the model again."
         )
     targets = targets or LANGUAGE_TARGETS
     whole = [PARTS[part] for part in trained_parts(name, train_generation_embeddings)]
@@ -185,6 +194,7 @@ def lora_config(
             f"`targets` must leave out the codec, which is never trained, and the parts that this stage trains as a "
             f"whole ({', '.join(whole)}), got {targets!r}, which match {wrong[0]!r}: narrow the expression."
         )
+    base: str | None = getattr(model, "name_or_path", None) or None
     return LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -194,7 +204,8 @@ def lora_config(
         # too.
         modules_to_save=whole,
         # Merging and PEFT read the base model from the adapter's configuration.
-        base_model_name_or_path=getattr(model, "name_or_path", None) or None,
+        base_model_name_or_path=base,
+        revision=None if base is not None and os.path.isdir(base) else revision,
     )
 
 

@@ -13,23 +13,24 @@ what this file relies on.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
 import torch
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 
-from ...hub.cards import model_card
+from ...hub.cards import model_card, read_card
 from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
 from ..batches import Collator, TrainingRows, with_dummy_picture
 from ..callbacks import SampleCallback
 from ..metrics import LossRecord
-from ..recording import FACTS_FILE, check_same_run, read_state, training_card
+from ..recording import FACTS_FILE, check_same_run, read_state, training_card, write_card
 from ..stages import (
     apply_stage,
     base_model,
@@ -40,7 +41,14 @@ from ..stages import (
     trainable_table,
     trains_understanding,
 )
-from .guards import check_processes, keep_trained_in_float32, root_unit_text_head, sum_gradients_in_float32
+from .guards import (
+    check_processes,
+    keep_trained_in_float32,
+    restore_forward,
+    root_unit_text_head,
+    sum_gradients_in_float32,
+)
+from .repeatable import RepeatableTrainer
 from .sft_config import JanusProSFTConfig
 
 
@@ -48,7 +56,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-class JanusProTrainerMixin(Trainer):
+class JanusProTrainerMixin(RepeatableTrainer):
     """Base class of the trainers of Janus-Pro; it does everything but compute the loss.
 
     It freezes parameters and adds LoRA adapters as the training stage requires, saves and resumes checkpoints, shards
@@ -69,7 +77,9 @@ class JanusProTrainerMixin(Trainer):
             `janus_hf.data.TASKS`, -1 where nothing is trained). With `task_ids` the losses are logged per task.
         processing_class: The model's processor, saved with the model.
         facts: Further entries for the file of facts in the checkpoints and for the model card, such as `plan_hash`, a
-            hash of the order of the data. A checkpoint with another plan hash is not resumed.
+            hash of the order of the data. A checkpoint with another plan hash is not resumed. `model_revision` is the
+            branch, tag or commit of the Hub repository that the model was loaded from; an adapter's configuration
+            states it, so that the adapter opens with the model it was trained on.
         kwargs: Further arguments of `transformers.Trainer` (`eval_dataset`, `callbacks`, `optimizers`, ...).
 
     Raises:
@@ -107,7 +117,10 @@ class JanusProTrainerMixin(Trainer):
             raise TypeError(
                 "`peft_config` must not be given: set `stage` and the lora_ fields of `args`, from which it follows."
             )
-        adapters = _set_up_stage(model, args)
+        facts = facts or {}
+        adapters = _set_up_stage(
+            model, args, revision=facts.get("model_revision") or getattr(model, "loaded_revision", None)
+        )
         forward = model.__dict__.get("forward")
         # TRL refuses other datasets, but never reads this one: the dataset is set again after TRL's constructor.
         is_hf_dataset = isinstance(train_dataset, (datasets.Dataset, datasets.IterableDataset))
@@ -122,11 +135,11 @@ class JanusProTrainerMixin(Trainer):
             **kwargs,
         )
         self.train_dataset = train_dataset
-        _restore_forward(model, forward)
+        restore_forward(model, forward)
         if not args.sharded:  # FSDP and DeepSpeed keep float32 copies of the weights themselves
             keep_trained_in_float32(self.model, autocast=bool(args.bf16))
 
-        self.facts: dict[str, Any] = {"stage": args.stage, "ratios": args.ratios, **(facts or {})}
+        self.facts: dict[str, Any] = {"stage": args.stage, "ratios": args.ratios, **facts}
         self.loss_record = LossRecord()
         self._frozen = frozen_parts(model)
         # Sharded ranks gather the weights of a part together, trained or not, so no rank may skip the vision tower.
@@ -145,6 +158,10 @@ class JanusProTrainerMixin(Trainer):
     def base_model(self) -> JanusProForConditionalGeneration:
         """The Janus-Pro model that is trained, without PEFT's wrapper."""
         return base_model(self.model)
+
+    def forget_losses(self) -> None:
+        """Reset the losses that the trainer has added up since the last log."""
+        self.loss_record = LossRecord()
 
     def _add_samples(self) -> None:
         """Add a `SampleCallback`, which makes images and answers during training, if `args.sample_steps` is set.
@@ -274,7 +291,10 @@ class JanusProTrainerMixin(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         writes = self.args.should_save
         if isinstance(self.model, PeftModel):
+            found = read_card(folder)
             super()._save(str(folder), state_dict)
+            if writes:  # PEFT's card names a local base model by its folder, and the Hub refuses such a card
+                write_card(folder, self.generated_card(), found)
         elif writes or self.is_distributed_loading_by_transformers:
             layout = self.args.save_layout
             self.model.save_pretrained(folder, state_dict=state_dict, is_main_process=writes, layout=layout)
@@ -329,15 +349,18 @@ class JanusProTrainerMixin(Trainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write a model card to `README.md` in the output folder; only the main process does so.
+        """Write a model card to `README.md` in the output folder, unless it was edited by hand; on the main process.
 
         The card states the training stage, facts about the data, the hyper-parameters and the numbers of parameters.
         The arguments are those of `transformers.Trainer.create_model_card` and are ignored.
         """
-        if not self.is_world_process_zero():
-            return
+        if self.is_world_process_zero():
+            write_card(self.args.output_dir, self.generated_card(), read_card(self.args.output_dir))
+
+    def generated_card(self) -> ModelCard:
+        """Return the model card of the run in its present state."""
         adapter = self.model.peft_config["default"] if isinstance(self.model, PeftModel) else None
-        card = training_card(
+        return training_card(
             model_card(self.base_model, self.hub_model_id or "<this repository>"),
             self.args,
             self.facts,
@@ -346,11 +369,12 @@ class JanusProTrainerMixin(Trainer):
             tags=self._tag_names,
             adapter_base=adapter.base_model_name_or_path if adapter else None,
         )
-        card.save(Path(self.args.output_dir) / "README.md")
 
 
-def _set_up_stage(model: JanusProForConditionalGeneration, args: JanusProSFTConfig) -> "LoraConfig | None":
-    """Prepare the model for the training stage `args.stage`.
+def _set_up_stage(
+    model: JanusProForConditionalGeneration, args: JanusProSFTConfig, *, revision: str | None
+) -> "LoraConfig | None":
+    """Prepare the model for the training stage `args.stage`, and state the model's Hub `revision` on its adapters.
 
     In a stage without adapters, set which parameters of the model require gradients, and return None. In a LoRA stage,
     leave the model unchanged and return the PEFT configuration with which it is to be wrapped.
@@ -367,20 +391,8 @@ def _set_up_stage(model: JanusProForConditionalGeneration, args: JanusProSFTConf
         vision_tower=args.lora_vision_tower,
         targets=args.lora_targets,
         train_generation_embeddings=args.train_generation_embeddings,
+        revision=revision,
     )
-
-
-def _restore_forward(model: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Undo TRL's replacement of `model.forward`, in place.
-
-    Args:
-        model: The model whose `forward` TRL's constructor replaced.
-        forward: The `forward` that was set on the model instance before, for example by accelerate's hooks; None if
-            the instance had none of its own.
-    """
-    model.__dict__.pop("forward", None)
-    if forward is not None:
-        model.__dict__["forward"] = forward
 
 
 __all__ = ["JanusProTrainerMixin"]

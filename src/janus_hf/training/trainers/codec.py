@@ -21,11 +21,12 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast
 from torch import nn
-from transformers import Trainer, TrainingArguments
 
 from ...modeling import JanusProVQModel
 from ...modeling.outputs import JanusProVQOutput
 from .patch_teacher import PatchTeacher, kmeans
+from .repeatable import RepeatableTrainer
+from .run_arguments import RunArguments
 
 
 # Function from a reconstruction and its target, both `(B, 3, S, S)` with values in about [-1, 1], to a scalar loss.
@@ -33,7 +34,7 @@ Hook = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass
-class CodecTrainingArguments(TrainingArguments):
+class CodecTrainingArguments(RunArguments):
     """transformers' training arguments, with the weights of the codec's losses and the settings of restarts.
 
     A restart gives new vectors to codes that are no longer used.
@@ -55,6 +56,11 @@ class CodecTrainingArguments(TrainingArguments):
     )
     restart_until: float = field(
         default=0.33, metadata={"help": "Fraction of the training during which codes restart."}
+    )
+    hub_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Hub token of uploads; null uses the environment's. No file of the run contains it."},
     )
 
     def __post_init__(self) -> None:
@@ -89,7 +95,7 @@ def initialise_codebook(model: JanusProVQModel, batches: Iterable[torch.Tensor],
     model.quantize.embedding.weight.copy_(F.normalize(centres, dim=-1))
 
 
-class CodecTrainer(Trainer):
+class CodecTrainer(RepeatableTrainer):
     """transformers' `Trainer` for the image codec, a `JanusProVQModel`.
 
     Rows of the dataset are dicts `{"pixel_values": (3, S, S)}` with float values in [-1, 1].
@@ -174,6 +180,11 @@ class CodecTrainer(Trainer):
         self.sums["batches"] = self.sums.get("batches", 0.0) + 1
         loss = torch.stack(list(losses.values())).sum()
         return (loss, output) if return_outputs else loss
+
+    def forget_losses(self) -> None:
+        """Reset the losses and the use of the codes that the trainer has added up."""
+        self.sums = {}
+        self.usage.zero_()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log `logs` together with the mean of each of the codec's losses since the last log."""

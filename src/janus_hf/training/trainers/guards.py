@@ -1,11 +1,12 @@
 """Functions that check or correct what transformers and accelerate would otherwise do silently.
 
-They concern the number of processes, the sharding of the text head by FSDP2, and the dtypes of gradients and weights.
+They concern the number of processes, the sharding of the text head by FSDP2, the dtypes of gradients and weights, and
+TRL's replacement of the model's `forward`.
 """
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -102,4 +103,23 @@ def keep_trained_in_float32(model: nn.Module, *, autocast: bool) -> None:
         parameter.data = parameter.data.float()
 
 
-__all__ = ["check_processes", "keep_trained_in_float32", "root_unit_text_head", "sum_gradients_in_float32"]
+def restore_forward(model: nn.Module, forward: Callable[..., object] | None) -> None:
+    """Undo TRL's replacement of `model.forward`, in place.
+
+    Args:
+        model: The model whose `forward` TRL's constructor replaced.
+        forward: The `forward` that was set on the model instance before, for example by accelerate's hooks; None if
+            the instance had none of its own.
+    """
+    model.__dict__.pop("forward", None)
+    if forward is not None:
+        model.__dict__["forward"] = forward
+
+
+__all__ = [
+    "check_processes",
+    "keep_trained_in_float32",
+    "restore_forward",
+    "root_unit_text_head",
+    "sum_gradients_in_float32",
+]

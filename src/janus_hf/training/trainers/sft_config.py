@@ -11,6 +11,7 @@ import torch
 from trl import SFTConfig
 
 from ..stages import find_stage
+from .run_arguments import RunArguments
 
 
 # Option of TRL or transformers -> the only value that is allowed here, and the reason.
@@ -25,6 +26,7 @@ _FIXED_OPTIONS = {
     "remove_unused_columns": (False, "the model needs all keys of the batch"),
     "average_tokens_across_devices": (True, "without it the loss depends on how rows are split over processes"),
     "logging_nan_inf_filter": (False, "a loss that is not finite stops the training instead of being hidden"),
+    "model_init_kwargs": (None, "the model is loaded before the trainer is made"),
     "neftune_noise_alpha": (None, "noise on text embeddings would not reach image tokens"),
     "fp16": (False, "the released weights are bfloat16 and overflow float16: use bf16 or float32"),
 }
@@ -41,7 +43,7 @@ def _option(default: Any, help: str) -> Any:
 
 
 @dataclass
-class JanusProSFTConfig(SFTConfig):
+class JanusProSFTConfig(SFTConfig, RunArguments):
     """Settings of a training run, except the model and the data.
 
     Fields of TRL and transformers keep their names. Their defaults are those of the Janus-Pro paper where it states
@@ -84,7 +86,9 @@ class JanusProSFTConfig(SFTConfig):
     )
     save_layout: str = _option("original", "Layout of saved weights: original or transformers.")
 
-    sample_steps: int = _option(0, "Number of steps between samples; 0 turns samples off.")
+    sample_steps: int | None = _option(
+        None, "Number of steps between samples; 0 turns samples off. Required if there is anything to sample."
+    )
     sample_prompts: list[str] = field(
         default_factory=list, metadata={"help": "Prompts of the images that are generated as samples."}
     )
@@ -112,6 +116,11 @@ class JanusProSFTConfig(SFTConfig):
     bf16: bool | None = _option(None, "Compute in bfloat16 (autocast); null does so if the GPU supports it.")
     train_sampling_strategy: str = _option(
         "sequential", "Keep sequential: the plan is shuffled already, and random order would lose its ratios."
+    )
+    hub_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "Hub token of uploads; null uses the environment's. No file of the run contains it."},
     )
     remove_unused_columns: bool = _option(False, "Must stay false.")
     logging_nan_inf_filter: bool = _option(False, "Must stay false.")
@@ -175,15 +184,23 @@ class JanusProSFTConfig(SFTConfig):
             raise ValueError(
                 f"`max_length` must be at least 2 tokens, got {self.max_length}: set the length of packs."
             )
+        has_samples = bool(self.sample_prompts or self.sample_questions)
+        if self.sample_steps is None and has_samples:
+            raise ValueError(
+                "`sample_steps` must be set together with `sample_prompts` or `sample_questions`, got None: set the "
+                "number of steps between samples, or 0 for no samples."
+            )
+        self.sample_steps = self.sample_steps or 0
         if self.sample_steps < 0 or self.sample_max_new_tokens < 1:
             raise ValueError(
                 "`sample_steps` must be 0 or more and `sample_max_new_tokens` at least 1, got "
                 f"{self.sample_steps} and {self.sample_max_new_tokens}: set sample_steps to 0 for no samples."
             )
-        if bool(self.sample_steps) != bool(self.sample_prompts or self.sample_questions):
+        # Prompts are allowed with sample_steps=0, which alone turns the samples of a recipe off.
+        if self.sample_steps and not has_samples:
             raise ValueError(
                 "`sample_steps` must be set together with `sample_prompts` or `sample_questions`, got "
-                f"{self.sample_steps}, {self.sample_prompts} and {self.sample_questions}: set both or neither."
+                f"{self.sample_steps} alone: set one of them, or sample_steps to 0 for no samples."
             )
         for question in self.sample_questions:
             if set(question) - {"image"} != {"question"}:

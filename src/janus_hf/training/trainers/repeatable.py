@@ -1,0 +1,60 @@
+"""`RepeatableTrainer`, the base class of trainers whose `train` may be called again, as cells of a notebook are."""
+
+import logging
+from typing import Any
+
+from transformers.trainer_utils import TrainOutput
+
+from .uploading import UploadingTrainer
+
+
+logger = logging.getLogger(__name__)
+
+
+class RepeatableTrainer(UploadingTrainer):
+    """A trainer that does not train again after its last step, and can train again after an interrupt."""
+
+    _output: TrainOutput | None = None  # the result of the last call of `train` that ended
+
+    # Any: the further arguments of `transformers.Trainer.train`.
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train to the last step, unless it was reached by an earlier call.
+
+        If training is interrupted or fails, every module gets back the mode (training or evaluation) it had before,
+        and gradients are removed, so that the model can be used and this method can be called again.
+
+        Args:
+            resume_from_checkpoint: Folder of the checkpoint to resume from, or True for the newest one in the output
+                folder; None or False starts at the first step.
+            args: Further arguments of `transformers.Trainer.train`.
+            kwargs: Further arguments of `transformers.Trainer.train`.
+
+        Returns:
+            The number of steps, the mean loss and the metrics. If all steps were done by an earlier call and no
+            checkpoint is given, a warning says so and the result is that of the earlier call.
+        """
+        last = self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
+        if self._output is not None and not resume_from_checkpoint and 0 < last <= self.state.global_step:
+            logger.warning(
+                "All %d steps are done, so nothing is trained: to train further, make a new trainer with this model "
+                "and another `output_dir`; to repeat the run, load the model again first.",
+                self.state.global_step,
+            )
+            return self._output
+        modes = {module: module.training for module in self.model.modules()}
+        self.forget_losses()
+        try:
+            self._output = super().train(resume_from_checkpoint, *args, **kwargs)
+        except BaseException:  # also KeyboardInterrupt, which is not an Exception
+            for module, mode in modes.items():
+                module.training = mode
+            self.model.zero_grad()
+            self.is_in_train = False  # as after a training that ended, for evaluations
+            raise
+        return self._output
+
+    def forget_losses(self) -> None:
+        """Reset the losses that the trainer has added up since the last log, which an interrupted run leaves."""
+
+
+__all__ = ["RepeatableTrainer"]

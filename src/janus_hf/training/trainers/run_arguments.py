@@ -1,0 +1,95 @@
+"""`RunArguments`, the base class of the configurations of this package's trainers."""
+
+import copy
+import os
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from transformers import TrainingArguments
+
+
+class RunArguments(TrainingArguments):
+    """Training arguments whose Hub token is in no file, record or `repr`, and that check the number of processes.
+
+    What logging libraries record of them names no folders of this machine either.
+
+    Pickles, such as `training_args.bin` and the arguments of a spawned process, contain None as `hub_token`. The
+    process that loads one passes the token again or takes it from the environment. Copies in the same process keep the
+    token.
+
+    Subclasses declare the field `hub_token` with `repr=False`, because `dataclass` writes a `repr` for each of them.
+    They name this class after their other base classes, whose defaults it would replace otherwise.
+
+    Raises:
+        ValueError: If the launcher started another number of processes than these arguments use.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # A launcher sets WORLD_SIZE or initialises torch.distributed. transformers uses neither on a machine without
+        # GPUs unless `use_cpu` is set; each process would then prepare the data and train alone.
+        group = torch.distributed.is_available() and torch.distributed.is_initialized()
+        launched = max(int(os.environ.get("WORLD_SIZE", "1")), torch.distributed.get_world_size() if group else 1)
+        if launched != self.world_size:
+            on_cpu = self.device.type == "cpu" and not self.use_cpu
+            raise ValueError(
+                f"The launcher started {launched} processes but this one works with {self.world_size}: "
+                + ("set `use_cpu=True`, because there is no GPU." if on_cpu else "check the launcher's settings.")
+            )
+
+    # Any: pickle defines the state of an object as any value by name.
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state that pickle writes: all attributes, with None as `hub_token`."""
+        return {**self.__dict__, "hub_token": None}
+
+    def __copy__(self) -> Self:
+        """Return a shallow copy that keeps the token, which a copy made through pickle's protocol would lose."""
+        duplicate = object.__new__(type(self))
+        duplicate.__dict__.update(self.__dict__)
+        return duplicate
+
+    # Any: `copy.deepcopy` passes its memo, a dict of objects by id.
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return a deep copy that keeps the token, which a copy made through pickle's protocol would lose."""
+        duplicate = object.__new__(type(self))
+        memo[id(self)] = duplicate
+        duplicate.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return duplicate
+
+    # Any: as in transformers, a dict of the values of all fields.
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name as logging libraries record them: without tokens, and paths by their last name."""
+        hidden: dict[str, Any] = hide_folders(super().to_dict())  # Any: the values of all fields
+        return hidden
+
+    def published(self) -> Self:
+        """Return a copy for an upload, without tokens, and with the last name of each path instead of the path."""
+        duplicate = copy.copy(self)
+        for entry in fields(self):
+            if entry.init:
+                setattr(duplicate, entry.name, hide_folders(getattr(self, entry.name)))
+        # DeepSpeed's plugin and its configuration are not fields and hold the path of DeepSpeed's file.
+        for name in ("deepspeed_plugin", "hf_deepspeed_config"):
+            duplicate.__dict__.pop(name, None)
+        duplicate.hub_token = None
+        return duplicate
+
+
+# Any: values of arguments and of JSON files.
+def hide_folders(value: Any) -> Any:
+    """Return a value with the last name of each absolute path of this machine, in lists and dicts too, instead of it.
+
+    A string that begins with a slash is a path only if it exists; a prompt may begin with a slash as well.
+    """
+    if isinstance(value, dict):
+        return {key: hide_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [hide_folders(entry) for entry in value]
+    if isinstance(value, (str, os.PathLike)) and os.path.isabs(value) and os.path.lexists(value):
+        return Path(value).name
+    return value
+
+
+__all__ = ["RunArguments", "hide_folders"]

@@ -3,14 +3,12 @@
 import json
 import logging
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from huggingface_hub import ModelCard
-from transformers import PreTrainedModel
 from transformers.core_model_loading import WeightTransform
 from transformers.utils import ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
@@ -23,21 +21,16 @@ from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_argument
 from ..layouts import Layout
 from ..layouts.janus_pro import STORED_BUT_UNUSED
 from ..tokenizer import read_special_token_ids
-from .checkpoint import all_conversions, check_loaded, copy_tied_head, register_conversions
+from .checkpoint import all_conversions, check_loaded, copy_tied_head, register_conversions, with_own_names
 from .int4_weights import portable_int4
 from .quantisation import settle_quantised, skip_all_but_language_model, weight_only_config
-from .weight_files import check_configurations, check_local_files
-
-
-if TYPE_CHECKING:
-    from transformers.modeling_utils import LoadStateDictConfig
-    from transformers.utils.loading_report import LoadStateDictInfo
+from .weight_files import LoadedWholeMixin, check_configurations, check_local_files
 
 
 logger = logging.getLogger(__name__)
 
 
-class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
+class JanusProPreTrainedModel(HubUploadMixin, LoadedWholeMixin):
     """Base class of `JanusProModel` and `JanusProForConditionalGeneration`, which loads and saves checkpoints.
 
     It handles two file layouts: "original" (deepseek-ai/Janus) and "transformers" (transformers' own Janus). The class
@@ -133,20 +126,6 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
         result: Any = (model, info) if want_info else model
         return result
 
-    @staticmethod
-    def _finalize_model_loading(
-        model: PreTrainedModel, load_config: "LoadStateDictConfig", loading_info: "LoadStateDictInfo"
-    ) -> "LoadStateDictInfo":
-        """Finish loading as transformers does, and raise a `CheckpointError` if a weight was not taken from the files.
-
-        This overrides a private method of transformers, because every way to load a model calls it. The public loading
-        info (`output_loading_info`) is not enough: for the folder of an adapter it describes the adapter and not its
-        base model.
-        """
-        loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
-        check_loaded(loading_info.to_dict(), load_config.pretrained_model_name_or_path)
-        return loading_info
-
     def _fill_special_tokens(self, source: str | os.PathLike[str], kwargs: dict[str, Any]) -> None:
         """Set the special token ids that the configuration lacks, from the checkpoint's tokenizer.
 
@@ -188,6 +167,7 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
         variant: str | None = None,
         *,
         layout: Layout | None = None,
+        save_original_format: bool | None = None,
         safe_serialization: bool = True,
         save_peft_format: bool = True,
         distributed_checkpoint: bool = False,
@@ -209,12 +189,15 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
             layout: File layout. `"original"` (the default) can be read by this package and by deepseek-ai/Janus,
                 `"transformers"` by this package and by transformers' own Janus. Weights reload bit-equal from both. A
                 quantised model can be saved in the transformers layout only, which is then the default.
+            save_original_format: The same choice under transformers' name: True is `layout="original"`, False is
+                `layout="transformers"`.
             safe_serialization: Must be True, because weights are always written as safetensors.
             upload: Keyword arguments of `push_to_hub`, for `push_to_hub=True`; `repo_id` defaults to the folder's
                 name.
 
         Raises:
-            ValueError: If the layout is unknown or cannot store this model; if `safe_serialization` is False; if
+            ValueError: If the layout is unknown, contradicts `save_original_format` or cannot store this model; if
+                `state_dict` has names that the model does not have; if `safe_serialization` is False; if
                 `distributed_checkpoint` is to be uploaded; if `save_directory` is a file, or holds an adapter and a
                 whole model is saved; if the model is inside a `PeftModel`; or if an adapter is to be saved as a
                 variant or in several files. Nothing is written then.
@@ -230,6 +213,14 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
                 "`distributed_checkpoint` must be False for an upload, got True: leave it out, or push_to_hub."
             )
         self._check_adapters(variant)
+        if save_original_format is not None:
+            same: Layout = "original" if save_original_format else "transformers"
+            if layout not in (None, same):
+                raise ValueError(
+                    f"save_original_format={save_original_format} means layout={same!r}, got layout={layout!r} too: "
+                    "pass one of the two."
+                )
+            layout = same
         quantised = getattr(self, "hf_quantizer", None) is not None
         layout = layout or ("transformers" if quantised else "original")
         if layout not in ("original", "transformers"):
@@ -240,7 +231,9 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
                 "weights: use layout='transformers', or save the unquantised model."
             )
         self.config.to_file_dict(layout)  # raises before anything is written
-        if layout == "original" and state_dict is None and self.config.tie_word_embeddings:
+        if state_dict is not None:
+            state_dict = with_own_names(self, state_dict)
+        elif layout == "original" and self.config.tie_word_embeddings:
             state_dict = copy_tied_head(self.state_dict())
         if self.can_generate():
             # When transformers reads a file with this mark, it drops fields that it does not know, such as this
@@ -270,7 +263,6 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
                 return
             with replaced_save(save_directory) as folder:
                 write(folder)
-                _open_to_others(folder)
                 names = os.listdir(folder)
                 if ADAPTER_CONFIG_NAME in names and SAFE_WEIGHTS_INDEX_NAME in names:
                     raise ValueError(
@@ -322,17 +314,6 @@ class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
                 source,
             )
         return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
-
-
-def _open_to_others(folder: Path) -> None:
-    """Give weight files the permissions of the configuration beside them, which are those of the user's umask.
-
-    safetensors 0.8 writes files that only their owner can read, which locks colleagues on a shared disk out.
-    """
-    for config in (folder / "config.json", folder / ADAPTER_CONFIG_NAME):
-        if config.is_file():
-            for weights in folder.glob("*.safetensors"):
-                shutil.copymode(config, weights)
 
 
 __all__ = ["JanusProPreTrainedModel"]

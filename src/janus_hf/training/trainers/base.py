@@ -23,6 +23,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 
+from ...files import open_to_others
 from ...hub.cards import model_card
 from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
@@ -275,6 +276,8 @@ class JanusProTrainerMixin(Trainer):
         writes = self.args.should_save
         if isinstance(self.model, PeftModel):
             super()._save(str(folder), state_dict)
+            for saved in (folder, *(folder / name for name in self.model.peft_config)):
+                open_to_others(saved)
         elif writes or self.is_distributed_loading_by_transformers:
             layout = self.args.save_layout
             self.model.save_pretrained(folder, state_dict=state_dict, is_main_process=writes, layout=layout)

@@ -152,7 +152,7 @@ def quantised(model: JanusProForConditionalGeneration, bits: str) -> JanusProFor
     """
     from torchao.quantization import quantize_
 
-    from janus_hf.modeling.quantisation import weight_only_config
+    from janus_hf.modeling.quantisation.weight_only import weight_only_config
 
     language_model = {id(tensor) for tensor in _tensors(model.model.language_model)}
     shared = {id(tensor): tensor for tensor in _tensors(model) if id(tensor) not in language_model}

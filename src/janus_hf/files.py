@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,6 +183,18 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, fsyn
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def open_to_others(folder: str | os.PathLike[str]) -> None:
+    """Give the weight files in a folder the permissions of the configuration beside them.
+
+    These are the permissions that the user's umask allows. safetensors 0.8 writes files that only their owner can
+    read, which locks colleagues on a shared disk out.
+    """
+    for config in (Path(folder, "config.json"), Path(folder, "adapter_config.json")):
+        if config.is_file():
+            for weights in Path(folder).glob("*.safetensors"):
+                shutil.copymode(config, weights)
+
+
 def hash_file(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
     """Return the hexadecimal digest of a file's content; `algorithm` is a name that `hashlib` accepts."""
     with open(path, "rb") as file:
@@ -195,6 +208,7 @@ __all__ = [
     "find_file",
     "hash_file",
     "hub_arguments",
+    "open_to_others",
     "read_json",
     "write_atomically",
 ]

@@ -9,7 +9,7 @@ from commands import FAST, expected_image
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-import janus_hf.modeling.quantisation
+import janus_hf.modeling.quantisation.weight_only
 from janus_hf import JanusProForConditionalGeneration, JanusProPipeline
 from janus_hf.assets import DEFAULT_MODEL
 from tiny import TINY_MODEL
@@ -108,7 +108,7 @@ def test_draw_with_quantised_weights(run, tmp_path, bits, dtype):
 
 
 def test_quantised_weights_without_torchao(run, monkeypatch):
-    monkeypatch.setattr(janus_hf.modeling.quantisation, "is_torchao_available", lambda: False)
+    monkeypatch.setattr(janus_hf.modeling.quantisation.weight_only, "is_torchao_available", lambda: False)
     status, _, err = run("draw", "a", "--quantize", "int4", *FAST)
     assert (status, len(err.splitlines())) == (1, 1)
     assert err.startswith("janus-hf draw: ")

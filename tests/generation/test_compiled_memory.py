@@ -13,7 +13,7 @@ from torch import nn
 from torch._inductor import config as inductor_config
 
 from janus_hf.generation.decoders.step_graph import compile_step, keeping_constants_out_of_tables
-from janus_hf.modeling.quantisation import weight_only_config
+from janus_hf.modeling.quantisation.weight_only import weight_only_config
 
 
 peft = pytest.importorskip("peft")  # not within a test, because importing it makes tensors that stay

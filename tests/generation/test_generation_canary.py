@@ -180,7 +180,7 @@ def test_accelerate_marks_an_offloaded_model():
 @pytest.mark.parametrize("bits", ["int8", "int4"])
 def test_torchao_names_its_weights_and_their_parts(bits):
     quantization = pytest.importorskip("torchao.quantization")
-    from janus_hf.modeling.quantisation import weight_only_config
+    from janus_hf.modeling.quantisation.weight_only import weight_only_config
 
     linear = nn.Sequential(nn.Linear(256, 64, bias=False))
     quantization.quantize_(linear, weight_only_config(bits, torch.device("cpu")).get_apply_tensor_subclass())

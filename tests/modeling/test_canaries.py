@@ -1,13 +1,14 @@
-"""Private names of transformers, torch and torchao that the models rely on. If one fails, read that library's changes.
+"""Private names of transformers, accelerate, torch and torchao that the models rely on.
 
-Each test also checks the reason for which the public way is not enough. If that part fails, the private name may no
-longer be needed.
+If one fails, read that library's changes. Each test also checks the reason for which the public way is not enough. If
+that part fails, the private name may no longer be needed.
 """
 
 import inspect
 
 import pytest
 import torch
+from accelerate import load_checkpoint_in_model
 from huggingface_hub import ResolvedRevision
 from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -97,6 +98,14 @@ def test_hooks_for_input_gradients_are_removed_by_their_private_list(make_model)
     assert model(torch.tensor([[1, 2]])).logits.requires_grad
     model.disable_input_require_grads()
     assert not model(torch.tensor([[1, 2]])).logits.requires_grad
+
+
+def test_accelerate_asks_for_the_state_dict_before_it_sets_weights_by_name():
+    """`LoadedWholeMixin.state_dict` reads these arguments from the call stack, because accelerate has no hook."""
+    assert {"checkpoint", "device_map"} <= set(parameters(load_checkpoint_in_model))
+    source = inspect.getsource(load_checkpoint_in_model)
+    assert source.index("model.state_dict()") < source.index("set_module_tensor_to_device(")
+    assert load_checkpoint_in_model.__code__.co_name == "load_checkpoint_in_model"  # no decorator hides the function
 
 
 def test_config_files_are_written_by_a_method_that_takes_no_layout():

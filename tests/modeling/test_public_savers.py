@@ -6,10 +6,11 @@ import stat
 import pytest
 import torch
 from accelerate import Accelerator
+from peft import LoraConfig
 from safetensors.torch import load_file, load_model, save_model
 from transformers import Trainer, TrainingArguments
 
-from janus_hf import JanusProConfig, JanusProForConditionalGeneration
+from janus_hf import JanusProConfig, JanusProForConditionalGeneration, JanusProProcessor
 from tiny import TINY_MODEL
 
 
@@ -67,15 +68,33 @@ def test_a_subclass_with_a_model_type_of_its_own_loads_original_weights(model):
     assert_equal(OtherModel.from_pretrained(TINY_MODEL, dtype=torch.float32), weights_of(model))
 
 
+def save_adapter(model, folder):
+    model.add_adapter(LoraConfig(target_modules=["q_proj"]))
+    model.save_pretrained(folder)
+
+
+SAVERS = {
+    "model": lambda model, folder: model.save_pretrained(folder),
+    "shards": lambda model, folder: model.save_pretrained(folder, max_shard_size="1500KB"),
+    "variant": lambda model, folder: model.save_pretrained(folder, variant="fp16", layout="transformers"),
+    "without text head": lambda model, folder: model.model.save_pretrained(folder),
+    "vision tower": lambda model, folder: model.model.vision_model.save_pretrained(folder),
+    "codec": lambda model, folder: model.model.vqmodel.save_pretrained(folder),
+    "adapter": save_adapter,
+    "processor": lambda model, folder: JanusProProcessor.from_pretrained(TINY_MODEL).save_pretrained(folder),
+}
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions of other systems differ")
-@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
-def test_weight_files_have_the_permissions_of_the_umask(model, tmp_path, umask):
+@pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
+@pytest.mark.parametrize("saver", SAVERS)
+def test_files_have_the_permissions_of_the_umask(model, tmp_path, saver, umask):
     before = os.umask(umask)
     try:
-        model.save_pretrained(tmp_path / "model")
+        SAVERS[saver](model, tmp_path / "saved")
     finally:
         os.umask(before)
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "model").iterdir()}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "saved").iterdir()}
     assert set(modes.values()) == {0o666 & ~umask}, modes
 
 
@@ -87,7 +106,7 @@ def other_model(model):
     return type(model)(model.config)
 
 
-@pytest.mark.parametrize("max_shard_size", ["5GB", "300KB"], ids=["one file", "shards"])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "1500KB"], ids=["one file", "shards"])
 def test_load_state_dict_takes_our_files(model, tmp_path, max_shard_size):
     model.save_pretrained(tmp_path, max_shard_size=max_shard_size)
     files = sorted(tmp_path.glob("*.safetensors"))

@@ -9,7 +9,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from janus_hf import JanusProForConditionalGeneration
 from janus_hf.modeling import quantisation
-from janus_hf.modeling.quantisation import skip_all_but_language_model
+from janus_hf.modeling.quantisation.weight_only import skip_all_but_language_model
 
 
 CONFIGS = {

@@ -15,7 +15,7 @@ from janus_hf.generation.decoders import CompiledDecoder
 from janus_hf.generation.x86 import model_kernels
 from janus_hf.generation.x86.cpu_kernels import kernels_fit
 from janus_hf.generation.x86.packed_linear import PackedLinear
-from janus_hf.modeling.quantisation import settle_quantised, weight_only_config
+from janus_hf.modeling.quantisation.weight_only import settle_quantised, weight_only_config
 
 
 GOLDENS = Path(__file__).parents[1] / "goldens"

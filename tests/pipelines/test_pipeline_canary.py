@@ -5,12 +5,15 @@ A failure here means that such a library was changed: read its changes and look 
 
 import logging
 
+import diffusers
 import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import CpuOffload
-from diffusers import DiffusionPipeline
+from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
+from diffusers.pipelines import pipeline_loading_utils
+from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from peft import LoraConfig, get_peft_model
 
 
@@ -27,6 +30,23 @@ def test_diffusers_knows_the_device_that_an_offloaded_model_runs_on(own_pipe):
     own_pipe.enable_sequential_cpu_offload(device="cpu")
     assert own_pipe.device == torch.device("meta")  # the public property does not tell
     assert own_pipe._execution_device.type == "cpu"
+
+
+def test_diffusers_looks_up_classes_where_the_pipeline_is_registered(pipe, tmp_path, monkeypatch):
+    """Without these entries, for which diffusers has no function, its own loaders do not find the pipeline."""
+    pipe.save_pretrained(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.delattr(diffusers, "JanusProPipeline")
+        with pytest.raises(AttributeError, match="JanusProPipeline"):
+            DiffusionPipeline.from_pretrained(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.delitem(pipeline_loading_utils.ALL_IMPORTABLE_CLASSES, "JanusProForConditionalGeneration")
+        with pytest.raises(ValueError, match="loading methods"):
+            DiffusionPipeline.from_pretrained(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.delitem(AUTO_TEXT2IMAGE_PIPELINES_MAPPING, "janus-pro")
+        with pytest.raises(ValueError, match="JanusProPipeline"):
+            AutoPipelineForText2Image.from_pretrained(tmp_path)
 
 
 def test_diffusers_lists_the_components_that_take_adapters(pipe):

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from trl import DPOConfig, DPOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl.experimental.utils import create_reference_model
+from trl.trainer.utils import create_model_from_path
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
 from tiny import TINY_MODEL
@@ -41,3 +43,43 @@ def test_dpo_starts_from_equal_policy_and_reference(tmp_path, with_reference):
     )
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_kto_starts_from_equal_policy_and_reference(tmp_path):
+    """With equal models every row's reward is 0, so the loss is 1 - sigmoid(0). TRL loads the reference itself."""
+    row = {
+        "prompt": [{"role": "user", "content": "what colour?"}],
+        "completion": [{"role": "assistant", "content": "red"}],
+    }
+    trainer = KTOTrainer(
+        model=JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, dtype=torch.float32),
+        args=KTOConfig(
+            output_dir=tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=2,
+            report_to=[],
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_steps=1,
+            max_length=None,
+        ),
+        train_dataset=Dataset.from_list([row | {"label": True}, row | {"label": False}]),
+        processing_class=JanusProProcessor.from_pretrained(TINY_MODEL),
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+@pytest.mark.parametrize("max_shard_size", ["5GB", "1500KB"], ids=["one file", "shards"])
+def test_references_are_loaded_whole(tmp_path, layout, max_shard_size):
+    """TRL's trainers make references and teachers with these two functions."""
+    model = JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    model.save_pretrained(tmp_path, layout=layout, max_shard_size=max_shard_size)
+    ids = torch.tensor([[1, 2, 3]])
+    for reference in (create_model_from_path(str(tmp_path)), create_reference_model(model)):
+        weights = reference.state_dict()
+        assert all(torch.equal(weights[name], weight) for name, weight in model.state_dict().items())
+        torch.testing.assert_close(reference(ids).logits, model(ids).logits)

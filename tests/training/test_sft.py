@@ -2,6 +2,8 @@
 
 import copy
 import json
+import os
+import stat
 
 import peft
 import pytest
@@ -304,3 +306,17 @@ def test_adapter_training_from_a_recipe_merges(adapter, tmp_path):
     data = TrainingData(toy.Packs(model.config, rows=4, kinds=(2,)), toy.collate)
     out = train(recipe, load_data=lambda *parts: data)
     JanusProPipeline.from_pretrained(merge_adapter(out, tmp_path / "merged"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of other systems differ")
+@pytest.mark.parametrize("stage", ["stage3", "lora_both"])
+def test_checkpoints_have_the_permissions_of_the_umask(tmp_path, stage):
+    before = os.umask(0o027)
+    try:
+        trainer = toy.trainer_for(toy.config_for(tmp_path, stage))
+        trainer.save_model(str(tmp_path / "saved"))
+    finally:
+        os.umask(before)
+    weights = list((tmp_path / "saved").rglob("*.safetensors"))
+    assert weights
+    assert {stat.S_IMODE(path.stat().st_mode) for path in weights} == {0o640}

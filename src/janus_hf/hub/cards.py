@@ -74,6 +74,18 @@ def repository_of(source: str | os.PathLike[str] | None) -> str | None:
     return source if _is_repository_id(source) and not os.path.exists(source) else None
 
 
+def published_base(base: str | None) -> str | None:
+    """Return the name by which an uploaded adapter states its base model: a repository id, or `./NAME` of a folder.
+
+    `./NAME` cannot be the id of a repository. So a reader gets an error that names the folder instead of another
+    model, unless a folder of this name is in the reader's working directory.
+
+    Args:
+        base: Repository id or folder of the base model; None if unknown.
+    """
+    return (repository_of(base) or f"./{Path(base).name}") if base else None
+
+
 def _is_repository_id(name: object) -> bool:
     """Return whether a name has the form `organisation/name` that the Hub accepts."""
     if not isinstance(name, str) or name.count("/") != 1:
@@ -312,4 +324,13 @@ def _is_unedited(text: str) -> bool:
     return match is not None and match.end() == len(text) and match[1] == _digest(text[: match.start()])
 
 
-__all__ = ["CARD_FILE", "Contents", "finish_card", "model_card", "processor_card", "read_card", "repository_of"]
+__all__ = [
+    "CARD_FILE",
+    "Contents",
+    "finish_card",
+    "model_card",
+    "processor_card",
+    "published_base",
+    "read_card",
+    "repository_of",
+]

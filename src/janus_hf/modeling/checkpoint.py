@@ -18,10 +18,10 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, ConversionOps, WeightConverter, WeightRenaming, WeightTransform
+from transformers.models.janus.modeling_janus import JanusVisionModel
 
 from ..errors import CheckpointError
 from ..layouts import janus_pro
@@ -30,6 +30,13 @@ from ..layouts import janus_pro
 # Input of a weight conversion, as transformers passes it: by name in the file, one tensor or a list of those that
 # matched the name.
 Tensors = dict[str, list[torch.Tensor] | torch.Tensor]
+
+# Prefixes of weight names that DistributedDataParallel and torch.compile add, and that savers such as
+# `Accelerator.save_model` write into files.
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
+
+# Parts of weight names that PEFT inserts where an adapter wraps a module of the model.
+_ADAPTER_LAYERS = re.compile(r"\.(base_layer|original_module|token_adapter)(?=\.)")
 
 
 class SplitInThree(Chunk):
@@ -135,52 +142,101 @@ def all_conversions(model: PreTrainedModel) -> list[WeightTransform]:
 
     The result does not depend on the file layout that `model` was loaded from.
     """
-    root = root_conversions(f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else "")
+    root = root_conversions(_root_prefix(model))
     scoped = [t for t in get_model_conversion_mapping(model, add_legacy=False) if t.scope_prefix is not None]
     return root + scoped
 
 
 def accept_original_names(
-    module: nn.Module, state_dict: dict[str, torch.Tensor], prefix: str, *others: object
+    module: PreTrainedModel, state_dict: dict[str, torch.Tensor], prefix: str, *others: object
 ) -> None:
     """Bring original weights (deepseek-ai/Janus) in `state_dict` to the names and shapes of `module`, in place.
 
     This is a hook of `load_state_dict` (`register_load_state_dict_pre_hook`). Loaders that read our files by
     themselves and then call `load_state_dict`, such as transformers' `Trainer` when it resumes, need no more to load
     the original layout. Weights that already have the module's names, and names that are unknown, stay as they are.
+    Names of a model without adapters are those of the base model if PEFT has added adapters to `module`.
+    As in `from_pretrained`, the prefix "model." is added or removed where the file was saved from a model with or
+    without the text head, and weights that no path uses, such as the pooling head of the vision tower, are removed.
 
     Args:
-        module: `JanusProForConditionalGeneration`.
+        module: A model of this package: the whole one, the one without its text head, the vision tower or the codec.
+            The weights of a codec that is saved alone have its own names in every layout.
         state_dict: Weights by name, possibly of one shard of a checkpoint only.
         prefix: Prefix of the module's names in `state_dict`.
         others: Further arguments that torch passes to hooks.
     """
-    own = {name for named in (module.named_parameters(), module.named_buffers()) for name, _ in named}
-    for key in [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in own]:
-        converted = _convert(key[len(prefix) :], state_dict[key])
-        unused = [pattern for pattern in janus_pro.STORED_BUT_UNUSED for new in converted if re.search(pattern, new)]
-        if unused:
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers())  # a tied head has two names
+    names = {name for name, _ in named}
+    own = {_ADAPTER_LAYERS.sub("", name): name for name in names}
+    ignored = module._keys_to_ignore_on_load_unexpected or ()
+    for key in [key for key in state_dict if key.startswith(prefix) and key[len(prefix) :] not in names]:
+        converted = _convert(module, key[len(prefix) :], state_dict[key])
+        if converted.keys() <= own.keys():
             del state_dict[key]
-        elif converted.keys() <= own:
+            state_dict.update({prefix + own[new]: tensor for new, tensor in converted.items()})
+        elif any(re.search(pattern, new) for pattern in ignored for new in converted):
             del state_dict[key]
-            state_dict.update({prefix + new: tensor for new, tensor in converted.items()})
 
 
-def _convert(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Return an original weight of the whole model by its name, or names, in `JanusProForConditionalGeneration`."""
-    if name.startswith("language_model.lm_head."):
+def with_own_names(model: PreTrainedModel, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the weights to save by their names in the model, from these names or those of the original layout.
+
+    Weights may be missing, because with some ways of sharding only one process passes them.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    state_dict = dict(state_dict)
+    accept_original_names(model, state_dict, "")
+    if unknown := sorted(state_dict.keys() - model.state_dict().keys()):
+        raise ValueError(
+            f"state_dict must hold weights of the model, got {len(unknown)} unknown names such as {unknown[0]!r}: "
+            "pass the state_dict of this model."
+        )
+    return state_dict
+
+
+def _root_prefix(model: PreTrainedModel) -> str:
+    """Return the prefix of the weight names in `model`: "model." for the full model, "" for `JanusProModel`."""
+    return f"{model.base_model_prefix}." if hasattr(model, model.base_model_prefix) else ""
+
+
+def _convert(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return a weight by its name, or names, in the model that is loaded, for a name that this model does not have.
+
+    Args:
+        model: The model that is loaded.
+        name: Name of the weight in the original layout, or in a file of the model with or without its text head,
+            possibly with the prefix of a wrapper.
+        tensor: The weight.
+    """
+    name = _WRAPPERS.sub("", name)
+    if isinstance(model, JanusVisionModel):
+        return _convert_tower(name, tensor)
+    if name.startswith(("lm_head.", "language_model.lm_head.")):
         return {name.removeprefix("language_model."): tensor}
-    name = _rename(name, janus_pro.ROOT_NAMES)
-    tower, inside = name.startswith("vision_model."), name.removeprefix("vision_model.")
-    if not tower:
-        return {f"model.{name}": tensor}
-    inside = "model.vision_model." + _rename(inside, janus_pro.TOWER_NAMES)
-    if ".attn.qkv." in inside:
+    root = _root_prefix(model)
+    name = _rename(name.removeprefix("model."), janus_pro.ROOT_NAMES)
+    if not name.startswith("vision_model."):
+        return {root + name: tensor}
+    tower = _convert_tower(name.removeprefix("vision_model."), tensor)
+    return {f"{root}vision_model.{new}": part for new, part in tower.items()}
+
+
+def _convert_tower(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return an original weight of the vision tower by its name, or names, in `JanusProVisionModel`.
+
+    The parts of the fused qkv projection are copies, because with `load_state_dict(assign=True)` they become the
+    parameters, and safetensors refuses to save parameters that share storage.
+    """
+    name = _rename(name, janus_pro.TOWER_NAMES)
+    if ".attn.qkv." in name:
         parts = zip("qkv", tensor.chunk(3), strict=True)
-        return {inside.replace("attn.qkv", f"self_attn.{letter}_proj"): part for letter, part in parts}
-    if inside.endswith("pos_embed"):
-        return {inside.replace("pos_embed", "embeddings.position_embedding.weight"): tensor.squeeze(0)}
-    return {inside: tensor}
+        return {name.replace("attn.qkv", f"self_attn.{letter}_proj"): part.clone() for letter, part in parts}
+    if name == "pos_embed":
+        return {"embeddings.position_embedding.weight": tensor.squeeze(0)}
+    return {name: tensor}
 
 
 def _rename(name: str, table: tuple[tuple[str, str], ...]) -> str:
@@ -230,4 +286,5 @@ __all__ = [
     "register_conversions",
     "root_conversions",
     "tower_conversions",
+    "with_own_names",
 ]

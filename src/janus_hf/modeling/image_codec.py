@@ -13,13 +13,13 @@ downsampling (pixels per grid cell along one side).
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from ..configuration import JanusProVQConfig
 from ..generation.sampling import check_codes
 from .codec_blocks import CodecDecoder, CodecEncoder, channels_last, fastest_doubling
 from .outputs import JanusProVQOutput
+from .weight_files import LoadedWholeMixin
 
 
 class VectorQuantizer(nn.Module):
@@ -49,7 +49,7 @@ class VectorQuantizer(nn.Module):
         return F.normalize(self.embedding(image_ids), dim=-1)
 
 
-class JanusProVQModel(PreTrainedModel):
+class JanusProVQModel(LoadedWholeMixin):
     """Image codec that encodes images as codes (`encode_image_ids`) and decodes codes to images (`decode_image_ids`).
 
     A code is the index of a codebook vector. `forward` encodes and decodes in sequence and computes the losses that

@@ -25,7 +25,6 @@ from transformers.utils import can_return_tuple
 from ..configuration import JanusProConfig
 from ..generation.images import ImageGenerationMixin
 from ..layouts.janus_pro import STORED_BUT_UNUSED
-from .checkpoint import accept_original_names
 from .heads import JanusProAligner, JanusProImageHead
 from .image_codec import JanusProVQModel
 from .loss import joint_loss
@@ -243,7 +242,6 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         super().__init__(config)
         self.model = JanusProModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        self.register_load_state_dict_pre_hook(accept_original_names)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

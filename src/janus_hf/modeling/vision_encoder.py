@@ -9,9 +9,10 @@ class name (see `checkpoint.py`).
 from transformers.models.janus.modeling_janus import JanusVisionModel
 
 from ..configuration import JanusProVisionConfig
+from .weight_files import LoadedWholeMixin
 
 
-class JanusProVisionModel(JanusVisionModel):
+class JanusProVisionModel(LoadedWholeMixin, JanusVisionModel):
     """SigLIP vision tower: maps normalised pixels `(M, 3, H, W)` of `M` images to patch features `(M, P, width)`.
 
     The features are those of the last transformer layer after the final norm, `P` per image. They are in the output's

@@ -1,15 +1,30 @@
-"""Checks of a checkpoint before it is loaded: its files must exist and must not be cut short."""
+"""Checks that a checkpoint is loaded whole.
 
+Its files must exist and must not be cut short, and no loader may leave weights at random values.
+"""
+
+import inspect
 import json
 import os
 import zipfile
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
+from accelerate import load_checkpoint_in_model
 from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import load_state_dict
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..errors import CheckpointError
-from ..files import fetch_files, read_json
+from ..files import fetch_files, open_to_others, read_json
+from .checkpoint import accept_original_names, check_loaded
+
+
+if TYPE_CHECKING:
+    from transformers.modeling_utils import LoadStateDictConfig
+    from transformers.utils.loading_report import LoadStateDictInfo
 
 
 # Names of weight files and their indices, in the order in which transformers looks for them.
@@ -121,4 +136,96 @@ def _check_table_of_contents(path: str) -> None:
         ) from error
 
 
-__all__ = ["check_local_files", "weight_file_names"]
+class LoadedWholeMixin(PreTrainedModel):
+    """Base class of this package's models, into which every loader loads checkpoints whole or not at all."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(config)
+        self.register_load_state_dict_pre_hook(accept_original_names)
+
+    # Any: the arguments and the result are those of torch's method.
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the weights by name, as `torch.nn.Module.state_dict` does.
+
+        Raises:
+            CheckpointError: If accelerate's `load_checkpoint_in_model` calls this method to load a checkpoint in the
+                original layout with a `device_map`, which it cannot do: it would leave weights at random values.
+        """
+        _refuse_names_that_accelerate_skips(self)
+        return super().state_dict(*args, **kwargs)
+
+    # Any: the arguments are those of transformers' method.
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save the model as transformers does, with the permissions that the user's umask allows."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        open_to_others(save_directory)
+
+    @staticmethod
+    def _finalize_model_loading(
+        model: PreTrainedModel, load_config: "LoadStateDictConfig", loading_info: "LoadStateDictInfo"
+    ) -> "LoadStateDictInfo":
+        """Finish loading as transformers does, and raise a `CheckpointError` if a weight was not taken from the files.
+
+        This overrides a private method of transformers, because every way to load a model calls it. The public loading
+        info (`output_loading_info`) is not enough: for the folder of an adapter it describes the adapter and not its
+        base model.
+        """
+        loading_info = PreTrainedModel._finalize_model_loading(model, load_config, loading_info)
+        check_loaded(loading_info.to_dict(), load_config.pretrained_model_name_or_path)
+        return loading_info
+
+
+def _refuse_names_that_accelerate_skips(model: PreTrainedModel) -> None:
+    """Raise a `CheckpointError` if accelerate is about to load a checkpoint whose names are not those of `model`.
+
+    These are the names of the original layout (deepseek-ai/Janus), and those of a model with or without the text head
+    if `model` is the other one.
+
+    With a `device_map`, accelerate's `load_checkpoint_in_model` and `load_checkpoint_and_dispatch` look for each name
+    of the file in `model.state_dict()` and skip names that are not there, which leaves the weights at random values.
+    They call no method of the model that receives the weights, and accelerate has no hook for loading. `state_dict` is
+    the only method that they call on every model, so it calls this function, which reads the arguments of accelerate's
+    public function from the call stack. Without a `device_map` accelerate calls `load_state_dict`, which accepts
+    original names.
+    """
+    # One variable for all frames: a frame that is kept in a variable of its own would keep the model in memory.
+    frame = inspect.currentframe()
+    frame = frame and frame.f_back  # `state_dict`
+    frame = frame and frame.f_back  # its caller
+    # The `state_dict` of a model calls that of its parts, for which there is nothing to check.
+    stops = (load_checkpoint_in_model.__code__, LoadedWholeMixin.state_dict.__code__)
+    while frame is not None and frame.f_code not in stops:
+        frame = frame.f_back
+    if frame is None or frame.f_code is not load_checkpoint_in_model.__code__:
+        return
+    arguments = inspect.getargvalues(frame).locals
+    if arguments["device_map"] is None:
+        return
+    names = _names_that_accelerate_reads(Path(arguments["checkpoint"]))
+    renamed = dict.fromkeys(names, torch.empty(3, device="meta"))  # only the names are used; qkv is split in three
+    accept_original_names(model, renamed, "")
+    if renamed.keys() - names:
+        raise CheckpointError(
+            f"With a device_map, accelerate loads a checkpoint only if its weights have the names of those of "
+            f"{type(model).__name__}, got {str(arguments['checkpoint'])!r} with other names, which it would skip: "
+            f"call {type(model).__name__}.from_pretrained(folder, device_map=...), which reads every layout, or save "
+            "with save_pretrained(folder, layout='transformers').",
+            unexpected=names - renamed.keys(),
+        )
+
+
+def _names_that_accelerate_reads(checkpoint: Path) -> set[str]:
+    """Return the names of the weights in a file, in an index, or in the file or index of a folder.
+
+    accelerate has found the file already, so it exists. In a folder it looks for files in this order.
+    """
+    if checkpoint.is_dir():
+        whole = [checkpoint / name for name in ("pytorch_model.bin", "model.safetensors")]
+        checkpoint = next(path for path in (*whole, *checkpoint.glob("*.index.json")) if path.is_file())
+    if checkpoint.suffix == ".json":
+        index = json.loads(checkpoint.read_text(encoding="utf-8"))
+        return set(index.get("weight_map", index))
+    return set(load_state_dict(checkpoint, map_location="meta"))
+
+
+__all__ = ["LoadedWholeMixin", "check_configurations", "check_local_files", "weight_file_names"]

@@ -50,6 +50,8 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
     """A pipeline that generates images and answers questions about images with a Janus-Pro model.
 
     `pipe("a prompt").images[0]` is a generated image, and `pipe.ask(image, "a question")` returns an answer.
+    `JanusProPipeline.from_pretrained` loads it. Once this class has been imported, diffusers' own
+    `DiffusionPipeline.from_pretrained` and `AutoPipelineForText2Image.from_pretrained` load a saved pipeline too.
 
     Args:
         model: The Janus-Pro model, which generates text tokens and image tokens.
@@ -64,10 +66,6 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
     def __init__(self, model: JanusProForConditionalGeneration, processor: JanusProProcessor) -> None:
         super().__init__()
         self.register_modules(model=model, processor=processor)
-        # model_index.json names the public classes, so that it stays valid when their modules are renamed.
-        self.register_to_config(
-            model=("janus_hf", type(model).__name__), processor=("janus_hf", type(processor).__name__)
-        )
 
     @torch.no_grad()
     def __call__(

@@ -24,6 +24,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import Trainer
 
+from ...files import open_to_others
 from ...hub.cards import model_card, read_card
 from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
@@ -293,6 +294,8 @@ class JanusProTrainerMixin(RepeatableTrainer):
         if isinstance(self.model, PeftModel):
             found = read_card(folder)
             super()._save(str(folder), state_dict)
+            for saved in (folder, *(folder / name for name in self.model.peft_config)):
+                open_to_others(saved)
             if writes:  # PEFT's card names a local base model by its folder, and the Hub refuses such a card
                 write_card(folder, self.generated_card(), found)
         elif writes or self.is_distributed_loading_by_transformers:

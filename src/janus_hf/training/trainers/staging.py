@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import ADAPTER_CONFIG_NAME
 
-from ...hub.cards import repository_of
+from ...hub.cards import published_base
 from ..recording import FACTS_FILE
 from .run_arguments import RunArguments, hide_folders
 
@@ -76,18 +76,6 @@ def stage_upload(
             copied.write_text(text, encoding="utf-8")
 
 
-def published_base(base: str | None) -> str | None:
-    """Return the name by which an uploaded adapter states its base model: a repository id, or `./NAME` of a folder.
-
-    `./NAME` cannot be the id of a repository. So a reader gets an error that names the folder instead of another
-    model, unless a folder of this name is in the reader's working directory.
-
-    Args:
-        base: Repository id or folder of the base model; None if unknown.
-    """
-    return (repository_of(base) or f"./{Path(base).name}") if base else None
-
-
 def _copy_tree(source: Path, destination: Path, *, without: Iterable[str]) -> None:
     """Link or copy a folder's files to another folder, except top-level names that match a pattern of `without`."""
     for path in source.iterdir():
@@ -113,4 +101,4 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
-__all__ = ["published_base", "stage_upload"]
+__all__ = ["stage_upload"]

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..errors import CheckpointError
+from ...errors import CheckpointError
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""Weight-only quantisation of the language model, in memory and in files."""

@@ -18,6 +18,7 @@ LAYERS = (
     {
         "_version",
         "answering",
+        "arguments",
         "assets",
         "errors",
         "files",
@@ -26,6 +27,7 @@ LAYERS = (
         "layouts",
         "protocols",
         "shapes",
+        "summaries",
         "tokenizer",
     },
     {"configuration", "hub", "processing", "rewards"},

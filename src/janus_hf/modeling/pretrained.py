@@ -22,6 +22,7 @@ from ..hub.saved_files import replaced_save
 from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
 from ..layouts import Layout
 from ..layouts.janus_pro import STORED_BUT_UNUSED
+from ..protocols import TypedModel
 from ..tokenizer import read_special_token_ids
 from .checkpoint import all_conversions, check_loaded, copy_tied_head, register_conversions
 from .int4_weights import portable_int4
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class JanusProPreTrainedModel(HubUploadMixin, PreTrainedModel):
+class JanusProPreTrainedModel(HubUploadMixin, TypedModel):
     """Base class of `JanusProModel` and `JanusProForConditionalGeneration`, which loads and saves checkpoints.
 
     It handles two file layouts: "original" (deepseek-ai/Janus) and "transformers" (transformers' own Janus). The class

@@ -1,5 +1,6 @@
 """Checks of single arguments, which name the argument in their error and return its value as a plain Python object."""
 
+import math
 import os
 from collections.abc import Sequence
 from numbers import Integral, Real
@@ -27,34 +28,37 @@ def check_number(value: Any, name: str, advice: str) -> float:
     """Return a real number, such as an int, a float or a numpy scalar, as a float.
 
     Args:
-        value: The caller's argument; its range is checked by the code that uses it.
+        value: The caller's argument; the code that uses it checks the range and refuses NaN.
         name: Name of that argument, for the message.
         advice: What to pass instead, for the message.
 
     Raises:
         TypeError: If the value is no number. True and False are no numbers.
+        ValueError: If it is infinite.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {describe(value)}: {advice}.")
+    if math.isinf(value):
+        raise ValueError(f"`{name}` must be finite, got {value}: {advice}.")
     return float(value)
 
 
-def check_integer(value: Any, name: str, advice: str, *, least: int = 1) -> int:
+def check_integer(value: Any, name: str, advice: str, *, least: int | None = 1) -> int:
     """Return an integer, also one of numpy's, as an int.
 
     Args:
         value: The caller's argument.
         name: Name of that argument, for the message.
         advice: What to pass instead, for the message.
-        least: Smallest value that is allowed.
+        least: Smallest value that is allowed; None allows all integers.
 
     Raises:
         TypeError: If the value is no integer. True, False and 1.0 are no integers.
         ValueError: If the value is smaller than `least`.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
-        raise TypeError(f"`{name}` must be an integer of at least {least}, got {describe(value)}: {advice}.")
-    if value < least:
+        raise TypeError(f"`{name}` must be an integer, got {describe(value)}: {advice}.")
+    if least is not None and value < least:
         raise ValueError(f"`{name}` must be at least {least}, got {value}: {advice}.")
     return int(value)
 

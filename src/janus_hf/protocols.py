@@ -17,12 +17,19 @@ from transformers.utils import ModelOutput
 class BareModel(Protocol):
     """The model without its text head, as image generation uses it; `JanusProModel` has this type."""
 
-    language_model: PreTrainedModel
-    generation_aligner: nn.Module
-
     @property
     def config(self) -> PreTrainedConfig:
         """Configuration of the model."""
+        ...
+
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The language model, without its text head."""
+        ...
+
+    @property
+    def generation_aligner(self) -> nn.Module:
+        """The module that maps codebook vectors to inputs of the language model."""
         ...
 
     @property

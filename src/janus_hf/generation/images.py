@@ -9,7 +9,6 @@ with guidance, conditional rows first), `T` the prompt length, `P` the number of
 of codebook entries.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Unpack, overload
@@ -62,7 +61,7 @@ class ImageGenerationOutput(ShortRepr, ModelOutput):
     image_ids: torch.Tensor
     logits: torch.Tensor | None = None
     scores: torch.Tensor | None = None
-    num_model_steps: int = 0
+    num_model_steps: int | None = None
 
 
 class ImageGenerationMixin:
@@ -347,8 +346,8 @@ class ImageGenerationMixin:
             guidance_scale = getattr(self.generation_config, "image_guidance_scale", GUIDANCE_SCALE)
         advice = "use 1 for no guidance, 5 as the original does"
         scale = check_number(guidance_scale, "guidance_scale", advice)
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"`guidance_scale` must be 0 or more and finite, got {guidance_scale}: {advice}.")
+        if not scale >= 0:
+            raise ValueError(f"`guidance_scale` must be 0 or more, got {guidance_scale}: {advice}.")
         if has_negative_prompts and scale == 1:
             raise ValueError(
                 "`guidance_scale` must not be 1 with a negative prompt, which acts through guidance, got 1: set it "

@@ -124,17 +124,18 @@ def _check_prompts(ids: torch.Tensor, mask: torch.Tensor | None, name: str) -> t
             f"`{name}` must be of shape (B, T) with at least one prompt, got {tuple(ids.shape)}: make it with "
             "processor.prepare_image_generation."
         )
+    mask_name = name.replace("input_ids", "attention_mask")
     if mask is not None and not isinstance(mask, torch.Tensor):
         raise TypeError(
-            f"The attention mask of `{name}` must be a tensor (B, T) of zeros and ones, got {describe(mask)}: pass "
-            "both from one call of the processor."
+            f"`{mask_name}`, the attention mask of `{name}`, must be a tensor (B, T) of zeros and ones, got "
+            f"{describe(mask)}: pass both from one call of the processor."
         )
     # Masks are summed to lengths and accumulated to positions, so a bool or float mask becomes integer.
     mask = torch.ones_like(ids) if mask is None else mask.to(ids)
     if mask.shape != ids.shape:
         raise ValueError(
-            f"The attention mask of `{name}` must be of its shape {tuple(ids.shape)}, got {tuple(mask.shape)}: pass "
-            "both from one call of the processor."
+            f"`{mask_name}`, the attention mask of `{name}`, must be of its shape {tuple(ids.shape)}, got "
+            f"{tuple(mask.shape)}: pass both from one call of the processor."
         )
     if not bool(mask[:, -1].all()) or bool((mask.diff(dim=-1) < 0).any()):
         raise ValueError(

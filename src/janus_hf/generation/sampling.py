@@ -9,7 +9,6 @@ In shapes, `B` is the number of images, `n` the number of neighbouring positions
 codebook entries.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -67,10 +66,9 @@ class Sampling:
         """
         all_tokens = "use None to sample among all tokens"
         heat = check_number(temperature, "temperature", "use 1.0 for the model's own distribution")
-        if not 0 < heat < math.inf:
+        if not heat > 0:
             raise ValueError(
-                f"`temperature` must be positive and finite, got {temperature}: use do_sample=False for the most "
-                "likely tokens."
+                f"`temperature` must be positive, got {temperature}: use do_sample=False for the most likely tokens."
             )
         share = 1.0 if top_p is None else check_number(top_p, "top_p", all_tokens)
         if not 0 < share <= 1:

@@ -238,7 +238,10 @@ class JanusProModel(JanusProPreTrainedModel):
         )
 
     if TYPE_CHECKING:
-        __call__ = forward  # PyTorch's own annotation is Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> JanusProModelOutput:
+            """Call `forward` through PyTorch's hooks; PyTorch's own annotation of the result is Any."""
+            ...
 
 
 class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationMixin, GenerationMixin):
@@ -369,7 +372,10 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
         )
 
     if TYPE_CHECKING:
-        __call__ = forward  # PyTorch's own annotation is Any
+
+        def __call__(self, *args: Any, **kwargs: Any) -> JanusProCausalLMOutput:
+            """Call `forward` through PyTorch's hooks; PyTorch's own annotation of the result is Any."""
+            ...
 
         @overload
         def generate(

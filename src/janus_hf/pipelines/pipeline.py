@@ -7,44 +7,34 @@ folder, which transformers' `AutoModel` and `AutoProcessor` can load as well.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
 
+from ..arguments import check_flag, check_path, describe
 from ..files import hub_arguments
+from ..generation.generation_arguments import Generators
 from ..generation.images import GUIDANCE_SCALE
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
-from ..processing.pictures import ImageSource
+from ..processing.pictures import ImageBatch
 from ..tokenizer import check_text_ids
-from .call_arguments import CALLBACK_TENSORS, OutputType, check_call_arguments
+from .call_arguments import CALLBACK_TENSORS, CallArguments, OutputType, StepEndCallback, check_call_arguments
 from .chat import ChatPipelineMixin
+from .image_tokens import ImageTokensMixin
 from .lora import LoraPipelineMixin
 from .offloading import bring_in
 from .pipeline_files import PipelineFilesMixin
+from .pipeline_output import JanusProPipelineOutput
+from .progress import ProgressBarMixin
 
 
-@dataclass
-class JanusProPipelineOutput(BaseOutput):
-    """The `N` images that one call of `JanusProPipeline` has generated, each from `P` image tokens.
-
-    Args:
-        images: The images in the form that `output_type` names: a list of PIL images ("pil"), an array
-            `(N, H, W, 3)` float32 in [0, 1] ("np"), a tensor `(N, 3, H, W)` in [0, 1] ("pt"), or the image tokens
-            `(N, P)` int64 ("latent").
-        image_ids: `(N, P)` int64: the image tokens, for every `output_type`.
-    """
-
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
-    image_ids: torch.Tensor
-
-
-class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin, DiffusionPipeline):
+class JanusProPipeline(
+    ChatPipelineMixin, ImageTokensMixin, LoraPipelineMixin, PipelineFilesMixin, ProgressBarMixin, DiffusionPipeline
+):
     """A pipeline that generates images and answers questions about images with a Janus-Pro model.
 
     `pipe("a prompt").images[0]` is a generated image, and `pipe.ask(image, "a question")` returns an answer.
@@ -67,6 +57,83 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
             model=("janus_hf", type(model).__name__), processor=("janus_hf", type(processor).__name__)
         )
 
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
+        **kwargs: Unpack[CallArguments],
+    ) -> JanusProPipelineOutput[list[PIL.Image.Image]]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[False],
+        **kwargs: Unpack[CallArguments],
+    ) -> tuple[list[PIL.Image.Image], torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["np"],
+        return_dict: Literal[True] = True,
+        **kwargs: Unpack[CallArguments],
+    ) -> JanusProPipelineOutput[np.ndarray]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["np"],
+        return_dict: Literal[False],
+        **kwargs: Unpack[CallArguments],
+    ) -> tuple[np.ndarray, torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["pt", "latent"],
+        return_dict: Literal[True] = True,
+        **kwargs: Unpack[CallArguments],
+    ) -> JanusProPipelineOutput[torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["pt", "latent"],
+        return_dict: Literal[False],
+        **kwargs: Unpack[CallArguments],
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        **kwargs: Unpack[CallArguments],
+    ) -> JanusProPipelineOutput[Any] | tuple[ImageBatch, torch.Tensor]: ...
+
     @torch.no_grad()
     def __call__(
         self,
@@ -81,16 +148,16 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         image_ids: torch.Tensor | None = None,
         batch_size: int = 8,
         output_type: OutputType = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        callback_on_step_end: StepEndCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_ids",),
         speculative_window: int = 1,
         cache_implementation: Literal["static", "dynamic"] = "static",
-    ) -> JanusProPipelineOutput | tuple[Any, torch.Tensor]:
+    ) -> JanusProPipelineOutput[Any] | tuple[ImageBatch, torch.Tensor]:
         """Generate images from prompts.
 
         Args:
@@ -131,6 +198,7 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
             ValueError, TypeError: If an argument is out of range or of the wrong type.
             FloatingPointError: If the model's logits are not finite.
         """
+        check_flag(return_dict, "return_dict")
         prompts, negatives = check_call_arguments(
             self.model.config.vq_config,
             prompt,
@@ -142,14 +210,15 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
             image_ids=image_ids,
             batch_size=batch_size,
             output_type=output_type,
-            callback_tensors=callback_on_step_end_tensor_inputs,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         device = bring_in(self)
         starts = range(0, len(prompts), batch_size)
         num_tokens = self.model.config.vq_config.num_image_tokens
         num_given = 0 if image_ids is None else image_ids.shape[1]
         tokens, images = [], []
-        with self.progress_bar(total=(num_tokens - num_given) * len(starts)) as progress:
+        with self.progress_bar(total=(num_tokens - num_given) * len(prompts)) as progress:
             for start in starts:
                 part = slice(start, start + batch_size)
                 inputs = self.processor.prepare_image_generation(
@@ -209,28 +278,6 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         """Undo `enable_fast_decoding`: generate with the uncompiled step again."""
         self.model.compile_generation(False)
 
-    def decode(
-        self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil"
-    ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
-        """Decode image tokens `(N, P)` to `N` images.
-
-        The form of the result is that of `JanusProPipelineOutput.images` for the same `output_type`.
-        """
-        device = bring_in(self)
-        pixel_values = self.model.decode_image_ids(image_ids.to(device))
-        return self.processor.post_process_images(pixel_values, output_type=output_type)
-
-    def encode(self, images: ImageSource | Sequence[ImageSource]) -> torch.Tensor:
-        """Encode `N` images and return their image tokens `(N, P)` int64, from which `decode` reconstructs them.
-
-        Args:
-            images: One image or a list of images, each a PIL image, path, URL or array. The short side is resized to
-                the model's image size and the centre is cropped.
-        """
-        device = bring_in(self)
-        pixel_values = self.processor.image_processor(images, mode="generation", return_tensors="pt").pixel_values
-        return self.model.encode_image_ids(pixel_values.to(device))
-
     @classmethod
     def from_pretrained(
         cls,
@@ -246,18 +293,28 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         The files may be a release by deepseek-ai, a conversion for transformers' own Janus, or a saved pipeline.
 
         Args:
-            pretrained_model_name_or_path: Repository id or folder.
+            pretrained_model_name_or_path: Repository id or folder. `janus_hf.assets.DEFAULT_MODEL` is the folder of
+                the small model inside the package, which wants prompts such as "a photo of a red circle".
             model, processor: Model or processor to use instead of loading it.
             torch_dtype: The argument `dtype` under the name that it has in diffusers. As there, it may be a dict from
-                component to dtype; the model gets that of "model", else that of "default", else float32.
+                component to dtype; the model gets that of "model", else that of "default", else float32. If `dtype` is
+                given as well, it decides.
             kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
                 both model and processor. All other arguments (`dtype`, `device_map`, `quantization_config`, `variant`,
                 ...) go to that of the model.
 
         Raises:
             CheckpointError: If the files do not hold exactly the model's weights.
+            TypeError: If an argument is of the wrong type.
             ValueError: If `model` is given together with arguments that are used for loading a model.
         """
+        check_path(pretrained_model_name_or_path, "pretrained_model_name_or_path", "a repository id or a folder")
+        for name, value, method in (
+            ("model", model, "generate_images"),
+            ("processor", processor, "prepare_image_generation"),
+        ):
+            if value is not None and not hasattr(value, method):
+                raise TypeError(f"`{name}` must be the {name} of a Janus-Pro, got {describe(value)}: leave it out.")
         if torch_dtype is not None:
             kwargs.setdefault("dtype", torch_dtype)
         if isinstance(kwargs.get("dtype"), dict):
@@ -283,7 +340,7 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         return float(getattr(self.model.generation_config, "image_guidance_scale", GUIDANCE_SCALE))
 
     def _step_callback(
-        self, report_progress: Callable[[], object], callback: Callable[..., Any] | None, names: Sequence[str]
+        self, report_progress: Callable[[int], object], callback: StepEndCallback | None, names: Sequence[str]
     ) -> Callable[[int, torch.Tensor], torch.Tensor | None]:
         """Return a callback for the model's `generate_images` that reports progress and runs the caller's callback.
 
@@ -291,13 +348,13 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         the `(B,)` tokens that replace the newest ones, or None to keep those.
 
         Args:
-            report_progress: Function that advances the progress bar by one step.
+            report_progress: Function that advances the progress bar by a number of image tokens.
             callback: The caller's `callback_on_step_end`; None if there is none.
             names: The caller's `callback_on_step_end_tensor_inputs`.
         """
 
         def on_step(step: int, image_ids: torch.Tensor) -> torch.Tensor | None:
-            report_progress()
+            report_progress(len(image_ids))
             if callback is None:
                 return None
             changed = callback(self, step, step, {"image_ids": image_ids} if "image_ids" in names else {}) or {}

@@ -220,7 +220,12 @@ class JanusProImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     if TYPE_CHECKING:
-        __call__ = preprocess  # transformers' own annotation hides the arguments
+
+        def __call__(
+            self, images: Any, *, mode: Mode = "understanding", return_tensors: str | None = "pt"
+        ) -> BatchFeature:
+            """Call `preprocess`; transformers' own signature hides the arguments."""
+            ...
 
     @overload
     def postprocess(

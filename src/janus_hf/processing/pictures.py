@@ -226,7 +226,7 @@ def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
         if not (low >= 0 and high <= 1):  # written so that NaN is refused too
             raise ValueError(
                 f"Floating-point pixels must be in [0, 1], got a {kind} with values in [{low}, {high}]: divide by "
-                "the maximum, undo the normalisation, or pass uint8."
+                "the maximum, undo the normalisation, or pass a uint8 image."
             )
         pixels_HWC = np.rint(pixels_HWC.astype(np.float32) * 255).astype(np.uint8)
     if pixels_HWC.dtype != np.uint8:

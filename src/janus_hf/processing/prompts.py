@@ -115,7 +115,7 @@ def render_generation_prompt(prompt: str, *, roles: Sequence[str] = ROLES, boi_t
     return f"{roles[0]}: {content}\n\n{roles[1]}:{boi_token}" if content else f"{roles[0]}:{roles[1]}:{boi_token}"
 
 
-def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES) -> None:
+def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES, name: str = "conversation") -> None:
     """Raise `ValueError` unless `conversation` is a list of messages that the chat template can render.
 
     Args:
@@ -123,10 +123,11 @@ def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES) -> No
             `{"type": "text", "text": ...}` and `{"type": "image", "image" | "url" | "path" | "base64": ...}`.
         roles: Names of user and assistant that are accepted besides "user", "assistant", `ROLES` and
             `JANUS_1_3B_ROLES`.
+        name: Name of the caller's argument, for the message.
     """
     if not isinstance(conversation, (list, tuple)) or not conversation:
         raise ValueError(
-            f"`conversation` must be a non-empty list of messages, got {describe(conversation)}: pass dicts with "
+            f"`{name}` must be a non-empty list of messages, got {describe(conversation)}: pass dicts with "
             "'role' and 'content'."
         )
     allowed = list(dict.fromkeys(["user", "assistant", *roles, *ROLES, *JANUS_1_3B_ROLES]))

@@ -10,7 +10,8 @@ CALLS = """
 import logging, warnings
 
 import torch
-import transformers, diffusers  # what their import says is not about this package
+import diffusers
+from transformers import PreTrainedModel  # what its import says is not about this package
 
 warnings.simplefilter("error")
 records = []

@@ -8,6 +8,7 @@ from typing import assert_type
 
 import numpy as np
 import torch
+from huggingface_hub import CommitInfo
 from PIL import Image
 from transformers import BatchFeature
 
@@ -63,7 +64,7 @@ assert_type(pipe.decode(pipe.encode(image), "np"), np.ndarray)
 assert_type(pipe.decode(pipe.encode(image), output_type="pt"), torch.Tensor)
 assert_type(pipe.enable_fast_decoding([1, 8]), bool)
 assert_type(pipe.get_active_adapters(), list[str])
-assert_type(pipe.push_to_hub("me/fox"), str)
+assert_type(pipe.push_to_hub("me/fox"), CommitInfo)
 
 
 def first(result: JanusProPipelineOutput) -> Image.Image:

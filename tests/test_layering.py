@@ -18,6 +18,7 @@ LAYERS = (
     {
         "_version",
         "answering",
+        "arguments",
         "assets",
         "errors",
         "files",
@@ -28,6 +29,7 @@ LAYERS = (
         "opening",
         "protocols",
         "shapes",
+        "summaries",
         "tokenizer",
     },
     {"configuration", "hub", "processing", "rewards"},

@@ -65,6 +65,9 @@ def public_definitions():
                 continue
             for node in owner.body:
                 is_definition = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                is_overload = is_definition and "overload" in [ast.unparse(one) for one in node.decorator_list]
+                if is_overload:  # the implementation behind it has the docstring
+                    continue
                 if is_definition and not node.name.startswith("_") and node.name not in INHERITED:
                     yield f"{path.relative_to(SOURCE)}:{node.lineno} {node.name}", node
 

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
+from .arguments import check_integer
 from .protocols import ChatProcessor, HasImageTokens
 from .tokenizer import check_text_ids
 
@@ -54,9 +55,11 @@ def answer(
         One string per conversation, without special tokens and surrounding white space.
 
     Raises:
+        TypeError: If an argument is of the wrong type.
         ValueError: If a conversation leaves no space for an answer in the model's context, images and placeholders do
             not match, or an argument is incompatible with `share_prefix`.
     """
+    max_new_tokens = check_integer(max_new_tokens, "max_new_tokens", "give the largest number of tokens of an answer")
     # Arguments that only JanusProProcessor accepts are left out unless the caller gives them.
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:

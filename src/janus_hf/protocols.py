@@ -4,8 +4,8 @@
 Each Protocol lists only what these folders use.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
 import torch
 from PIL import Image
@@ -17,13 +17,32 @@ from transformers.utils import ModelOutput
 class BareModel(Protocol):
     """The model without its text head, as image generation uses it; `JanusProModel` has this type."""
 
-    config: PreTrainedConfig
-    language_model: PreTrainedModel
-    generation_aligner: nn.Module
-    generation_head: nn.Module  # hidden states (..., D) -> image logits (..., K)
-    vqmodel: PreTrainedModel  # the image codec: pixels <-> image tokens
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Configuration of the model."""
+        ...
 
-    def __call__(self, **kwargs: Any) -> ModelOutput:  # Any: a transformers signature
+    @property
+    def language_model(self) -> PreTrainedModel:
+        """The language model, without its text head."""
+        ...
+
+    @property
+    def generation_aligner(self) -> nn.Module:
+        """The module that maps codebook vectors to inputs of the language model."""
+        ...
+
+    @property
+    def generation_head(self) -> nn.Module:
+        """The image head: hidden states `(..., D)` -> image logits `(..., K)` over the `K` codebook entries."""
+        ...
+
+    @property
+    def vqmodel(self) -> PreTrainedModel:
+        """The image codec: pixels <-> image tokens."""
+        ...
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ModelOutput:  # Any: a transformers signature
         """Run the language model over a sequence that may mix text and image tokens, and return its hidden states."""
         ...
 
@@ -46,9 +65,17 @@ class BareModel(Protocol):
 class HasImageTokens(Protocol):
     """A model that reads text and images and generates image tokens, such as `JanusProForConditionalGeneration`."""
 
-    config: PreTrainedConfig
     generation_config: GenerationConfig
-    model: BareModel
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Configuration of the model."""
+        ...
+
+    @property
+    def model(self) -> BareModel:
+        """The model without its text head."""
+        ...
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +87,7 @@ class HasImageTokens(Protocol):
         """Dtype of the weights."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return parameters, buffers and the extra state of modules by name, as in PyTorch's `Module`."""
         ...
 
@@ -68,11 +95,12 @@ class HasImageTokens(Protocol):
         """Return the submodule with this dotted name, as in PyTorch's `Module`."""
         ...
 
-    def generate(self, **kwargs: Any) -> torch.Tensor:
+    def generate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Generate text tokens and return them, as in transformers' `GenerationMixin`."""
         ...
 
-    def generate_images(self, input_ids: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    # Any: each caller gives the arguments that it needs, and a checker accepts every implementation only so
+    def generate_images(self, input_ids: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Generate image tokens `(B, P)` int64, `P` per image, for `B` prompts `(B, T)`, and return them."""
         ...
 
@@ -107,8 +135,12 @@ class GeneratedImages(Protocol):
 class ImagePipeline(Protocol):
     """A pipeline that generates images and answers questions about images; `JanusProPipeline` has this type."""
 
-    model: HasImageTokens
-    processor: Any  # a JanusProProcessor, of which evaluation uses the placeholder and the chat template
+    processor: Any  # Any: a JanusProProcessor, of which evaluation uses the placeholder and the chat template
+
+    @property
+    def model(self) -> HasImageTokens:
+        """The model that generates and answers."""
+        ...
 
     @property
     def device(self) -> torch.device:
@@ -120,17 +152,57 @@ class ImagePipeline(Protocol):
         """Guidance scale that the pipeline uses for `guidance_scale=None`."""
         ...
 
-    def __call__(self, prompt: str | list[str], **kwargs: Any) -> GeneratedImages:
+    # Any: each caller gives the arguments that it needs, and a checker accepts every implementation only so
+
+    def __call__(self, prompt: str | list[str], *args: Any, **kwargs: Any) -> GeneratedImages:
         """Generate images for one prompt or several; the arguments are those of `JanusProPipeline.__call__`."""
         ...
 
-    def ask(self, image: Any, question: str | list[str], **kwargs: Any) -> str | list[str]:
+    @overload
+    def ask(self, image: Any, question: str, *args: Any, **kwargs: Any) -> str: ...
+
+    @overload
+    def ask(self, image: Any, question: list[str], *args: Any, **kwargs: Any) -> list[str]: ...
+
+    def ask(self, image: Any, question: str | list[str], *args: Any, **kwargs: Any) -> str | list[str]:
         """Answer one question about an image, or each question of a list."""
         ...
 
-    def chat(self, messages: Sequence[dict[str, Any]], **kwargs: Any) -> str:
+    def chat(self, messages: list[dict[str, Any]], *args: Any, **kwargs: Any) -> str:
         """Return the model's answer to a conversation, given as chat messages."""
         ...
 
 
-__all__ = ["BareModel", "ChatProcessor", "GeneratedImages", "HasImageTokens", "ImagePipeline"]
+if TYPE_CHECKING:
+
+    class TypedModel(PreTrainedModel):
+        """transformers' `PreTrainedModel` with the return types that it leaves out, for type checkers and editors."""
+
+        def to(self, *args: Any, **kwargs: Any) -> Self:
+            """Move the weights to a device or convert them to a dtype, in place, and return the model."""
+            ...
+
+        def cuda(self, device: int | torch.device | None = None) -> Self:
+            """Move the weights to a GPU, in place, and return the model."""
+            ...
+
+        def half(self) -> Self:
+            """Convert the weights to float16, in place, and return the model."""
+            ...
+
+        def float(self) -> Self:
+            """Convert the weights to float32, in place, and return the model."""
+            ...
+
+        def train(self, mode: bool = True) -> Self:
+            """Set training mode and return the model."""
+            ...
+
+        def eval(self) -> Self:
+            """Set evaluation mode and return the model."""
+            ...
+else:
+    TypedModel = PreTrainedModel
+
+
+__all__ = ["BareModel", "ChatProcessor", "GeneratedImages", "HasImageTokens", "ImagePipeline", "TypedModel"]

@@ -13,7 +13,12 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 def add_draw_parser(commands: Commands) -> None:
     """Add the sub-command `draw` to the parser of `janus-hf`."""
     draw = commands.add_parser("draw", help="generate images from prompts")
-    draw.add_argument("prompt", nargs="+", help="description of the image; several prompts make several images")
+    draw.add_argument(
+        "prompt",
+        nargs="+",
+        help="description of the image; several prompts make several images. The model inside the package, which is "
+        "used without -m, wants 'a photo of a red circle and a blue square' and the like",
+    )
     draw.add_argument("-o", "--output", type=Path, default=Path("."), help="folder, or a .png file for a single image")
     draw.add_argument("-n", "--num-images", type=int, default=1, help="images per prompt")
     draw.add_argument("--negative-prompt", help="description of what the images must not show")

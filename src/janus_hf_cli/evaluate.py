@@ -57,7 +57,6 @@ def _run_benchmark(arguments: argparse.Namespace) -> int:
     with ExitStack() as stack:
         evaluator = make_evaluator(arguments.benchmark, arguments.data, **command.options(arguments, stack))
         pipe = load_pipeline(arguments)
-        pipe.set_progress_bar_config(disable=folder is not None)  # with a folder the benchmark shows its own bar
         report = evaluator(pipe, folder)
     return _print_report(report, command.to_text(report), folder)
 

@@ -24,7 +24,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     These are `--model`, `--revision`, `--device`, `--dtype` and `--quantize`.
     """
     group = parser.add_argument_group("model")
-    group.add_argument("-m", "--model", help="repository id or folder (default: the tiny model inside the package)")
+    group.add_argument(
+        "-m",
+        "--model",
+        help="repository id or folder (default: the small model inside the package, which knows coloured shapes only "
+        "and wants prompts such as 'a photo of a red circle')",
+    )
     add_revision_argument(group)
     group.add_argument("--device", help="cpu, cuda, mps, ... (default: a GPU if there is one, else the CPU)")
     add_dtype_argument(group)

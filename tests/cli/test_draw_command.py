@@ -34,7 +34,7 @@ def test_draw_into_a_folder(run, pipe, tmp_path):
     names = ["a-red-fox-5.png", "a-red-fox-6.png", "the-sea-7.png", "the-sea-8.png"]
     assert out.splitlines() == [str(Path("images", name)) for name in names]
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == names
-    assert "64/64" in err  # the progress bar
+    assert "256/256" in err  # the progress bar counts the image tokens of four images
     generated = np.asarray(Image.open(tmp_path / "images" / names[2])).astype(int)
     # Decoded in a batch here and alone there: convolutions of other sizes round differently, as truncation may show.
     assert np.abs(generated - expected_image(pipe, "the sea", 7)).max() <= 1
@@ -76,7 +76,7 @@ def test_settings_reach_the_pipeline(run, pipe, tmp_path, flags, arguments):
 
 def test_batch_size(run):
     _, _, err = run("draw", "a", "-n", 3, "--batch-size", 2, *FAST)
-    assert "128/128" in err  # two batches of 64 image tokens
+    assert "192/192" in err  # three images of 64 image tokens
 
 
 def test_draw_with_an_adapter(run, pipe, tmp_path):

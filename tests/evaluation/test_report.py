@@ -62,6 +62,14 @@ def test_failures_that_count_as_wrong_are_reported():
     assert "(25.00 % of all), 1 of them, as wrong, in the numbers" in report(failures_counted=1).to_markdown()
 
 
+def test_a_notebook_shows_the_tables_and_not_the_rows():
+    one = report()
+    assert one._repr_markdown_() == one.to_markdown()
+    assert "\n" not in repr(one)
+    assert len(repr(one)) < 120
+    assert f"{len(one.rows)} rows, {len(one.failures)} failures" in repr(one)
+
+
 def test_the_primary_metric_must_be_one():
     with pytest.raises(ValueError, match=r"got 'overall': choose one of \['random F1', 'unparsed'\]"):
         report(primary="overall")

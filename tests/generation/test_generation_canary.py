@@ -39,6 +39,11 @@ def test_inductor_has_these_options(option, value):
     assert getattr(inductor_config, option) == before
 
 
+def test_inductor_lists_the_modes_of_torch_compile():
+    """`generation_arguments.py` checks `mode` against it; `torch.compile` names the function in its documentation."""
+    assert {"default", "reduce-overhead", "max-autotune"} <= set(torch._inductor.list_mode_options())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("displayed", [10, 0])
 def test_inductor_writes_its_tables_to_stderr_unless_0_are_displayed(displayed, capsys):

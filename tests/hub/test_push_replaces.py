@@ -197,7 +197,10 @@ def test_adapters_are_pushed_with_a_card(local_hub, lora, pipe, tmp_path, caplog
     files = local_hub.files("me/fox", "dev")
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= set(files)
     assert "model.safetensors" not in files
-    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == f"./{Path(TINY_MODEL).name}"
+    assert (
+        json.loads(files["adapter_config.json"])["base_model_name_or_path"]
+        == f"./{Path(lora.config.name_or_path).name}"
+    )
     assert "does not name its base model" in caplog.text
     card = files["README.md"].decode()
     assert "library_name: peft\n" in card

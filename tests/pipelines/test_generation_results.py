@@ -111,14 +111,29 @@ def test_given_tokens_are_checked(pipe, tokens, message):
 
 
 def test_progress_bar_counts_the_tokens_to_generate(own_pipe, capsys):
-    own_pipe.set_progress_bar_config(disable=False, desc="images")
+    own_pipe.set_progress_bar_config(disable=False)
     own_pipe(["a", "b", "c"], batch_size=2, image_ids=torch.zeros(3, 60, dtype=torch.long))
     shown = capsys.readouterr().err
-    assert "images: 100%" in shown
-    assert "8/8" in shown  # four image tokens in each of two batches
+    assert "Generating images: 100%" in shown
+    assert "12/12" in shown  # four image tokens for each of three images
+    assert " image tokens/s" in shown
+    own_pipe.set_progress_bar_config(desc="foxes")
+    own_pipe("a")
+    shown = capsys.readouterr().err
+    assert "foxes: 100%" in shown
+    assert " image tokens/s" in shown
     own_pipe.set_progress_bar_config(disable=True)
     own_pipe("a")
     assert capsys.readouterr().err == ""
+    with own_pipe.hidden_progress_bar() as shown:
+        assert not shown
+    own_pipe.set_progress_bar_config(desc="foxes")
+    with own_pipe.hidden_progress_bar() as shown:
+        assert shown
+        own_pipe("a")
+        assert capsys.readouterr().err == ""
+    own_pipe("a")
+    assert "foxes: 100%" in capsys.readouterr().err
 
 
 def test_encode_and_decode_are_the_models(pipe, image, tmp_path):

@@ -4,6 +4,7 @@ A failure here means that such a library was changed: read its changes and look 
 """
 
 import logging
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -65,6 +66,15 @@ def test_transformers_marks_a_model_with_adapters(own_pipe):
     own_pipe.unload_lora_weights()
     model.add_adapter(LoraConfig(target_modules=["q_proj"]))
     assert model._hf_peft_config_loaded
+
+
+def test_diffusers_warns_of_new_torchao_releases_through_this_logger():
+    """`janus_hf.pipelines` silences the warning, which comes with every import of diffusers."""
+    pytest.importorskip("torchao")
+    import diffusers.quantizers.torchao.torchao_quantizer as module
+
+    assert module.logger is logging.getLogger("diffusers.quantizers.torchao.torchao_quantizer")
+    assert "Unable to import `torchao`" in Path(module.__file__).read_text(encoding="utf-8")
 
 
 def test_transformers_reports_missing_weights_through_this_logger():

@@ -26,7 +26,7 @@ from ..image_grid import image_grid
 from ..protocols import ImagePipeline
 from ..rewards.image_io import open_rgb, readable
 from .run_folder import environments, open_run, processes, run_settings
-from .sharing import own_share, share
+from .sharing import own_share, progress_bar_of, share
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ def draw_prompts(
             write_atomically(path, png(image))
         return paths, []
 
-    share(missing, generate, batch_size=batch_size, title="drawing", unit="image")
+    with progress_bar_of(pipe) as shown:
+        share(missing, generate, batch_size=batch_size, title="drawing", unit="image", shows_progress=shown)
     for number in own_share(range(len(items))):
         images = [open_rgb(sample_path(folder, number, index)) for index in range(images_per_prompt)]
         write_atomically(folder / f"{number:05d}" / "grid.png", png(image_grid(images)))

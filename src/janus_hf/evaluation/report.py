@@ -19,7 +19,7 @@ from .run_folder import processes
 _NAMED_FAILURES = 20  # largest number of failures that `Report.to_markdown` lists
 
 
-@dataclass
+@dataclass(repr=False)
 class Report:
     """The result of running one benchmark on one pipeline.
 
@@ -53,6 +53,14 @@ class Report:
             raise ValueError(
                 f"`primary` must be the name of a metric, got {self.primary!r}: choose one of {list(self.metrics)}."
             )
+
+    def __repr__(self) -> str:
+        value = "no metrics" if self.value is None else f"{self.primary}={self.value:g}"
+        return f"Report({self.benchmark}: {value}, {len(self.rows)} rows, {len(self.failures)} failures)"
+
+    def _repr_markdown_(self) -> str:
+        """Return what a notebook shows for a report in the last line of a cell."""
+        return self.to_markdown()
 
     @property
     def value(self) -> float | None:

@@ -5,11 +5,13 @@ works on the items k, k + n, k + 2n, ... Without a launcher there is one process
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from ..protocols import ImagePipeline
 from .journal import Journal
 from .run_folder import processes
 
@@ -31,6 +33,16 @@ def gather(values: list[Result]) -> list[Result]:
     return gathered
 
 
+def progress_bar_of(pipe: ImagePipeline) -> AbstractContextManager[bool]:
+    """Hide the pipeline's own progress bar inside the `with` block, and yield whether `share` may show one.
+
+    It may not if the user has turned off the pipeline's (`set_progress_bar_config(disable=True)`). Pipelines of other
+    classes than `JanusProPipeline` need not have this setting.
+    """
+    hide: Callable[[], AbstractContextManager[bool]] = getattr(pipe, "hidden_progress_bar", lambda: nullcontext(True))
+    return hide()
+
+
 def share(
     items: Sequence[Item],
     work: Callable[[Sequence[Item]], tuple[Sequence[Result], Sequence[Failure]]],
@@ -38,6 +50,7 @@ def share(
     batch_size: int,
     title: str,
     unit: str,
+    shows_progress: bool = True,
 ) -> tuple[list[Result], list[Failure]]:
     """Apply `work` to every item once: each process of the launch works on its share, and all return all results.
 
@@ -49,6 +62,7 @@ def share(
         batch_size: Largest number of items in a batch.
         title: Title of the progress bar.
         unit: Name of an item on the progress bar, such as "image".
+        shows_progress: False shows no progress bar.
 
     Returns:
         The results and the failures of all processes: first those of rank 0, in the order of its items, and so on.
@@ -61,7 +75,8 @@ def share(
     own = own_share(items)
     results: list[Result] = []
     failures: list[Failure] = []
-    with tqdm(total=len(own), desc=title, unit=unit, disable=not processes().is_main_process) as progress:
+    hidden = not (shows_progress and processes().is_main_process)
+    with tqdm(total=len(own), desc=title, unit=f" {unit}s", disable=hidden) as progress:
         for start in range(0, len(own), batch_size):
             batch = own[start : start + batch_size]
             found, failed = work(batch)
@@ -80,6 +95,7 @@ def share_answers(
     batch_size: int,
     title: str,
     unit: str,
+    shows_progress: bool = True,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Ask every question that has no answer in the journal yet, and record the new answers there.
 
@@ -95,6 +111,7 @@ def share_answers(
         batch_size: Largest number of questions in a batch.
         title: Title of the progress bar.
         unit: Name of a question on the progress bar.
+        shows_progress: False shows no progress bar.
 
     Returns:
         The answers by index, recorded and new ones, and the messages of the exceptions by index.
@@ -109,8 +126,8 @@ def share_answers(
         return answered, [(index, str(error)) for index, error in given if isinstance(error, Exception)]
 
     missing = [index for index in questions if index not in answers]
-    new, problems = share(missing, work, batch_size=batch_size, title=title, unit=unit)
+    new, problems = share(missing, work, batch_size=batch_size, title=title, unit=unit, shows_progress=shows_progress)
     return answers | dict(new), dict(problems)
 
 
-__all__ = ["gather", "own_share", "share", "share_answers"]
+__all__ = ["gather", "own_share", "progress_bar_of", "share", "share_answers"]

@@ -12,17 +12,20 @@ of codebook entries.
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Unpack, overload
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import ModelOutput, logging
 
+from ..arguments import check_callable, check_choice, check_flag, check_integer, check_number
 from ..protocols import BareModel
+from ..summaries import ShortRepr
 from .decoders import Decoder, PlainDecoder, choose_decoder, why_not_compilable
 from .drawing import Drawing, StepCallback
+from .generation_arguments import Generators, SamplingArguments, check_compiling, check_integer_tensor
 from .prompt_rows import check_prefix, make_rows
-from .sampling import Draw, Generators, Sampling, draw_keys
+from .sampling import Draw, Sampling, draw_keys
 
 
 logger = logging.get_logger(__name__)
@@ -30,8 +33,19 @@ logger = logging.get_logger(__name__)
 GUIDANCE_SCALE = 5.0  # deepseek-ai/Janus generation_inference.py: cfg_weight
 
 
-@dataclass
-class ImageGenerationOutput(ModelOutput):
+class PromptArguments(SamplingArguments, total=False):
+    """Keyword arguments of `generate_images` that do not decide the type of its result; see there."""
+
+    negative_input_ids: torch.Tensor | None
+    negative_attention_mask: torch.Tensor | None
+    pad_token_id: int | None
+    callback: StepCallback | None
+    output_logits: bool
+    output_scores: bool
+
+
+@dataclass(repr=False)
+class ImageGenerationOutput(ShortRepr, ModelOutput):
     """Output of `generate_images` with `return_dict_in_generate=True`, for `B` images of `P` tokens each.
 
     `steps` is the number of generated tokens per image: `P` minus the number of tokens that the caller gave. `K` is
@@ -45,7 +59,7 @@ class ImageGenerationOutput(ModelOutput):
         num_model_steps: Number of runs of the language model, including the prompt's.
     """
 
-    image_ids: torch.Tensor | None = None
+    image_ids: torch.Tensor
     logits: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     num_model_steps: int | None = None
@@ -93,11 +107,14 @@ class ImageGenerationMixin:
             is logged, the result is False, and generation works as before.
 
         Raises:
-            ValueError: If the model is spread over several devices or offloaded, or uses flash-attention.
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is out of range, the model is spread over several devices or offloaded, or it
+                uses flash-attention.
         """
-        if not enabled:
+        if not check_flag(enabled, "enabled"):
             self._stop_compiling()
             return False
+        check_compiling(mode, warm_up, speculative_window)
         devices = {parameter.device for parameter in self.model.parameters()}
         # accelerate's attribute `_hf_hook`: its public `has_offloaded_params` does not see the pipeline's CPU offload.
         if len(devices) > 1 or torch.device("meta") in devices or hasattr(self, "_hf_hook"):
@@ -158,6 +175,36 @@ class ImageGenerationMixin:
         for _ in range(3):  # CUDA graphs are recorded at the second run
             drawing.accept(1)
             drawing.step()
+
+    @overload
+    def generate_images(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        return_dict_in_generate: Literal[False] = False,
+        **kwargs: Unpack[PromptArguments],
+    ) -> torch.Tensor: ...
+
+    @overload
+    def generate_images(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        return_dict_in_generate: Literal[True],
+        **kwargs: Unpack[PromptArguments],
+    ) -> ImageGenerationOutput: ...
+
+    @overload
+    def generate_images(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        return_dict_in_generate: bool,
+        **kwargs: Unpack[PromptArguments],
+    ) -> torch.Tensor | ImageGenerationOutput: ...
 
     # Compiled decoders keep tensors for later calls, and those must not be inference tensors.
     @torch.inference_mode(False)
@@ -227,17 +274,23 @@ class ImageGenerationMixin:
             `(B, P)` int64 tokens in `[0, K)`; `decode_image_ids` turns them into pixels.
 
         Raises:
+            TypeError: If an argument is of the wrong type.
             ValueError: If an argument is out of range, shapes disagree, or prompt and image exceed the model's
                 context.
             FloatingPointError: If the model's logits are not finite.
         """
+        check_integer_tensor(input_ids, "input_ids", "(B, T)")
         vq, device, batch_size = self.config.vq_config, input_ids.device, len(input_ids)
         num_tokens, codebook_size = vq.num_image_tokens, vq.num_embeddings
         scale = self._choose_guidance_scale(guidance_scale, negative_input_ids is not None)
-        if speculative_window < 1:
-            raise ValueError(
-                f"`speculative_window` must be at least 1, got {speculative_window}: use 1 to guess nothing."
-            )
+        window = check_integer(speculative_window, "speculative_window", "use 1 to guess nothing")
+        check_choice(cache_implementation, "cache_implementation", ("static", "dynamic"))
+        check_callable(callback, "callback")
+        wants_logits, wants_scores = (
+            check_flag(output_logits, "output_logits"),
+            check_flag(output_scores, "output_scores"),
+        )
+        wants_output = check_flag(return_dict_in_generate, "return_dict_in_generate")
         sampling = Sampling.make(do_sample, temperature, top_k, top_p, device)
         ids_RT, mask_RT = make_rows(
             input_ids,
@@ -250,7 +303,7 @@ class ImageGenerationMixin:
         self._check_context(ids_RT.shape[1])
         given = check_prefix(image_ids, batch_size, num_tokens, codebook_size, device)
         if given.shape[1] == num_tokens:
-            return ImageGenerationOutput(image_ids=given, num_model_steps=0) if return_dict_in_generate else given
+            return ImageGenerationOutput(image_ids=given, num_model_steps=0) if wants_output else given
 
         # Keys are made after the checks above, so that a refused call does not advance the caller's generators. The
         # scale is a tensor, because a compiled step would be specialised on a number.
@@ -266,10 +319,10 @@ class ImageGenerationMixin:
                 sampling=sampling,
             ),
             cache_implementation=cache_implementation,
-            window=speculative_window,
+            window=window,
         )
-        all_logits = torch.empty(batch_size, num_tokens, codebook_size, device=device) if output_logits else None
-        all_scores = torch.empty(batch_size, num_tokens, codebook_size, device=device) if output_scores else None
+        all_logits = torch.empty(batch_size, num_tokens, codebook_size, device=device) if wants_logits else None
+        all_scores = torch.empty(batch_size, num_tokens, codebook_size, device=device) if wants_scores else None
         drawing.start()
         while True:
             count = drawing.num_accepted()
@@ -288,7 +341,7 @@ class ImageGenerationMixin:
             drawing.step()
 
         tokens = drawing.tokens[:, :num_tokens]
-        if not return_dict_in_generate:
+        if not wants_output:
             return tokens
         return ImageGenerationOutput(
             image_ids=tokens,
@@ -300,22 +353,21 @@ class ImageGenerationMixin:
     def _choose_guidance_scale(self, guidance_scale: float | None, has_negative_prompts: bool) -> float:
         """Return `guidance_scale`, or the default from `generation_config` (or else 5) if it is None.
 
-        Raise a ValueError if the scale is negative, or if it is 1 and there are negative prompts, which would have no
-        effect.
+        Raise a TypeError if the scale is no number. Raise a ValueError if it is negative or not finite, or if it is 1
+        and there are negative prompts, which would have no effect.
         """
         if guidance_scale is None:
             guidance_scale = getattr(self.generation_config, "image_guidance_scale", GUIDANCE_SCALE)
-        if not guidance_scale >= 0:
-            raise ValueError(
-                f"`guidance_scale` must be 0 or more, got {guidance_scale}: use 1 for no guidance, 5 as the original "
-                "does."
-            )
-        if has_negative_prompts and guidance_scale == 1:
+        advice = "use 1 for no guidance, 5 as the original does"
+        scale = check_number(guidance_scale, "guidance_scale", advice)
+        if not scale >= 0:
+            raise ValueError(f"`guidance_scale` must be 0 or more, got {guidance_scale}: {advice}.")
+        if has_negative_prompts and scale == 1:
             raise ValueError(
                 "`guidance_scale` must not be 1 with a negative prompt, which acts through guidance, got 1: set it "
                 "above 1, or leave the negative prompt out."
             )
-        return guidance_scale
+        return scale
 
     def _check_context(self, length: int) -> None:
         """Raise a ValueError unless a prompt of `length` tokens and an image fit into the model's context."""

@@ -11,6 +11,8 @@ length.
 
 import torch
 
+from ..arguments import check_integer, describe
+from .generation_arguments import check_integer_tensor
 from .sampling import check_codes
 
 
@@ -38,6 +40,7 @@ def make_rows(
         unconditional rows or negative prompts, `R = 2 B`. Negative prompts longer than `T` extend all rows to `T'`.
 
     Raises:
+        TypeError: If an argument is no tensor, or ids are no integers.
         ValueError: If shapes disagree, a prompt is not left-padded, or `pad_token_id` is None but needed.
     """
     ids_RT, mask_RT = _check_prompts(input_ids, attention_mask, "input_ids")
@@ -51,7 +54,8 @@ def make_rows(
             "`pad_token_id` must be the id of the padding token, of which the unconditional prompt is made, got None: "
             "pass pad_token_id=processor.pad_token_id, or set it in model.generation_config."
         )
-    return add_unconditional_twins(ids_RT, mask_RT, int(pad_token_id))
+    pad = check_integer(pad_token_id, "pad_token_id", "pass processor.pad_token_id", least=0)
+    return add_unconditional_twins(ids_RT, mask_RT, pad)
 
 
 def add_unconditional_twins(
@@ -87,10 +91,12 @@ def check_prefix(
         `(B, p)` int64.
 
     Raises:
+        TypeError: If it is no tensor of integers.
         ValueError: If the shape is wrong or a token lies outside the codebook.
     """
     if image_ids is None:
         return torch.empty(batch_size, 0, dtype=torch.long, device=device)
+    check_integer_tensor(image_ids, "image_ids", "(B, p)")
     if image_ids.ndim != 2 or len(image_ids) != batch_size or image_ids.shape[1] > num_tokens:
         raise ValueError(
             f"`image_ids` must be of shape ({batch_size}, p) with p <= {num_tokens} image tokens to continue from, "
@@ -109,19 +115,27 @@ def _check_prompts(ids: torch.Tensor, mask: torch.Tensor | None, name: str) -> t
         name: Name of the argument in error messages.
 
     Raises:
+        TypeError: If an argument is no tensor, or the ids are no integers.
         ValueError: If shapes disagree, or a prompt is not left-padded.
     """
+    check_integer_tensor(ids, name, "(B, T)")
     if ids.ndim != 2 or 0 in ids.shape:
         raise ValueError(
             f"`{name}` must be of shape (B, T) with at least one prompt, got {tuple(ids.shape)}: make it with "
             "processor.prepare_image_generation."
         )
+    mask_name = name.replace("input_ids", "attention_mask")
+    if mask is not None and not isinstance(mask, torch.Tensor):
+        raise TypeError(
+            f"`{mask_name}`, the attention mask of `{name}`, must be a tensor (B, T) of zeros and ones, got "
+            f"{describe(mask)}: pass both from one call of the processor."
+        )
     # Masks are summed to lengths and accumulated to positions, so a bool or float mask becomes integer.
     mask = torch.ones_like(ids) if mask is None else mask.to(ids)
     if mask.shape != ids.shape:
         raise ValueError(
-            f"The attention mask of `{name}` must be of its shape {tuple(ids.shape)}, got {tuple(mask.shape)}: pass "
-            "both from one call of the processor."
+            f"`{mask_name}`, the attention mask of `{name}`, must be of its shape {tuple(ids.shape)}, got "
+            f"{tuple(mask.shape)}: pass both from one call of the processor."
         )
     if not bool(mask[:, -1].all()) or bool((mask.diff(dim=-1) < 0).any()):
         raise ValueError(

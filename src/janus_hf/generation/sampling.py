@@ -9,14 +9,13 @@ In shapes, `B` is the number of images, `n` the number of neighbouring positions
 codebook entries.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from ..arguments import check_flag, check_integer, check_number
+from .generation_arguments import Generators, check_generators
 
-# Source of random keys: one generator for all images, one per image, or None for the device's global generator.
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 _WORD = 0xFFFFFFFF  # largest 32-bit word
 
@@ -62,21 +61,23 @@ class Sampling:
         `top_p` reuses the compiled graph. The settings are explained at the class.
 
         Raises:
-            ValueError: If `temperature` is not positive, `top_k` is below 1 or `top_p` lies outside (0, 1].
+            TypeError: If a setting is of the wrong type.
+            ValueError: If `temperature` is not positive and finite, `top_k` is below 1 or `top_p` lies outside (0, 1].
         """
-        if not temperature > 0:
+        all_tokens = "use None to sample among all tokens"
+        heat = check_number(temperature, "temperature", "use 1.0 for the model's own distribution")
+        if not heat > 0:
             raise ValueError(
                 f"`temperature` must be positive, got {temperature}: use do_sample=False for the most likely tokens."
             )
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"`top_k` must be at least 1, got {top_k}: use None to sample among all tokens.")
-        if top_p is not None and not 0 < top_p <= 1:
-            raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}: use None to sample among all tokens.")
+        share = 1.0 if top_p is None else check_number(top_p, "top_p", all_tokens)
+        if not 0 < share <= 1:
+            raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}: {all_tokens}.")
         return cls(
-            do_sample=do_sample,
-            temperature=torch.tensor(float(temperature), device=device),
-            top_k=top_k,
-            top_p=None if top_p is None or top_p == 1 else torch.tensor(float(top_p), device=device),
+            do_sample=check_flag(do_sample, "do_sample"),
+            temperature=torch.tensor(heat, device=device),
+            top_k=None if top_k is None else check_integer(top_k, "top_k", all_tokens),
+            top_p=None if share == 1 else torch.tensor(share, device=device),
         )
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
@@ -144,17 +145,14 @@ def draw_keys(batch_size: int, generator: Generators, device: torch.device) -> t
         device: Device of the keys.
 
     Raises:
+        TypeError: If `generator` is neither None, a generator nor a list of generators.
         ValueError: If `generator` is a list that does not have exactly one generator per image.
     """
+    check_generators(generator, batch_size)
     if generator is None:
         return torch.randint(_WORD + 1, (batch_size, 2), device=device)
     if isinstance(generator, torch.Generator):
         generator = [generator] * batch_size
-    if len(generator) != batch_size:
-        raise ValueError(
-            f"`generator` must be a list with one generator per image, {batch_size} in all, got a list of "
-            f"{len(generator)}: pass a list of that length, or a single torch.Generator."
-        )
     # The words are made on the generator's device, so that an image does not depend on the model's device.
     return torch.stack([torch.randint(_WORD + 1, (2,), generator=g, device=g.device).to(device) for g in generator])
 
@@ -218,4 +216,4 @@ def check_codes(image_ids: torch.Tensor, codebook_size: int) -> None:
         )
 
 
-__all__ = ["Draw", "Generators", "Sampling", "check_codes", "draw_keys", "guide", "gumbel_noise"]
+__all__ = ["Draw", "Sampling", "check_codes", "draw_keys", "guide", "gumbel_noise"]

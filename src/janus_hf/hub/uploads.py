@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
+from ..arguments import check_path
 from .cards import CARD_FILE, finish_card, read_card
 from .saved_files import outdated_files
 
@@ -97,11 +98,12 @@ class HubUploadMixin:
             The Hub's information about the commit, which as a string is the commit's URL.
 
         Raises:
-            TypeError: If an argument is unknown.
+            TypeError: If an argument is unknown, or `repo_id` is no name.
             ValueError: If `private` is True and the repository is public, or the Hub does not accept the metadata of
                 the model card.
             HfHubHTTPError: If the Hub refuses the upload. The repository then has the same files as before.
         """
+        check_path(repo_id, "repo_id", "the name of a repository")
         upload: UploadArguments = {
             "repo_id": repo_id,
             "commit_message": commit_message,

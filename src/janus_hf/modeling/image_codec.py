@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
 
+from ..arguments import check_integer, describe
 from ..configuration import JanusProVQConfig
+from ..generation.generation_arguments import check_integer_tensor
 from ..generation.sampling import check_codes
 from .codec_blocks import CodecDecoder, CodecEncoder, channels_last, fastest_doubling
 from .outputs import JanusProVQOutput
@@ -106,12 +108,20 @@ class JanusProVQModel(LoadedWholeMixin):
             `(B, P)` int64: the `P` codes of each image, row by row from the top left of the grid.
 
         Raises:
-            ValueError: If `pixel_values` has another shape.
+            TypeError: If `pixel_values` is no tensor of floating-point numbers.
+            ValueError: If `pixel_values` has another shape, or `batch_size` is below 1.
         """
         side = self.config.image_size
+        if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
+            got = f"dtype {pixel_values.dtype}" if isinstance(pixel_values, torch.Tensor) else describe(pixel_values)
+            raise TypeError(
+                f"`pixel_values` must be a tensor of floating-point numbers in [-1, 1], got {got}: prepare images "
+                "with the image processor and mode='generation'."
+            )
+        check_integer(batch_size, "batch_size", "encode one image or more at once")
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (self.config.in_channels, side, side):
             raise ValueError(
-                f"pixel_values must be of shape (B, {self.config.in_channels}, {side}, {side}), got "
+                f"`pixel_values` must be of shape (B, {self.config.in_channels}, {side}, {side}), got "
                 f"{tuple(pixel_values.shape)}: prepare images with the image processor and mode='generation'."
             )
         parts = [self._encode(part) for part in self._to_own_device(pixel_values).split(batch_size)]
@@ -143,12 +153,16 @@ class JanusProVQModel(LoadedWholeMixin):
             is not clipped. `S` is the config's `image_size`.
 
         Raises:
-            ValueError: If there are not `P` codes per image, or a code lies outside the codebook.
+            TypeError: If `image_ids` is no tensor of integers.
+            ValueError: If there are not `P` codes per image, a code lies outside the codebook, or `batch_size` is
+                below 1.
         """
+        check_integer(batch_size, "batch_size", "decode one image or more at once")
         grid, codes = self.config.num_patches, self.config.num_embeddings
+        check_integer_tensor(image_ids, "image_ids", f"(B, {grid * grid})")
         if image_ids.ndim != 2 or image_ids.shape[1] != grid * grid:
             raise ValueError(
-                f"image_ids must be of shape (B, {grid * grid}), one code for each cell of the {grid}x{grid} grid, "
+                f"`image_ids` must be of shape (B, {grid * grid}), one code for each cell of the {grid}x{grid} grid, "
                 f"got {tuple(image_ids.shape)}: pass the codes of whole images."
             )
         check_codes(image_ids, codes)

@@ -13,14 +13,14 @@ loaded.
 text vocabulary, `K` codebook entries.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import torch
 from torch import nn
 from transformers import AutoModel, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import can_return_tuple
 
 from ..configuration import JanusProConfig
 from ..generation.images import ImageGenerationMixin
@@ -31,6 +31,18 @@ from .loss import joint_loss
 from .outputs import JanusProCausalLMOutput, JanusProModelOutput
 from .pretrained import JanusProPreTrainedModel
 from .vision_encoder import JanusProVisionModel
+
+
+if TYPE_CHECKING:
+    from transformers.generation.utils import GenerateOutput
+
+    Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+    def can_return_tuple(forward: Forward) -> Forward:
+        """transformers' decorator, which has no types: let `forward` return a tuple with `return_dict=False`."""
+        ...
+else:
+    from transformers.utils import can_return_tuple
 
 
 class JanusProModel(JanusProPreTrainedModel):
@@ -224,6 +236,12 @@ class JanusProModel(JanusProPreTrainedModel):
             image_hidden_states=features,
         )
 
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> JanusProModelOutput:
+            """Call `forward` through PyTorch's hooks; PyTorch's own annotation of the result is Any."""
+            ...
+
 
 class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationMixin, GenerationMixin):
     """The complete Janus-Pro, with text head and image head. transformers' Auto classes load this class.
@@ -350,6 +368,30 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
             image_hidden_states=outputs.image_hidden_states,
             **losses,
         )
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: Any, **kwargs: Any) -> JanusProCausalLMOutput:
+            """Call `forward` through PyTorch's hooks; PyTorch's own annotation of the result is Any."""
+            ...
+
+        @overload
+        def generate(
+            self, inputs: torch.Tensor | None = None, *, return_dict_in_generate: Literal[True], **kwargs: Any
+        ) -> GenerateOutput: ...
+
+        @overload
+        def generate(
+            self, inputs: torch.Tensor | None = None, *, return_dict_in_generate: Literal[False] = False, **kwargs: Any
+        ) -> torch.Tensor: ...
+
+        def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+            """Generate text tokens with transformers' `GenerationMixin.generate`.
+
+            Returns:
+                Prompts and answers `(B, T)` int64, or with `return_dict_in_generate=True` transformers' output object.
+            """
+            ...
 
 
 __all__ = ["JanusProForConditionalGeneration", "JanusProModel"]

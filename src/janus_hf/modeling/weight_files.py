@@ -19,6 +19,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONF
 
 from ..errors import CheckpointError
 from ..files import fetch_files, open_to_others, read_json
+from ..protocols import TypedModel
 from .checkpoint import accept_original_names, check_loaded
 
 
@@ -136,7 +137,7 @@ def _check_table_of_contents(path: str) -> None:
         ) from error
 
 
-class LoadedWholeMixin(PreTrainedModel):
+class LoadedWholeMixin(TypedModel):
     """Base class of this package's models, into which every loader loads checkpoints whole or not at all."""
 
     def __init__(self, config: PreTrainedConfig) -> None:

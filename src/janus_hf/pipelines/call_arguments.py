@@ -1,17 +1,35 @@
-"""A function that checks the arguments of `JanusProPipeline.__call__` before anything is computed."""
+"""Checks of the arguments of `JanusProPipeline` before anything is computed, and the types of some of them."""
 
-from collections.abc import Iterable
-from typing import Literal, get_args
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 
+from ..arguments import check_callable, check_choice, check_integer, check_number, check_path, describe
 from ..configuration import JanusProVQConfig
+from ..files import HUB_ARGUMENTS
+from ..generation.generation_arguments import Generators, SamplingArguments, check_generators, check_integer_tensor
 from ..processing.batching import check_texts
 
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 # Names of the tensors that `callback_on_step_end` can receive.
 CALLBACK_TENSORS = ("image_ids",)
+# Called as `callback(pipe, step, step, tensors)`; it may return tensors that replace those of the same name.
+StepEndCallback = Callable[[Any, int, int, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+
+
+class CallArguments(SamplingArguments, total=False):
+    """Keyword arguments of `JanusProPipeline.__call__` that do not decide the type of its result; see there."""
+
+    height: int | None
+    width: int | None
+    num_images_per_prompt: int
+    batch_size: int
+    callback_on_step_end: StepEndCallback | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
 
 
 def check_call_arguments(
@@ -22,11 +40,12 @@ def check_call_arguments(
     height: int | None,
     width: int | None,
     num_images_per_prompt: int,
-    generator: torch.Generator | list[torch.Generator] | None,
+    generator: Generators,
     image_ids: torch.Tensor | None,
     batch_size: int,
     output_type: str,
-    callback_tensors: Iterable[str],
+    callback_on_step_end: StepEndCallback | None,
+    callback_on_step_end_tensor_inputs: Sequence[str],
 ) -> tuple[list[str], list[str] | None]:
     """Check arguments of `JanusProPipeline.__call__` and repeat the prompts, so that there is one per image.
 
@@ -34,9 +53,8 @@ def check_call_arguments(
 
     Args:
         vq_config: Config of the image codec, which states the size of the images that the model generates.
-        callback_tensors: The argument `callback_on_step_end_tensor_inputs` of `JanusProPipeline.__call__`.
-        prompt, negative_prompt, height, width, num_images_per_prompt, generator, image_ids, batch_size, output_type:
-            As in `JanusProPipeline.__call__`.
+        prompt, negative_prompt, height, width, num_images_per_prompt, generator, image_ids, batch_size, output_type,
+            callback_on_step_end, callback_on_step_end_tensor_inputs: As in `JanusProPipeline.__call__`.
 
     Returns:
         The prompts and the negative prompts, two lists with one string per image. Images of the same prompt follow
@@ -47,24 +65,33 @@ def check_call_arguments(
     """
     prompts = check_texts(prompt, "prompt")
     side = vq_config.image_size
-    if height not in (None, side) or width not in (None, side):
+    sizes = [
+        None if size is None else check_integer(size, name, f"this model generates {side}x{side} images only")
+        for name, size in (("height", height), ("width", width))
+    ]
+    if not set(sizes) <= {None, side}:
         raise ValueError(
             f"`height` and `width` must be {side}, got {height} and {width}: this model generates {side}x{side} "
             f"images only ({vq_config.num_image_tokens} image tokens, the number it was trained on). Leave both out "
             "and resize the result."
         )
-    if num_images_per_prompt < 1 or batch_size < 1:
+    repeats = check_integer(num_images_per_prompt, "num_images_per_prompt", "ask for one image or more", least=None)
+    at_a_time = check_integer(batch_size, "batch_size", "generate one image or more at a time", least=None)
+    if repeats < 1 or at_a_time < 1:
         raise ValueError(
-            "`num_images_per_prompt` and `batch_size` must be at least 1, got "
-            f"{num_images_per_prompt} and {batch_size}: ask for one image or more."
+            f"`num_images_per_prompt` and `batch_size` must be at least 1, got {repeats} and {at_a_time}: ask for one "
+            "image or more."
         )
-    if output_type not in get_args(OutputType):
-        raise ValueError(
-            f"`output_type` must be one of {get_args(OutputType)}, got {output_type!r}: choose one of them."
+    check_choice(output_type, "output_type", get_args(OutputType))
+    check_callable(callback_on_step_end, "callback_on_step_end")
+    if not isinstance(callback_on_step_end_tensor_inputs, (list, tuple)):
+        raise TypeError(
+            "`callback_on_step_end_tensor_inputs` must be a list of names, got "
+            f"{describe(callback_on_step_end_tensor_inputs)}: write {list(CALLBACK_TENSORS)}."
         )
-    if unknown := set(callback_tensors) - set(CALLBACK_TENSORS):
+    if unknown := [one for one in callback_on_step_end_tensor_inputs if one not in CALLBACK_TENSORS]:
         raise ValueError(
-            f"`callback_on_step_end_tensor_inputs` must be among {list(CALLBACK_TENSORS)}, got {sorted(unknown)} too: "
+            f"`callback_on_step_end_tensor_inputs` must be among {list(CALLBACK_TENSORS)}, got {unknown} too: "
             "leave these out."
         )
     negatives = None if negative_prompt is None else check_texts(negative_prompt, "negative_prompt")
@@ -75,12 +102,15 @@ def check_call_arguments(
             f"`negative_prompt` must be one string, or one per prompt ({len(prompts)}), got {len(negatives)}: give "
             "one for each prompt, or a single string."
         )
-    num_images = len(prompts) * num_images_per_prompt
+    num_images = len(prompts) * repeats
     if isinstance(generator, (list, tuple)) and len(generator) != num_images:
         raise ValueError(
-            f"`generator` must hold one generator per image: {len(prompts)} prompts x {num_images_per_prompt} = "
-            f"{num_images}, got {len(generator)}: give one for each image, or a single generator."
+            f"`generator` must hold one generator per image: {len(prompts)} prompts x {repeats} = {num_images}, got "
+            f"{len(generator)}: give one for each image, or a single generator."
         )
+    check_generators(generator, num_images)
+    if image_ids is not None:
+        check_integer_tensor(image_ids, "image_ids", f"({num_images}, p)")
     if image_ids is not None and (image_ids.ndim != 2 or len(image_ids) != num_images):
         raise ValueError(
             f"`image_ids` must have one row of image tokens per image ({num_images}), got shape "
@@ -88,9 +118,93 @@ def check_call_arguments(
         )
 
     def per_image(texts: list[str]) -> list[str]:
-        return [text for text in texts for _ in range(num_images_per_prompt)]
+        return [text for text in texts for _ in range(repeats)]
 
     return per_image(prompts), None if negatives is None else per_image(negatives)
 
 
-__all__ = ["CALLBACK_TENSORS", "OutputType", "check_call_arguments"]
+def check_adapter_source(source: Any, adapter_name: Any, hub_kwargs: Mapping[str, Any]) -> None:
+    """Check the arguments of `load_lora_weights`.
+
+    Args:
+        source: The argument `pretrained_model_name_or_path`.
+        adapter_name: The argument of this name.
+        hub_kwargs: All other arguments.
+
+    Raises:
+        TypeError: If an argument is of the wrong type or unknown.
+        ValueError: If the source is a file, or the name is empty or has a dot in it.
+    """
+    meaning = "a folder or Hub repository with adapter_config.json"
+    path = check_path(source, "pretrained_model_name_or_path", meaning)
+    if os.path.isfile(path):
+        raise ValueError(
+            f"`pretrained_model_name_or_path` must be {meaning}, got the file {path!r}: pass the folder that holds it."
+        )
+    if unknown := sorted(hub_kwargs.keys() - set(HUB_ARGUMENTS)):
+        raise TypeError(
+            f"`load_lora_weights` must receive arguments that it knows ({', '.join(HUB_ARGUMENTS)}), got "
+            f"{', '.join(unknown)}: leave them out, the file's name is always that of PEFT."
+        )
+    if adapter_name is not None and not isinstance(adapter_name, str):
+        raise TypeError(f"`adapter_name` must be a string or None, got {describe(adapter_name)}: name the adapter.")
+    if adapter_name is not None and (not adapter_name or "." in adapter_name):
+        raise ValueError(
+            f"`adapter_name` must have at least one character and no dot, got {adapter_name!r}: choose another one."
+        )
+
+
+def check_scale(value: Any, name: str) -> float:
+    """Return the factor of an adapter as a float; None is 1.
+
+    Raises:
+        TypeError: If the argument `value` of this name is no number.
+        ValueError: If it is not finite.
+    """
+    advice = "give one number for all adapters, or a list with one for each"
+    scale = 1.0 if value is None else check_number(value, name, advice)
+    if math.isnan(scale):
+        raise ValueError(f"`{name}` must be finite, got {value}: {advice}.")
+    return scale
+
+
+def check_scales(adapter_weights: Any, num_adapters: int) -> list[float]:
+    """Return one factor per adapter: the argument `adapter_weights` of `set_adapters`, or 1 where it is None.
+
+    Raises:
+        TypeError: If a weight is no number.
+        ValueError: If a weight is not finite, or the number of weights is not that of the adapters.
+    """
+    given = adapter_weights if isinstance(adapter_weights, (list, tuple)) else [adapter_weights] * num_adapters
+    if len(given) != num_adapters:
+        raise ValueError(
+            f"`adapter_weights` must have one weight per adapter, {num_adapters} in all, got {len(given)}: give one "
+            "for each name, or a single number."
+        )
+    return [check_scale(weight, "adapter_weights") for weight in given]
+
+
+def model_dtype(dtypes: dict[str, torch.dtype | str]) -> torch.dtype | str:
+    """Return the dtype that diffusers' dict of dtypes gives to the model.
+
+    Raises:
+        ValueError: If the dict names a component that the pipeline does not have.
+    """
+    if unknown := sorted(set(dtypes) - {"model", "processor", "default"}):
+        raise ValueError(
+            f"`torch_dtype` must name the components 'model' or 'default', got {', '.join(unknown)} too: leave it out."
+        )
+    return dtypes.get("model", dtypes.get("default", torch.float32))
+
+
+__all__ = [
+    "CALLBACK_TENSORS",
+    "CallArguments",
+    "OutputType",
+    "StepEndCallback",
+    "check_adapter_source",
+    "check_call_arguments",
+    "check_scale",
+    "check_scales",
+    "model_dtype",
+]

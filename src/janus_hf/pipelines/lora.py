@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 from diffusers.loaders.lora_base import LoraBaseMixin
 from safetensors import SafetensorError
 
+from ..arguments import check_flag, check_path, describe
 from ..errors import CheckpointError
 from ..hub.uploads import UploadArguments
 from .adapter_layers import activate, fused_adapters, remove_adapter_layers, set_enabled, tuner_layers
+from .call_arguments import check_adapter_source, check_scale, check_scales
 
 
 if TYPE_CHECKING:
@@ -56,9 +58,11 @@ class LoraPipelineMixin(LoraBaseMixin):
         Raises:
             CheckpointError: If the adapter's weights do not fit the model.
             OSError: If the repository or one of its files cannot be had. The message says why and what to do.
-            ValueError: If `adapter_name` is in use, the adapter is not a LoRA adapter, or adapters are fused into the
-                weights (`fuse_lora`).
+            TypeError: If an argument is of the wrong type or unknown.
+            ValueError: If `adapter_name` is in use or contains a dot, the adapter is not a LoRA adapter, or adapters
+                are fused into the weights (`fuse_lora`).
         """
+        check_adapter_source(pretrained_model_name_or_path, adapter_name, kwargs)
         loaded, active = self._adapter_names(), self.get_active_adapters()
         self._refuse_if_fused()
         name = adapter_name or next(free for i in count() if (free := f"default_{i}") not in loaded)
@@ -162,22 +166,19 @@ class LoraPipelineMixin(LoraBaseMixin):
             adapter_weights: One weight for all adapters, or one per adapter; None is 1.
 
         Raises:
-            ValueError: If no adapter of a name is loaded, the number of weights is not the number of names, two of the
-                adapters have a trained copy of the same module, or adapters are fused into the weights.
+            TypeError: If a name is no string or a weight no number.
+            ValueError: If no adapter of a name is loaded, a weight is not finite, the number of weights is not the
+                number of names, two of the adapters have a trained copy of the same module, or adapters are fused into
+                the weights.
         """
         names = self._check_loaded(adapter_names)
-        weights = adapter_weights if isinstance(adapter_weights, Sequence) else [adapter_weights] * len(names)
-        if len(weights) != len(names):
-            raise ValueError(
-                f"`adapter_weights` must have one weight per adapter, {len(names)} in all, got {len(weights)}: give "
-                "one for each name, or a single number."
-            )
+        weights = check_scales(adapter_weights, len(names))
         self._refuse_if_fused()
         activate(self.model, names)
         set_enabled(self.model, True)
         for layer in tuner_layers(self.model):
             for name, weight in zip(names, weights, strict=True):
-                layer.set_scale(name, 1.0 if weight is None else float(weight))
+                layer.set_scale(name, weight)
 
     def enable_lora(self) -> None:
         """Turn the active adapters on again after `disable_lora`."""
@@ -221,9 +222,11 @@ class LoraPipelineMixin(LoraBaseMixin):
             safe_fusing: Whether to raise an error and fuse nothing if a weight would become NaN or infinite.
 
         Raises:
-            ValueError: If no adapter is loaded, no adapter of a name is loaded, adapters are fused already, or
-                `safe_fusing` is set and a weight would not be finite.
+            TypeError: If an argument is of the wrong type.
+            ValueError: If `lora_scale` is not finite, no adapter is loaded, no adapter of a name is loaded, adapters
+                are fused already, or `safe_fusing` is set and a weight would not be finite.
         """
+        scale, safe = check_scale(lora_scale, "lora_scale"), check_flag(safe_fusing, "safe_fusing")
         if not self._adapter_names():
             raise ValueError("There is nothing to fuse: load an adapter with load_lora_weights first.")
         names = self._check_loaded(self.get_active_adapters() if adapter_names is None else adapter_names)
@@ -232,10 +235,10 @@ class LoraPipelineMixin(LoraBaseMixin):
         set_enabled(self.model, True)
         for layer in tuner_layers(self.model):
             layer.scaling_before_fusing = dict(layer.scaling)
-            layer.scale_layer(lora_scale)
+            layer.scale_layer(scale)
         try:
             for layer in tuner_layers(self.model):
-                layer.merge(safe_merge=safe_fusing, adapter_names=names)
+                layer.merge(safe_merge=safe, adapter_names=names)
         except ValueError:
             self.unfuse_lora()
             raise
@@ -278,6 +281,7 @@ class LoraPipelineMixin(LoraBaseMixin):
             ValueError: If not exactly one adapter is active.
             TypeError: If an argument is unknown, or is for the upload and `push_to_hub` is False.
         """
+        check_path(save_directory, "save_directory", "a folder to write to")
         if len(active := self.get_active_adapters()) != 1:
             raise ValueError(
                 f"Exactly one adapter must be active to be saved, active are {active}. Choose it with set_adapters."
@@ -288,8 +292,15 @@ class LoraPipelineMixin(LoraBaseMixin):
         """Return one or several adapter names as a list.
 
         Raises:
+            TypeError: If a name is no string.
             ValueError: If there is no name, or no adapter of a name is loaded.
         """
+        is_list = isinstance(adapter_names, (list, tuple, set))
+        if not isinstance(adapter_names, str) and not (is_list and all(isinstance(one, str) for one in adapter_names)):
+            raise TypeError(
+                f"`adapter_names` must be a name or a list of names, got {describe(adapter_names)}: choose among "
+                f"{self._adapter_names()}."
+            )
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         if unknown := sorted(set(names) - set(self._adapter_names())):
             raise ValueError(

@@ -7,46 +7,43 @@ folder, which transformers' `AutoModel` and `AutoProcessor` can load as well.
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils import BaseOutput
 from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 
+from ..arguments import check_flag, check_path, describe
 from ..files import hub_arguments
+from ..generation.generation_arguments import Generators
 from ..generation.images import GUIDANCE_SCALE
 from ..modeling import JanusProForConditionalGeneration
 from ..opening import open_checkpoint
 from ..processing import JanusProProcessor
-from ..processing.pictures import ImageSource
+from ..processing.pictures import ImageBatch
 from ..tokenizer import check_text_ids
-from .call_arguments import CALLBACK_TENSORS, OutputType, check_call_arguments
+from .call_arguments import (
+    CALLBACK_TENSORS,
+    CallArguments,
+    OutputType,
+    StepEndCallback,
+    check_call_arguments,
+    model_dtype,
+)
 from .chat import ChatPipelineMixin
+from .image_tokens import ImageTokensMixin
 from .lora import LoraPipelineMixin
 from .offloading import bring_in
 from .pipeline_files import PipelineFilesMixin
+from .pipeline_output import JanusProPipelineOutput
+from .progress import ProgressBarMixin
 
 
-@dataclass
-class JanusProPipelineOutput(BaseOutput):
-    """The `N` images that one call of `JanusProPipeline` has generated, each from `P` image tokens.
-
-    Args:
-        images: The images in the form that `output_type` names: a list of PIL images ("pil"), an array
-            `(N, H, W, 3)` float32 in [0, 1] ("np"), a tensor `(N, 3, H, W)` in [0, 1] ("pt"), or the image tokens
-            `(N, P)` int64 ("latent").
-        image_ids: `(N, P)` int64: the image tokens, for every `output_type`.
-    """
-
-    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
-    image_ids: torch.Tensor
-
-
-class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin, DiffusionPipeline):
+class JanusProPipeline(
+    ChatPipelineMixin, ImageTokensMixin, LoraPipelineMixin, PipelineFilesMixin, ProgressBarMixin, DiffusionPipeline
+):
     """A pipeline that generates images and answers questions about images with a Janus-Pro model.
 
     `pipe("a prompt").images[0]` is a generated image, and `pipe.ask(image, "a question")` returns an answer.
@@ -67,6 +64,83 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         super().__init__()
         self.register_modules(model=model, processor=processor)
 
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
+        **kwargs: Unpack[CallArguments],
+    ) -> JanusProPipelineOutput[list[PIL.Image.Image]]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[False],
+        **kwargs: Unpack[CallArguments],
+    ) -> tuple[list[PIL.Image.Image], torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["np"],
+        return_dict: Literal[True] = True,
+        **kwargs: Unpack[CallArguments],
+    ) -> JanusProPipelineOutput[np.ndarray]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["np"],
+        return_dict: Literal[False],
+        **kwargs: Unpack[CallArguments],
+    ) -> tuple[np.ndarray, torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["pt", "latent"],
+        return_dict: Literal[True] = True,
+        **kwargs: Unpack[CallArguments],
+    ) -> JanusProPipelineOutput[torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: Literal["pt", "latent"],
+        return_dict: Literal[False],
+        **kwargs: Unpack[CallArguments],
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        *,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        **kwargs: Unpack[CallArguments],
+    ) -> JanusProPipelineOutput[Any] | tuple[ImageBatch, torch.Tensor]: ...
+
     @torch.no_grad()
     def __call__(
         self,
@@ -81,16 +155,16 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         image_ids: torch.Tensor | None = None,
         batch_size: int = 8,
         output_type: OutputType = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        callback_on_step_end: StepEndCallback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_ids",),
         speculative_window: int = 1,
         cache_implementation: Literal["static", "dynamic"] = "static",
-    ) -> JanusProPipelineOutput | tuple[Any, torch.Tensor]:
+    ) -> JanusProPipelineOutput[Any] | tuple[ImageBatch, torch.Tensor]:
         """Generate images from prompts.
 
         Args:
@@ -131,6 +205,7 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
             ValueError, TypeError: If an argument is out of range or of the wrong type.
             FloatingPointError: If the model's logits are not finite.
         """
+        check_flag(return_dict, "return_dict")
         prompts, negatives = check_call_arguments(
             self.model.config.vq_config,
             prompt,
@@ -142,14 +217,15 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
             image_ids=image_ids,
             batch_size=batch_size,
             output_type=output_type,
-            callback_tensors=callback_on_step_end_tensor_inputs,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         device = bring_in(self)
         starts = range(0, len(prompts), batch_size)
         num_tokens = self.model.config.vq_config.num_image_tokens
         num_given = 0 if image_ids is None else image_ids.shape[1]
         tokens, images = [], []
-        with self.progress_bar(total=(num_tokens - num_given) * len(starts)) as progress:
+        with self.progress_bar(total=(num_tokens - num_given) * len(prompts)) as progress:
             for start in starts:
                 part = slice(start, start + batch_size)
                 inputs = self.processor.prepare_image_generation(
@@ -209,28 +285,6 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         """Undo `enable_fast_decoding`: generate with the uncompiled step again and free the compiled one."""
         self.model.compile_generation(False)
 
-    def decode(
-        self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil"
-    ) -> list[PIL.Image.Image] | np.ndarray | torch.Tensor:
-        """Decode image tokens `(N, P)` to `N` images.
-
-        The form of the result is that of `JanusProPipelineOutput.images` for the same `output_type`.
-        """
-        device = bring_in(self)
-        pixel_values = self.model.decode_image_ids(image_ids.to(device))
-        return self.processor.post_process_images(pixel_values, output_type=output_type)
-
-    def encode(self, images: ImageSource | Sequence[ImageSource]) -> torch.Tensor:
-        """Encode `N` images and return their image tokens `(N, P)` int64, from which `decode` reconstructs them.
-
-        Args:
-            images: One image or a list of images, each a PIL image, path, URL or array. The short side is resized to
-                the model's image size and the centre is cropped.
-        """
-        device = bring_in(self)
-        pixel_values = self.processor.image_processor(images, mode="generation", return_tensors="pt").pixel_values
-        return self.model.encode_image_ids(pixel_values.to(device))
-
     @classmethod
     def from_pretrained(
         cls,
@@ -247,10 +301,12 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         adapter, which is loaded on its base model. All files of a repository come from one commit.
 
         Args:
-            pretrained_model_name_or_path: Repository id or folder.
+            pretrained_model_name_or_path: Repository id or folder. `janus_hf.assets.DEFAULT_MODEL` is the folder of
+                the small model inside the package, which wants prompts such as "a photo of a red circle".
             model, processor: Model or processor to use instead of loading it.
             torch_dtype: The argument `dtype` under the name that it has in diffusers. As there, it may be a dict from
-                component to dtype; the model gets that of "model", else that of "default", else float32.
+                component to dtype; the model gets that of "model", else that of "default", else float32. If `dtype` is
+                given as well, it decides.
             kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
                 both model and processor. For an adapter, `revision` and `subfolder` are those of the adapter; the base
                 model is taken at the revision that adapter_config.json names. All other arguments (`dtype`,
@@ -260,13 +316,21 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
             CheckpointError: If the files do not hold exactly the model's weights.
             OSError: If the repository, that of the adapter's base model, or one of their files cannot be had. The
                 message is one line that says why and what to do.
+            TypeError: If an argument is of the wrong type.
             ValueError: If the files are of another kind of model; if `model` is given together with arguments that
                 are used for loading a model.
         """
+        check_path(pretrained_model_name_or_path, "pretrained_model_name_or_path", "a repository id or a folder")
+        for name, value, method in (
+            ("model", model, "generate_images"),
+            ("processor", processor, "prepare_image_generation"),
+        ):
+            if value is not None and not hasattr(value, method):
+                raise TypeError(f"`{name}` must be the {name} of a Janus-Pro, got {describe(value)}: leave it out.")
         if torch_dtype is not None:
             kwargs.setdefault("dtype", torch_dtype)
         if isinstance(kwargs.get("dtype"), dict):
-            kwargs["dtype"] = _model_dtype(kwargs["dtype"])
+            kwargs["dtype"] = model_dtype(kwargs["dtype"])
         hub_kwargs = hub_arguments(kwargs)
         if model is not None and (ignored := sorted(kwargs.keys() - hub_kwargs.keys())):
             raise ValueError(
@@ -301,7 +365,7 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         return float(getattr(self.model.generation_config, "image_guidance_scale", GUIDANCE_SCALE))
 
     def _step_callback(
-        self, report_progress: Callable[[], object], callback: Callable[..., Any] | None, names: Sequence[str]
+        self, report_progress: Callable[[int], object], callback: StepEndCallback | None, names: Sequence[str]
     ) -> Callable[[int, torch.Tensor], torch.Tensor | None]:
         """Return a callback for the model's `generate_images` that reports progress and runs the caller's callback.
 
@@ -309,32 +373,19 @@ class JanusProPipeline(ChatPipelineMixin, LoraPipelineMixin, PipelineFilesMixin,
         the `(B,)` tokens that replace the newest ones, or None to keep those.
 
         Args:
-            report_progress: Function that advances the progress bar by one step.
+            report_progress: Function that advances the progress bar by a number of image tokens.
             callback: The caller's `callback_on_step_end`; None if there is none.
             names: The caller's `callback_on_step_end_tensor_inputs`.
         """
 
         def on_step(step: int, image_ids: torch.Tensor) -> torch.Tensor | None:
-            report_progress()
+            report_progress(len(image_ids))
             if callback is None:
                 return None
             changed = callback(self, step, step, {"image_ids": image_ids} if "image_ids" in names else {}) or {}
             return changed["image_ids"][:, -1] if "image_ids" in changed else None
 
         return on_step
-
-
-def _model_dtype(dtypes: dict[str, torch.dtype | str]) -> torch.dtype | str:
-    """Return the dtype that diffusers' dict of dtypes gives to the model.
-
-    Raises:
-        ValueError: If the dict names a component that the pipeline does not have.
-    """
-    if unknown := sorted(set(dtypes) - {"model", "processor", "default"}):
-        raise ValueError(
-            f"`torch_dtype` must name the components 'model' or 'default', got {', '.join(unknown)} too: leave it out."
-        )
-    return dtypes.get("model", dtypes.get("default", torch.float32))
 
 
 def _join(parts: list[Any]) -> Any:

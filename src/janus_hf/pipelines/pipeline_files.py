@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Unpack
 
 from huggingface_hub import ModelCard
 
+from ..arguments import check_flag, check_path
 from ..hub.cards import CARD_FILE, finish_card, model_card, read_card
 from ..hub.saved_files import replaced_save
 from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
@@ -57,9 +58,11 @@ class PipelineFilesMixin(HubUploadMixin):
             ValueError: If adapters are loaded, because the folder would then hold only them; if `safe_serialization`
                 is False; if the layout is unknown or cannot hold the model; if `save_directory` is a file or holds an
                 adapter.
-            TypeError: If an argument is unknown, or is for the upload and `push_to_hub` is False.
+            TypeError: If an argument is of the wrong type or unknown, or is for the upload and `push_to_hub` is False.
         """
-        check_upload_arguments(upload, uploads=push_to_hub)
+        check_path(save_directory, "save_directory", "a folder to write to")
+        check_flag(safe_serialization, "safe_serialization")
+        check_upload_arguments(upload, uploads=check_flag(push_to_hub, "push_to_hub"))
         if adapters := self.get_list_adapters().get("model"):
             raise ValueError(
                 f"Adapters {adapters} are loaded. To save the adapter use save_lora_weights; to save a model with "

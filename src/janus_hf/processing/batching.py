@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from ..arguments import check_choice, check_flag, check_integer, describe
 from .pictures import flatten_images
 
 
@@ -29,10 +30,46 @@ def check_texts(text: Any, name: str) -> list[str]:
     """
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
-        raise TypeError(f"`{name}` must be a string or a list of strings, got {text!r}: convert its items to strings.")
+        raise TypeError(
+            f"`{name}` must be a string or a list of strings, got {describe(text)}: convert its items to strings."
+        )
     if not texts:
         raise ValueError(f"`{name}` must hold at least one string, got an empty list: skip the call if there is none.")
     return list(texts)
+
+
+def check_batch_options(
+    *,
+    padding: bool | str,
+    padding_side: str | None,
+    pad_to_multiple_of: int | None,
+    truncation: bool,
+    max_length: int | None,
+    return_tensors: str | None,
+    **flags: bool,
+) -> None:
+    """Check the arguments of a processor's call that say how texts become a batch; see `JanusProProcessor.__call__`.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If it has an unknown value, or arguments do not fit each other.
+    """
+    if not isinstance(padding, bool):
+        check_choice(padding, "padding", ("longest", "max_length", "do_not_pad"))
+    if padding_side is not None:
+        check_choice(padding_side, "padding_side", ("left", "right"))
+    if pad_to_multiple_of is not None:
+        check_integer(pad_to_multiple_of, "pad_to_multiple_of", "leave it out to pad to the longest text")
+    if max_length is not None:
+        check_integer(max_length, "max_length", "give a number of tokens")
+    if return_tensors is not None:
+        check_choice(return_tensors, "return_tensors", ("pt", "np"))
+    for name, value in {"truncation": truncation, **flags}.items():
+        check_flag(value, name)
+    if max_length is None and (truncation or padding == "max_length"):
+        raise ValueError(
+            "`max_length` must be given with truncation=True or padding='max_length', got None: give a number."
+        )
 
 
 def encode(tokenizer: TokenizersBackend, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[Row]:

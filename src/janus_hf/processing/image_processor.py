@@ -10,7 +10,7 @@ import json
 import math
 import os
 import warnings
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
+from ..arguments import check_choice, describe
 from ..files import fetch_files, hub_arguments
-from .pictures import flatten_images, load_picture
+from .pictures import ImageBatch, flatten_images, load_picture
 
 
 Mode: TypeAlias = Literal["understanding", "generation"]
@@ -205,20 +206,46 @@ class JanusProImageProcessor(BaseImageProcessor):
 
         Raises:
             FileNotFoundError: If an image is given as a path that does not exist.
+            TypeError: If an item of `images` cannot be an image.
             ValueError: If there is no image, an image cannot be decoded or cropped, or the mode is unknown.
         """
-        prepare = {"understanding": self._prepare_understanding, "generation": self._prepare_generation}.get(mode)
-        if prepare is None:
-            raise ValueError(f"`mode` must be 'understanding' or 'generation', got {mode!r}: choose one of them.")
+        check_choice(mode, "mode", ("understanding", "generation"))
+        if return_tensors is not None:
+            check_choice(return_tensors, "return_tensors", ("pt", "np"))
+        prepare = self._prepare_understanding if mode == "understanding" else self._prepare_generation
         sources = flatten_images(images)
         if not sources:
             raise ValueError("`images` must hold at least one image, got none: skip the call if there is none.")
         pixels = [prepare(load_picture(source)) for source in sources]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, images: Any, *, mode: Mode = "understanding", return_tensors: str | None = "pt"
+        ) -> BatchFeature:
+            """Call `preprocess`; transformers' own signature hides the arguments."""
+            ...
+
+    @overload
+    def postprocess(
+        self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pil"] = "pil"
+    ) -> list[Image.Image]: ...
+
+    @overload
+    def postprocess(self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["np"]) -> np.ndarray: ...
+
+    @overload
+    def postprocess(self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pt"]) -> torch.Tensor: ...
+
+    @overload
+    def postprocess(
+        self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pil", "np", "pt"]
+    ) -> ImageBatch: ...
+
     def postprocess(
         self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pil", "np", "pt"] = "pil"
-    ) -> list[Image.Image] | np.ndarray | torch.Tensor:
+    ) -> ImageBatch:
         """Convert the output pixels of the image codec to images.
 
         The 8-bit values of "pil" are TRUNCATED, as in deepseek-ai/Janus, not rounded.
@@ -229,8 +256,15 @@ class JanusProImageProcessor(BaseImageProcessor):
                 [0, 1] on the CPU.
 
         Raises:
+            TypeError: If `pixel_values` is neither a tensor nor an array.
             ValueError: If shape or dtype are wrong, a value is NaN, or `output_type` is unknown.
         """
+        check_choice(output_type, "output_type", ("pil", "np", "pt"))
+        if not isinstance(pixel_values, (torch.Tensor, np.ndarray)):
+            raise TypeError(
+                f"`pixel_values` must be a tensor or an array (B, 3, H, W), got {describe(pixel_values)}: pass the "
+                "output of the image decoder."
+            )
         is_float = torch.is_tensor(pixel_values) or np.issubdtype(np.asarray(pixel_values).dtype, np.floating)
         pixels = torch.as_tensor(pixel_values).detach().cpu()
         if pixels.ndim != 4 or pixels.shape[1] != 3 or not (is_float and pixels.is_floating_point()):
@@ -250,9 +284,7 @@ class JanusProImageProcessor(BaseImageProcessor):
         unit_BCHW = np.clip((pixels_BCHW + 1) / 2, 0, 1)
         if output_type == "np":
             return unit_BCHW.transpose(0, 2, 3, 1)
-        if output_type == "pt":
-            return torch.from_numpy(unit_BCHW)
-        raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}: choose one of them.")
+        return torch.from_numpy(unit_BCHW)
 
     def _prepare_understanding(self, image: Image.Image) -> np.ndarray:
         """Resize an RGB image until its long side is `image_size`, pad it to a square and normalise it.

@@ -19,9 +19,25 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..arguments import describe
+
 
 ImageSource: TypeAlias = Image.Image | str | os.PathLike[str] | bytes | np.ndarray | torch.Tensor
+"""One image, in any form that `load_picture` takes."""
 
+ImageBatch: TypeAlias = list[Image.Image] | np.ndarray | torch.Tensor
+"""Images in one of the forms that `output_type` names: "pil", "np" or "pt"."""
+
+_SOURCE_TYPES: tuple[Any, ...] = (  # Any: with the classes, a type checker would narrow to more than an `ImageSource`
+    Image.Image,
+    str,
+    os.PathLike,
+    bytes,
+    bytearray,
+    memoryview,
+    np.ndarray,
+    torch.Tensor,
+)
 _SOURCES = "a PIL image, a path, an http(s) URL, a base64 string, encoded bytes, or a numpy/torch array"
 _HEADERS = {"User-Agent": "janus_hf"}  # many image hosts refuse Python's default user agent
 _SHAPES = "(H, W), (H, W, 1|3|4) or (1|3|4, H, W)"
@@ -56,18 +72,24 @@ def load_picture(source: ImageSource) -> Image.Image:
     raise ValueError(f"`source` must be {_SOURCES}, got {type(source).__name__}: convert it to one of these.")
 
 
-def flatten_images(images: Any) -> list[ImageSource]:
+def flatten_images(images: Any, name: str = "images") -> list[ImageSource]:
     """Return all images in `images` as one flat list, in reading order.
 
     Args:
         images: One image, a 4-D array of images, `None` for no image, or any nesting of lists of these.
+        name: Name of the caller's argument, for the message.
+
+    Raises:
+        TypeError: If an item cannot be an image. Whether a string or an array is one, `load_picture` finds out.
     """
     if images is None:
         return []
     if isinstance(images, (list, tuple)):
-        return [image for item in images for image in flatten_images(item)]
+        return [image for item in images for image in flatten_images(item, name)]
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
         return list(images)
+    if not isinstance(images, _SOURCE_TYPES):
+        raise TypeError(f"`{name}` must be {_SOURCES}, or a list of these, got {describe(images)}: pass the image.")
     return [images]
 
 
@@ -204,7 +226,7 @@ def _from_array(array: np.ndarray | torch.Tensor) -> Image.Image:
         if not (low >= 0 and high <= 1):  # written so that NaN is refused too
             raise ValueError(
                 f"Floating-point pixels must be in [0, 1], got a {kind} with values in [{low}, {high}]: divide by "
-                "the maximum, undo the normalisation, or pass uint8."
+                "the maximum, undo the normalisation, or pass a uint8 image."
             )
         pixels_HWC = np.rint(pixels_HWC.astype(np.float32) * 255).astype(np.uint8)
     if pixels_HWC.dtype != np.uint8:

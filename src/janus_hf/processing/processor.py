@@ -16,28 +16,35 @@ needs: there are exactly M * P of them.
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from transformers import BatchFeature
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from ..arguments import check_choice
 from ..layouts.special_tokens import BOI_TOKEN, EOI_TOKEN, IMAGE_TOKEN, PAD_TOKEN, Tags
 from ..tokenizer import fit_tokenizer
-from .batching import check_counts, check_texts, collate, encode, splice_images, truncate
+from .batching import (
+    check_batch_options,
+    check_counts,
+    check_texts,
+    collate,
+    encode,
+    splice_images,
+    truncate,
+)
+from .conversations import ConversationRendering
+from .decoding import OutputDecoding
 from .image_processor import JanusProImageProcessor
 from .pictures import flatten_images
 from .prompts import (
     ROLES_BY_FORMAT,
     SYSTEM_PROMPT,
     build_chat_template,
-    check_conversation,
-    conversation_images,
     render_generation_prompt,
 )
 from .saving import ProcessorFiles
 
 
-class JanusProProcessor(ProcessorFiles):
+class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
     """Tokenizer, image processor and prompt format of a Janus-Pro checkpoint.
 
     `from_pretrained` reads original repositories (deepseek-ai/Janus-*), folders of transformers' own `JanusProcessor`,
@@ -226,16 +233,23 @@ class JanusProProcessor(ProcessorFiles):
 
         Raises:
             FileNotFoundError: If an image is given as a path that does not exist.
-            TypeError: If `text` is neither a string nor a list of strings.
+            TypeError: If `text` is neither a string nor a list of strings, or another argument is of the wrong type.
             ValueError: If the numbers of placeholders and images differ, an image cannot be decoded, or an argument is
                 out of range.
         """
         if videos is not None or audio is not None:
             raise ValueError("`videos` and `audio` must be None, got videos or audio: pass text and images only.")
-        if generation_mode not in ("text", "image"):
-            raise ValueError(
-                f"`generation_mode` must be 'text' or 'image', got {generation_mode!r}: choose one of them."
-            )
+        check_choice(generation_mode, "generation_mode", ("text", "image"))
+        check_batch_options(
+            padding=padding,
+            padding_side=padding_side,
+            pad_to_multiple_of=pad_to_multiple_of,
+            truncation=truncation,
+            max_length=max_length,
+            return_tensors=return_tensors,
+            add_special_tokens=add_special_tokens,
+            return_offsets_mapping=return_offsets_mapping,
+        )
         if text is None and images is None:
             raise ValueError("`text` or `images` must be given, got neither: pass one or both.")
         data: dict[str, Any] = {}
@@ -264,50 +278,6 @@ class JanusProProcessor(ProcessorFiles):
         if sources := flatten_images(images):
             data.update(self.image_processor(sources, return_tensors=return_tensors))
         return BatchFeature(data, tensor_type=return_tensors)
-
-    def apply_chat_template(
-        self,
-        conversation: list[dict[str, Any]] | list[list[dict[str, Any]]],
-        chat_template: str | None = None,
-        *,
-        tokenize: bool = False,
-        processor_kwargs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Render conversations as text, or with `tokenize=True, return_dict=True` as a batch for `model.generate`.
-
-        Args:
-            conversation: A list of messages `{"role", "content"}`, or a list of such conversations. A role is "user",
-                "assistant", "system" in the first message, or a name that is rendered verbatim ("<|User|>", "User",
-                ...). A content is a string with one placeholder token per image, or a list of parts
-                `{"type": "text", "text"}` and `{"type": "image", "image" | "url" | "path" | "base64"}`. Messages in
-                the form of deepseek-ai/Janus, with an "images" list and a final empty assistant message, are accepted
-                too.
-            chat_template: Template that replaces the processor's for this call.
-            tokenize: `False` returns a string, or a list of strings for several conversations. These contain no BOS,
-                which `processor(text, images)` adds.
-            processor_kwargs: Arguments for `__call__`, e.g. `{"padding": False}`.
-            kwargs: `add_generation_prompt`, `continue_final_message`, `return_dict`, `return_tensors`, ... as in
-                transformers. `roles` and `system_prompt` replace the processor's for this call; a `system_prompt` of
-                `None` or "" means none. A system message in the conversation takes precedence over both system
-                prompts.
-
-        Raises:
-            FileNotFoundError: If an image is given as a path that does not exist.
-            ValueError: If a conversation is malformed, or its numbers of placeholders and images differ.
-        """
-        is_list = isinstance(conversation, (list, tuple))
-        is_batch = is_list and any(isinstance(one, (list, tuple)) for one in conversation)
-        conversations: list[Any] = list(conversation) if is_batch else [conversation]
-        for one in conversations:
-            check_conversation(one, roles=kwargs.get("roles") or self.roles)
-        options = dict(processor_kwargs or {})
-        if tokenize and "images" not in options:
-            images = [conversation_images(one, image_token=self.image_token) for one in conversations]
-            options["images"] = images if is_batch else images[0]
-        return super().apply_chat_template(
-            conversation, chat_template, tokenize=tokenize, processor_kwargs=options, **kwargs
-        )
 
     def prepare_image_generation(
         self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None
@@ -349,15 +319,6 @@ class JanusProProcessor(ProcessorFiles):
         batch = collate(self.tokenizer, encode(self.tokenizer, texts))
         del batch["offset_mapping"]
         return batch
-
-    def post_process_images(
-        self, pixel_values: torch.Tensor | np.ndarray, output_type: Literal["pil", "np", "pt"] = "pil"
-    ) -> Any:
-        """Convert the image codec's output pixels `(B, 3, H, W)` in [-1, 1] to images.
-
-        `output_type` chooses PIL images, a numpy array or a tensor; see `JanusProImageProcessor.postprocess`.
-        """
-        return self.image_processor.postprocess(pixel_values, output_type=output_type)
 
 
 def _are_roles(roles: object) -> bool:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..arguments import describe
 from ..layouts.special_tokens import BOI_TOKEN, BOS_TOKEN, EOI_TOKEN, EOS_TOKEN, IMAGE_TOKEN, PAD_TOKEN
 
 
@@ -114,7 +115,7 @@ def render_generation_prompt(prompt: str, *, roles: Sequence[str] = ROLES, boi_t
     return f"{roles[0]}: {content}\n\n{roles[1]}:{boi_token}" if content else f"{roles[0]}:{roles[1]}:{boi_token}"
 
 
-def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES) -> None:
+def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES, name: str = "conversation") -> None:
     """Raise `ValueError` unless `conversation` is a list of messages that the chat template can render.
 
     Args:
@@ -122,17 +123,18 @@ def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES) -> No
             `{"type": "text", "text": ...}` and `{"type": "image", "image" | "url" | "path" | "base64": ...}`.
         roles: Names of user and assistant that are accepted besides "user", "assistant", `ROLES` and
             `JANUS_1_3B_ROLES`.
+        name: Name of the caller's argument, for the message.
     """
     if not isinstance(conversation, (list, tuple)) or not conversation:
         raise ValueError(
-            f"`conversation` must be a non-empty list of messages, got {conversation!r}: pass dicts with 'role' and "
-            "'content'."
+            f"`{name}` must be a non-empty list of messages, got {describe(conversation)}: pass dicts with "
+            "'role' and 'content'."
         )
     allowed = list(dict.fromkeys(["user", "assistant", *roles, *ROLES, *JANUS_1_3B_ROLES]))
     for index, message in enumerate(conversation):
         if not isinstance(message, Mapping) or "role" not in message:
             raise ValueError(
-                f"Message {index} must be a dict with 'role' and 'content', got {message!r}: give it both keys."
+                f"Message {index} must be a dict with 'role' and 'content', got {describe(message)}: give it both."
             )
         role = message["role"]
         if role not in allowed and not (role == "system" and index == 0):
@@ -140,10 +142,15 @@ def check_conversation(conversation: Any, *, roles: Sequence[str] = ROLES) -> No
                 f"The role of message {index} must be one of {allowed}, or 'system' in the first message, got "
                 f"{role!r}: rename it."
             )
+        if not isinstance(listed := message.get("images") or [], (list, tuple)):
+            raise ValueError(f"The 'images' of message {index} must be a list, got {describe(listed)}: write [image].")
         content = message.get("content")
-        if content is None or isinstance(content, str):
-            continue
-        for part in content if isinstance(content, (list, tuple)) else [content]:
+        if not isinstance(content, (str, list, tuple)):
+            raise ValueError(
+                f"The 'content' of message {index} must be a string or a list of parts of type 'text' or 'image', got "
+                f"{'none' if content is None else describe(content)}: write '' for a message without text."
+            )
+        for part in [] if isinstance(content, str) else content:
             _check_part(part, index)
 
 
@@ -157,7 +164,7 @@ def _check_part(part: Any, index: int) -> None:
     if not isinstance(part, Mapping) or part.get("type") not in ("text", "image", "image_url"):
         raise ValueError(
             f"The content of message {index} must be a string or a list of parts of type 'text' or 'image', got "
-            f"{part!r}: write it as one of these."
+            f"{describe(part)}: write it as one of these."
         )
     if part["type"] == "text" and not isinstance(part.get("text"), str):
         raise ValueError(
@@ -179,13 +186,14 @@ def conversation_images(conversation: Sequence[Mapping[str, Any]], *, image_toke
     """
     images: list[Any] = []
     for message in conversation:
-        content, listed = message.get("content") or "", list(message.get("images") or [])
+        content, listed = message["content"], list(message.get("images") or [])
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         for part in parts:
             own = [part[key] for key in _IMAGE_KEYS if part.get(key) is not None]
             wanted = part["text"].count(image_token) if part["type"] == "text" else 1
             if part["type"] != "text" and own:
-                images.append(own[0]["url"] if isinstance(own[0], Mapping) else own[0])
+                # The part of type "image_url" in the messages of other chat libraries holds {"url": ...}.
+                images.append(own[0].get("url", own[0]) if isinstance(own[0], Mapping) else own[0])
             else:
                 images += listed[:wanted]
                 del listed[:wanted]

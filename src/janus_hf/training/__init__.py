@@ -5,7 +5,7 @@ files) and `trainers.codec` do not. Therefore the public names below are importe
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
@@ -88,14 +88,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name of this package from its submodule when it is first used, and return the object.
+if not TYPE_CHECKING:  # a type checker would take every misspelled name for one that this function returns
 
-    So the optional libraries of a submodule are needed only if a name of that submodule is used.
-    """
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str) -> object:
+        """Import a public name of this package from its submodule when it is first used, and return the object.
+
+        So the optional libraries of a submodule are needed only if a name of that submodule is used.
+        """
+        if name in _LAZY:
+            return getattr(importlib.import_module(_LAZY[name], __name__), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -21,7 +21,7 @@ from ..generate_run import draw_run
 from ..journal import Journal
 from ..report import Report, save_once
 from ..run_folder import environments, open_run, processes
-from ..sharing import share_answers
+from ..sharing import progress_bar_of, share_answers
 from ..sheets import save_sheet
 from .dpg_data import collect_grids, read_prompts, read_propositions, split_grid
 from .propositions import PromptScore, Proposition, Quirks, check_answers, score_prompt, summarise
@@ -106,15 +106,17 @@ class DPGBench:
         if processes().is_main_process:
             collect_grids(run.folder, list(prompts), grids)
         processes().wait_for_everyone()
-        report = evaluate_dpg(
-            grids,
-            self.data,
-            self.judge,
-            # Use one folder per judge, because the answers of two judges to the same images must not mix.
-            folder=run.folder / f"answers-{self.judge.name}",
-            quirks=self.quirks,
-            items=list(prompts),
-        )
+        with progress_bar_of(pipe) as shown:
+            report = evaluate_dpg(
+                grids,
+                self.data,
+                self.judge,
+                # Use one folder per judge, because the answers of two judges to the same images must not mix.
+                folder=run.folder / f"answers-{self.judge.name}",
+                quirks=self.quirks,
+                items=list(prompts),
+                shows_progress=shown,
+            )
         report.settings |= run.record
         if processes().is_main_process and report.rows:
             scored = [row["item_id"] for row in report.rows]
@@ -147,6 +149,7 @@ def evaluate_dpg(
     folder: str | os.PathLike[str] | None = None,
     quirks: Quirks | None = None,
     items: Sequence[str] | None = None,
+    shows_progress: bool = True,
 ) -> Report:
     """Judge existing images of DPG-Bench's prompts, and return the report.
 
@@ -162,6 +165,7 @@ def evaluate_dpg(
             keeps nothing on disk.
         quirks: Habits of the official script to follow; None follows all of them.
         items: Identifiers (`item_id`) of the prompts to judge. None judges all.
+        shows_progress: False shows no progress bar.
 
     Returns:
         The report. Its primary metric is `overall` (or `dpg[judge]`); its rows are the prompts that could be scored.
@@ -193,6 +197,7 @@ def evaluate_dpg(
         batch_size=1,
         title="judging",
         unit="prompt",
+        shows_progress=shows_progress,
     )
 
     scores: list[PromptScore] = []

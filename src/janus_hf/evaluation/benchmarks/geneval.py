@@ -27,7 +27,7 @@ from ..generate_run import draw_run, sample_path
 from ..paper import look_up
 from ..report import Report, save_once
 from ..run_folder import environments, processes
-from ..sharing import share
+from ..sharing import progress_bar_of, share
 from ..sheets import save_sheet
 
 
@@ -103,14 +103,22 @@ class GenEval:
             batch_size=self.batch_size,
             drawing=self.drawing,
         )
-        return self.judge(run.folder, run.record)
+        with progress_bar_of(pipe) as shown:
+            return self.judge(run.folder, run.record, shows_progress=shown)
 
-    def judge(self, folder: str | os.PathLike[str], settings: Mapping[str, Any] | None = None) -> Report:
+    def judge(
+        self,
+        folder: str | os.PathLike[str],
+        settings: Mapping[str, Any] | None = None,
+        *,
+        shows_progress: bool = True,
+    ) -> Report:
         """Judge images that a folder already holds. Save the report and a sheet of the best and worst images there.
 
         Args:
             folder: Folder of images in GenEval's file layout, written by this package or by another program.
             settings: Settings with which the images were generated; they become part of the report.
+            shows_progress: False shows no progress bar.
 
         Returns:
             The report. Images that are missing or cannot be read are in its `failures`.
@@ -133,6 +141,7 @@ class GenEval:
             batch_size=self.batch_size,
             title="judging",
             unit="image",
+            shows_progress=shows_progress,
         )
         # `share` returns rows process by process; sort them, so that the number of processes does not matter.
         rows.sort(key=lambda row: row["filename"])

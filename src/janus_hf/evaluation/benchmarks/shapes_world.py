@@ -26,7 +26,7 @@ from ..generate_run import DrawnRun, draw_run, sample_path
 from ..journal import Journal
 from ..report import Report, save_once
 from ..run_folder import environments, processes
-from ..sharing import share_answers
+from ..sharing import progress_bar_of, share_answers
 from ..sheets import save_sheet
 
 
@@ -213,14 +213,16 @@ class ShapesWorld:
             scenes, questions = ([one[key] for one in batch] for key in ("scene", "question"))
             return answer(pipe, scenes, questions, batch_size=self.batch_size)
 
-        answers, _ = share_answers(
-            {str(index): one for index, one in enumerate(asked)},
-            ask_batch,
-            Journal(None if run is None else run.folder),
-            batch_size=self.batch_size,
-            title="answering",
-            unit="question",
-        )
+        with progress_bar_of(pipe) as shown:
+            answers, _ = share_answers(
+                {str(index): one for index, one in enumerate(asked)},
+                ask_batch,
+                Journal(None if run is None else run.folder),
+                batch_size=self.batch_size,
+                title="answering",
+                unit="question",
+                shows_progress=shown,
+            )
         return [answers[str(index)] for index in range(len(asked))]
 
 

@@ -19,7 +19,7 @@ from ..journal import Journal
 from ..paper import look_up
 from ..report import Report, save_once
 from ..run_folder import environments, open_run, processes, run_settings
-from ..sharing import share_answers
+from ..sharing import progress_bar_of, share_answers
 from .answers import judge_answers, missing_tasks, primary_metric
 from .protocol import MAX_NEW_TOKENS, ROLES, paper_conversation, paper_prompt, system_prompt
 from .questions import Question, data_files, read_questions
@@ -138,14 +138,16 @@ def run_understanding(
         prompts="authors",
     )
     opened = open_run(folder, settings) if folder is not None else None
-    answers, problems = share_answers(
-        {question.index: question for question in questions},
-        lambda batch: _ask(pipe, benchmark, batch, max_new_tokens),
-        Journal(opened),
-        batch_size=batch_size,
-        title=benchmark,
-        unit="question",
-    )
+    with progress_bar_of(pipe) as shown:
+        answers, problems = share_answers(
+            {question.index: question for question in questions},
+            lambda batch: _ask(pipe, benchmark, batch, max_new_tokens),
+            Journal(opened),
+            batch_size=batch_size,
+            title=benchmark,
+            unit="question",
+            shows_progress=shown,
+        )
 
     # An empty answer cannot be judged, so it is a failure and not a wrong answer.
     problems |= {index: "empty answer" for index, text in answers.items() if not text}

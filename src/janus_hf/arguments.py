@@ -1,0 +1,133 @@
+"""Checks of single arguments, which name the argument in their error and return its value as a plain Python object."""
+
+import math
+import os
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+
+def describe(value: object) -> str:
+    """Return a short text for a wrong value in an error message: its type, and the value itself if it is short.
+
+    The values of tensors, images and output objects would fill the screen, so only their type is named.
+    """
+    kind = type(value).__name__
+    if value is None or isinstance(value, (bool, type)):
+        return repr(value)
+    if isinstance(value, (str, bytes, Real, os.PathLike, list, tuple)) and len(text := repr(value)) <= 60:
+        return f"{text} ({kind})"
+    # Outputs of pipelines and models are dicts too, and their attribute is what the caller meant.
+    fields = [name for name in ("images", "image_ids") if isinstance(value, dict) and hasattr(value, name)]
+    return f"an object of type {kind}" + (f" (take its .{' or .'.join(fields)})" if fields else "")
+
+
+def check_number(value: Any, name: str, advice: str) -> float:
+    """Return a real number, such as an int, a float or a numpy scalar, as a float.
+
+    Args:
+        value: The caller's argument; the code that uses it checks the range and refuses NaN.
+        name: Name of that argument, for the message.
+        advice: What to pass instead, for the message.
+
+    Raises:
+        TypeError: If the value is no number. True and False are no numbers.
+        ValueError: If it is infinite.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
+        raise TypeError(f"`{name}` must be a number, got {describe(value)}: {advice}.")
+    if math.isinf(value):
+        raise ValueError(f"`{name}` must be finite, got {value}: {advice}.")
+    return float(value)
+
+
+def check_integer(value: Any, name: str, advice: str, *, least: int | None = 1) -> int:
+    """Return an integer, also one of numpy's, as an int.
+
+    Args:
+        value: The caller's argument.
+        name: Name of that argument, for the message.
+        advice: What to pass instead, for the message.
+        least: Smallest value that is allowed; None allows all integers.
+
+    Raises:
+        TypeError: If the value is no integer. True, False and 1.0 are no integers.
+        ValueError: If the value is smaller than `least`.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
+        raise TypeError(f"`{name}` must be an integer, got {describe(value)}: {advice}.")
+    if least is not None and value < least:
+        raise ValueError(f"`{name}` must be at least {least}, got {value}: {advice}.")
+    return int(value)
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """Return True or False, also numpy's, as a bool.
+
+    Args:
+        value: The caller's argument.
+        name: Name of that argument, for the message.
+
+    Raises:
+        TypeError: If the value is anything else.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"`{name}` must be True or False, got {describe(value)}: pass one of them.")
+    return bool(value)
+
+
+def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
+    """Raise an error unless `value` is one of a few names.
+
+    Args:
+        value: The caller's argument.
+        name: Name of that argument, for the message.
+        choices: The names that are allowed, at least two.
+
+    Raises:
+        TypeError: If the value is no string.
+        ValueError: If it is another string.
+    """
+    if not isinstance(value, str) or value not in choices:
+        error = ValueError if isinstance(value, str) else TypeError
+        got = repr(value) if isinstance(value, str) else describe(value)
+        *others, last = map(repr, choices)
+        raise error(f"`{name}` must be {', '.join(others)} or {last}, got {got}: choose one of them.")
+
+
+def check_callable(value: Any, name: str) -> None:
+    """Raise a TypeError unless the argument `value` of this name is None or can be called."""
+    if value is not None and not callable(value):
+        raise TypeError(f"`{name}` must be a function or None, got {describe(value)}: pass the function itself.")
+
+
+def check_path(value: Any, name: str, meaning: str) -> str:
+    """Return a path or repository id as a string.
+
+    Args:
+        value: The caller's argument.
+        name: Name of that argument, for the message.
+        meaning: What the argument names, for the message.
+
+    Raises:
+        TypeError: If the value is neither a string nor a path.
+        ValueError: If it is empty.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"`{name}` must be {meaning}, got {describe(value)}: pass it as a string or a path.")
+    if not (path := os.fspath(value)) or not isinstance(path, str):
+        raise ValueError(f"`{name}` must be {meaning}, got {path!r}: pass its name.")
+    return path
+
+
+__all__ = [
+    "check_callable",
+    "check_choice",
+    "check_flag",
+    "check_integer",
+    "check_number",
+    "check_path",
+    "describe",
+]

@@ -1,0 +1,106 @@
+"""Types of the keyword arguments of image generation, and checks of the arguments that are tensors or generators.
+
+The types are for overloads, whose signatures name only the arguments that decide the type of the result.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypedDict
+
+import torch
+
+from ..arguments import check_choice, check_integer, describe
+
+
+# Source of random keys: one generator for all images, one per image, or None for the device's global generator.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class SamplingArguments(TypedDict, total=False):
+    """Keyword arguments that `JanusProPipeline.__call__` and the model's `generate_images` share."""
+
+    guidance_scale: float | None
+    do_sample: bool
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    generator: Generators
+    image_ids: torch.Tensor | None
+    speculative_window: int
+    cache_implementation: Literal["static", "dynamic"]
+
+
+def check_generators(generator: Any, num_images: int) -> None:
+    """Raise an error unless `generator` is None, a `torch.Generator`, or a list or tuple with one for each image.
+
+    Args:
+        generator: The caller's argument.
+        num_images: Number of images.
+
+    Raises:
+        TypeError: If it is something else, for example a seed.
+        ValueError: If a list has another length.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    seeded = "write torch.Generator().manual_seed(0) for the seed 0"
+    if not isinstance(generator, (list, tuple)):
+        raise TypeError(
+            f"`generator` must be a torch.Generator, or a list with one per image, got {describe(generator)}: "
+            f"{seeded}."
+        )
+    for one in generator:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(
+                f"`generator` must be a torch.Generator, or a list with one per image, got a list with "
+                f"{describe(one)} in it: {seeded}."
+            )
+    if len(generator) != num_images:
+        raise ValueError(
+            f"`generator` must be a list with one generator per image, {num_images} in all, got a list of "
+            f"{len(generator)}: pass a list of that length, or a single torch.Generator."
+        )
+
+
+def check_integer_tensor(value: Any, name: str, shape: str) -> None:
+    """Raise a TypeError unless an argument is a tensor of integers.
+
+    Args:
+        value: The caller's argument.
+        name: Name of that argument, for the message.
+        shape: Shape that it must have, for the message.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(
+            f"`{name}` must be a tensor of integers {shape}, got {describe(value)}: convert it with torch.as_tensor."
+        )
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(f"`{name}` must be a tensor of integers {shape}, got dtype {value.dtype}: pass token ids.")
+
+
+def check_compiling(mode: Any, batch_sizes: Any, speculative_window: Any) -> None:
+    """Check the arguments of `compile_generation`, and of the pipeline's `enable_fast_decoding`.
+
+    Args:
+        mode: A mode of `torch.compile`, or None.
+        batch_sizes: A list or tuple of numbers of images.
+        speculative_window: Number of image tokens that one step processes.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If the mode is unknown, or a number is below 1.
+    """
+    if mode is not None:
+        import torch._inductor  # torch.compile has no public list of its modes, its documentation names this function
+
+        check_choice(mode, "mode", tuple(torch._inductor.list_mode_options()))
+    if not isinstance(batch_sizes, Sequence) or isinstance(batch_sizes, (str, bytes)):
+        raise TypeError(
+            f"`batch_sizes` (`warm_up`) must be a list of integers, got {describe(batch_sizes)}: write [8] for "
+            "batches of eight images, or [] to compile later."
+        )
+    for size in batch_sizes:
+        check_integer(size, "batch_sizes", "give the numbers of images that you will generate at a time")
+    check_integer(speculative_window, "speculative_window", "use 1 to guess nothing")
+
+
+__all__ = ["Generators", "SamplingArguments", "check_compiling", "check_generators", "check_integer_tensor"]

@@ -1,0 +1,62 @@
+"""`JanusProPipelineOutput`, the result of a call of `JanusProPipeline`, which a notebook shows as images."""
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Generic
+
+import PIL.Image
+import torch
+from diffusers.utils import BaseOutput
+from typing_extensions import TypeVar
+
+from ..image_grid import image_grid
+from ..processing.pictures import ImageBatch
+from ..summaries import ShortRepr
+
+
+# The default serves annotations that name the class alone: without `output_type`, the images are PIL images.
+Images = TypeVar("Images", bound=ImageBatch, default=list[PIL.Image.Image])
+
+_MOST_SHOWN = 16
+_WIDEST = 256  # pixels of an image that is shown beside others
+
+
+@dataclass(repr=False)
+class JanusProPipelineOutput(ShortRepr, BaseOutput, Generic[Images]):
+    """The `N` images that one call of `JanusProPipeline` has generated, each from `P` image tokens.
+
+    A notebook shows PIL images as a grid (at most the first 16), everything else as one line with shapes.
+
+    Args:
+        images: The images in the form that `output_type` names: a list of PIL images ("pil"), an array
+            `(N, H, W, 3)` float32 in [0, 1] ("np"), a tensor `(N, 3, H, W)` in [0, 1] ("pt"), or the image tokens
+            `(N, P)` int64 ("latent").
+        image_ids: `(N, P)` int64: the image tokens, for every `output_type`.
+    """
+
+    images: Images
+    image_ids: torch.Tensor
+
+    def _repr_html_(self) -> str | None:
+        """Return HTML that shows the images, or None, which makes a notebook print `repr(self)`.
+
+        IPython calls this method for the last expression of a notebook's cell.
+        """
+        images = self.images
+        if not isinstance(images, list) or not all(isinstance(image, PIL.Image.Image) for image in images):
+            return None
+        if not images:
+            return None
+        shown = [image.copy() for image in images[:_MOST_SHOWN]]
+        if len(shown) > 1:
+            for image in shown:
+                image.thumbnail((_WIDEST, _WIDEST))
+        buffer = io.BytesIO()
+        image_grid(shown).save(buffer, format="PNG")
+        source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        note = f"<p>The first {len(shown)} of {len(images)} images.</p>" if len(images) > len(shown) else ""
+        return f'<img src="{source}" alt="{len(shown)} generated images">{note}'
+
+
+__all__ = ["Images", "JanusProPipelineOutput"]

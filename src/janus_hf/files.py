@@ -21,7 +21,7 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationErro
 from transformers.utils import cached_file
 
 from .errors import CheckpointError
-from .hub_errors import explain
+from .hub.hub_errors import explain
 
 
 # Arguments of `from_pretrained` that say where on the Hub, or where in the cache, a file is.

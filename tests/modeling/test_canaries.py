@@ -16,8 +16,8 @@ from transformers.integrations.peft import maybe_load_adapters
 from transformers.utils import find_adapter_config_file
 
 from janus_hf import JanusProVisionModel
+from janus_hf.hub.opening import ADAPTER_ARGUMENT
 from janus_hf.modeling.checkpoint import all_conversions
-from janus_hf.opening import ADAPTER_ARGUMENT
 
 
 def parameters(function):

@@ -8,7 +8,7 @@ from transformers import BitsAndBytesConfig, FineGrainedFP8Config, FourOverSixCo
 from transformers.quantizers.quantizers_utils import should_convert_module
 
 from janus_hf import JanusProForConditionalGeneration
-from janus_hf.modeling import quantisation
+from janus_hf.modeling.quantisation import weight_only
 from janus_hf.modeling.quantisation.weight_only import skip_all_but_language_model
 
 
@@ -82,6 +82,6 @@ def test_words_it_does_not_know_are_refused(golden_checkpoint):
 
 
 def test_without_torchao_it_is_said_what_to_install(golden_checkpoint, monkeypatch):
-    monkeypatch.setattr(quantisation, "is_torchao_available", lambda: False)
+    monkeypatch.setattr(weight_only, "is_torchao_available", lambda: False)
     with pytest.raises(ImportError, match=r"int8 weights need torchao: pip install 'janus_hf\[quant\]'"):
         JanusProForConditionalGeneration.from_pretrained(golden_checkpoint, quantization_config="int8")

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from ..hub.opening import open_checkpoint
 from ..layouts import Layout
 from ..modeling import JanusProForConditionalGeneration
-from ..opening import open_checkpoint
 from ..processing import JanusProProcessor
 from .verify import check_new_folder, save_and_verify
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from ..configuration import JanusProConfig
+from ..hub.opening import CONFIG_FILE, open_source
 from ..layouts import layout_of
 from ..modeling import JanusProForConditionalGeneration
-from ..opening import CONFIG_FILE, open_source
 
 
 # (number of layers, hidden size) of the language model -> name of the released model that has them.

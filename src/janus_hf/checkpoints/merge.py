@@ -10,9 +10,9 @@ from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 
 from ..errors import CheckpointError
 from ..hub.cards import CARD_FILE, finish_card, model_card
+from ..hub.opening import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Source, open_base, open_source
 from ..layouts import Layout
 from ..modeling import JanusProForConditionalGeneration
-from ..opening import ADAPTER_CONFIG_FILE, ADAPTER_WEIGHTS_FILE, Source, open_base, open_source
 from ..processing import JanusProProcessor
 from .verify import check_new_folder, save_and_verify
 

@@ -1,1 +1,1 @@
-"""Uploads to the Hub that the pipeline, the model and the processor share, and the model cards that go with them."""
+"""The Hub: open a checkpoint or an adapter at one commit, say why it cannot be had, upload models with their cards."""

@@ -10,8 +10,7 @@ from transformers.utils import is_peft_available
 from ..configuration import JanusProConfig
 from ..errors import CheckpointError
 from ..files import hub_arguments
-from ..layouts.janus_pro import STORED_BUT_UNUSED
-from ..opening import (
+from ..hub.opening import (
     ADAPTER_ARGUMENT,
     ADAPTER_CONFIG_FILE,
     ADAPTER_WEIGHTS_FILE,
@@ -21,10 +20,11 @@ from ..opening import (
     open_given_adapter,
     open_source,
 )
+from ..layouts.janus_pro import STORED_BUT_UNUSED
 from ..tokenizer import read_special_token_ids
 from .checkpoint import check_loaded, register_conversions
+from .model_saving import SavingMixin
 from .quantisation.weight_only import settle_quantised, skip_all_but_language_model, weight_only_config
-from .saving import SavingMixin
 from .weight_files import check_configurations, check_local_files, weight_file_names
 
 

@@ -19,8 +19,8 @@ from ..arguments import check_flag, check_path, describe
 from ..files import hub_arguments
 from ..generation.generation_arguments import Generators
 from ..generation.images import GUIDANCE_SCALE
+from ..hub.opening import open_checkpoint
 from ..modeling import JanusProForConditionalGeneration
-from ..opening import open_checkpoint
 from ..processing import JanusProProcessor
 from ..processing.pictures import ImageBatch
 from ..tokenizer import check_text_ids

@@ -24,10 +24,10 @@ from transformers.utils import (
 
 from ..files import fetch_files, find_file, hub_arguments
 from ..hub.cards import processor_card
+from ..hub.opening import Source, check_family, find_adapter, open_base, open_source
 from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
 from ..layouts import Layout
 from ..layouts.special_tokens import Tags
-from ..opening import Source, check_family, find_adapter, open_base, open_source
 from ..tokenizer import load_tokenizer
 from .file_formats import SavableProcessor, original_processor_config, write_layout
 from .image_processor import JanusProImageProcessor

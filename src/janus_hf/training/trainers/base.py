@@ -79,8 +79,7 @@ class JanusProTrainerMixin(RepeatableTrainer):
         processing_class: The model's processor, saved with the model.
         facts: Further entries for the file of facts in the checkpoints and for the model card, such as `plan_hash`, a
             hash of the order of the data. A checkpoint with another plan hash is not resumed. `model_revision` is the
-            branch, tag or commit of the Hub repository that the model was loaded from; an adapter's configuration
-            states it, so that the adapter opens with the model it was trained on.
+            branch, tag or commit of the Hub repository of the model; an adapter's configuration states it.
         kwargs: Further arguments of `transformers.Trainer` (`eval_dataset`, `callbacks`, `optimizers`, ...).
 
     Raises:

@@ -13,10 +13,10 @@ from huggingface_hub import HfApi, ResolvedRevision, is_offline_mode, try_to_loa
 from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError, RevisionResolutionError
 from transformers.utils import extract_commit_hash
 
-from .errors import CheckpointError
-from .files import fetch_files, find_file, read_json
+from ..errors import CheckpointError
+from ..files import fetch_files, find_file, read_json
+from ..layouts import read_config
 from .hub_errors import explain, was_caused_by
-from .layouts import read_config
 
 
 # Files of a repository, and the argument with which AutoModel passes an adapter on to `from_pretrained`.

@@ -4,7 +4,8 @@ import hashlib
 
 import pytest
 
-from janus_hf.files import HUB_ARGUMENTS, atomic_path, find_file, hash_file, hub_arguments, write_atomically
+from janus_hf.files import atomic_path, hash_file, write_atomically
+from janus_hf.hub.fetching import HUB_ARGUMENTS, find_file, hub_arguments
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):

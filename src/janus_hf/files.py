@@ -1,105 +1,16 @@
-"""Functions for files on disk and on the Hub: atomic writes, hashes, downloads, and the arguments of Hub calls."""
+"""Functions for files on disk: atomic writes, hashes, permissions, and JSON whose errors name the file."""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from huggingface_hub import (
-    _CACHED_NO_EXIST,
-    ResolvedRevision,
-    get_cached_repo_tree,
-    is_offline_mode,
-    try_to_load_from_cache,
-)
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, HTTPError
-from transformers.utils import cached_file
-
 from .errors import CheckpointError
-from .hub.hub_errors import explain
-
-
-# Arguments of `from_pretrained` that say where on the Hub, or where in the cache, a file is.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of `kwargs` that say where on the Hub or in the cache a file is (`HUB_ARGUMENTS`)."""
-    return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-
-
-def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> str | None:
-    """Return the path of a checkpoint's file, downloaded if need be, or None if the checkpoint has no such file.
-
-    Args:
-        source: Repository id or folder.
-        name: Name of the file.
-        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
-
-    Raises:
-        OSError: If it is not known whether the repository has the file, or the file cannot be had: the Hub does not
-            answer, refuses access, or has no such repository or revision; the file cannot be written; or the folder
-            has something of this name that is no file, such as a link to nothing. The message is one line that says
-            which of these it is and what to do.
-    """
-    if os.path.isdir(source):
-        local = os.path.join(source, hub_kwargs.get("subfolder") or "", name)
-        if os.path.lexists(local) and not os.path.isfile(local):
-            raise OSError(
-                f"{name} of {str(source)!r} cannot be read: it must be a file, got a folder or a link to nothing: "
-                "copy the checkpoint again, with the files that its links point to."
-            )
-    try:
-        path: str | None = cached_file(source, name, **hub_kwargs)
-    # Errors of the connection while a file is downloaded are no OSErrors.
-    except (OSError, HTTPError) as error:
-        # transformers raises one type for everything. Errors of the connection, the repository, the revision and the
-        # disk have a cause or an errno; that of a file which is known to be absent has neither.
-        known_to_be_absent = isinstance(error, OSError) and error.__cause__ is None and error.errno is None
-        if not known_to_be_absent and not _cache_knows_absence(source, name, hub_kwargs):
-            reason = explain(source, error, **hub_kwargs)
-            raise OSError(f"{name} of {str(source)!r} cannot be read: {reason}") from error
-        return None
-    return path
-
-
-def fetch_files(
-    source: str | os.PathLike[str], *, needed: Iterable[str], optional: Iterable[str] = (), **hub_kwargs: Any
-) -> dict[str, str | None]:
-    """Return the paths of a checkpoint's files, downloaded if need be, with None for a file that it does not have.
-
-    The loaders of transformers take a file for absent whose download fails. Called before them, this function raises
-    the error of the download instead. It asks the Hub only about files of which the cache knows nothing.
-
-    Args:
-        source: Repository id or folder.
-        needed: Names of files without which the checkpoint would be read wrongly, if it has them.
-        optional: Names of files that most checkpoints do not have. Where the caller has chosen to work offline
-            (`local_files_only=True` or HF_HUB_OFFLINE=1), one that is not in the cache counts as absent: a cache that
-            `hf download` filled has no marks of the files that the repository lacks.
-        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
-
-    Raises:
-        OSError: As `find_file`.
-    """
-    is_folder = os.path.isdir(source)
-    offline = not is_folder and _is_offline(hub_kwargs)
-    optional = set(optional)
-    paths: dict[str, str | None] = {}
-    for name in (*needed, *sorted(optional)):
-        known = None if is_folder else _ask_cache(source, name, hub_kwargs)
-        if known is not None:
-            paths[name] = known if isinstance(known, str) else None
-        elif offline and name in optional:
-            paths[name] = None
-        else:
-            paths[name] = find_file(source, name, **hub_kwargs)
-    return paths
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -114,39 +25,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise CheckpointError(
             f"{path} must be JSON, got {error}: it is cut short or damaged. Copy or download it again."
         ) from error
-
-
-def _cache_knows_absence(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> bool:
-    """Return whether the cache knows that the repository has no such file.
-
-    It has a mark of every file that the Hub was asked for in vain. Where the Hub must not be asked, the list of all
-    files counts too, which `snapshot_download` leaves in the cache. transformers reads only the mark, and only where
-    `revision` is the id of a commit.
-    """
-    return not os.path.isdir(source) and _ask_cache(source, name, hub_kwargs) is _CACHED_NO_EXIST
-
-
-def _is_offline(hub_kwargs: Mapping[str, Any]) -> bool:
-    return is_offline_mode() or bool(hub_kwargs.get("local_files_only"))
-
-
-def _ask_cache(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> object:
-    """Return the path of a repository's file in the cache, `_CACHED_NO_EXIST` if it is absent, else None."""
-    revision = hub_kwargs.get("revision")
-    where: dict[str, Any] = {
-        "cache_dir": hub_kwargs.get("cache_dir"),
-        "revision": revision.resolved if isinstance(revision, ResolvedRevision) else revision,
-    }
-    path = os.path.join(hub_kwargs.get("subfolder") or "", name)
-    try:
-        found = try_to_load_from_cache(str(source), path, **where)
-        if found is not None or not _is_offline(hub_kwargs):
-            return found
-        listed = {file.path for file in get_cached_repo_tree(str(source), **where)}
-        return None if path in listed else _CACHED_NO_EXIST
-    # The path of a folder that does not exist is no repository id.
-    except (HFValidationError, CachedRepoTreeNotFoundError):
-        return None
 
 
 @contextmanager
@@ -201,14 +79,4 @@ def hash_file(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-__all__ = [
-    "HUB_ARGUMENTS",
-    "atomic_path",
-    "fetch_files",
-    "find_file",
-    "hash_file",
-    "hub_arguments",
-    "open_to_others",
-    "read_json",
-    "write_atomically",
-]
+__all__ = ["atomic_path", "hash_file", "open_to_others", "read_json", "write_atomically"]

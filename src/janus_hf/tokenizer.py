@@ -22,7 +22,8 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import PROCESSOR_NAME
 
 from .errors import CheckpointError
-from .files import fetch_files, hub_arguments, read_json
+from .files import read_json
+from .hub.fetching import fetch_files, hub_arguments
 from .layouts.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, Tags
 
 

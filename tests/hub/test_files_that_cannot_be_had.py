@@ -18,7 +18,7 @@ from janus_hf import (
     JanusProProcessor,
 )
 from janus_hf.checkpoints.merge import merge_adapter
-from janus_hf.files import fetch_files
+from janus_hf.hub.fetching import fetch_files
 
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")

@@ -14,8 +14,9 @@ from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFo
 from transformers.utils import extract_commit_hash
 
 from ..errors import CheckpointError
-from ..files import fetch_files, find_file, read_json
+from ..files import read_json
 from ..layouts import read_config
+from .fetching import fetch_files, find_file
 from .hub_errors import explain, was_caused_by
 
 

@@ -9,7 +9,7 @@ from transformers.utils import is_peft_available
 
 from ..configuration import JanusProConfig
 from ..errors import CheckpointError
-from ..files import hub_arguments
+from ..hub.fetching import hub_arguments
 from ..hub.opening import (
     ADAPTER_ARGUMENT,
     ADAPTER_CONFIG_FILE,

@@ -18,7 +18,8 @@ from transformers.modeling_utils import load_state_dict
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..errors import CheckpointError
-from ..files import fetch_files, open_to_others, read_json
+from ..files import open_to_others, read_json
+from ..hub.fetching import fetch_files
 from ..protocols import TypedModel
 from .checkpoint import accept_original_names, check_loaded
 

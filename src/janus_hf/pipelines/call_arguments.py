@@ -9,8 +9,8 @@ import torch
 
 from ..arguments import check_callable, check_choice, check_integer, check_number, check_path, describe
 from ..configuration import JanusProVQConfig
-from ..files import HUB_ARGUMENTS
 from ..generation.generation_arguments import Generators, SamplingArguments, check_generators, check_integer_tensor
+from ..hub.fetching import HUB_ARGUMENTS
 from ..processing.batching import check_texts
 
 

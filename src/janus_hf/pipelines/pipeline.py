@@ -16,9 +16,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 
 from ..arguments import check_flag, check_path, describe
-from ..files import hub_arguments
 from ..generation.generation_arguments import Generators
 from ..generation.images import GUIDANCE_SCALE
+from ..hub.fetching import hub_arguments
 from ..hub.opening import open_checkpoint
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor

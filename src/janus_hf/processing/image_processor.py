@@ -21,7 +21,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..arguments import check_choice, describe
-from ..files import fetch_files, hub_arguments
+from ..hub.fetching import fetch_files, hub_arguments
 from .pictures import ImageBatch, flatten_images, load_picture
 
 

@@ -22,8 +22,8 @@ from transformers.utils import (
     PROCESSOR_NAME,
 )
 
-from ..files import fetch_files, find_file, hub_arguments
 from ..hub.cards import processor_card
+from ..hub.fetching import fetch_files, find_file, hub_arguments
 from ..hub.opening import Source, check_family, find_adapter, open_base, open_source
 from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
 from ..layouts import Layout

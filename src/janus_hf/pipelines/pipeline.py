@@ -260,9 +260,14 @@ class JanusProPipeline(
         return JanusProPipelineOutput(images=joined, image_ids=all_ids) if return_dict else (joined, all_ids)
 
     def enable_fast_decoding(
-        self, batch_sizes: Sequence[int] = (1,), *, speculative_window: int = 1, mode: str | None = None
+        self,
+        batch_sizes: Sequence[int] = (1,),
+        *,
+        speculative_window: int = 1,
+        mode: str | None = None,
+        max_graphs: int | None = None,
     ) -> bool:
-        """Compile the step that generates one image token with `torch.compile`.
+        """Compile the step that generates one image token with `torch.compile`, or capture it in a CUDA graph.
 
         See `JanusProForConditionalGeneration.compile_generation`.
 
@@ -270,19 +275,24 @@ class JanusProPipeline(
             batch_sizes: Values of `batch_size` that you will generate with; the step is compiled for them now, and for
                 any other number of images when it first occurs.
             speculative_window: Value of `speculative_window` that you will generate with.
-            mode: `mode` of `torch.compile`; None uses this package's choice.
+            mode: "graph" captures the step in a CUDA graph, without a compiler. Other values are `mode` of
+                `torch.compile`; None uses this package's choice.
+            max_graphs: Number of sizes for which `mode="graph"` keeps graph and cache; None is 4.
 
         Returns:
-            Whether the step is compiled now. If `torch.compile` does not work on this machine, the result is False and
-            a warning says why.
+            Whether the step is compiled or captured now. If that does not work with this model or on this machine, the
+            result is False and a warning says why.
 
         Raises:
-            ValueError: If the model is spread over devices or offloaded.
+            ValueError: If the model is spread over devices or offloaded and `mode` is not "graph", or if `max_graphs`
+                is too small for `batch_sizes` or given with another mode.
         """
-        return self.model.compile_generation(mode=mode, warm_up=batch_sizes, speculative_window=speculative_window)
+        return self.model.compile_generation(
+            mode=mode, warm_up=batch_sizes, speculative_window=speculative_window, max_graphs=max_graphs
+        )
 
     def disable_fast_decoding(self) -> None:
-        """Undo `enable_fast_decoding`: generate with the uncompiled step again and free the compiled one."""
+        """Undo `enable_fast_decoding`: generate with the plain step again, and free graphs and packed weights."""
         self.model.compile_generation(False)
 
     @classmethod

@@ -37,7 +37,7 @@ from .image_tokens import ImageTokensMixin
 from .lora import LoraPipelineMixin
 from .offloading import bring_in
 from .pipeline_files import PipelineFilesMixin
-from .pipeline_output import JanusProPipelineOutput
+from .pipeline_output import JanusProPipelineOutput, join_images
 from .progress import ProgressBarMixin
 
 
@@ -256,7 +256,7 @@ class JanusProPipeline(
         self.maybe_free_model_hooks()
 
         all_ids = torch.cat(tokens)
-        joined = all_ids if output_type == "latent" else _join(images)
+        joined = all_ids if output_type == "latent" else join_images(images)
         return JanusProPipelineOutput(images=joined, image_ids=all_ids) if return_dict else (joined, all_ids)
 
     def enable_fast_decoding(
@@ -280,12 +280,10 @@ class JanusProPipeline(
             max_graphs: Number of sizes for which `mode="graph"` keeps graph and cache; None is 4.
 
         Returns:
-            Whether the step is compiled or captured now. If that does not work with this model or on this machine, the
-            result is False and a warning says why.
+            Whether the step is compiled or captured now. If not, a warning says why.
 
         Raises:
-            ValueError: If the model is spread over devices or offloaded and `mode` is not "graph", or if `max_graphs`
-                is too small for `batch_sizes` or given with another mode.
+            TypeError, ValueError: If the model or an argument does not allow it.
         """
         return self.model.compile_generation(
             mode=mode, warm_up=batch_sizes, speculative_window=speculative_window, max_graphs=max_graphs
@@ -396,15 +394,6 @@ class JanusProPipeline(
             return changed["image_ids"][:, -1] if "image_ids" in changed else None
 
         return on_step
-
-
-def _join(parts: list[Any]) -> Any:
-    """Concatenate the images of all batches, which are either tensors, arrays, or lists of PIL images."""
-    if isinstance(parts[0], torch.Tensor):
-        return torch.cat(parts)
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return [image for part in parts for image in part]
 
 
 __all__ = ["JanusProPipeline", "JanusProPipelineOutput"]

@@ -28,6 +28,11 @@ class BareModel(Protocol):
         ...
 
     @property
+    def generation_embeddings(self) -> nn.Module:
+        """The module that maps image tokens to codebook vectors."""
+        ...
+
+    @property
     def generation_aligner(self) -> nn.Module:
         """The module that maps codebook vectors to inputs of the language model."""
         ...

@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..protocols import BareModel
 from .decoders import Decoder, StepInput, StepOutput, draw_from
-from .sampling import Draw, check_codes
+from .sampling import Draw, Sampling, check_codes
 
 
 # Function that receives a position and the tokens up to it `(B, position + 1)`, and may return `(B,)` tokens instead.
@@ -245,4 +245,38 @@ def _check_replacement(tokens: torch.Tensor, batch_size: int, codebook_size: int
     return tokens
 
 
-__all__ = ["Drawing", "StepCallback"]
+@torch.inference_mode(False)
+@torch.no_grad()
+def run_first_steps(model: BareModel, decoder: Decoder, batch_size: int, window: int, guidance_scale: float) -> None:
+    """Run the first steps of a batch of images with guidance, so that a decoder compiles or captures this size.
+
+    Args:
+        model: The model without its text head.
+        decoder: The decoder.
+        batch_size: Number of images.
+        window: Number of tokens per image that a step feeds (`speculative_window`).
+        guidance_scale: Any scale; its value does not matter.
+    """
+    device = next(model.parameters()).device
+    ids = torch.zeros(2 * batch_size, 2, dtype=torch.long, device=device)
+    drawing = Drawing(
+        model=model,
+        decoder=decoder,
+        ids_RT=ids,
+        mask_RT=torch.ones_like(ids),
+        given=ids[:batch_size, :0],
+        draw=Draw(
+            keys=ids[:batch_size],
+            guidance_scale=torch.tensor(guidance_scale, device=device),
+            sampling=Sampling.make(True, 1.0, None, None, device),
+        ),
+        cache_implementation="static",
+        window=window,
+    )
+    drawing.start()
+    for _ in range(3):  # CUDA graphs are recorded at the second run
+        drawing.accept(1)
+        drawing.step()
+
+
+__all__ = ["Drawing", "StepCallback", "run_first_steps"]

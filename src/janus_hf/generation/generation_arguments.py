@@ -15,6 +15,12 @@ from ..arguments import check_choice, check_integer, describe
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
+# Value of `mode` for steps that are captured in a CUDA graph; all other values are those of torch.compile.
+CAPTURED = "graph"
+
+MAX_GRAPHS = 4  # captured graphs that a model keeps unless told otherwise
+
+
 class SamplingArguments(TypedDict, total=False):
     """Keyword arguments that `JanusProPipeline.__call__` and the model's `generate_images` share."""
 
@@ -77,22 +83,24 @@ def check_integer_tensor(value: Any, name: str, shape: str) -> None:
         raise TypeError(f"`{name}` must be a tensor of integers {shape}, got dtype {value.dtype}: pass token ids.")
 
 
-def check_compiling(mode: Any, batch_sizes: Any, speculative_window: Any) -> None:
+def check_compiling(mode: Any, batch_sizes: Any, speculative_window: Any, max_graphs: Any = None) -> None:
     """Check the arguments of `compile_generation`, and of the pipeline's `enable_fast_decoding`.
 
     Args:
-        mode: A mode of `torch.compile`, or None.
+        mode: A mode of `torch.compile`, or "graph", or None.
         batch_sizes: A list or tuple of numbers of images.
         speculative_window: Number of image tokens that one step processes.
+        max_graphs: Number of captured graphs to keep, or None.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If the mode is unknown, or a number is below 1.
+        ValueError: If the mode is unknown, a number is below 1, or `max_graphs` is given without the mode "graph" or
+            is smaller than the number of different batch sizes.
     """
     if mode is not None:
         import torch._inductor  # torch.compile has no public list of its modes, its documentation names this function
 
-        check_choice(mode, "mode", tuple(torch._inductor.list_mode_options()))
+        check_choice(mode, "mode", (CAPTURED, *torch._inductor.list_mode_options()))
     if not isinstance(batch_sizes, Sequence) or isinstance(batch_sizes, (str, bytes)):
         raise TypeError(
             f"`batch_sizes` (`warm_up`) must be a list of integers, got {describe(batch_sizes)}: write [8] for "
@@ -101,6 +109,25 @@ def check_compiling(mode: Any, batch_sizes: Any, speculative_window: Any) -> Non
     for size in batch_sizes:
         check_integer(size, "batch_sizes", "give the numbers of images that you will generate at a time")
     check_integer(speculative_window, "speculative_window", "use 1 to guess nothing")
+    if max_graphs is not None:
+        check_integer(max_graphs, "max_graphs", f"leave it out for {MAX_GRAPHS}")
+        if mode != CAPTURED:
+            raise ValueError(
+                f"`max_graphs` must be None unless mode='graph', got {max_graphs} with mode={mode!r}: leave it out."
+            )
+    if mode == CAPTURED and len(set(batch_sizes)) > (kept := max_graphs or MAX_GRAPHS):
+        raise ValueError(
+            f"`max_graphs` must be at least the number of different `batch_sizes` (`warm_up`), "
+            f"{len(set(batch_sizes))}, got {kept}: raise it, or name fewer sizes."
+        )
 
 
-__all__ = ["Generators", "SamplingArguments", "check_compiling", "check_generators", "check_integer_tensor"]
+__all__ = [
+    "CAPTURED",
+    "MAX_GRAPHS",
+    "Generators",
+    "SamplingArguments",
+    "check_compiling",
+    "check_generators",
+    "check_integer_tensor",
+]

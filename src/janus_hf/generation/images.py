@@ -12,6 +12,7 @@ of codebook entries.
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Unpack, overload
 
 import torch
@@ -21,9 +22,16 @@ from transformers.utils import ModelOutput, logging
 from ..arguments import check_callable, check_choice, check_flag, check_integer, check_number
 from ..protocols import BareModel
 from ..summaries import ShortRepr
-from .decoders import Decoder, PlainDecoder, choose_decoder, why_not_compilable
-from .drawing import Drawing, StepCallback
-from .generation_arguments import Generators, SamplingArguments, check_compiling, check_integer_tensor
+from .decoders import CapturedDecoder, Decoder, choose_decoder, default_decoder, why_not_compilable
+from .drawing import Drawing, StepCallback, run_first_steps
+from .generation_arguments import (
+    CAPTURED,
+    MAX_GRAPHS,
+    Generators,
+    SamplingArguments,
+    check_compiling,
+    check_integer_tensor,
+)
 from .prompt_rows import check_prefix, make_rows
 from .sampling import Draw, Sampling, draw_keys
 
@@ -75,7 +83,11 @@ class ImageGenerationMixin:
     model: BareModel
     generation_config: GenerationConfig
     device: torch.device
-    _decoder: Decoder = PlainDecoder()  # `compile_generation` replaces it
+
+    @cached_property
+    def _decoder(self) -> Decoder:
+        """Decoder that runs the steps of this model; `compile_generation` replaces it."""
+        return default_decoder(self.device)
 
     def compile_generation(
         self,
@@ -84,37 +96,51 @@ class ImageGenerationMixin:
         mode: str | None = None,
         warm_up: Sequence[int] = (),
         speculative_window: int = 1,
+        max_graphs: int | None = None,
     ) -> bool:
         """Compile one step of `generate_images` (language model and sampling) into one graph, or undo the compilation.
 
-        The step is compiled during the first generation of each size (number of images, guidance or not, context
-        length rounded up to a multiple of 64), which takes a minute or more for a full-size model. On CUDA the graph
-        is replayed as a CUDA graph. On a CPU the language model's weights are packed (copied in the order in which the
-        matrix kernels read them), which takes the memory of a second copy. In float32 the tokens are the same as
-        without compilation. No other thread may use a compiled model while it generates.
+        By default the step is compiled during the first generation of each size (number of images, guidance or not,
+        context length rounded up to a multiple of 64), which takes a minute or more for a full-size model. On CUDA the
+        graph is replayed as a CUDA graph. On a CPU the language model's weights are packed (copied in the order in
+        which the matrix kernels read them), which takes the memory of a second copy. In float32 the tokens are the
+        same as without compilation. No other thread may use a compiled model while it generates.
+
+        `mode="graph"` needs no compiler: the kernels of the plain step are captured in a CUDA graph at the first step
+        of a size, and compared with the plain step at the second. Where that is impossible (`CapturedDecoder`), steps
+        are plain, and a warning says why once. Threads that generate with the same model take turns. A change of the
+        model is seen by the next batch. Hooks on layers and Python code in them do not run in a replay.
 
         Args:
             enabled: False undoes the compilation and frees graphs, caches and packed weights. They are also freed when
                 the model is deleted.
-            mode: The argument `mode` of `torch.compile`; None uses CUDA graphs or packed weights as described.
+            mode: The argument `mode` of `torch.compile`, or "graph"; None uses CUDA graphs or packed weights as
+                described.
             warm_up: Numbers of images per batch for which to compile right away, with guidance. If this fails or is
                 interrupted, the model is not compiled.
             speculative_window: The `speculative_window` of later calls of `generate_images`; used only for the
                 warm-up.
+            max_graphs: Number of sizes for which `mode="graph"` keeps graph and cache; the size that was not used for
+                the longest time is dropped first. None is 4. Other modes keep all graphs and take no number.
 
         Returns:
-            Whether the step is compiled now. If `torch.compile` does not work (no C++ compiler, no Triton), a warning
-            is logged, the result is False, and generation works as before.
+            Whether the step is compiled or captured now. If `torch.compile` does not work (no C++ compiler, no
+            Triton), a warning is logged, the result is False, and generation works as before. If a step cannot be
+            captured as the model is now, the result is False too, but a later batch is captured if it can be.
 
         Raises:
             TypeError: If an argument is of the wrong type.
-            ValueError: If an argument is out of range, the model is spread over several devices or offloaded, or it
-                uses flash-attention.
+            ValueError: If an argument is out of range; or, unless `mode` is "graph", if the model is spread over
+                several devices or offloaded, or uses flash-attention.
         """
         if not check_flag(enabled, "enabled"):
             self._stop_compiling()
             return False
-        check_compiling(mode, warm_up, speculative_window)
+        check_compiling(mode, warm_up, speculative_window, max_graphs)
+        if mode == CAPTURED:
+            captured = CapturedDecoder(max_graphs or MAX_GRAPHS)
+            self._use(captured, warm_up if captured.can_capture(self.model, self) else (), speculative_window)
+            return captured.can_capture(self.model, self)
         devices = {parameter.device for parameter in self.model.parameters()}
         # accelerate's attribute `_hf_hook`: its public `has_offloaded_params` does not see the pipeline's CPU offload.
         if len(devices) > 1 or torch.device("meta") in devices or hasattr(self, "_hf_hook"):
@@ -131,50 +157,27 @@ class ImageGenerationMixin:
         if reason := why_not_compilable(self.device):
             logger.warning(f"torch.compile does not work here, so generation is not compiled: {reason}")
             return False
+        self._use(choose_decoder(self.device, compiled=True, mode=mode), warm_up, speculative_window)
+        return True
+
+    def _use(self, decoder: Decoder, warm_up: Sequence[int], window: int) -> None:
+        """Generate with this decoder from now on, after the first steps of batches of these numbers of images."""
         self._stop_compiling()  # before new weights are packed, so that there are never two packed copies
-        self._decoder = choose_decoder(self.device, compiled=True, mode=mode)
+        self._decoder = decoder
         try:
             for batch_size in warm_up:
-                self._warm_up(batch_size, speculative_window)
+                with decoder.turn(self):
+                    run_first_steps(self.model, decoder, batch_size, window, GUIDANCE_SCALE)
         except BaseException:  # an interrupt too must leave nothing half-compiled
             self._stop_compiling()
             raise
-        return True
 
     def _stop_compiling(self) -> None:
-        """Generate with the uncompiled step from now on, and free graphs, caches and packed weights."""
+        """Generate with the plain step from now on, and free graphs, caches and packed weights."""
         self._decoder = choose_decoder(self.device, compiled=False)
         # Graphs are part of reference cycles, which would otherwise stay until Python next searches for cycles.
         gc.collect()
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _warm_up(self, batch_size: int, window: int) -> None:
-        """Compile the step for `batch_size` images with guidance, by running the first steps of such a batch.
-
-        Args:
-            batch_size: Number of images.
-            window: Number of tokens per image that a step feeds (`speculative_window`).
-        """
-        ids = torch.zeros(2 * batch_size, 2, dtype=torch.long, device=self.device)
-        drawing = Drawing(
-            model=self.model,
-            decoder=self._decoder,
-            ids_RT=ids,
-            mask_RT=torch.ones_like(ids),
-            given=ids[:batch_size, :0],
-            draw=Draw(
-                keys=ids[:batch_size],
-                guidance_scale=torch.tensor(GUIDANCE_SCALE, device=self.device),
-                sampling=Sampling.make(True, 1.0, None, None, self.device),
-            ),
-            cache_implementation="static",
-            window=window,
-        )
-        drawing.start()
-        for _ in range(3):  # CUDA graphs are recorded at the second run
-            drawing.accept(1)
-            drawing.step()
+        torch.cuda.empty_cache()  # returns the memory of captured graphs to the device
 
     @overload
     def generate_images(
@@ -305,40 +308,42 @@ class ImageGenerationMixin:
         if given.shape[1] == num_tokens:
             return ImageGenerationOutput(image_ids=given, num_model_steps=0) if wants_output else given
 
-        # Keys are made after the checks above, so that a refused call does not advance the caller's generators. The
-        # scale is a tensor, because a compiled step would be specialised on a number.
-        drawing = Drawing(
-            model=self.model,
-            decoder=self._decoder,
-            ids_RT=ids_RT,
-            mask_RT=mask_RT,
-            given=given,
-            draw=Draw(
-                keys=draw_keys(batch_size, generator, device),
-                guidance_scale=torch.tensor(float(scale), device=device) if scale != 1 else None,
-                sampling=sampling,
-            ),
-            cache_implementation=cache_implementation,
-            window=window,
-        )
-        all_logits = torch.empty(batch_size, num_tokens, codebook_size, device=device) if wants_logits else None
-        all_scores = torch.empty(batch_size, num_tokens, codebook_size, device=device) if wants_scores else None
-        drawing.start()
-        while True:
-            count = drawing.num_accepted()
-            drawing.check_logits(count)
-            # A token that the callback replaces is the last one to accept.
-            if callback is not None:
-                count = drawing.run_callback(count, callback)
-            accepted = slice(drawing.num_final, drawing.num_final + count)
-            if all_logits is not None:
-                all_logits[:, accepted] = drawing.logits[:, :count]
-            if all_scores is not None:
-                all_scores[:, accepted] = drawing.scores[:, :count]
-            drawing.accept(count)
-            if drawing.num_final == num_tokens:
-                break
-            drawing.step()
+        decoder = self._decoder
+        with decoder.turn(self):
+            # Keys are made after the checks above, so that a refused call does not advance the caller's generators.
+            # The scale is a tensor, because a compiled step would be specialised on a number.
+            drawing = Drawing(
+                model=self.model,
+                decoder=decoder,
+                ids_RT=ids_RT,
+                mask_RT=mask_RT,
+                given=given,
+                draw=Draw(
+                    keys=draw_keys(batch_size, generator, device),
+                    guidance_scale=torch.tensor(float(scale), device=device) if scale != 1 else None,
+                    sampling=sampling,
+                ),
+                cache_implementation=cache_implementation,
+                window=window,
+            )
+            all_logits = torch.empty(batch_size, num_tokens, codebook_size, device=device) if wants_logits else None
+            all_scores = torch.empty(batch_size, num_tokens, codebook_size, device=device) if wants_scores else None
+            drawing.start()
+            while True:
+                count = drawing.num_accepted()
+                drawing.check_logits(count)
+                # A token that the callback replaces is the last one to accept.
+                if callback is not None:
+                    count = drawing.run_callback(count, callback)
+                accepted = slice(drawing.num_final, drawing.num_final + count)
+                if all_logits is not None:
+                    all_logits[:, accepted] = drawing.logits[:, :count]
+                if all_scores is not None:
+                    all_scores[:, accepted] = drawing.scores[:, :count]
+                drawing.accept(count)
+                if drawing.num_final == num_tokens:
+                    break
+                drawing.step()
 
         tokens = drawing.tokens[:, :num_tokens]
         if not wants_output:

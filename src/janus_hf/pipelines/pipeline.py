@@ -37,7 +37,7 @@ from .image_tokens import ImageTokensMixin
 from .lora import LoraPipelineMixin
 from .offloading import bring_in
 from .pipeline_files import PipelineFilesMixin
-from .pipeline_output import JanusProPipelineOutput
+from .pipeline_output import JanusProPipelineOutput, join_images
 from .progress import ProgressBarMixin
 
 
@@ -256,13 +256,18 @@ class JanusProPipeline(
         self.maybe_free_model_hooks()
 
         all_ids = torch.cat(tokens)
-        joined = all_ids if output_type == "latent" else _join(images)
+        joined = all_ids if output_type == "latent" else join_images(images)
         return JanusProPipelineOutput(images=joined, image_ids=all_ids) if return_dict else (joined, all_ids)
 
     def enable_fast_decoding(
-        self, batch_sizes: Sequence[int] = (1,), *, speculative_window: int = 1, mode: str | None = None
+        self,
+        batch_sizes: Sequence[int] = (1,),
+        *,
+        speculative_window: int = 1,
+        mode: str | None = None,
+        max_graphs: int | None = None,
     ) -> bool:
-        """Compile the step that generates one image token with `torch.compile`.
+        """Compile the step that generates one image token with `torch.compile`, or capture it in a CUDA graph.
 
         See `JanusProForConditionalGeneration.compile_generation`.
 
@@ -270,19 +275,22 @@ class JanusProPipeline(
             batch_sizes: Values of `batch_size` that you will generate with; the step is compiled for them now, and for
                 any other number of images when it first occurs.
             speculative_window: Value of `speculative_window` that you will generate with.
-            mode: `mode` of `torch.compile`; None uses this package's choice.
+            mode: "graph" captures the step in a CUDA graph, without a compiler. Other values are `mode` of
+                `torch.compile`; None uses this package's choice.
+            max_graphs: Number of sizes for which `mode="graph"` keeps graph and cache; None is 4.
 
         Returns:
-            Whether the step is compiled now. If `torch.compile` does not work on this machine, the result is False and
-            a warning says why.
+            Whether the step is compiled or captured now. If not, a warning says why.
 
         Raises:
-            ValueError: If the model is spread over devices or offloaded.
+            TypeError, ValueError: If the model or an argument does not allow it.
         """
-        return self.model.compile_generation(mode=mode, warm_up=batch_sizes, speculative_window=speculative_window)
+        return self.model.compile_generation(
+            mode=mode, warm_up=batch_sizes, speculative_window=speculative_window, max_graphs=max_graphs
+        )
 
     def disable_fast_decoding(self) -> None:
-        """Undo `enable_fast_decoding`: generate with the uncompiled step again and free the compiled one."""
+        """Undo `enable_fast_decoding`: generate with the plain step again, and free graphs and packed weights."""
         self.model.compile_generation(False)
 
     @classmethod
@@ -386,15 +394,6 @@ class JanusProPipeline(
             return changed["image_ids"][:, -1] if "image_ids" in changed else None
 
         return on_step
-
-
-def _join(parts: list[Any]) -> Any:
-    """Concatenate the images of all batches, which are either tensors, arrays, or lists of PIL images."""
-    if isinstance(parts[0], torch.Tensor):
-        return torch.cat(parts)
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate(parts)
-    return [image for part in parts for image in part]
 
 
 __all__ = ["JanusProPipeline", "JanusProPipelineOutput"]

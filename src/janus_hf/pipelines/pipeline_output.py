@@ -3,8 +3,9 @@
 import base64
 import io
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
+import numpy as np
 import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
@@ -59,4 +60,13 @@ class JanusProPipelineOutput(ShortRepr, BaseOutput, Generic[Images]):
         return f'<img src="{source}" alt="{len(shown)} generated images">{note}'
 
 
-__all__ = ["Images", "JanusProPipelineOutput"]
+def join_images(parts: list[Any]) -> Any:
+    """Concatenate the images of all batches, which are either tensors, arrays, or lists of PIL images."""
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(parts)
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return [image for part in parts for image in part]
+
+
+__all__ = ["Images", "JanusProPipelineOutput", "join_images"]

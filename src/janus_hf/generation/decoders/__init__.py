@@ -1,15 +1,23 @@
 """Decoders: classes that run one step of the generation loop, from image tokens to the next image tokens.
 
-`interface.py` defines the methods of a decoder; the decoder in `plain.py` calls PyTorch's operators one by one, and
-that in `compiled.py` runs one compiled graph. `choose_decoder` is the only function that decides which of them a model
-uses.
+`interface.py` defines the methods of a decoder; the decoder in `plain.py` calls PyTorch's operators one by one, that
+in `compiled.py` runs one compiled graph, and that in `captured.py` replays the plain operators from a CUDA graph.
+`default_decoder` chooses among them for a model, until `compile_generation` is called.
 """
 
 import torch
 
+from .captured import CapturedDecoder
 from .compiled import CompiledDecoder, why_not_compilable
 from .interface import Decoder, StepInput, StepOutput
 from .plain import PlainDecoder, decode_step, draw_from
+
+
+def default_decoder(device: torch.device) -> Decoder:
+    """Return a new decoder for a model on `device` for which no way to run the steps was chosen."""
+    # `return CapturedDecoder() if device.type == "cuda" else PlainDecoder()` makes captured steps the default on CUDA.
+    # They have not been run on a card yet; see "Captured steps" in docs/speed.md for what must be measured first.
+    return PlainDecoder()
 
 
 def choose_decoder(device: torch.device, *, compiled: bool, mode: str | None = None) -> Decoder:
@@ -26,6 +34,7 @@ def choose_decoder(device: torch.device, *, compiled: bool, mode: str | None = N
 
 
 __all__ = [
+    "CapturedDecoder",
     "CompiledDecoder",
     "Decoder",
     "PlainDecoder",
@@ -33,6 +42,7 @@ __all__ = [
     "StepOutput",
     "choose_decoder",
     "decode_step",
+    "default_decoder",
     "draw_from",
     "why_not_compilable",
 ]

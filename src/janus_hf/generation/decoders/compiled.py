@@ -8,7 +8,7 @@ or `2 B` with guidance, conditional rows first), `T` the prompt length, and `n` 
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -83,6 +83,10 @@ class CompiledDecoder:
         It does so if the kernels in `x86/` could not pack all layers.
         """
         return bool(self._compiler_options)
+
+    def turn(self, owner: object) -> AbstractContextManager[None]:
+        """Return a context manager that does nothing; callers make sure that only one thread generates at a time."""
+        return nullcontext()
 
     def prepare(self, model: BareModel) -> None:
         """Bring compiled graphs and packed weights (copies for matrix kernels) up to date with the model.

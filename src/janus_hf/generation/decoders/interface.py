@@ -64,6 +64,16 @@ class Decoder(Protocol):
     batch.
     """
 
+    def turn(self, owner: object) -> AbstractContextManager[None]:
+        """Return a context manager that the caller holds from before `prepare` until after the last step of a batch.
+
+        A decoder that can generate only one batch at a time makes other threads wait in it.
+
+        Args:
+            owner: The whole model, to which the model without its text head belongs.
+        """
+        ...
+
     def prepare(self, model: BareModel) -> None:
         """Update all objects that the decoder derived from the model's weights, such as compiled graphs.
 

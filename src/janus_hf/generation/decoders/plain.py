@@ -84,6 +84,10 @@ def decode_step(
 class PlainDecoder:
     """Decoder that runs `decode_step` without compiling it and makes a new cache for every batch. It has no state."""
 
+    def turn(self, owner: object) -> AbstractContextManager[None]:
+        """Return a context manager that does nothing, because batches of several threads share no state."""
+        return nullcontext()
+
     def prepare(self, model: BareModel) -> None:
         """Do nothing, because this decoder derives nothing from the model's weights."""
 

@@ -1,0 +1,78 @@
+"""The function `why_not_capturable`: the reason why the steps of a model cannot be captured in a graph."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+
+from .graph_dependencies import tensors_of
+
+
+def why_not_capturable(modules: Sequence[nn.Module], config: PreTrainedConfig, owner: object) -> str | None:
+    """Return why the steps of a model cannot be captured as the model is now, or None if nothing speaks against it.
+
+    Args:
+        modules: Modules that a step runs.
+        config: Config of the language model.
+        owner: The whole model that these modules belong to, or None if it is not known. Offloading is noted there.
+    """
+    weights = [tensor for module in modules for tensor in tensors_of(module)]
+    if reason := _why_elsewhere(modules, weights, owner):
+        return reason
+    if any(module.training for module in modules):
+        return "the model is in training mode (model.eval() ends it)"
+    if torch.is_grad_enabled() and any(weight.requires_grad for weight in weights):
+        return "gradients are recorded (torch.no_grad() prevents it)"
+    if torch.is_autocast_enabled(weights[0].device.type):
+        # transformers' static cache has one dtype, and autocast makes keys and values of two.
+        return "autocast is enabled (load the model in the dtype that it is to compute in)"
+    if any(_has_hooks(module) for module in modules):
+        return "layers have forward hooks, which a replay would not call"
+    # `_attn_implementation`: transformers has a public setter for it, but no public getter.
+    if config._attn_implementation != "sdpa":
+        return f"the attention implementation is {config._attn_implementation!r}, and captured steps need 'sdpa'"
+    return None
+
+
+def _why_elsewhere(modules: Sequence[nn.Module], weights: Sequence[torch.Tensor], owner: object) -> str | None:
+    """Return the reason if weights are not on one device in one piece: offloaded, spread or sharded; else None."""
+    # accelerate's attribute `_hf_hook`: its public `has_offloaded_params` does not see the pipeline's CPU offload.
+    # diffusers' attribute `_diffusers_hook`: it has no public way from a module to the hooks of group offloading.
+    holders = [*modules, *([] if owner is None else [owner])]
+    # `vars`, because `hasattr` takes ten times as long where a module does not have the attribute.
+    if any("_hf_hook" in vars(holder) or "_diffusers_hook" in vars(holder) for holder in holders):
+        return "the model is offloaded, or moved between devices by hooks"
+    # Marks of DeepSpeed's ZeRO-3, of tensors with a device mesh (FSDP2, tensor parallelism) and of FSDP.
+    if (
+        any(hasattr(weight, "ds_id") or hasattr(weight, "device_mesh") for weight in weights)
+        or any(not weight.numel() for weight in weights)
+        or any("_fsdp_wrapped_module" in module._modules for module in modules)
+    ):
+        return "the weights are sharded"
+    devices = {weight.device for weight in weights}
+    devices |= {torch.device(device) for device in _device_map(owner)}
+    if torch.device("meta") in devices:
+        return "weights are not loaded (they are on the device 'meta')"
+    if len(devices) > 1:
+        return f"the model is spread over several devices ({', '.join(sorted(map(str, devices)))})"
+    return None
+
+
+def _device_map(owner: object) -> list[str]:
+    """Return the places in the model's `hf_device_map`, or nothing if there is one place only."""
+    device_map = getattr(owner, "hf_device_map", {})
+    places = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values()}
+    return sorted(places) if len(places) > 1 else []
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether the module has forward hooks, other than those of transformers that collect hidden states.
+
+    transformers leaves its hooks in place after `output_hidden_states=True`; without a collector they do nothing.
+    """
+    hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+    return any(getattr(hook, "__module__", None) != "transformers.utils.output_capturing" for hook in hooks)
+
+
+__all__ = ["why_not_capturable"]

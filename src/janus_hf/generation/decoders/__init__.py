@@ -9,8 +9,8 @@ import torch
 
 from .captured import CapturedDecoder
 from .compiled import CompiledDecoder, why_not_compilable
-from .interface import Decoder, StepInput, StepOutput
-from .plain import PlainDecoder, decode_step, draw_from
+from .interface import Decoder, StepInput, StepModel, StepOutput
+from .plain import PlainDecoder, decode_step, draw_from, few_kernels_pay
 
 
 def default_decoder(device: torch.device) -> Decoder:
@@ -39,10 +39,12 @@ __all__ = [
     "Decoder",
     "PlainDecoder",
     "StepInput",
+    "StepModel",
     "StepOutput",
     "choose_decoder",
     "decode_step",
     "default_decoder",
     "draw_from",
+    "few_kernels_pay",
     "why_not_compilable",
 ]

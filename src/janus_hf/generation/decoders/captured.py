@@ -22,10 +22,11 @@ from ...protocols import BareModel
 from ..generation_arguments import MAX_GRAPHS
 from .captured_step import CacheState, CapturedStep, agree, size_of, visible_positions, with_copied_tensors
 from .cuda_graph import CudaGraph, Graph
+from .fused_layers import fuse
 from .graph_dependencies import fingerprint, kernel_settings, step_modules
-from .interface import StepInput, StepOutput
+from .interface import StepInput, StepModel, StepOutput
 from .obstacles import why_not_capturable
-from .plain import PlainDecoder, decode_step, lengthen
+from .plain import PlainDecoder, decode_step, few_kernels_pay, lengthen
 
 
 logger = logging.get_logger(__name__)
@@ -74,6 +75,7 @@ class CapturedDecoder:
         self._caches: WeakValueDictionary[tuple[int, int], StaticCache] = WeakValueDictionary()
         self._too_large: set[tuple[int, int]] = set()  # sizes of caches for whose graphs memory did not suffice
         self._uncapturable: str | None = None  # why capturing the present model failed
+        self._step_model: StepModel | None = None  # layers that launch few kernels, if the model allows them
         self._wrong = False  # whether a replay has disagreed with a plain step
 
     def __reduce__(self) -> tuple[Callable[..., "CapturedDecoder"], tuple[object, ...]]:
@@ -119,6 +121,11 @@ class CapturedDecoder:
         if present != self._fingerprint:
             self._forget()
             self._fingerprint = present
+        # Joined matrices are updated in place, so graphs stay valid, unless the layers were made anew.
+        fused = fuse(model, self._step_model) if few_kernels_pay(self._device) else model
+        if fused is not (self._step_model or model):
+            self._graphs.clear()
+        self._step_model = None if fused is model else fused
         self._obstacle = self._uncapturable
         return None
 
@@ -162,7 +169,7 @@ class CapturedDecoder:
         self._graphs.clear()
         self._caches.clear()
         self._too_large.clear()
-        self._fingerprint, self._uncapturable = None, None
+        self._fingerprint, self._uncapturable, self._step_model = None, None, None
 
     def running(self, model: BareModel) -> AbstractContextManager[None]:
         """Return a context manager that does nothing, because this decoder replaces no layers."""
@@ -221,7 +228,9 @@ class CapturedDecoder:
         """Run a plain step on a static cache and return its output."""
         mask = visible_positions(step, cache)
         with self.running(model):
-            return self._run_step(model, cache, step.tokens, mask, step.lengths, step.positions, step.draw)
+            return self._run_step(
+                self._step_model or model, cache, step.tokens, mask, step.lengths, step.positions, step.draw
+            )
 
     def _capture(self, size: Hashable, model: BareModel, cache: StaticCache, step: StepInput) -> None:
         """Capture a step, without advancing the cache; if that fails, log why, and let later steps be plain."""

@@ -12,14 +12,15 @@ with guidance, conditional rows first), `T` the prompt length, `P` the number of
 codebook entries, and `n` the number of tokens fed at once (the window).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
 from transformers.cache_utils import DynamicCache
 
 from ..protocols import BareModel
-from .decoders import Decoder, StepInput, StepOutput, draw_from
-from .sampling import Draw, check_codes
+from .decoders import CompiledDecoder, Decoder, StepInput, StepOutput, draw_from, few_kernels_pay
+from .sampling import Draw, NoiseAhead, check_codes
 
 
 # Function that receives a position and the tokens up to it `(B, position + 1)`, and may return `(B,)` tokens instead.
@@ -94,6 +95,9 @@ class Drawing:
         self.mask = decoder.make_mask(mask_RT, self.cache, total)
         self.lengths = mask_RT.sum(dim=-1, keepdim=True)
         self.all_finite = torch.ones((), dtype=torch.bool, device=device)
+        # A compiled step computes the noise in one kernel.
+        ahead = draw.sampling.do_sample and few_kernels_pay(device) and not isinstance(decoder, CompiledDecoder)
+        self._noise = NoiseAhead(draw.keys, self.codebook_size) if ahead else None
 
     def start(self) -> None:
         """Run the prompts and the given image tokens, and sample the next token of every image.
@@ -123,7 +127,8 @@ class Drawing:
                 rows = row_of.to(layer.keys.device)
                 self.cache.update(layer.keys[rows], layer.values[rows], number)
             hidden = outputs.last_hidden_state[:, -1:]
-            self._store(draw_from(self.model, hidden[row_of.to(hidden.device)], self._next_positions(1), self.draw))
+            hidden = hidden[row_of.to(hidden.device)]
+            self._store(draw_from(self.model, hidden, self._next_positions(1), self._next_draw(1)))
 
     def step(self) -> None:
         """Feed the last final token and the guesses after it, and sample one token after each of them.
@@ -131,12 +136,18 @@ class Drawing:
         A guess is a token that is assumed to come next. The sampled tokens are stored in `sampled`.
         """
         fed = self.tokens[:, self.num_final - 1 : self.num_final - 1 + self.window]
-        step = StepInput(fed, self.mask, self.lengths, self._next_positions(self.window), self.draw)
+        step = StepInput(fed, self.mask, self.lengths, self._next_positions(self.window), self._next_draw(self.window))
         self._store(self.decoder.step(self.model, self.cache, step))
 
     def _next_positions(self, count: int) -> torch.Tensor:
         """Return the positions in the image of the next `count` tokens to sample: `(count,)` int64."""
         return self.positions[self.num_final : self.num_final + count]
+
+    def _next_draw(self, count: int) -> Draw:
+        """Return the settings of the batch, with the noise of the next `count` tokens if it is computed ahead."""
+        if self._noise is None:
+            return self.draw
+        return dataclasses.replace(self.draw, noise=self._noise.at(self.num_final, count))
 
     def _store(self, output: StepOutput) -> None:
         """Store the tokens, logits and scores that a run of the language model sampled, and count the run."""

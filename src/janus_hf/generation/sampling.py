@@ -1,9 +1,10 @@
 """Functions that turn logits into image tokens: guidance, temperature, top-k, top-p and seeded sampling.
 
 A token is sampled by adding noise to the logits and taking the entry with the largest sum. The noise is a hash of the
-image's random key, the token's position in its image and the codebook entry. It is computed by the step that needs it.
-An image therefore depends only on its seed and its prompt: not on the other images of the batch, and not on the order
-in which its tokens are computed. The generation loop stores no random state and does not wait for the device.
+image's random key, the token's position in its image and the codebook entry, computed by the step that needs it or for
+many steps at once. An image therefore depends only on its seed and its prompt: not on the other images of the batch,
+and not on the order in which its tokens are computed. The generation loop stores no random state and does not wait for
+the device.
 
 In shapes, `B` is the number of images, `n` the number of neighbouring positions of each image, and `K` the number of
 codebook entries.
@@ -18,6 +19,7 @@ from .generation_arguments import Generators, check_generators
 
 
 _WORD = 0xFFFFFFFF  # largest 32-bit word
+_VALUES_AHEAD = 2**22  # number of values of noise that are computed at once (16 MB, and twice that while computing)
 
 
 def guide(
@@ -127,11 +129,51 @@ class Draw:
         keys: `(B, 2)` int64, one random key per image (`draw_keys`), from which the noise of its tokens is computed.
         guidance_scale: 0-dimensional float32 tensor; None if the batch is generated without guidance.
         sampling: Temperature, top-k and top-p.
+        noise: `(B, n, K)` float32, the noise of the `n` positions that the next step samples, if it was computed ahead
+            (`NoiseAhead`). With None the step computes it.
     """
 
     keys: torch.Tensor
     guidance_scale: torch.Tensor | None
     sampling: Sampling
+    noise: torch.Tensor | None = None
+
+    def sample(self, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Sample one token for each image and position: `(B, n)` int64; see `Sampling.sample`.
+
+        Args:
+            scores: `(B, n, K)` float32 scores of the `K` codebook entries, from `Sampling.scores`.
+            positions: `(n,)` int64, positions of the tokens in their image.
+        """
+        if self.noise is None or not self.sampling.do_sample:
+            return self.sampling.sample(scores, self.keys, positions)
+        return (scores + self.noise).argmax(dim=-1)
+
+
+class NoiseAhead:
+    """The noise of a batch, computed for many positions at once, because it takes some forty kernels each time.
+
+    The values are those of `gumbel_noise`.
+
+    Args:
+        keys: `(B, 2)` int64, one random key per image, from `draw_keys`.
+        codebook_size: Number `K` of codebook entries.
+    """
+
+    def __init__(self, keys: torch.Tensor, codebook_size: int) -> None:
+        self._keys, self._codebook_size = keys, codebook_size
+        self._first = 0  # position of the first token that `_noise` is for
+        self._noise = torch.empty(len(keys), 0, codebook_size, device=keys.device)
+
+    def at(self, first: int, count: int) -> torch.Tensor:
+        """Return the noise `(B, count, K)` float32 of `count` positions from `first` on."""
+        start = first - self._first
+        if start < 0 or start + count > self._noise.shape[1]:
+            ahead = max(count, _VALUES_AHEAD // (len(self._keys) * self._codebook_size))
+            positions = torch.arange(first, first + ahead, device=self._keys.device)
+            self._noise = gumbel_noise(self._keys, positions, self._codebook_size)
+            self._first, start = first, 0
+        return self._noise[:, start : start + count]
 
 
 def draw_keys(batch_size: int, generator: Generators, device: torch.device) -> torch.Tensor:
@@ -216,4 +258,4 @@ def check_codes(image_ids: torch.Tensor, codebook_size: int) -> None:
         )
 
 
-__all__ = ["Draw", "Sampling", "check_codes", "draw_keys", "guide", "gumbel_noise"]
+__all__ = ["Draw", "NoiseAhead", "Sampling", "check_codes", "draw_keys", "guide", "gumbel_noise"]

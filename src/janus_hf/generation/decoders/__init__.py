@@ -8,8 +8,8 @@ uses.
 import torch
 
 from .compiled import CompiledDecoder, why_not_compilable
-from .interface import Decoder, StepInput, StepOutput
-from .plain import PlainDecoder, decode_step, draw_from
+from .interface import Decoder, StepInput, StepModel, StepOutput
+from .plain import PlainDecoder, decode_step, draw_from, few_kernels_pay
 
 
 def choose_decoder(device: torch.device, *, compiled: bool, mode: str | None = None) -> Decoder:
@@ -30,9 +30,11 @@ __all__ = [
     "Decoder",
     "PlainDecoder",
     "StepInput",
+    "StepModel",
     "StepOutput",
     "choose_decoder",
     "decode_step",
     "draw_from",
+    "few_kernels_pay",
     "why_not_compilable",
 ]

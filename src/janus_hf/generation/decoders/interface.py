@@ -5,6 +5,7 @@ with guidance, conditional rows first), `T` the prompt length, `n` the number of
 codebook entries, and `L` the number of positions of the cache.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -12,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
+from transformers.utils import ModelOutput
 
 from ...protocols import BareModel
 from ..sampling import Draw
@@ -39,6 +41,29 @@ class StepInput:
     lengths: torch.Tensor
     positions: torch.Tensor
     draw: Draw
+
+
+class StepModel(Protocol):
+    """What a step uses of a model without its text head; `BareModel` and `FusedModel` have this type."""
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """Config of the model."""
+        ...
+
+    @property
+    def language_model(self) -> Callable[..., ModelOutput]:
+        """The language model, called with the keyword arguments of transformers' `LlamaModel`."""
+        ...
+
+    @property
+    def generation_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The image head: hidden states `(..., C)` -> image logits `(..., K)`."""
+        ...
+
+    def embed_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
+        """Embed image tokens `(...)` as inputs `(..., C)` of the language model, whose width is `C`."""
+        ...
 
 
 class StepOutput(NamedTuple):
@@ -126,4 +151,4 @@ class Decoder(Protocol):
         ...
 
 
-__all__ = ["Decoder", "StepInput", "StepOutput"]
+__all__ = ["Decoder", "StepInput", "StepModel", "StepOutput"]

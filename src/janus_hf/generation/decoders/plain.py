@@ -6,6 +6,7 @@ the language model, and `L` the number of positions of the cache.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedConfig
@@ -14,10 +15,11 @@ from transformers.cache_utils import Cache, DynamicCache
 from ...protocols import BareModel
 from ..cache import PreallocatedCache
 from ..sampling import Draw, guide
-from .interface import StepInput, StepOutput
+from .fused_layers import fuse
+from .interface import StepInput, StepModel, StepOutput
 
 
-def draw_from(model: BareModel, hidden_RnD: torch.Tensor, positions: torch.Tensor, draw: Draw) -> StepOutput:
+def draw_from(model: StepModel, hidden_RnD: torch.Tensor, positions: torch.Tensor, draw: Draw) -> StepOutput:
     """Compute the image logits of hidden states, apply guidance, and sample image tokens.
 
     Args:
@@ -36,11 +38,11 @@ def draw_from(model: BareModel, hidden_RnD: torch.Tensor, positions: torch.Tenso
         conditional, unconditional = logits.chunk(2)
         logits = guide(conditional, unconditional, draw.guidance_scale)
     scores = draw.sampling.scores(logits)
-    return StepOutput(draw.sampling.sample(scores, draw.keys, positions), logits, scores)
+    return StepOutput(draw.sample(scores, positions), logits, scores)
 
 
 def decode_step(
-    model: BareModel,
+    model: StepModel,
     cache: Cache,
     tokens: torch.Tensor,
     mask: torch.Tensor | None,
@@ -82,7 +84,19 @@ def decode_step(
 
 
 class PlainDecoder:
-    """Decoder that runs `decode_step` without compiling it and makes a new cache for every batch. It has no state."""
+    """Decoder that runs `decode_step` without compiling it and makes a new cache for every batch.
+
+    On a GPU the language model runs with layers that launch few kernels, where its own layers allow it (`fuse`). The
+    copies of weights that they need are made at the first step of a batch and freed with the batch's cache. A change
+    of weights in the middle of a batch is therefore seen by the next batch.
+    """
+
+    def __init__(self) -> None:
+        self._step_models: WeakKeyDictionary[Cache, StepModel] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple[type["PlainDecoder"], tuple[()]]:
+        """Return how to copy or pickle the decoder: without the models of running batches."""
+        return PlainDecoder, ()
 
     def prepare(self, model: BareModel) -> None:
         """Do nothing, because this decoder derives nothing from the model's weights."""
@@ -127,11 +141,23 @@ class PlainDecoder:
         mask = step.mask
         if mask is not None:
             mask = mask[:, : cache.get_seq_length() + step.tokens.shape[1]]
-        return decode_step(model, cache, step.tokens, mask, step.lengths, step.positions, step.draw)
+        step_model = self._step_models.get(cache)
+        if step_model is None:
+            step_model = fuse(model) if few_kernels_pay(step.tokens.device) else model
+            self._step_models[cache] = step_model
+        return decode_step(step_model, cache, step.tokens, mask, step.lengths, step.positions, step.draw)
 
     def rewind(self, cache: Cache, count: int) -> None:
         """Remove the last `count` positions from the cache, in place."""
         cache.crop(-count)
+
+
+def few_kernels_pay(device: torch.device) -> bool:
+    """Return whether a step on `device` takes less time with fewer kernels, even if it copies weights for that.
+
+    On a CPU the kernels take most of the time, and starting them next to none.
+    """
+    return device.type == "cuda"
 
 
 def lengthen(mask_RT: torch.Tensor, length: int) -> torch.Tensor:
@@ -142,4 +168,4 @@ def lengthen(mask_RT: torch.Tensor, length: int) -> torch.Tensor:
     return torch.nn.functional.pad(mask_RT, (0, length - mask_RT.shape[1]), value=1)
 
 
-__all__ = ["PlainDecoder", "decode_step", "draw_from", "lengthen"]
+__all__ = ["PlainDecoder", "decode_step", "draw_from", "few_kernels_pay", "lengthen"]

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, StaticLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -55,7 +54,9 @@ def fuse(model: BareModel, previous: StepModel | None = None) -> StepModel:
     if isinstance(previous, FusedModel) and previous.fits(model):
         previous.refresh()
         return previous
-    joined = _may_join(model.language_model)
+    llama = model.language_model
+    assert isinstance(llama, LlamaModel)  # `why_not_fused`
+    joined = _may_join(llama, llama.norm.weight.device)
     try:
         return FusedModel(model, joined=joined)
     except torch.cuda.OutOfMemoryError:
@@ -338,10 +339,8 @@ def _matrices_to_join(layer: LlamaDecoderLayer) -> Iterator[list[nn.Module]]:
     yield [layer.mlp.gate_proj, layer.mlp.up_proj]
 
 
-def _may_join(llama: PreTrainedModel) -> bool:
-    """Return whether the device is large enough for copies of the matrices that read the same input."""
-    assert isinstance(llama, LlamaModel)  # `why_not_fused`
-    device = llama.norm.weight.device
+def _may_join(llama: LlamaModel, device: torch.device) -> bool:
+    """Return whether `device` is large enough for copies of the matrices that read the same input."""
     if device.type != "cuda":
         return True
     linears = [linear for layer in _layers(llama) for group in _matrices_to_join(layer) for linear in group]

@@ -142,7 +142,34 @@ def test_modules_keep_children_and_hooks_in_these_dictionaries():
     assert len(child._forward_hooks) == len(child._forward_pre_hooks) == 1
 
 
+def test_modules_know_whether_they_are_compiled():
+    """`fused_layers/` leaves compiled modules alone."""
+    module = nn.Linear(2, 2)
+    assert module._compiled_call_impl is None
+    module.compile(backend="eager")
+    assert module._compiled_call_impl is not None
+
+
+def test_counters_are_advanced_together():
+    """`fused_layers/` uses `_foreach_add_`, which has no public name."""
+    counters = [torch.tensor(3), torch.tensor(5)]
+    torch._foreach_add_(counters, 2)
+    assert [int(counter) for counter in counters] == [5, 7]
+
+
 # --- transformers
+
+
+def test_hooks_that_collect_hidden_states_are_recognised_and_stay():
+    """If they are removed after the call, `is_called_plainly` no longer needs to know them."""
+    config = LlamaConfig(
+        num_hidden_layers=1, num_attention_heads=1, hidden_size=8, intermediate_size=8, vocab_size=4, pad_token_id=0
+    )
+    model = LlamaModel(config)
+    model(torch.zeros(1, 2, dtype=torch.long), output_hidden_states=True)
+    hooks = list(model.layers[0]._forward_hooks.values())
+    assert [hook.__module__ for hook in hooks] == ["transformers.utils.output_capturing"] * len(hooks)
+    assert hooks
 
 
 def test_a_language_model_reads_its_attention_at_every_call():

@@ -4,7 +4,8 @@ import pytest
 import torch
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from janus_hf.generation.sampling import Sampling, check_codes, draw_keys, guide, gumbel_noise
+from janus_hf.generation import sampling
+from janus_hf.generation.sampling import Draw, NoiseAhead, Sampling, check_codes, draw_keys, guide, gumbel_noise
 
 
 CPU = torch.device("cpu")
@@ -70,6 +71,30 @@ def test_neighbours_are_independent():
     for first, second in ((generated[:, :-1], generated[:, 1:]), (generated[:-1], generated[1:])):
         # 8 degrees of freedom: exceeded once in a thousand. Every other pair, so that no two share a sample.
         assert chi_square((first * 3 + second)[::2, ::2], pairs) < 26.1
+
+
+@pytest.mark.parametrize("codebook_size", [30, 256, 16384])
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize(
+    "asked", [[(p, 1) for p in range(20)], [(0, 1), (1, 4), (4, 4), (5, 4), (9, 4)], [(7, 2), (3, 2)]]
+)
+def test_noise_ahead_is_the_noise(codebook_size, images, asked, monkeypatch):
+    """Bit for bit, at every position, however many positions are computed at once."""
+    for values in (1, 5 * images * codebook_size, 2**22):
+        monkeypatch.setattr(sampling, "_VALUES_AHEAD", values)
+        ahead = NoiseAhead(keys(images), codebook_size)
+        for first, count in asked:
+            expected = gumbel_noise(keys(images), torch.arange(first, first + count), codebook_size)
+            assert torch.equal(ahead.at(first, count), expected)
+
+
+def test_tokens_are_the_same_with_noise_ahead():
+    scores = torch.randn(3, 5, 40, generator=torch.Generator().manual_seed(0))
+    positions = torch.arange(2, 7)
+    for settings in (PLAIN, Sampling.make(False, 1.0, None, None, CPU)):
+        draw = Draw(keys(3), None, settings)
+        with_noise = Draw(keys(3), None, settings, NoiseAhead(keys(3), 40).at(2, 5))
+        assert torch.equal(with_noise.sample(scores, positions), draw.sample(scores, positions))
 
 
 def test_gumbel_noise_is_gumbel():

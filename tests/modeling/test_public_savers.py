@@ -11,12 +11,18 @@ from safetensors.torch import load_file, load_model, save_model
 from transformers import Trainer, TrainingArguments
 
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration, JanusProProcessor
+from janus_hf.generation.decoders import plain
 from tiny import TINY_MODEL
 
 
-@pytest.fixture
-def model():
-    return JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, dtype=torch.float32)
+@pytest.fixture(params=["loaded", "has generated"])
+def model(request, monkeypatch):
+    """A model, also one that has generated an image with the layers for GPUs, which copy weights."""
+    model = JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    if request.param == "has generated":
+        monkeypatch.setattr(plain, "few_kernels_pay", lambda device: True)
+        model.generate_images(torch.tensor([[1, 2, 3]]))
+    return model
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:

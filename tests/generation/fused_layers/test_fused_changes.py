@@ -47,6 +47,18 @@ def norm(layer):
         layer.input_layernorm.weight.add_(torch.linspace(-1, 1, len(layer.input_layernorm.weight)))
 
 
+def rope(model):
+    model.rotary_emb.inv_freq.mul_(1.7)
+
+
+def new_rope(model):
+    model.rotary_emb.register_buffer("inv_freq", model.rotary_emb.inv_freq * 1.7, persistent=False)
+
+
+def shallower(model):
+    model.config.num_hidden_layers = 1
+
+
 def hook(layer):
     layer.self_attn.q_proj.register_forward_hook(lambda module, args, output: -output)
 
@@ -62,15 +74,17 @@ def other_forward(layer):
 
 CHANGES = [in_place, like_peft, new_storage, new_parameter, new_module, not_joined, norm, hook, hook_before]
 CHANGES += [other_forward]
+CHANGES_OF_THE_MODEL = [rope, new_rope, shallower]
 
 
-@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("change", [*CHANGES, *CHANGES_OF_THE_MODEL])
 @torch.no_grad()
 def test_changed_layers_give_the_images_of_the_changed_model(make_model, mixed, images_of, change):
-    model, fused = make_model(), None
+    model = make_model()
     before = images_of(model, *mixed, generator=seeds(1, 2, 3))
     fused = fuse(model.model)
-    change(model.model.language_model.layers[0])
+    language_model = model.model.language_model
+    change(language_model if change in CHANGES_OF_THE_MODEL else language_model.layers[0])
     after = images_of(model, *mixed, generator=seeds(1, 2, 3))
     assert torch.equal(after, images_of(model, *mixed, fused=False, generator=seeds(1, 2, 3)))
     assert not torch.equal(after, before)
@@ -133,6 +147,16 @@ def test_other_layers_need_a_new_model(make_model, change):
     assert again is not fused
     assert isinstance(again, FusedModel)
     assert fuse(make_model().model, fused) is not fused, "another model with the same sizes"
+
+
+def test_what_no_step_reads_may_change(make_model):
+    """The decoder keeps the fused model, and its graphs, if the embeddings of text or the vision tower change."""
+    model = make_model()
+    fused = fuse(model.model)
+    model.resize_token_embeddings(100, mean_resizing=False)
+    model.model.vision_model.double()
+    model.gradient_checkpointing_enable()
+    assert fuse(model.model, fused) is fused
 
 
 def test_adapters(make_model, mixed, images_of):

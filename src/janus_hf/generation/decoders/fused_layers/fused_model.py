@@ -79,7 +79,7 @@ class FusedModel:
 
     def __init__(self, model: BareModel, *, joined: bool) -> None:
         assert isinstance(model.language_model, LlamaModel)  # `why_not_fused`
-        self._model, self._modules = model, list(model.language_model.modules())
+        self._model, self._modules = model, _step_modules(model.language_model)
         self.config, self.generation_head = model.config, model.generation_head
         self.language_model = _FusedLlama(model.language_model, joined=joined)
 
@@ -89,17 +89,18 @@ class FusedModel:
 
     def fits(self, model: BareModel) -> bool:
         """Return whether the model still has the modules, sizes and dtypes of which this object was made."""
-        modules = list(model.language_model.modules())
+        modules = _step_modules(model.language_model)
         return (
             model is self._model
             and len(modules) == len(self._modules)
             and all(one is other for one, other in zip(modules, self._modules, strict=True))
             and self.generation_head is model.generation_head
+            and self.config is model.config
             and self.language_model.fits()
         )
 
     def refresh(self) -> None:
-        """Copy the present weights into the joined matrices, in place."""
+        """Copy the present weights into the joined matrices, and compute the rotations of RoPE again, in place."""
         self.language_model.refresh()
 
 
@@ -114,7 +115,7 @@ class _FusedLlama:
     def __init__(self, llama: LlamaModel, *, joined: bool) -> None:
         self._llama = llama
         self._layers = [_FusedLayer(layer, joined=joined) for layer in _layers(llama)]
-        self._rotations = self._all_rotations() if llama.rotary_emb.rope_type in _FIXED_ROPE else None
+        self._rotations = self._all_rotations()
 
     def __call__(
         self,
@@ -167,20 +168,38 @@ class _FusedLlama:
             cos, sin = F.embedding(position_ids, self._rotations).chunk(2, dim=-1)
         return cos.unsqueeze(2), sin.unsqueeze(2)
 
-    def _all_rotations(self) -> torch.Tensor:
-        """Return cosine and sine of RoPE for every position of the context, side by side: `(positions, 2 D)`."""
-        weight = self._llama.norm.weight
+    def _all_rotations(self) -> torch.Tensor | None:
+        """Return cosine and sine of RoPE for every position of the context, side by side: `(positions, 2 D)`.
+
+        Return None if they depend on more than the position.
+        """
+        rope, weight = self._llama.rotary_emb, self._llama.norm.weight
+        if rope.rope_type not in _FIXED_ROPE:
+            return None
         positions = torch.arange(self._llama.config.max_position_embeddings, device=weight.device)
-        return torch.cat(self._llama.rotary_emb(weight, positions[None]), dim=-1)[0]
+        return torch.cat(rope(weight, positions[None]), dim=-1)[0]
 
     def fits(self) -> bool:
-        """Return whether the weights still have the sizes, dtypes and places of the copies."""
-        return all(layer.fits() for layer in self._layers)
+        """Return whether the model still has the number of layers, sizes, dtypes and places of the copies."""
+        rotations, norm = self._rotations, self._llama.norm.weight
+        return (
+            len(self._layers) == len(_layers(self._llama))
+            and all(layer.fits() for layer in self._layers)
+            and (rotations is None) is (self._llama.rotary_emb.rope_type not in _FIXED_ROPE)
+            and (
+                rotations is None
+                or (len(rotations), rotations.dtype, rotations.device)
+                == (self._llama.config.max_position_embeddings, norm.dtype, norm.device)
+            )
+        )
 
     def refresh(self) -> None:
-        """Copy the present weights into the joined matrices, in place."""
+        """Copy the present weights into the joined matrices, and compute the rotations of RoPE again, in place."""
         for layer in self._layers:
             layer.refresh()
+        rotations = self._all_rotations()
+        if rotations is not None and self._rotations is not None:
+            self._rotations.copy_(rotations)
 
 
 class _FusedLayer:
@@ -325,6 +344,13 @@ def _add_projection(hidden_MC: torch.Tensor, x: torch.Tensor, linear: nn.Module)
         hidden_MC.addmm_(x, linear.weight.t())
     else:
         hidden_MC.add_(linear(x))
+
+
+def _step_modules(language_model: nn.Module) -> list[nn.Module]:
+    """Return all modules of the language model that a step runs: all but the embeddings of text."""
+    assert isinstance(language_model, LlamaModel)  # `why_not_fused`
+    unused = set(language_model.get_input_embeddings().modules())
+    return [module for module in language_model.modules() if module not in unused]
 
 
 def _layers(llama: LlamaModel) -> list[LlamaDecoderLayer]:

@@ -1,8 +1,8 @@
 """Decoders: classes that run one step of the generation loop, from image tokens to the next image tokens.
 
 `interface.py` defines the methods of a decoder; the decoder in `plain.py` calls PyTorch's operators one by one, and
-that in `compiled.py` runs one compiled graph. `choose_decoder` is the only function that decides which of them a model
-uses.
+that in `compiled.py` runs one compiled graph. `fused_layers/` has the layers with which uncompiled steps run the
+language model on a GPU. `choose_decoder` is the only function that decides which decoder a model uses.
 """
 
 import torch

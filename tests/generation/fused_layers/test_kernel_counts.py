@@ -62,8 +62,8 @@ def models(make_model, tiny_config):
         (StaticCache, {"fed": 4}, 14, 29),
         # as plain steps
         (PreallocatedCache, {"fused": False, "padded": False}, 41, 80),
-        (PreallocatedCache, {"padded": False}, 15, 22),
-        (PreallocatedCache, {}, 14, 27),
+        (PreallocatedCache, {"padded": False}, 15, 20),
+        (PreallocatedCache, {}, 14, 25),
         (PreallocatedCache, {"fed": 4}, 14, 30),
     ],
 )

@@ -2,7 +2,8 @@
 
 `interface.py` defines the methods of a decoder; the decoder in `plain.py` calls PyTorch's operators one by one, that
 in `compiled.py` runs one compiled graph, and that in `captured.py` replays the plain operators from a CUDA graph.
-`default_decoder` chooses among them for a model, until `compile_generation` is called.
+`fused_layers/` has the layers with which uncompiled steps run the language model on a GPU. `default_decoder` chooses
+a decoder for a model, until `compile_generation` is called.
 """
 
 import torch

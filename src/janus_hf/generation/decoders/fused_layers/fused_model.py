@@ -273,15 +273,18 @@ class _KeyValueStore:
         self._is_static = all(type(layer) is StaticLayer and layer.is_initialized for layer in cache.layers)
         start = cache.layers[0].cumulative_length if self._is_static else cache.get_seq_length()
         self._length, _ = cache.get_mask_sizes(fed, 0)
-        # The positions in the cache of the fed tokens. A view suffices for one token, because the counter is advanced
-        # at the end of the step.
-        one_written = self._is_static and fed == 1
-        self._places = start.view(1) if one_written else torch.arange(fed, device=device) + start
+        # The positions in the cache of the fed tokens; a single token in a growing cache needs none.
+        self._places: torch.Tensor | None = None
+        if fed > 1:
+            self._places = torch.arange(fed, device=device) + start
+        elif isinstance(start, torch.Tensor):
+            self._places = start.view(1)  # a view suffices, because the counter is advanced at the end of the step
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the keys and values `(R, G, n, D)` of the fed tokens, and return all that attention reads."""
         if not self._is_static:
             return self._cache.update(keys, values, layer)
+        assert self._places is not None
         stored = self._cache.layers[layer]
         stored.keys.index_copy_(2, self._places, keys)
         stored.values.index_copy_(2, self._places, values)
@@ -308,8 +311,7 @@ class _KeyValueStore:
         visible = mask
         if mask is not None and mask.ndim == 2:
             visible = mask[:, None, None].bool()
-        # A single token is the last one, so all positions of a growing cache come before it.
-        if (mask is None or mask.ndim == 2) and (self._is_static or self._fed > 1):
+        if (mask is None or mask.ndim == 2) and self._places is not None:
             not_later = torch.arange(self._length, device=self._places.device) <= self._places[:, None]
             visible = not_later[None, None] if visible is None else visible & not_later
         if visible is None:

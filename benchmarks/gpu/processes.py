@@ -29,6 +29,7 @@ class Worker:
     def __init__(self, log: Path, ready: Path) -> None:
         self.log, self.ready = log, ready
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several GPUs the trainer would use them all
         with log.open("ab") as file:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.gpu.worker", str(ready)],

@@ -33,7 +33,13 @@ def measure(bench: Bench) -> None:
     model = make_ours(bench.pick("tiny", "dry"), bench.dtype, bench.device)
     side = make_config(bench.pick("tiny", "dry")).vq_config.image_size
     small = JanusProProcessor.from_pretrained(DEFAULT_MODEL)
-    processor = JanusProProcessor(JanusProImageProcessor(image_size=side), small.tokenizer)
+    placeholders = model.config.vision_config.num_image_tokens
+    processor = JanusProProcessor(
+        JanusProImageProcessor(image_size=side), small.tokenizer, num_image_tokens=placeholders
+    )
+    # `prepare` refuses a processor whose ids are not the model's.
+    model.generation_config.pad_token_id = processor.pad_token_id
+    model.config.image_token_id = processor.image_token_id
     with tempfile.TemporaryDirectory() as folder:
         files = write_images(Path(folder), count)
 

@@ -68,7 +68,7 @@ TOPIC = Topic(
     title="Quantised weights",
     explanation="torchao's weight-only quantisation of the language model's layers, one image at a time. Ready: "
     "quantising, and compiling or capturing. Lines: what the process writes to standard error until the image is "
-    "there (warnings, tables of autotuning). `python -m benchmarks.quality` measures what quantising costs in quality.",
+    "there (warnings, tables of autotuning). What quantising costs in quality: `python -m benchmarks.quality`.",
     labels=("model", "weights", "steps"),
     columns=(
         Column("ms", "ms per step", ".2f"),

@@ -24,7 +24,7 @@ LENGTHS = {"drawing": 620, "understanding": 760, "text": 900}
 
 
 class Packs(Dataset[dict[str, torch.Tensor]]):
-    """Packs of random documents: rows of one batch that are as full as they can be without cutting a document.
+    """Packs of random documents, which follow each other until the next one does not fit.
 
     Args:
         config: The model's config.
@@ -165,8 +165,8 @@ TOPIC = Topic(
     title="Training",
     explanation=f"The trainer with the settings of a recipe, one pack of random documents per micro-batch, "
     f"{MICRO_BATCHES} micro-batches per step. Operations count the matrices of the language model's layers, 6 per "
-    "weight and token (4 with frozen weights), and neither recomputation, attention nor heads. MFU is their share of the "
-    "card's dense bfloat16 operations on its data sheet.",
+    "weight and token (4 with frozen weights), and neither recomputation, attention nor heads. MFU is their share of "
+    "the card's dense bfloat16 operations on its data sheet.",
     labels=("model", "recipe", "tasks"),
     columns=(
         Column("tokens", "tokens per pack", "d"),

@@ -10,6 +10,7 @@ Every part of a topic runs in a process of its own with a time limit: a part tha
 costs its own rows, which then say why. A part may use its share of the budget and all that earlier parts have left.
 With the default budget the most important parts of all topics run first; the others follow if there is time left, or
 with a budget of about 900 seconds.
+Compiled code is kept for the run, in a folder of its own: the first part that compiles a step pays for it.
 FOLDER receives `results.jsonl` (a line per row, written when it is measured), `tables.md` (all tables, rewritten with
 every row) and `log.txt` (what the parts print), so that a run that is cut off leaves everything measured so far.
 
@@ -20,7 +21,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -83,7 +84,8 @@ class Results:
     def fill(self, topic: str, part: Part, reason: str) -> None:
         """Write a row with a note for every promised row of a part that is missing."""
         self.update()
-        reason = self.failures.get((topic, part.name)) or reason or "not measured"
+        notes = [row.note for labels, row in self.rows[topic].items() if labels in part.rows and row.note]
+        reason = next(filter(None, [self.failures.get((topic, part.name)), reason, *notes]), "not measured")
         with self.lines.open("a", encoding="utf-8") as file:
             for labels in part.rows:
                 if labels not in self.rows[topic]:
@@ -91,9 +93,9 @@ class Results:
                     file.write(json.dumps(record) + "\n")
         self.update()
 
-    def render(self, topic: str) -> str:
-        """Return the Markdown section of a topic."""
-        return render(self.topics[topic], self.rows[topic], self.machines[topic])
+    def render(self, topic: str, parts: Sequence[Part] | None = None) -> str:
+        """Return the Markdown section of a topic, with the rows of all parts or only of some."""
+        return render(self.topics[topic], self.rows[topic], self.machines[topic], parts)
 
     def save(self) -> None:
         """Write all tables to the file of tables."""
@@ -130,6 +132,7 @@ def run(queue: Queue, budget: Budget, results: Results, folder: Path, settings: 
     """
     with tempfile.TemporaryDirectory() as scratch, _spares(folder / "log.txt", Path(scratch)) as start:
         spare: Worker | None = start()
+        cache = Path(scratch) / "compiled"
         for index, (name, part) in enumerate(queue):
             worker, spare = spare or start(), None
             reason = worker.wait_ready(max(LEAST, min(IMPORTS, budget.left())))
@@ -140,12 +143,16 @@ def run(queue: Queue, budget: Budget, results: Results, folder: Path, settings: 
             elif not reason:
                 spare = start() if index + 1 < len(queue) else None
                 task = {"topic": name, "part": part.name, "results": str(results.lines), "seconds": limit - GRACE}
-                reason = worker.run(task | settings, limit, results.update)
+                reason = worker.run(task | settings | {"cache": str(cache)}, limit, results.update)
+                if reason:
+                    # A process that was ended may leave half-written files of compiled code behind.
+                    cache = Path(scratch) / f"compiled{index}"
             results.fill(name, part, reason)
             print(f"{name}, {part.name}: {reason or 'done'}; {budget.left():.0f} s left", file=sys.stderr, flush=True)
             following = queue[index + 1] if index + 1 < len(queue) else None
             if following is None or following[0] != name or following[1].later != part.later:
-                print(f"\n{results.render(name)}\n", flush=True)
+                same = [other for topic, other in queue if topic == name and other.later == part.later]
+                print(f"\n{results.render(name, same)}\n", flush=True)
 
 
 @contextmanager

@@ -83,17 +83,19 @@ class Topic:
     derive: Callable[[Sequence[Row]], None] = lambda rows: None
 
 
-def render(topic: Topic, rows: Mapping[Labels, Row], machine: str) -> str:
+def render(topic: Topic, rows: Mapping[Labels, Row], machine: str, parts: Sequence[Part] | None = None) -> str:
     """Return the Markdown section of a topic: title, explanation, machine, and a table with every promised row.
 
     Args:
         topic: The topic.
         rows: The rows that are known so far, by their labels.
         machine: Description of hardware and versions, printed above the table; "" if nothing was measured.
+        parts: The parts whose rows are shown; None shows those of all parts.
     """
     promised = [labels for part in topic.parts for labels in part.rows]
-    shown = [rows.get(labels) or Row(labels, note="not measured") for labels in promised]
-    topic.derive(shown)
+    table_rows = {labels: rows.get(labels) or Row(labels, note="not measured") for labels in promised}
+    topic.derive(list(table_rows.values()))
+    shown = [table_rows[labels] for part in (topic.parts if parts is None else parts) for labels in part.rows]
     headings = [*topic.labels, *(column.heading for column in topic.columns), "note"]
     aligned = ["---"] * len(topic.labels) + ["---:" if column.spec else "---" for column in topic.columns] + ["---"]
     lines = [headings, aligned]

@@ -31,6 +31,9 @@ def main() -> None:
         return
     threading.Thread(target=_end_with_parent, daemon=True).start()
     task = json.loads(line)
+    # torch.compile reads these when it compiles. Processes of one run share compiled code, but no others do.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = task["cache"]
+    os.environ["TRITON_CACHE_DIR"] = f"{task['cache']}/triton"
     bench = Bench(task["device"], task["dry"], task["seconds"], Path(task["results"]), task["topic"], task["part"])
     (part,) = [part for part in TOPICS[task["topic"]].parts if part.name == task["part"]]
     status = 0

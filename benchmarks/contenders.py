@@ -181,15 +181,22 @@ def quantised(model: JanusProForConditionalGeneration, bits: str) -> JanusProFor
     Args:
         model: The model, which stays as it is.
         bits: "int8", "int4" or "fp8".
-    """
-    from torchao.quantization import quantize_
 
+    Raises:
+        NotAvailable: If this version of the package, the device or torchao cannot quantise to these bits.
+    """
     from janus_hf.modeling.quantisation.weight_only import weight_only_config
 
+    try:
+        config = weight_only_config(bits, model.device)
+    except (ImportError, ValueError) as error:
+        raise NotAvailable(f"not available: {error}") from error
     language_model = {id(tensor) for tensor in _tensors(model.model.language_model)}
     shared = {id(tensor): tensor for tensor in _tensors(model) if id(tensor) not in language_model}
     other = copy.deepcopy(model, shared)
-    quantize_(other.model.language_model, weight_only_config(bits, model.device).get_apply_tensor_subclass())
+    from torchao.quantization import quantize_
+
+    quantize_(other.model.language_model, config.get_apply_tensor_subclass())
     return other
 
 

@@ -34,7 +34,7 @@ _SMALL_IMAGES: dict[str, dict[str, Any]] = {
 def make_config(size: str) -> JanusProConfig:
     """Return the configuration of a size, a key of `SIZES`; "1b" and "7b" are those of the released models."""
     width = SIZES[size]["hidden_size"]
-    vision_layers = 1 if size in ("tiny", "dry") else 24  # image generation does not run the vision encoder
+    vision_layers = 24 if size in ("1b", "7b") else 1  # image generation does not run the vision encoder
     small = _SMALL_IMAGES if size == "dry" else {"vision_config": {}, "vq_config": {}}
     return JanusProConfig(
         text_config=LlamaConfig(**SIZES[size], vocab_size=102400, max_position_embeddings=16384),

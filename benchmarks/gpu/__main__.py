@@ -21,7 +21,7 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -120,7 +120,14 @@ def make_queue(topics: dict[str, Topic]) -> Queue:
     return sorted(parts, key=lambda entry: entry[1].later)
 
 
-def run(queue: Queue, budget: Budget, results: Results, folder: Path, settings: dict[str, Any]) -> None:
+def run(
+    queue: Queue,
+    budget: Budget,
+    results: Results,
+    folder: Path,
+    settings: dict[str, Any],
+    module: str = "benchmarks.gpu.worker",
+) -> None:
     """Run all parts of all topics, each in a process of its own, and print a table as soon as its topic is done.
 
     Args:
@@ -129,8 +136,9 @@ def run(queue: Queue, budget: Budget, results: Results, folder: Path, settings: 
         results: The results.
         folder: Folder of the log.
         settings: Keys `device` and `dry` of the tasks.
+        module: Module that the processes of the parts run.
     """
-    with tempfile.TemporaryDirectory() as scratch, _spares(folder / "log.txt", Path(scratch)) as start:
+    with tempfile.TemporaryDirectory() as scratch, _spares(module, folder / "log.txt", Path(scratch)) as start:
         spare: Worker | None = start()
         cache = Path(scratch) / "compiled"
         for index, (name, part) in enumerate(queue):
@@ -142,8 +150,9 @@ def run(queue: Queue, budget: Budget, results: Results, folder: Path, settings: 
                 reason, spare = "no time left", worker
             elif not reason:
                 spare = start() if index + 1 < len(queue) else None
+                settings |= {"cache": str(cache), "describe": not results.machines[name]}
                 task = {"topic": name, "part": part.name, "results": str(results.lines), "seconds": limit - GRACE}
-                reason = worker.run(task | settings | {"cache": str(cache)}, limit, results.update)
+                reason = worker.run(task | settings, limit, results.update)
                 if reason:
                     # A process that was ended may leave half-written files of compiled code behind.
                     cache = Path(scratch) / f"compiled{index}"
@@ -156,12 +165,12 @@ def run(queue: Queue, budget: Budget, results: Results, folder: Path, settings: 
 
 
 @contextmanager
-def _spares(log: Path, scratch: Path) -> Iterator[Any]:
+def _spares(module: str, log: Path, scratch: Path) -> Iterator[Callable[[], Worker]]:
     """Yield a function that starts a worker; end all workers that it has started at the end of the context."""
     started: list[Worker] = []
 
     def start() -> Worker:
-        started.append(Worker(log, scratch / str(len(started))))
+        started.append(Worker(module, log, scratch / str(len(started))))
         return started[-1]
 
     try:

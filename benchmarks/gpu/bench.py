@@ -70,7 +70,7 @@ class Bench:
         try:
             yield values
         except NotAvailable as error:
-            note = str(error)
+            note = _shorten(error)
         except Exception as error:
             note = describe(error)
             traceback.print_exc()
@@ -82,8 +82,12 @@ class Bench:
 
 def describe(error: BaseException) -> str:
     """Return type and first line of an exception, short enough for a cell of a table."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"failed: {type(error).__name__}: {lines[0][:160]}"
+    return f"failed: {type(error).__name__}: {_shorten(error)}"
+
+
+def _shorten(error: BaseException) -> str:
+    """Return the first line of an exception's message, at most 160 characters."""
+    return next(iter(str(error).strip().splitlines()), "")[:160]
 
 
 __all__ = ["Bench", "describe"]

@@ -22,17 +22,18 @@ class Worker:
     It leads a process group of its own, so that `end` reaches the compilers that it starts as well.
 
     Args:
+        module: Module that the process runs: `benchmarks.gpu.worker`, or one that calls its `main`.
         log: File to which the standard output and error of the process are appended.
         ready: Path of the file that the process creates once it has imported everything.
     """
 
-    def __init__(self, log: Path, ready: Path) -> None:
+    def __init__(self, module: str, log: Path, ready: Path) -> None:
         self.log, self.ready = log, ready
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         environment.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several GPUs the trainer would use them all
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.gpu.worker", str(ready)],
+                [sys.executable, "-m", module, str(ready)],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,

@@ -40,7 +40,8 @@ def main() -> None:
     try:
         packages = ("torchao",) if task["topic"] == "quantised" else ()
         packages = ("trl", "peft") if task["topic"] == "training" else packages
-        bench.emit(machine=describe_machine(bench.device, bench.dtype, *packages))
+        if task["describe"]:
+            bench.emit(machine=describe_machine(bench.device, bench.dtype, *packages))
         part.run(bench)
     except BaseException as error:
         bench.emit(failed=describe(error))

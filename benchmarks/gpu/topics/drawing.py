@@ -65,6 +65,7 @@ def many(bench: Bench, size: str, gear: str, batch_sizes: tuple[int, ...]) -> No
             if batch_size / row["rate"] < bench.left() / 2:
                 seconds, row["peak"] = time_our_image(bench, shifted, bench.pick(batch_size, 2))
                 row["image"], row["rate"] = seconds / batch_size, batch_size / seconds
+            del shifted  # its caches and graphs are as large as the model
 
 
 def _base(row: Row) -> tuple[str, ...]:

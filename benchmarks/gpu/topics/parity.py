@@ -1,6 +1,7 @@
 """Topic "parity": are the images those of a CPU, do they repeat, and do they depend on the batch?"""
 
 import copy
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -53,9 +54,12 @@ def repeat(bench: Bench, name: str) -> None:
         ids = make_prompts(1, bench.device)
         first = record(shifted, ids, count, [0])
         found: list[Comparison] = []
-        while len(found) + 1 < CALLS and bench.left() > 1:
+        took = 0.0  # seconds of a call
+        while len(found) + 1 < CALLS and bench.left() > took:
+            start = time.perf_counter()
             found.append(compare(first, record(shifted, ids, count, [0])))
             _fill(row, found, count)
+            took = time.perf_counter() - start
 
 
 def batches(bench: Bench, dtype: torch.dtype, gear: str) -> None:

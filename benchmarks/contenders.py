@@ -169,7 +169,7 @@ def with_gear(model: JanusProForConditionalGeneration, gear: str) -> JanusProFor
     if gear == "graph" and model.device.type != "cuda":
         raise NotAvailable("needs CUDA")
     if not other.compile_generation(mode=GEARS[gear]):
-        raise NotAvailable("torch.compile does not work here")
+        raise NotAvailable("compiling or capturing does not work here: the log says why")
     if gear == "graph" and type(other._decoder) is CompiledDecoder:
         raise NotAvailable('this version has no compile_generation(mode="graph")')
     return other

@@ -33,6 +33,10 @@ from .peers import make_ours
 from .reporting import Report, add_device, add_output, make_parser
 
 
+# The first steps compile; on CUDA, graphs are recorded at the second and captured ones checked.
+WARM_UP = 4  # tokens
+
+
 class Timing(NamedTuple):
     """Times of a contender in seconds, and its memory.
 
@@ -56,7 +60,7 @@ def measure(contenders: dict[str, Draw], batch_size: int, steps: int, rounds: in
         contenders: The functions that generate images, by the names of the contenders.
         batch_size: Number of images that are generated at once.
         steps: Number of image tokens per image and round.
-        rounds: Number of rounds after a warm-up of two tokens, which includes compilation.
+        rounds: Number of rounds after a warm-up of `WARM_UP` tokens, which includes compilation.
         device: Device on which the models run, whose memory is measured.
     """
     ids = make_prompts(batch_size, device)
@@ -66,7 +70,7 @@ def measure(contenders: dict[str, Draw], batch_size: int, steps: int, rounds: in
     for name, draw in contenders.items():
         with PeakDeviceMemory(device) as memory:
             start = time.perf_counter()
-            run(draw, ids, 2)
+            run(draw, ids, WARM_UP)
             compiling[name] = time.perf_counter() - start
         peaks[name] = memory.bytes
     for _ in range(rounds):
@@ -77,8 +81,9 @@ def measure(contenders: dict[str, Draw], batch_size: int, steps: int, rounds: in
     found = {}
     for name in contenders:
         step, first = statistics.median(times[name]), statistics.median(firsts[name])
-        # The warm-up compiles and generates two tokens, whose time is subtracted.
-        found[name] = Timing(step, first, compiling[name] - first - step, peaks[name])
+        # The warm-up compiles, and generates tokens whose time is subtracted.
+        warm = compiling[name] - first - (WARM_UP - 1) * step
+        found[name] = Timing(step, first, warm, peaks[name])
     return found
 
 

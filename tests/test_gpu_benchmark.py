@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,10 @@ def test_the_most_important_parts_fit_into_the_default_budget():
 
 
 @pytest.mark.slow
-def test_faults_cost_only_their_own_rows(tmp_path: Path):
+def test_faults_cost_only_their_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Parts hang, crash and fail in processes of their own; the file of results has all rows of all parts."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
     topics = {"faults": faulty_gpu_parts.TOPIC}
     queue = command.make_queue(topics)
     results = command.Results(tmp_path, topics, "# Faults")
@@ -146,10 +149,8 @@ def test_faults_cost_only_their_own_rows(tmp_path: Path):
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sum("row" in line for line in lines) == 7
     assert results.count() == (3, 7)
-    processes = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    assert not [
-        process for process in processes if b"faulty_gpu_parts" in process and str(tmp_path).encode() in process
-    ]
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
+    assert not [one for one in commands if b"faulty_gpu_parts" in one and str(tmp_path).encode() in one]
 
 
 def in_this_process(tmp_path: Path, topic: str, part: str, run: Callable[[Bench], None]) -> dict[tuple[str, ...], Row]:
@@ -160,19 +161,23 @@ def in_this_process(tmp_path: Path, topic: str, part: str, run: Callable[[Bench]
     return results.rows[topic]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("topic", "module", "run"),
     [
         ("parity", parity, lambda bench: parity.repeat(bench, "graph")),
         ("parity", parity, lambda bench: parity.batches(bench, torch.float32, "graph")),
         ("capture", capture, lambda bench: capture.capture(bench, "7b")),
-        ("drawing", drawing, lambda bench: drawing.fast(bench, "1b", "graph")),
+        pytest.param("drawing", drawing, lambda bench: drawing.fast(bench, "1b", "graph"), marks=pytest.mark.slow),
         ("drawing", drawing, lambda bench: drawing.many(bench, "7b", "graph", (8, 16))),
-        ("quantised", quantised, lambda bench: quantised.measure(bench, "int8", "graph")),
-        ("profile", profile, lambda bench: profile.measure(bench, "graph")),
+        pytest.param(
+            "quantised",
+            quantised,
+            lambda bench: quantised.measure(bench, "int8", "graph"),
+            marks=pytest.mark.slow,  # the fast tests run without torchao
+        ),
+        pytest.param("profile", profile, lambda bench: profile.measure(bench, "graph"), marks=pytest.mark.slow),
     ],
-    ids=["repeat", "batches", "capture", "fast", "many", "quantised", "profile"],
+    ids=["repeat", "batches", "capture", "one image", "many", "quantised", "profile"],
 )
 def test_rows_of_captured_steps_are_complete(
     topic: str, module: Any, run: Callable[[Bench], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import logging
 import time
 import traceback
 from collections.abc import Iterator
@@ -63,21 +64,37 @@ class Bench:
         """Yield a dict for the values of the row with these labels, and write the row at the end of the context.
 
         An exception inside the context becomes the row's note, beside the values that were measured before it, and
-        does not leave the context. So one row that fails does not cost the others.
+        does not leave the context. So one row that fails does not cost the others. If the package warns that it runs
+        plain steps in place of captured ones, the note says so, because the row then measures plain steps.
         """
         values: dict[str, Any] = {}
         note = ""
+        fallbacks = _Fallbacks()
+        logging.getLogger("janus_hf").addHandler(fallbacks)
         try:
             yield values
+            note = fallbacks.message
         except NotAvailable as error:
             note = _shorten(error)
         except Exception as error:
             note = describe(error)
             traceback.print_exc()
+        logging.getLogger("janus_hf").removeHandler(fallbacks)
         self.emit(row=labels, values=values, note=note)
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
+
+
+class _Fallbacks(logging.Handler):
+    """Handler of log messages that keeps the first warning about plain steps, shortened to fit into a cell."""
+
+    message = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING and "plain steps" in text:
+            self.message = self.message or text[:160]
 
 
 def describe(error: BaseException) -> str:

@@ -28,7 +28,7 @@ STAGES = ("read and resize", "encode")
 
 def measure(bench: Bench) -> None:
     """Time both stages alone, then the whole command, on JPEG files of 640 x 480 pixels."""
-    count = bench.pick(512, 4)
+    count = bench.pick(192, 4)
     # The language model is not used, so it is tiny; the codec has full size.
     model = make_ours(bench.pick("tiny", "dry"), bench.dtype, bench.device)
     side = make_config(bench.pick("tiny", "dry")).vq_config.image_size

@@ -1,10 +1,14 @@
 """`python -m benchmarks.gpu`: time limits, failures as rows, and complete tables in a dry run on the CPU."""
 
 import json
+import logging
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +153,7 @@ def test_faults_cost_only_their_own_rows(tmp_path: Path, monkeypatch: pytest.Mon
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sum("row" in line for line in lines) == 7
     assert results.count() == (3, 7)
-    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")]
-    assert not [one for one in commands if b"faulty_gpu_parts" in one and str(tmp_path).encode() in one]
+    assert not commands_with("faulty_gpu_parts", str(tmp_path))
 
 
 def in_this_process(tmp_path: Path, topic: str, part: str, run: Callable[[Bench], None]) -> dict[tuple[str, ...], Row]:
@@ -187,6 +190,54 @@ def test_rows_of_captured_steps_are_complete(
     rows = in_this_process(tmp_path, topic, "a part", run)
     assert rows
     assert not [row for row in rows.values() if row.note or not row.values]
+
+
+def test_a_row_says_when_it_measured_plain_steps(tmp_path: Path):
+    def run(bench: Bench) -> None:
+        logger = logging.getLogger("janus_hf.generation.decoders.captured")
+        with bench.row("prepare", "4") as row:
+            row["rate"] = 1.0
+            logger.warning("Image generation runs plain steps instead of captured ones: hooks.")
+            logger.warning("Another warning about plain steps.")
+        with bench.row("prepare", "16") as row:
+            row["rate"] = 1.0
+            logger.warning("Compiled in 3 s.")
+
+    rows = in_this_process(tmp_path, "prepare", "a part", run)
+    assert rows["prepare", "4"].note == "Image generation runs plain steps instead of captured ones: hooks."
+    assert rows["prepare", "16"].note == ""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_terminated_leaves_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "scratch"))
+    folder = tmp_path / "out"
+    arguments = ["--dry-run", "--topics", "prepare", "codec", "--output", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.gpu", *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    results = folder / "results.jsonl"
+    while not results.exists() or b'"row"' not in results.read_bytes():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "47 rows without a note" in output
+    found = rows_of((folder / "tables.md").read_text(encoding="utf-8"))
+    assert set(found) == promised("prepare", "codec")
+    assert {row["note"] for row in found.values()} == {"", "not measured"}
+    assert not commands_with("benchmarks.gpu.worker", str(tmp_path))
+
+
+def commands_with(*words: str) -> list[bytes]:
+    """Return the command lines of running processes in which all words stand."""
+    commands = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):  # the process has ended
+            commands.append(path.read_bytes())
+    return [command for command in commands if all(word.encode() in command for word in words)]
 
 
 def test_a_topic_runs(tmp_path: Path):

@@ -13,6 +13,7 @@ from ..tables import Column, Part, Row, Topic, ratios_to
 
 
 SLOW = {"in_tree": "in-tree", "original": "original's loop", "ours": "plain"}  # contender -> label
+SLOW_MANY = 16  # images at once for these
 MANY = {"1b": (8, 16, 64, 128), "7b": (8, 16, 64)}
 
 
@@ -55,6 +56,15 @@ def fast(bench: Bench, size: str, gear: str) -> None:
         row["floor"] = layers / reading_speed(bench.device) * 1e3
 
 
+def many_slow(bench: Bench, size: str) -> None:
+    """Time the steps of several images at once by contenders that launch every kernel from Python."""
+    ours = make_ours(bench.size(size), bench.dtype, bench.device)
+    draws = make_contenders(make_models(list(SLOW), ours))
+    for name, label in SLOW.items():
+        with bench.row(size, str(SLOW_MANY), label) as row:
+            time_steps(bench, draws[name], bench.pick(SLOW_MANY, 2), row, steps=6)
+
+
 def many(bench: Bench, size: str, gear: str, batch_sizes: tuple[int, ...]) -> None:
     """Time steps of several images at once, and whole images where there is time for them."""
     model = make_ours(bench.size(size), bench.dtype, bench.device)
@@ -69,7 +79,7 @@ def many(bench: Bench, size: str, gear: str, batch_sizes: tuple[int, ...]) -> No
 
 
 def _base(row: Row) -> tuple[str, ...]:
-    """Return the labels of transformers' own Janus, which generates one image at a time here."""
+    """Return the labels of transformers' own Janus with as many images at once."""
     return (*row.labels[:2], "in-tree")
 
 
@@ -113,6 +123,13 @@ TOPIC = Topic(
         _fast_part("7b", "compiled", 50),
         _many_part("1b", "graph", MANY["1b"], 18),
         _many_part("7b", "graph", MANY["7b"], 16),
+        Part(
+            "1b many slow",
+            14,
+            tuple(("1b", str(SLOW_MANY), label) for label in SLOW.values()),
+            lambda bench: many_slow(bench, "1b"),
+            later=True,
+        ),
         _many_part("1b", "compiled", (16,), 40, later=True),
     ),
     derive=ratios_to(_base, "ms", "ratio"),

@@ -71,6 +71,7 @@ def _generate(model: Any, inputs: dict[str, torch.Tensor], cache: dict[str, Any]
 
 
 def _rows(size: str, cache: str) -> tuple[Labels, ...]:
+    """Return the labels of the rows about a size and a kind of cache."""
     names = ("ours",) if cache == "static cache, compiled" else ("in-tree", "ours")
     return tuple((size, str(batch), f"{name}, {cache}") for batch in BATCHES for name in names)
 
@@ -81,6 +82,7 @@ def _base(row: Row) -> Labels:
 
 
 def _part(size: str, cache: str, seconds: float, *, later: bool = False) -> Part:
+    """Return the part that measures a size with a kind of cache."""
     return Part(f"{size}, {cache}", seconds, _rows(size, cache), lambda bench: ask(bench, size, cache), later)
 
 

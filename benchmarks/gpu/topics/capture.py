@@ -50,6 +50,7 @@ def _kernels(bench: Bench, model: object, batch_size: int) -> int:
 
 
 def _rows(size: str) -> tuple[Labels, ...]:
+    """Return the labels of the rows about a size, in the order in which `capture` measures them."""
     return tuple((size, f"{batch}{kind}") for kind in ("", ", plain") for batch in SIZES[size])
 
 

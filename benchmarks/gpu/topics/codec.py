@@ -79,10 +79,9 @@ def operators(bench: Bench, dtype: torch.dtype) -> None:
             OPERATORS[1]: (partial(_norm, norm, x), partial(_norm, norm, last)),
         }
         for what, pair in runs.items():
-            for label in _operator_labels(what, dtype, channels):
-                with bench.row(*label) as row, torch.no_grad():
-                    contiguous, channels_last = median_seconds(pair, rounds, bench.device)
-                    _fill(row, contiguous, channels_last, 4)
+            with bench.row(*_operator_labels(what, dtype, channels)) as row, torch.no_grad():
+                contiguous, channels_last = median_seconds(pair, rounds, bench.device)
+                _fill(row, contiguous, channels_last, 4)
     q, k, v = torch.randn(3, 4, 512, bench.pick(576, 64), device=bench.device, dtype=dtype)
     with bench.row(*_attention_labels(dtype)) as row, torch.no_grad():
         spelled, fused = median_seconds((partial(_spelled, q, k, v), partial(_fused, q, k, v)), rounds, bench.device)
@@ -160,23 +159,27 @@ def _fill(row: dict[str, Any], base: float, seconds: float, count: int) -> None:
 
 
 def _name(dtype: torch.dtype) -> str:
+    """Return the label of a dtype."""
     return str(dtype).removeprefix("torch.")
 
 
-def _operator_labels(what: str, dtype: torch.dtype, channels: int) -> tuple[Labels, ...]:
+def _operator_labels(what: str, dtype: torch.dtype, channels: int) -> Labels:
+    """Return the labels of the row of an operator on the grid with this number of channels."""
     side = dict(SHAPES)[channels]
-    return ((f"{what}, {channels} x {side} x {side}", _name(dtype), "4", "channels last against contiguous"),)
+    return (f"{what}, {channels} x {side} x {side}", _name(dtype), "4", "channels last against contiguous")
 
 
 def _attention_labels(dtype: torch.dtype) -> Labels:
+    """Return the labels of the row that compares two ways to compute attention."""
     return ("attention, 576 cells", _name(dtype), "4", "fused against spelled out")
 
 
 def _parts(dtype: torch.dtype) -> tuple[Part, ...]:
+    """Return the parts that measure in one dtype."""
     name = _name(dtype)
     whole = tuple((what, name, str(count), "ours") for count in IMAGES for what in ("decode", "encode"))
     variants = tuple((what, name, str(max(IMAGES)), one) for one in VARIANTS for what in ("decode", "encode"))
-    single = [label for one, _ in SHAPES for what in OPERATORS for label in _operator_labels(what, dtype, one)]
+    single = [_operator_labels(what, dtype, channels) for channels, _ in SHAPES for what in OPERATORS]
     return (
         Part(f"{name} whole", 6, whole, lambda bench: compare(bench, dtype)),
         Part(f"{name} variants", 7, variants, lambda bench: vary(bench, dtype)),

@@ -84,15 +84,18 @@ def _base(row: Row) -> tuple[str, ...]:
 
 
 def _slow_part(size: str, seconds: float) -> Part:
+    """Return the part that runs `slow`."""
     rows = tuple((size, "1", f"{label}{kind}") for kind in ("", ", whole image") for label in SLOW.values())
     return Part(f"{size} slow", seconds, rows, lambda bench: slow(bench, size))
 
 
 def _fast_part(size: str, gear: str, seconds: float) -> Part:
+    """Return the part that runs `fast`."""
     return Part(f"{size} {gear}", seconds, ((size, "1", gear),), lambda bench: fast(bench, size, gear))
 
 
 def _many_part(size: str, gear: str, batch_sizes: tuple[int, ...], seconds: float, *, later: bool = False) -> Part:
+    """Return the part that runs `many`."""
     rows = tuple((size, str(batch_size), gear) for batch_size in batch_sizes)
     return Part(f"{size} many {gear}", seconds, rows, lambda bench: many(bench, size, gear, batch_sizes), later)
 

@@ -97,16 +97,19 @@ def _attention(math: bool) -> Iterator[None]:
 
 
 def _cpu_part(name: str, gears: tuple[str, ...], seconds: float, *, later: bool = False) -> Part:
+    """Return the part that compares with a CPU."""
     rows = tuple(("1b, 2 layers", "float32", gear, "plain on the CPU") for gear in gears)
     return Part(name, seconds, rows, lambda bench: against_cpu(bench, gears), later)
 
 
 def _repeat_part(name: str, seconds: float, *, later: bool = False) -> Part:
+    """Return the part that repeats calls in one way, a key of `REPEATED`."""
     rows = (("1b", "bfloat16", name, f"{CALLS} calls"),)
     return Part(f"repeat {name}", seconds, rows, lambda bench: repeat(bench, name), later)
 
 
 def _batch_part(dtype: torch.dtype, gear: str, seconds: float, *, later: bool = False) -> Part:
+    """Return the part that compares an image alone with the same in batches."""
     label = str(dtype).removeprefix("torch.")
     rows = tuple(("1b", label, gear, f"the first alone and among {size}") for size in BATCHES)
     return Part(f"batches {label} {gear}", seconds, rows, lambda bench: batches(bench, dtype, gear), later)

@@ -34,6 +34,7 @@ def measure(bench: Bench, gear: str) -> None:
 
 
 def _rows(gear: str) -> tuple[Labels, ...]:
+    """Return the labels of the rows about one way to run steps."""
     return tuple(("1b", gear, rank) for rank in ("all", *(str(number + 1) for number in range(SHOWN))))
 
 

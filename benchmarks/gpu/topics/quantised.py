@@ -60,6 +60,7 @@ def _base(row: Row) -> tuple[str, ...]:
 
 
 def _part(weights: str, gear: str, seconds: float, *, later: bool = False) -> Part:
+    """Return the part that measures one kind of weights with one way to run steps."""
     rows = ((SIZE, weights, gear),)
     return Part(f"{weights} {gear}", seconds, rows, lambda bench: measure(bench, weights, gear), later)
 

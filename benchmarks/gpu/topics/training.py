@@ -86,6 +86,7 @@ def train(bench: Bench, size: str, recipe: str, tasks: tuple[str, ...]) -> None:
 
 
 def _train(bench: Bench, size: str, recipe: str, tasks: tuple[str, ...], folder: str, row: dict[str, Any]) -> None:
+    """Train, and set the values of the row `row`; `folder` is the output folder of the trainer."""
     # These need TRL and PEFT, without which only this topic fails.
     from transformers import TrainerCallback
 
@@ -113,6 +114,7 @@ def _train(bench: Bench, size: str, recipe: str, tasks: tuple[str, ...], folder:
         """Note when a step ends, and end training when the part's time is over."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            """Note the time, and end training if there is no time for another step."""
             if bench.cuda:
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())
@@ -157,6 +159,7 @@ _RUNS = (("1b", "stage2_1b", _MIXED, 18.0), ("7b", "lora_drawing", ("drawing",),
 
 
 def _part(size: str, recipe: str, tasks: tuple[str, ...], seconds: float) -> Part:
+    """Return the part that trains with a recipe."""
     labels = (size, recipe, ", ".join(dict.fromkeys(tasks)))
     return Part(f"{size} {recipe}", seconds, (labels,), lambda bench: train(bench, size, recipe, tasks))
 

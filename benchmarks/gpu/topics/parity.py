@@ -131,10 +131,10 @@ TOPIC = Topic(
     parts=(
         _cpu_part("against the CPU", ("plain", "graph"), 16),
         _repeat_part("graph", 26),
-        _repeat_part("compiled", 58),
         _repeat_part("plain", 14),
         _batch_part(torch.float32, "plain", 10),
         _batch_part(torch.bfloat16, "graph", 8),
+        _repeat_part("compiled", 58),
         _repeat_part("compiled without CUDA graphs", 44, later=True),
         _repeat_part("plain, math attention", 14, later=True),
         _repeat_part("graph, math attention", 12, later=True),

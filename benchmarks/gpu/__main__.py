@@ -18,9 +18,11 @@ every row) and `log.txt` (what the parts print), so that a run that is cut off l
 """
 
 import json
+import os
 import signal
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,8 @@ from .topics import TOPICS
 
 LEAST = 3.0  # a part is not started with fewer seconds
 GRACE = 2.0  # seconds between the time at which a part should stop by itself and that at which it is ended
+# Number of processes that are started ahead of their parts, on a machine with cores to spare for their imports.
+AHEAD = max(1, min(3, (os.cpu_count() or 1) // 4))
 IMPORTS = 90.0  # seconds that a process may take to import everything
 
 
@@ -139,17 +143,18 @@ def run(
         module: Module that the processes of the parts run.
     """
     with tempfile.TemporaryDirectory() as scratch, _spares(module, folder / "log.txt", Path(scratch)) as start:
-        spare: Worker | None = start()
+        waiting: deque[Worker] = deque()
         cache = Path(scratch) / "compiled"
         for index, (name, part) in enumerate(queue):
-            worker, spare = spare or start(), None
+            worker = waiting.popleft() if waiting else start()
             reason = worker.wait_ready(max(LEAST, min(IMPORTS, budget.left())))
             limit = budget.limit(index)
             # A part that wants a minute is not started in its last seconds.
             if not reason and limit < max(LEAST, part.seconds / 4):
-                reason, spare = "no time left", worker
+                reason = "no time left"
+                waiting.appendleft(worker)
             elif not reason:
-                spare = start() if index + 1 < len(queue) else None
+                waiting.extend(start() for _ in range(min(AHEAD, len(queue) - index - 1) - len(waiting)))
                 settings |= {"cache": str(cache), "describe": not results.machines[name]}
                 task = {"topic": name, "part": part.name, "results": str(results.lines), "seconds": limit - GRACE}
                 reason = worker.run(task | settings, limit, results.update)

@@ -1,6 +1,6 @@
 """The process in which one part of `benchmarks.gpu` runs: it imports everything, waits for its task, and does it.
 
-The command starts the process of the next part while a part is running, so that imports take no time of their own.
+The command starts the processes of the next parts while a part is running, so that imports take no time of their own.
 `python -m benchmarks.gpu.worker FILE` creates FILE once everything is imported, and reads the task, a line of JSON,
 from its standard input. It ends when its standard input is closed, so that it does not outlive the command.
 """

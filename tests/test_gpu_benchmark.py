@@ -133,6 +133,7 @@ def test_the_most_important_parts_fit_into_the_default_budget():
 def test_faults_cost_only_their_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Parts hang, crash and fail in processes of their own; the file of results has all rows of all parts."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    monkeypatch.setattr(command, "AHEAD", 2)
     (tmp_path / "scratch").mkdir()
     topics = {"faults": faulty_gpu_parts.TOPIC}
     queue = command.make_queue(topics)

@@ -4,11 +4,13 @@ import ast
 from pathlib import Path
 
 
-NAMES = ("drawing", "codec", "quality", "training", "load")
+NAMES = ("drawing", "codec", "quality", "training", "load", "gpu")
 
 if __name__ == "__main__":
     for name in NAMES:
         # The files are parsed instead of imported, because importing all benchmarks takes seconds.
-        source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+        folder = Path(__file__).parent
+        file = folder / name / "__main__.py" if (folder / name).is_dir() else folder / f"{name}.py"
+        source = file.read_text(encoding="utf-8")
         text = ast.get_docstring(ast.parse(source)) or ""
         print(f"python -m benchmarks.{name}\n    {text.splitlines()[0]}\n")

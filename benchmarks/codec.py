@@ -28,10 +28,18 @@ def to_bytes(pixels: torch.Tensor) -> torch.Tensor:
     return ((pixels.float() + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).int()
 
 
-def make_pair(dtype: torch.dtype, device: str) -> tuple[JanusProVQModel, JanusVQVAE]:
-    """Return this package's image codec and that of transformers' Janus, with the same random weights."""
+def make_pair(
+    dtype: torch.dtype, device: str, vq_config: JanusProVQConfig | None = None
+) -> tuple[JanusProVQModel, JanusVQVAE]:
+    """Return this package's image codec and that of transformers' Janus, with the same random weights.
+
+    Args:
+        dtype: Dtype of both.
+        device: Device of both.
+        vq_config: Config of the codec; None takes that of the released models.
+    """
     torch.manual_seed(0)
-    ours = JanusProVQModel(JanusProVQConfig()).eval()
+    ours = JanusProVQModel(vq_config or JanusProVQConfig()).eval()
     config = ours.config.to_dict()
     theirs = JanusVQVAE(
         JanusVQVAE.config_class.from_dict(

@@ -12,15 +12,19 @@ from transformers import JanusForConditionalGeneration
 from transformers.cache_utils import Cache, DynamicCache
 
 from janus_hf import JanusProForConditionalGeneration
-from janus_hf.generation.decoders import PlainDecoder
+from janus_hf.generation.decoders import CompiledDecoder, PlainDecoder
 
 from .machine import now
 from .peers import BOI, BOS, PAD, make_theirs
+from .reporting import NotAvailable
 
 
 # In this order: transformers' own Janus; the loop of deepseek-ai/Janus; this package without compilation, compiled,
-# and compiled with a language model quantised to int8 and int4.
-NAMES = ("in_tree", "original", "ours", "compiled", "int8", "int4")
+# compiled with a language model quantised to int8, int4 and fp8, and with steps captured as CUDA graphs.
+NAMES = ("in_tree", "original", "ours", "compiled", "int8", "int4", "fp8", "graph")
+QUANTISED = ("int8", "int4", "fp8")
+# Ways in which this package runs a step -> the argument `mode` of `compile_generation`.
+GEARS = {"graph": "graph", "compiled": None, "compiled without CUDA graphs": "default"}
 GUIDANCE = 5.0
 PROMPT = 20  # number of tokens of a prompt
 
@@ -143,21 +147,56 @@ def start_half_way(model: JanusProForConditionalGeneration) -> None:
     decoder.make_cache = make_cache
 
 
+def start_at_beginning(model: JanusProForConditionalGeneration) -> None:
+    """Undo `start_half_way`."""
+    vars(model._decoder).pop("make_cache", None)
+
+
+def with_gear(model: JanusProForConditionalGeneration, gear: str) -> JanusProForConditionalGeneration:
+    """Return a copy of the model that shares its weights and runs its steps in another way.
+
+    Args:
+        model: The model, which stays as it is.
+        gear: "plain", or a key of `GEARS`.
+
+    Raises:
+        NotAvailable: If this machine or this version of the package cannot run steps in this way.
+    """
+    other = copy.copy(model)
+    if gear == "plain":
+        other._decoder = PlainDecoder()
+        return other
+    if gear == "graph" and model.device.type != "cuda":
+        raise NotAvailable("needs CUDA")
+    if not other.compile_generation(mode=GEARS[gear]):
+        raise NotAvailable("compiling or capturing does not work here: the log says why")
+    if gear == "graph" and type(other._decoder) is CompiledDecoder:
+        raise NotAvailable('this version has no compile_generation(mode="graph")')
+    return other
+
+
 def quantised(model: JanusProForConditionalGeneration, bits: str) -> JanusProForConditionalGeneration:
     """Return a copy of the model whose language model torchao has quantised; all other weights are shared.
 
     Args:
         model: The model, which stays as it is.
-        bits: "int8" or "int4".
-    """
-    from torchao.quantization import quantize_
+        bits: "int8", "int4" or "fp8".
 
+    Raises:
+        NotAvailable: If this version of the package, the device or torchao cannot quantise to these bits.
+    """
     from janus_hf.modeling.quantisation.weight_only import weight_only_config
 
+    try:
+        config = weight_only_config(bits, model.device)
+    except (ImportError, ValueError) as error:
+        raise NotAvailable(f"not available: {error}") from error
     language_model = {id(tensor) for tensor in _tensors(model.model.language_model)}
     shared = {id(tensor): tensor for tensor in _tensors(model) if id(tensor) not in language_model}
     other = copy.deepcopy(model, shared)
-    quantize_(other.model.language_model, weight_only_config(bits, model.device).get_apply_tensor_subclass())
+    from torchao.quantization import quantize_
+
+    quantize_(other.model.language_model, config.get_apply_tensor_subclass())
     return other
 
 
@@ -175,12 +214,9 @@ def make_models(names: list[str], ours: JanusProForConditionalGeneration) -> dic
         elif name == "in_tree":
             models[name] = make_theirs(ours)
         else:
-            models[name] = quantised(ours, name) if name in ("int8", "int4") else copy.copy(ours)
             # Each of these models gets its own decoder, because `start_half_way` changes it.
-            if name == "ours":
-                models[name]._decoder = PlainDecoder()
-            else:
-                models[name].compile_generation()
+            gear = {"ours": "plain", "graph": "graph"}.get(name, "compiled")
+            models[name] = with_gear(quantised(ours, name) if name in QUANTISED else ours, gear)
             start_half_way(models[name])
     return models
 

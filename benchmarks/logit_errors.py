@@ -10,7 +10,7 @@ from transformers.cache_utils import StaticCache
 
 from janus_hf import JanusProForConditionalGeneration
 
-from .contenders import PROMPT, Enough, make_prompts
+from .contenders import PROMPT, Enough, make_prompts, start_at_beginning
 
 
 @torch.no_grad()
@@ -98,7 +98,7 @@ def _our_logits(model: JanusProForConditionalGeneration, ids: torch.Tensor, forc
 
     hook = head.register_forward_hook(note_first)
     model._decoder.step = spy
-    vars(model._decoder).pop("make_cache", None)  # undoes `start_half_way`: the tokens are an image's first
+    start_at_beginning(model)  # the tokens are an image's first
     try:
         model.generate_images(ids, guidance_scale=1.0, do_sample=False, callback=collect)
     except Enough:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +20,7 @@ def describe_machine(device: str, dtype: torch.dtype, *packages: str) -> str:
         packages: Packages besides torch and transformers whose versions are included if they are installed.
     """
     if device.startswith("cuda"):
-        hardware = torch.cuda.get_device_name(device)
+        hardware = f"{torch.cuda.get_device_name(device)}, driver {_driver_version()}, CUDA {torch.version.cuda}"
     else:
         names = [line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")]
         capability = torch.backends.cpu.get_cpu_capability()
@@ -32,6 +33,16 @@ def describe_machine(device: str, dtype: torch.dtype, *packages: str) -> str:
         except PackageNotFoundError:
             continue
     return f"{hardware}{load}; {str(dtype).removeprefix('torch.')}; {', '.join(versions)}"
+
+
+def _driver_version() -> str:
+    """Return the version of the GPU's driver, or "unknown" if the command `nvidia-smi` does not tell it."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return next(iter(output.split()), "unknown")
 
 
 def _cpuinfo() -> list[str]:

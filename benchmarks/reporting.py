@@ -25,6 +25,10 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="write the table here as well")
 
 
+class NotAvailable(Exception):  # noqa: N818  the reason for an empty row of a table, not an error
+    """Exception that says why something cannot be measured here."""
+
+
 class Report:
     """Lines of text that are printed when they are added, and that `save` writes to a file."""
 

@@ -76,4 +76,5 @@ def test_every_benchmark_is_listed():
     ).stdout
     folder = ROOT / "benchmarks"
     runnable = {path.stem for path in folder.glob("*.py") if "__main__" in path.read_text() and path.stem[0] != "_"}
+    runnable |= {path.parent.name for path in folder.glob("*/__main__.py")}
     assert {line.split(".")[-1] for line in output.splitlines() if line.startswith("python")} == runnable

@@ -21,6 +21,7 @@ from transformers.utils import ModelOutput, logging
 from ..arguments import check_callable, check_choice, check_flag, check_integer, check_number
 from ..protocols import BareModel
 from ..summaries import ShortRepr
+from .attention_kernels import repeatable_attention
 from .decoders import Decoder, PlainDecoder, choose_decoder, why_not_compilable
 from .drawing import Drawing, StepCallback
 from .generation_arguments import Generators, SamplingArguments, check_compiling, check_integer_tensor
@@ -149,6 +150,7 @@ class ImageGenerationMixin:
 
     @torch.inference_mode(False)
     @torch.no_grad()
+    @repeatable_attention()
     def _warm_up(self, batch_size: int, window: int) -> None:
         """Compile the step for `batch_size` images with guidance, by running the first steps of such a batch.
 
@@ -209,6 +211,7 @@ class ImageGenerationMixin:
     # Compiled decoders keep tensors for later calls, and those must not be inference tensors.
     @torch.inference_mode(False)
     @torch.no_grad()
+    @repeatable_attention()
     def generate_images(
         self,
         input_ids: torch.Tensor,

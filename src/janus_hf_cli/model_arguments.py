@@ -52,7 +52,8 @@ def add_dtype_argument(parser: _HasArguments) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="dtype of the weights; auto keeps the stored one (default: auto)",
+        help="dtype of the weights; auto keeps the stored one, but on a GPU without bfloat16 takes float16, and "
+        "float32 for the image codec (default: auto)",
     )
 
 
@@ -96,7 +97,9 @@ def load_pipeline(arguments: argparse.Namespace) -> "JanusProPipeline":
         dtype = "float32"
     kwargs: dict[str, Any] = dict(revision_kwargs(arguments))
     if arguments.quantize:
-        kwargs |= {"quantization_config": arguments.quantize, "device_map": device}
+        kwargs["quantization_config"] = arguments.quantize
+    if arguments.quantize or device != "cpu":
+        kwargs["device_map"] = device  # the dtype and the kernels are chosen for the device, and its memory is checked
     pipe: JanusProPipeline = JanusProPipeline.from_pretrained(arguments.model or DEFAULT_MODEL, dtype=dtype, **kwargs)
     return pipe.to(device)
 

@@ -1,4 +1,4 @@
-"""The context manager `repeatable_attention`, inside which attention uses kernels that repeat their results bit by bit.
+"""The context manager `repeatable_attention`, inside which attention uses kernels that repeat their results.
 
 PyTorch chooses a kernel of `scaled_dot_product_attention` at every call. It counts cuDNN's among those that may give
 other results for equal inputs, and refuses it where `torch.use_deterministic_algorithms` asks for repeatable results;

@@ -54,7 +54,7 @@ def not_finite(values: str, part: str, dtype: object, remedy: str) -> FloatingPo
         if name == "float16"
         else "check its weights (a broken file, or an adapter with a large scale)"
     )
-    return FloatingPointError(f"{values} must be finite, got infinity or NaN, first in {part} ({name}): {advice}.")
+    return FloatingPointError(f"{values} are not finite; infinity or NaN comes first in {part} ({name}): {advice}.")
 
 
 def _listing(title: str, items: list[str], limit: int = 20) -> list[str]:

@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ def add_dtype_argument(parser: _HasArguments) -> None:
         help="dtype of the weights; auto keeps the stored one, but on a GPU without bfloat16 takes float16, and "
         "float32 for the image codec (default: auto)",
     )
+
+
+def batch_size(text: str) -> "int | Literal['auto']":
+    """Return the value of `--batch-size`, a number or "auto". argparse reports a ValueError as a wrong value."""
+    return "auto" if text == "auto" else int(text)
 
 
 def add_revision_argument(parser: _HasArguments, help: str = "branch, tag or commit of the repository") -> None:

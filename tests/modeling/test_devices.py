@@ -176,9 +176,9 @@ def test_the_part_that_overflows_is_named_when_drawing(half, part, named):
 def test_the_codec_is_named_when_decoding_and_encoding(half, image):
     overflow(half.model.model.vqmodel.post_quant_conv)
     overflow(half.model.model.vqmodel.quant_conv)
-    with pytest.raises(FloatingPointError, match=r"codec's pixels must be finite.*the image codec \(float16\): set"):
+    with pytest.raises(FloatingPointError, match=r"codec's pixels are not finite.*the image codec \(float16\): set"):
         half.decode(torch.zeros(1, 64, dtype=torch.long))
-    with pytest.raises(FloatingPointError, match=r"codec's latents must be finite.*the image codec \(float16\): set"):
+    with pytest.raises(FloatingPointError, match=r"codec's latents are not finite.*the image codec \(float16\): set"):
         half.encode(image)
 
 
@@ -191,7 +191,7 @@ def test_the_codec_is_named_when_decoding_and_encoding(half, image):
 )
 def test_the_part_that_overflows_is_named_when_asking(half, image, part, named):
     overflow(half.model.get_submodule(part))
-    with pytest.raises(FloatingPointError, match=rf"text logits must be finite.*first in {named} \(float16\)"):
+    with pytest.raises(FloatingPointError, match=rf"text logits are not finite.*first in {named} \(float16\)"):
         half.ask(image, "What is it?", max_new_tokens=2)
 
 

@@ -105,25 +105,25 @@ def run_in_batches(
         torch.OutOfMemoryError: If the memory does not suffice for a batch of `batch_size` images, or with "auto" for
             a single image.
     """
-    size = min(choose(), count) if batch_size == "auto" else batch_size
+    size = min(choose(), count) if isinstance(batch_size, str) else batch_size
     start = 0
     while start < count:
         part = slice(start, start + size)
-        restore = _remember(generator, device)
+        restore = _remember(generator, device) if batch_size == "auto" else None
         try:
             result = work(part)
         except torch.OutOfMemoryError:
-            if batch_size != "auto" or size == 1:
+            if restore is None or size == 1:
                 raise
-            result = None
-        if result is None:  # outside of `except`, where the error would keep the memory of the failed batch
-            restore()
-            _empty_cache(device)
-            size = -(-size // 2)
-            logger.warning(f"{device} ran out of memory: generating {size} images at once from now on.")
+        else:
+            yield result
+            start += size
             continue
-        yield result
-        start += size
+        # Outside of `except`, where the error would keep the memory of the failed batch.
+        restore()
+        _empty_cache(device)
+        size = -(-size // 2)
+        logger.warning(f"{device} ran out of memory: generating {size} image(s) at once from now on.")
 
 
 def _remember(generator: Generators, device: torch.device) -> Callable[[], None]:

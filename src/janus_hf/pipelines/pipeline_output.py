@@ -2,9 +2,11 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
+import numpy as np
 import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
@@ -59,4 +61,13 @@ class JanusProPipelineOutput(ShortRepr, BaseOutput, Generic[Images]):
         return f'<img src="{source}" alt="{len(shown)} generated images">{note}'
 
 
-__all__ = ["Images", "JanusProPipelineOutput"]
+def join_images(parts: Sequence[Any]) -> Any:
+    """Concatenate the images of all batches, which are either tensors, arrays, or lists of PIL images."""
+    if isinstance(parts[0], torch.Tensor):
+        return torch.cat(list(parts))
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate(parts)
+    return [image for part in parts for image in part]
+
+
+__all__ = ["Images", "JanusProPipelineOutput", "join_images"]

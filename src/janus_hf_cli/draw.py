@@ -32,7 +32,10 @@ def add_draw_parser(commands: Commands) -> None:
         "--top-p", type=float, help="sample among the likeliest image tokens up to this probability (default: all)"
     )
     draw.add_argument(
-        "--batch-size", type=batch_size, default=8, help="images generated at the same time; auto: as many as fit"
+        "--batch-size",
+        type=batch_size,
+        default=8,
+        help="images at a time; auto: as many as the memory holds",
     )
     draw.add_argument("--lora", help="folder or repository of an adapter to generate with")
     draw.add_argument("--compile", action="store_true", help="compile the decoding step first: pays for many images")

@@ -1,6 +1,7 @@
 """`batch_size="auto"`: as many images at once as the memory holds, fewer after running out, and the same images."""
 
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -62,6 +63,31 @@ def test_a_single_image_that_does_not_fit_is_an_error(pipe, at_once):
     at_once(0)
     with pytest.raises(torch.OutOfMemoryError):
         pipe("a", batch_size="auto")
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (
+            "MPS backend out of memory (MPS allocated: 9 GB).",
+            [slice(0, 4), slice(0, 2), slice(2, 4)],
+        ),
+        ("[enforce fail] DefaultCPUAllocator: can't allocate memory.", [slice(0, 4), slice(0, 2), slice(2, 4)]),
+        ("CUDA error: device-side assert triggered", [slice(0, 4)]),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(message, expected):
+    tried = []
+
+    def work(part):
+        tried.append(part)
+        if part.stop - part.start > 2:
+            raise RuntimeError(message)
+
+    raised = pytest.raises(RuntimeError, match=message) if len(expected) == 1 else nullcontext()
+    with raised:
+        list(run_in_batches(4, "auto", work, choose=lambda: 4, generator=None, device=CPU))
+    assert tried == expected
 
 
 def test_a_batch_size_of_the_caller_is_not_changed(pipe, at_once):

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeVar
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from transformers import PreTrainedConfig
 from transformers.utils import logging
 
@@ -102,8 +103,8 @@ def run_in_batches(
         device: Device of the model, whose global generator is used if `generator` is None.
 
     Raises:
-        torch.OutOfMemoryError: If the memory does not suffice for a batch of `batch_size` images, or with "auto" for
-            a single image.
+        RuntimeError: If the memory does not suffice for a batch of `batch_size` images, or with "auto" for a single
+            image; on CUDA it is a `torch.OutOfMemoryError`.
     """
     size = min(choose(), count) if isinstance(batch_size, str) else batch_size
     start = 0
@@ -112,8 +113,8 @@ def run_in_batches(
         restore = _remember(generator, device) if batch_size == "auto" else None
         try:
             result = work(part)
-        except torch.OutOfMemoryError:
-            if restore is None or size == 1:
+        except RuntimeError as error:  # torch.OutOfMemoryError is one; other devices' errors have no class
+            if restore is None or size == 1 or not should_reduce_batch_size(error):
                 raise
         else:
             yield result

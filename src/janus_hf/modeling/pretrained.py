@@ -1,5 +1,6 @@
 """`JanusProPreTrainedModel`, which loads and saves `JanusProForConditionalGeneration` and `JanusProModel`."""
 
+import copy
 import logging
 import os
 from importlib import import_module
@@ -179,8 +180,8 @@ class JanusProPreTrainedModel(SavingMixin):
             dtype = getattr(torch, dtype, None)
         known = quantization in (None, "int8", "int4") and getattr(config, "quantization_config", None) is None
         if known and isinstance(dtype, torch.dtype):
-            with torch.device("meta"):  # sizes without memory
-                model = cls(config)
+            with torch.device("meta"):  # sizes without memory; a copy, because models write into their config
+                model = cls(copy.deepcopy(config))
             warn_if_too_large(model, config, kwargs.get("device_map"), dtype, quantization, codec_dtype)
         return codec_dtype
 

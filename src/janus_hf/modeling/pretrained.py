@@ -11,8 +11,8 @@ from transformers.utils import is_peft_available
 
 from ..configuration import JanusProConfig
 from ..errors import CheckpointError
-from ..hub.fetching import hub_arguments
 from ..generation.devices import devices_of, has_bfloat16
+from ..hub.fetching import hub_arguments
 from ..hub.opening import (
     ADAPTER_ARGUMENT,
     ADAPTER_CONFIG_FILE,

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
 from .arguments import check_integer
+from .errors import not_finite
 from .protocols import ChatProcessor, HasImageTokens
 from .tokenizer import check_text_ids
 
@@ -58,6 +59,7 @@ def answer(
         TypeError: If an argument is of the wrong type.
         ValueError: If a conversation leaves no space for an answer in the model's context, images and placeholders do
             not match, or an argument is incompatible with `share_prefix`.
+        FloatingPointError: If the text logits of a float16 model are NaN.
     """
     max_new_tokens = check_integer(max_new_tokens, "max_new_tokens", "give the largest number of tokens of an answer")
     # Arguments that only JanusProProcessor accepts are left out unless the caller gives them.
@@ -92,11 +94,42 @@ def answer(
     if shares_prefix:
         rows = [batch["input_ids"][0] for batch in batches]
         inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"])
+    if model.dtype == torch.float16:  # other dtypes do not overflow
+        guard = _NaNGuard(model, batches[0].get("pixel_values"))
+        given = generate_kwargs.pop("logits_processor", None) or []
+        generate_kwargs["logits_processor"] = LogitsProcessorList([guard, *given])
     output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
     output = output[:: len(output) // len(room)]  # with num_return_sequences, keep the first answer to each
     # The batch runs until the longest answer must end; cut each row where it would end if it were generated alone.
     new = output[:, inputs["input_ids"].shape[1] :]
     return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
+
+
+class _NaNGuard(LogitsProcessor):
+    """Raise an error where text logits are NaN, which would otherwise become an arbitrary answer.
+
+    Args:
+        model: The model that answers.
+        pixel_values: The images of the batch, or None.
+    """
+
+    def __init__(self, model: HasImageTokens | PreTrainedModel, pixel_values: torch.Tensor | None) -> None:
+        self.model, self.pixel_values = model, pixel_values
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the logits `(B, V)` unchanged, or raise a FloatingPointError that names the part of the model."""
+        if not scores.isnan().any():
+            return scores
+        part = "the language model"
+        if self.pixel_values is not None and hasattr(self.model, "get_image_features"):
+            features = self.model.get_image_features(self.pixel_values).pooler_output
+            part = part if features.isfinite().all() else "the vision tower, or its aligner"
+        raise not_finite(
+            "The model's text logits",
+            part,
+            self.model.dtype,
+            "load the model with dtype='bfloat16', or with dtype='float32' where the device has no bfloat16",
+        )
 
 
 def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_new_tokens: int) -> int:

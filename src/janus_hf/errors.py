@@ -1,4 +1,7 @@
-"""The exception class `CheckpointError`. All other errors that a user can cause are `ValueError` or `TypeError`."""
+"""The exception class `CheckpointError`, and the error for values that are not finite.
+
+All other errors that a user can cause are `ValueError` or `TypeError`.
+"""
 
 from collections.abc import Iterable
 
@@ -34,6 +37,24 @@ class CheckpointError(ValueError):
             [f"{key}: {found} in the files, {wanted} expected" for key, found, wanted in self.mismatched],
         )
         super().__init__("\n".join(lines))
+
+
+def not_finite(values: str, part: str, dtype: object, remedy: str) -> FloatingPointError:
+    """Return the error for computed values that are infinite or NaN.
+
+    Args:
+        values: What is not finite, in the plural, such as "the model's image logits".
+        part: Part of the model where that begins, such as "the image codec".
+        dtype: Dtype of this part, such as `torch.float16`.
+        remedy: What to choose for this part if its dtype is float16, an imperative without a full stop.
+    """
+    name = str(dtype).removeprefix("torch.")
+    advice = (
+        f"{remedy}, because float16 has no numbers above 65504"
+        if name == "float16"
+        else "check its weights (a broken file, or an adapter with a large scale)"
+    )
+    return FloatingPointError(f"{values} are not finite; infinity or NaN comes first in {part} ({name}): {advice}.")
 
 
 def _listing(title: str, items: list[str], limit: int = 20) -> list[str]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .model_arguments import batch_size
+
 
 # These imports, and those inside functions, are not run for `--help`: importing `janus_hf` loads torch.
 if TYPE_CHECKING:
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from janus_hf.evaluation.report import Report
 
 Options = dict[str, Any]
+
+_IMAGES_AT_A_TIME = "images at a time; auto: as many as the memory holds"
 
 
 def _report_text(report: "Report") -> str:
@@ -39,17 +43,25 @@ class Command(NamedTuple):
     keeps: bool = True
 
 
-def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add to a parser the arguments of every benchmark that reads its prompts or questions from a file."""
+def _add_common_arguments(parser: argparse.ArgumentParser, *, draws: bool = False) -> None:
+    """Add to a parser the arguments of every benchmark that reads its prompts or questions from a file.
+
+    Args:
+        parser: The parser.
+        draws: Whether the benchmark generates images, so that `--batch-size` may be "auto".
+    """
     parser.add_argument("--data", type=Path, help="the benchmark's file (default: download it where that is allowed)")
     parser.add_argument("-o", "--output", type=Path, help="folder of this run (default: evaluations/MODEL/BENCHMARK)")
     parser.add_argument("--limit", type=int, help="use only this number of prompts or questions, the first ones")
-    parser.add_argument("--batch-size", type=int, default=8, help="images or questions at a time")
+    if draws:
+        parser.add_argument("--batch-size", type=batch_size, default=8, help=_IMAGES_AT_A_TIME)
+    else:
+        parser.add_argument("--batch-size", type=int, default=8, help="questions at a time")
 
 
 def _add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
     """Add to a parser the arguments of every benchmark that generates images from the prompts in a file."""
-    _add_common_arguments(parser)
+    _add_common_arguments(parser, draws=True)
     parser.add_argument("--guidance-scale", type=float, help="default: the model's own, 5 if it has none")
     parser.add_argument("--temperature", type=float, help="default: 1")
     parser.add_argument("--seed", type=int, default=0, help="seed of the run; every image has one of its own")
@@ -70,7 +82,7 @@ def _add_shapes_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--questions", type=int, default=600, help="number of fresh questions")
     parser.add_argument("--guidance-scale", type=float, help="default: the model's own")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=batch_size, default=64, help=_IMAGES_AT_A_TIME)
     parser.add_argument(
         "-o",
         "--output",

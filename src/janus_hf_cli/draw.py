@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from .model_arguments import Commands, add_model_arguments, load_pipeline
+from .model_arguments import Commands, add_model_arguments, batch_size, load_pipeline
 
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -31,7 +31,12 @@ def add_draw_parser(commands: Commands) -> None:
     draw.add_argument(
         "--top-p", type=float, help="sample among the likeliest image tokens up to this probability (default: all)"
     )
-    draw.add_argument("--batch-size", type=int, default=8, help="images generated at the same time")
+    draw.add_argument(
+        "--batch-size",
+        type=batch_size,
+        default=8,
+        help="images at a time; auto: as many as the memory holds",
+    )
     draw.add_argument("--lora", help="folder or repository of an adapter to generate with")
     draw.add_argument("--compile", action="store_true", help="compile the decoding step first: pays for many images")
     draw.add_argument(

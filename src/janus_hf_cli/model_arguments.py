@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 
 if TYPE_CHECKING:
@@ -52,8 +52,14 @@ def add_dtype_argument(parser: _HasArguments) -> None:
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
-        help="dtype of the weights; auto keeps the stored one (default: auto)",
+        help="dtype of the weights; auto keeps the stored one, but on a GPU without bfloat16 takes float16, and "
+        "float32 for the image codec (default: auto)",
     )
+
+
+def batch_size(text: str) -> "int | Literal['auto']":
+    """Return the value of `--batch-size`, a number or "auto". argparse reports a ValueError as a wrong value."""
+    return "auto" if text == "auto" else int(text)
 
 
 def add_revision_argument(parser: _HasArguments, help: str = "branch, tag or commit of the repository") -> None:
@@ -96,7 +102,9 @@ def load_pipeline(arguments: argparse.Namespace) -> "JanusProPipeline":
         dtype = "float32"
     kwargs: dict[str, Any] = dict(revision_kwargs(arguments))
     if arguments.quantize:
-        kwargs |= {"quantization_config": arguments.quantize, "device_map": device}
+        kwargs["quantization_config"] = arguments.quantize
+    if arguments.quantize or device != "cpu":
+        kwargs["device_map"] = device  # the dtype and the kernels are chosen for the device, and its memory is checked
     pipe: JanusProPipeline = JanusProPipeline.from_pretrained(arguments.model or DEFAULT_MODEL, dtype=dtype, **kwargs)
     return pipe.to(device)
 

@@ -52,6 +52,13 @@ def test_draw_into_a_file_that_is_the_same_every_time(run, pipe, tmp_path):
     assert (tmp_path / "new" / "fox.png").read_bytes() != contents[0]
 
 
+def test_the_batch_size_is_a_number_or_auto(run, tmp_path, capsys):
+    assert run("draw", "a red fox", "--batch-size", "auto", *FAST)[0] == 0
+    with pytest.raises(SystemExit):
+        run("draw", "a red fox", "--batch-size", "all", *FAST)
+    assert "invalid batch_size value: 'all'" in capsys.readouterr().err
+
+
 def test_draw_into_the_current_folder_by_default(run, tmp_path):
     assert run("draw", "???")[0] == 0  # in the stored dtype
     assert [path.name for path in tmp_path.iterdir()] == ["picture-0.png"]

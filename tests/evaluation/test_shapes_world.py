@@ -67,6 +67,11 @@ def test_scenes_of_other_prompts_score_less(monkeypatch):
 SIZES = {"prompts_per_tag": 1, "images_per_prompt": 1, "questions": 7, "batch_size": 5}
 
 
+def test_an_automatic_batch_size_changes_no_number(pipe, tmp_path):
+    by_five = ShapesWorld(**SIZES)(pipe)
+    assert ShapesWorld(**SIZES | {"batch_size": "auto"})(pipe, tmp_path / "run").metrics == by_five.metrics
+
+
 def test_a_stopped_run_continues_and_equals_one_without_a_folder(pipe, tmp_path, monkeypatch):
     """The run is stopped while answering: the images and the first answers exist and are not made again."""
     folder, evaluate = tmp_path / "run", ShapesWorld(**SIZES)

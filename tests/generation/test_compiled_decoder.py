@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from hostile_decoder import HostileDecoder
 from image_prompts import BOI, BOS, K, P, seeds
 from step_kernels import CPU, OUR_ATTENTION, OURS, THE_COMPILERS, choose_kernels, needs_kernels
 
@@ -55,6 +56,18 @@ def test_other_settings_and_prompts_reuse_the_graph(compiled, tiny_model, mixed,
                     generated, tiny_model.generate_images(*prompts, generator=seeds(7, 8, 9), **settings)
                 )
     assert "Compiling" not in caplog.text
+
+
+def test_calls_repeat_whatever_is_overwritten(compiled, mixed, monkeypatch):
+    """Graphs own the memory of outputs and caches; they must not read what an earlier step or batch left there."""
+    settings = {"output_logits": True, "return_dict_in_generate": True}
+    expected = compiled.generate_images(*mixed, generator=seeds(1, 2, 3), **settings)
+    monkeypatch.setattr(compiled, "_decoder", HostileDecoder(compiled._decoder))
+    for _ in range(3):
+        compiled.generate_images(*mixed, generator=seeds(7, 8, 9))
+        generated = compiled.generate_images(*mixed, generator=seeds(1, 2, 3), **settings)
+        assert torch.equal(generated.image_ids, expected.image_ids)
+        assert torch.equal(generated.logits, expected.logits)
 
 
 def test_inference_mode_changes_nothing(compiled, mixed):

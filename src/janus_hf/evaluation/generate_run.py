@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from ..files import write_atomically
+from ..generation.batch_sizes import LARGEST, BatchSize
 from ..image_grid import image_grid
 from ..protocols import ImagePipeline
 from ..rewards.image_io import open_rgb, readable
@@ -62,7 +63,7 @@ def draw_run(
     *,
     images_per_prompt: int,
     seed: int,
-    batch_size: int,
+    batch_size: BatchSize,
     drawing: Mapping[str, Any],
     **chosen: Any,
 ) -> DrawnRun:
@@ -75,7 +76,7 @@ def draw_run(
         folder: Folder of the run.
         images_per_prompt: Number of images per prompt.
         seed: Seed of the whole run, from which the seed of each image is derived.
-        batch_size: Number of images that each process generates at a time.
+        batch_size: Number of images that each process generates at a time; "auto" takes as many as its memory holds.
         drawing: Arguments of the pipeline's call, such as `guidance_scale`. Arguments that are None are left out.
         chosen: Further settings that the run's outcome depends on; JSON values. They are recorded in the folder.
 
@@ -89,7 +90,7 @@ def draw_run(
     """
     if folder is None:
         raise TypeError("`folder` must be a path, got None: name a folder, in which the images are kept and judged.")
-    if images_per_prompt < 1 or batch_size < 1:
+    if images_per_prompt < 1 or (batch_size != "auto" and batch_size < 1):
         raise ValueError(
             f"`images_per_prompt` and `batch_size` must be at least 1, got {images_per_prompt} and {batch_size}: "
             "choose larger ones."
@@ -143,7 +144,7 @@ def draw_prompts(
     *,
     images_per_prompt: int = 4,
     seed: int = 0,
-    batch_size: int = 8,
+    batch_size: BatchSize = 8,
     **drawing: Any,
 ) -> list[str]:
     """Generate the images that are missing in the folder of a run, and write metadata and a grid for each prompt.
@@ -155,7 +156,7 @@ def draw_prompts(
         folder: Folder of the run, which `open_run` has created or checked.
         images_per_prompt: Number of images per prompt.
         seed: Seed of the whole run, from which the seed of each image is derived.
-        batch_size: Number of images that each process generates at a time.
+        batch_size: Number of images that each process generates at a time; "auto" takes as many as its memory holds.
         drawing: Arguments of the pipeline's call, such as `guidance_scale`.
 
     Returns:
@@ -195,7 +196,8 @@ def draw_prompts(
         return paths, []
 
     with progress_bar_of(pipe) as shown:
-        share(missing, generate, batch_size=batch_size, title="drawing", unit="image", shows_progress=shown)
+        at_once = LARGEST if batch_size == "auto" else batch_size
+        share(missing, generate, batch_size=at_once, title="drawing", unit="image", shows_progress=shown)
     for number in own_share(range(len(items))):
         images = [open_rgb(sample_path(folder, number, index)) for index in range(images_per_prompt)]
         write_atomically(folder / f"{number:05d}" / "grid.png", png(image_grid(images)))

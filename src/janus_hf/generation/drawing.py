@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from transformers.cache_utils import DynamicCache
 
+from ..errors import not_finite
 from ..protocols import BareModel
 from .decoders import CompiledDecoder, Decoder, StepInput, StepOutput, draw_from, few_kernels_pay
 from .sampling import Draw, NoiseAhead, Sampling, check_codes
@@ -181,11 +182,24 @@ class Drawing:
         end = self.num_final + count
         completes_row = end // self.columns > self.num_final // self.columns
         if completes_row and not self.all_finite:
-            raise FloatingPointError(
-                f"The model's image logits are not finite (seen by image token {end - 1} of {self.num_tokens}), so no "
-                "token can be sampled: load the model in bfloat16 or float32, because float16 overflows, and check "
-                "the weights."
+            head = next(self.model.generation_head.parameters())
+            raise not_finite(
+                f"The model's image logits (up to image token {end - 1} of {self.num_tokens})",
+                self._first_part_not_finite(),
+                head.dtype,
+                "load the model with dtype='bfloat16', or with dtype='float32' where the device has no bfloat16",
             )
+
+    def _first_part_not_finite(self) -> str:
+        """Return the name of the part of the model in which values that are not finite begin.
+
+        The cache tells: keys and values of a layer are computed from the output of the layer before it.
+        """
+        for number, layer in enumerate(self.cache.layers):
+            if not (layer.keys.isfinite().all() and layer.values.isfinite().all()):
+                before = f"layer {number - 1}" if number else "the input embeddings"
+                return f"the language model: {before}, or the keys and values of layer {number}"
+        return "the last layer of the language model, or the image head"
 
     def run_callback(self, count: int, callback: StepCallback) -> int:
         """Pass the next `count` sampled tokens to the callback, one after the other, until it replaces a token.

@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, logging
 from ..arguments import check_callable, check_choice, check_flag, check_integer, check_number
 from ..protocols import BareModel
 from ..summaries import ShortRepr
+from .attention_kernels import repeatable_attention
 from .decoders import CapturedDecoder, Decoder, choose_decoder, default_decoder, why_not_compilable
 from .drawing import Drawing, StepCallback, run_first_steps
 from .generation_arguments import (
@@ -166,7 +167,7 @@ class ImageGenerationMixin:
         self._decoder = decoder
         try:
             for batch_size in warm_up:
-                with decoder.turn(self):
+                with decoder.turn(self), repeatable_attention():
                     run_first_steps(self.model, decoder, batch_size, window, GUIDANCE_SCALE)
         except BaseException:  # an interrupt too must leave nothing half-compiled
             self._stop_compiling()
@@ -212,6 +213,7 @@ class ImageGenerationMixin:
     # Compiled decoders keep tensors for later calls, and those must not be inference tensors.
     @torch.inference_mode(False)
     @torch.no_grad()
+    @repeatable_attention()
     def generate_images(
         self,
         input_ids: torch.Tensor,

@@ -17,6 +17,7 @@ from transformers import initialization as init
 
 from ..arguments import check_integer, describe
 from ..configuration import JanusProVQConfig
+from ..errors import not_finite
 from ..generation.generation_arguments import check_integer_tensor
 from ..generation.sampling import check_codes
 from .codec_blocks import CodecDecoder, CodecEncoder, channels_last, fastest_doubling
@@ -110,6 +111,7 @@ class JanusProVQModel(LoadedWholeMixin):
         Raises:
             TypeError: If `pixel_values` is no tensor of floating-point numbers.
             ValueError: If `pixel_values` has another shape, or `batch_size` is below 1.
+            FloatingPointError: If the latents are not finite.
         """
         side = self.config.image_size
         if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
@@ -128,8 +130,19 @@ class JanusProVQModel(LoadedWholeMixin):
         return torch.cat(parts)
 
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Encode pixels `(B, 3, S, S)` on the codec's device as codes `(B, P)` int64, without checks."""
-        return self._nearest(self._unit_latents(pixel_values))
+        """Encode pixels `(B, 3, S, S)` on the codec's device as codes `(B, P)` int64; check the latents only."""
+        return self._nearest(self._checked(self._unit_latents(pixel_values), "latents"))
+
+    def _checked(self, values: torch.Tensor, name: str) -> torch.Tensor:
+        """Return computed values, or raise a FloatingPointError if they are not finite.
+
+        The check waits for the device. Without it, NaN would become a code or a black pixel like any other.
+        """
+        if not values.isfinite().all():
+            raise not_finite(
+                f"The codec's {name}", "the image codec", values.dtype, "set the codec to float32 (`codec.float()`)"
+            )
+        return values
 
     def _unit_latents(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode pixels `(B, 3, S, S)` in [-1, 1] as latents `(B, H, W, E)`, each of width `E` and norm 1."""
@@ -156,6 +169,7 @@ class JanusProVQModel(LoadedWholeMixin):
             TypeError: If `image_ids` is no tensor of integers.
             ValueError: If there are not `P` codes per image, a code lies outside the codebook, or `batch_size` is
                 below 1.
+            FloatingPointError: If the pixels are not finite.
         """
         check_integer(batch_size, "batch_size", "decode one image or more at once")
         grid, codes = self.config.num_patches, self.config.num_embeddings
@@ -166,7 +180,8 @@ class JanusProVQModel(LoadedWholeMixin):
                 f"got {tuple(image_ids.shape)}: pass the codes of whole images."
             )
         check_codes(image_ids, codes)
-        return torch.cat([self._decode(part) for part in self._to_own_device(image_ids).split(batch_size)])
+        parts = [self._decode(part) for part in self._to_own_device(image_ids).split(batch_size)]
+        return self._checked(torch.cat(parts), "pixels")
 
     def _decode(self, image_ids: torch.Tensor) -> torch.Tensor:
         """Decode codes `(B, P)` on the codec's device to pixels `(B, 3, S, S)`, without checks."""

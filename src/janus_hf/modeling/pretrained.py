@@ -1,14 +1,17 @@
 """`JanusProPreTrainedModel`, which loads and saves `JanusProForConditionalGeneration` and `JanusProModel`."""
 
+import copy
 import logging
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Self
 
+import torch
 from transformers.utils import is_peft_available
 
 from ..configuration import JanusProConfig
 from ..errors import CheckpointError
+from ..generation.devices import devices_of, has_bfloat16
 from ..hub.fetching import hub_arguments
 from ..hub.opening import (
     ADAPTER_ARGUMENT,
@@ -24,6 +27,7 @@ from ..layouts.janus_pro import STORED_BUT_UNUSED
 from ..tokenizer import read_special_token_ids
 from .checkpoint import check_loaded, register_conversions
 from .model_saving import SavingMixin
+from .quantisation.weight_memory import warn_if_too_large
 from .quantisation.weight_only import settle_quantised, skip_all_but_language_model, weight_only_config
 from .weight_files import check_configurations, check_local_files, weight_file_names
 
@@ -71,7 +75,11 @@ class JanusProPreTrainedModel(SavingMixin):
         Args:
             pretrained_model_name_or_path: Repository id or folder of a checkpoint, or of an adapter that names a
                 checkpoint as its base model.
-            dtype: Dtype of the loaded model; by default that of the checkpoint.
+            dtype: Dtype of the loaded model; by default ("auto") that of the checkpoint. Where `device_map` names a
+                GPU without bfloat16 (T4, V100, RTX 20), "auto" loads a checkpoint in half precision in float16, and
+                its image codec in float32; a warning says so.
+            device_map: As in transformers. If it names one GPU, a warning tells before loading if the weights and the
+                generation of an image need more memory than the GPU has free, and which settings need less.
             revision, subfolder: Branch, tag or commit of the repository, and folder in it. For an adapter they are
                 those of the adapter; its base model is taken at the revision that adapter_config.json names.
             quantization_config: "int8" or "int4" for torchao's weight-only quantisation with the kernels of the device
@@ -114,6 +122,9 @@ class JanusProPreTrainedModel(SavingMixin):
         if kwargs.get("quantization_config") is not None:
             kwargs["quantization_config"] = skip_all_but_language_model(kwargs["quantization_config"])
 
+        codec_dtype = None
+        if checkpoint is not None:
+            codec_dtype = cls._fit_to_device(checkpoint.source, kwargs, bits)
         config = kwargs.get("config")
         register_conversions((config if isinstance(config, JanusProConfig) else cls.config_class).model_type)
 
@@ -127,12 +138,52 @@ class JanusProPreTrainedModel(SavingMixin):
         # _finalize_model_loading.
         check_loaded(info, pretrained_model_name_or_path)
         settle_quantised(model)
+        if codec_dtype is not None:
+            model.get_submodule("model.vqmodel" if hasattr(model, "model") else "vqmodel").to(codec_dtype)
         if checkpoint is not None:
             model.loaded_revision, model.loaded_commit = checkpoint.source.revision, checkpoint.source.commit
             model._fill_special_tokens(checkpoint.source)
         # Any: a tuple if the caller asks for the loading info, which transformers' own annotation omits too.
         result: Any = (model, info) if want_info else model
         return result
+
+    @classmethod
+    def _fit_to_device(cls, source: Source, kwargs: dict[str, Any], quantization: Any) -> torch.dtype | None:
+        """Choose the dtype for a GPU without bfloat16, and warn if the model will not fit into the memory of its GPU.
+
+        Args:
+            source: Folder or repository of the checkpoint.
+            kwargs: The arguments of `from_pretrained`, whose `dtype` may be replaced.
+            quantization: The caller's argument `quantization_config`.
+
+        Returns:
+            The dtype of the image codec if it is another one than that of the model, otherwise None.
+        """
+        devices = devices_of(kwargs.get("device_map"))
+        lacking = [device for device in devices if not has_bfloat16(device)]
+        if not lacking and (len(devices) != 1 or devices[0].type == "cpu"):
+            return None
+        config = kwargs.get("config")
+        if not isinstance(config, JanusProConfig):
+            config = cls.config_class.from_pretrained(source.path, **source.hub_kwargs)
+        dtype, codec_dtype = kwargs.get("dtype") or kwargs.get("torch_dtype") or "auto", None
+        if dtype == "auto":
+            dtype = config.dtype
+            if lacking and dtype in (torch.bfloat16, torch.float16):
+                dtype, codec_dtype = torch.float16, torch.float32
+                kwargs["dtype"] = dtype
+                logger.warning(
+                    f"{lacking[0]} has no bfloat16, so the model is loaded in float16, and its image codec in "
+                    "float32: pass dtype='float32' if values overflow, or another `dtype` to choose it yourself."
+                )
+        if isinstance(dtype, str):
+            dtype = getattr(torch, dtype, None)
+        known = quantization in (None, "int8", "int4") and getattr(config, "quantization_config", None) is None
+        if known and isinstance(dtype, torch.dtype):
+            with torch.device("meta"):  # sizes without memory; a copy, because models write into their config
+                model = cls(copy.deepcopy(config))
+            warn_if_too_large(model, config, kwargs.get("device_map"), dtype, quantization, codec_dtype)
+        return codec_dtype
 
     def _fill_special_tokens(self, source: Source) -> None:
         """Set the special token ids that the configuration lacks, from the checkpoint's tokenizer."""

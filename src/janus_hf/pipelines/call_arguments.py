@@ -9,6 +9,7 @@ import torch
 
 from ..arguments import check_callable, check_choice, check_integer, check_number, check_path, describe
 from ..configuration import JanusProVQConfig
+from ..generation.batch_sizes import BatchSize
 from ..generation.generation_arguments import Generators, SamplingArguments, check_generators, check_integer_tensor
 from ..hub.fetching import HUB_ARGUMENTS
 from ..processing.batching import check_texts
@@ -27,7 +28,7 @@ class CallArguments(SamplingArguments, total=False):
     height: int | None
     width: int | None
     num_images_per_prompt: int
-    batch_size: int
+    batch_size: BatchSize
     callback_on_step_end: StepEndCallback | None
     callback_on_step_end_tensor_inputs: Sequence[str]
 
@@ -42,7 +43,7 @@ def check_call_arguments(
     num_images_per_prompt: int,
     generator: Generators,
     image_ids: torch.Tensor | None,
-    batch_size: int,
+    batch_size: BatchSize,
     output_type: str,
     callback_on_step_end: StepEndCallback | None,
     callback_on_step_end_tensor_inputs: Sequence[str],
@@ -76,7 +77,8 @@ def check_call_arguments(
             "and resize the result."
         )
     repeats = check_integer(num_images_per_prompt, "num_images_per_prompt", "ask for one image or more", least=None)
-    at_a_time = check_integer(batch_size, "batch_size", "generate one image or more at a time", least=None)
+    advice = "generate one image or more at a time, or pass 'auto'"
+    at_a_time = 1 if batch_size == "auto" else check_integer(batch_size, "batch_size", advice, least=None)
     if repeats < 1 or at_a_time < 1:
         raise ValueError(
             f"`num_images_per_prompt` and `batch_size` must be at least 1, got {repeats} and {at_a_time}: ask for one "

@@ -16,6 +16,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 
 from ..arguments import check_flag, check_path, describe
+from ..generation.batch_sizes import BatchSize, largest_batch, run_in_batches
 from ..generation.generation_arguments import Generators
 from ..generation.images import GUIDANCE_SCALE
 from ..hub.fetching import hub_arguments
@@ -157,7 +158,7 @@ class JanusProPipeline(
         top_p: float | None = None,
         generator: Generators = None,
         image_ids: torch.Tensor | None = None,
-        batch_size: int = 8,
+        batch_size: BatchSize = 8,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback_on_step_end: StepEndCallback | None = None,
@@ -185,7 +186,8 @@ class JanusProPipeline(
                 batch.
             image_ids: `(N, p)` int64: the first `p` image tokens of every image, from which generation continues.
             batch_size: Number of images generated at a time. Each needs its own attention cache (0.25 GB for
-                Janus-Pro-1B in bfloat16, 0.6 GB for Janus-Pro-7B). The images do not depend on this number.
+                Janus-Pro-1B in bfloat16, 0.6 GB for Janus-Pro-7B). The images do not depend on this number. "auto"
+                takes as many as the free memory holds, up to 128, and half as many after running out of memory.
             output_type: "pil", "np", "pt" or "latent" (image tokens); see `JanusProPipelineOutput`.
             return_dict: Whether to return a `JanusProPipelineOutput`; False returns the tuple `(images, image_ids)`.
             callback_on_step_end: Function that is called as `callback(pipe, step, step, {"image_ids": ids})` after
@@ -221,13 +223,12 @@ class JanusProPipeline(
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
         device = bring_in(self)
-        starts = range(0, len(prompts), batch_size)
-        num_tokens = self.model.config.vq_config.num_image_tokens
-        num_given = 0 if image_ids is None else image_ids.shape[1]
-        tokens, images = [], []
-        with self.progress_bar(total=(num_tokens - num_given) * len(prompts)) as progress:
-            for start in starts:
-                part = slice(start, start + batch_size)
+        codec, num_tokens = self.model.model.vqmodel, self.model.config.vq_config.num_image_tokens
+        num_steps = num_tokens - (0 if image_ids is None else image_ids.shape[1])
+        with self.progress_bar(total=num_steps * len(prompts)) as progress:
+
+            def generate(part: slice) -> tuple[torch.Tensor, Any]:
+                progress.update(num_steps * part.start - progress.n)  # back, if a larger batch ran out of memory
                 inputs = self.processor.prepare_image_generation(
                     prompts[part], None if negatives is None else negatives[part]
                 ).to(device)
@@ -249,10 +250,17 @@ class JanusProPipeline(
                         progress.update, callback_on_step_end, callback_on_step_end_tensor_inputs
                     ),
                 )
-                tokens.append(part_ids)
                 # Decoded batch by batch, so that the memory of the codec does not grow with the number of images.
-                if output_type != "latent":
-                    images.append(self.decode(part_ids, output_type))
+                return part_ids, None if output_type == "latent" else self.decode(part_ids, output_type)
+
+            def choose() -> int:
+                dtypes = self.model.dtype, codec.dtype
+                return largest_batch(self.model.config, *dtypes, device, guided=guidance_scale != 1)
+
+            parts = run_in_batches(
+                len(prompts), batch_size, generate, choose=choose, generator=generator, device=device
+            )
+            tokens, images = zip(*parts, strict=True)
         self.maybe_free_model_hooks()
 
         all_ids = torch.cat(tokens)

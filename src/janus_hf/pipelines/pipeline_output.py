@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -60,10 +61,10 @@ class JanusProPipelineOutput(ShortRepr, BaseOutput, Generic[Images]):
         return f'<img src="{source}" alt="{len(shown)} generated images">{note}'
 
 
-def join_images(parts: list[Any]) -> Any:
+def join_images(parts: Sequence[Any]) -> Any:
     """Concatenate the images of all batches, which are either tensors, arrays, or lists of PIL images."""
     if isinstance(parts[0], torch.Tensor):
-        return torch.cat(parts)
+        return torch.cat(list(parts))
     if isinstance(parts[0], np.ndarray):
         return np.concatenate(parts)
     return [image for part in parts for image in part]

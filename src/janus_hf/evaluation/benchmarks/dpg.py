@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
 from ...rewards.image_io import UNREADABLE, open_rgb
 from ..downloads import find_data
@@ -61,7 +62,7 @@ class DPGBench:
         judge: Judge that answers the questions about the images.
         quirks: Habits of the official script to follow; None follows all of them.
         seed: Seed of the whole run, from which the seed of each image is derived.
-        batch_size: Number of images that each process generates at a time.
+        batch_size: Number of images that each process generates at a time, or "auto".
         limit: Use only this number of prompts, the first ones of the file. None uses all.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
@@ -70,7 +71,7 @@ class DPGBench:
     judge: Judge
     quirks: Quirks | None = None
     seed: int = 0
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     limit: int | None = None
     drawing: Mapping[str, Any] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
 from ...rewards.detectors import Detector
 from ...rewards.geneval_rules import Rules, score
@@ -68,7 +69,8 @@ class GenEval:
         detector: Detector that finds the objects in an image; `Mask2FormerDetector` for photographs.
         images_per_prompt: Number of images per prompt.
         seed: Seed of the whole run, from which `generate_run.picture_seed` derives the seed of each image.
-        batch_size: Number of images that each process generates, and later judges, at a time.
+        batch_size: Number of images that each process generates, and later judges, at a time. "auto" generates as many
+            as fit into the memory, and judges 8.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
         rules: Thresholds of GenEval's rules; None stands for the official ones.
         name: Name of the benchmark in the report, a key of `paper.BENCHMARKS`. Prompts other than GenEval's need
@@ -79,7 +81,7 @@ class GenEval:
     detector: Detector
     images_per_prompt: int = 4
     seed: int = 0
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     drawing: Mapping[str, Any] = field(default_factory=dict)
     rules: Rules | None = None
     name: str = "geneval"
@@ -138,7 +140,7 @@ class GenEval:
         rows, failures = share(
             [(number, index) for number in range(len(self.items)) for index in range(self.images_per_prompt)],
             lambda batch: self._judge_batch(folder, batch),
-            batch_size=self.batch_size,
+            batch_size=8 if self.batch_size == "auto" else self.batch_size,
             title="judging",
             unit="image",
             shows_progress=shows_progress,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...files import write_atomically
+from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
 from ..downloads import find_data
 from ..generate_run import draw_run, sample_path
@@ -33,7 +34,7 @@ class PromptSet:
         name: "geneval2" or "wise".
         data: Path of the user's copy of the benchmark's prompts.
         seed: Seed of the whole run, from which the seed of each image is derived.
-        batch_size: Number of images that each process generates at a time.
+        batch_size: Number of images that each process generates at a time, or "auto".
         limit: Use only this number of prompts, the first ones. None uses all.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
@@ -41,7 +42,7 @@ class PromptSet:
     name: str
     data: str | os.PathLike[str]
     seed: int = 0
-    batch_size: int = 8
+    batch_size: BatchSize = 8
     limit: int | None = None
     drawing: Mapping[str, Any] = field(default_factory=dict)
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ... import answering
+from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
 from ...rewards.geneval_rules import score
 from ...rewards.image_io import open_rgb
@@ -47,7 +48,8 @@ class ShapesWorld:
         held_out: Also measure on held-out combinations of colour and shape, which training never showed, with the same
             numbers of prompts and questions.
         seed: Seed of the prompts, of the scenes that the questions are about, and of the generated images.
-        batch_size: Number of images generated, or questions answered, at a time.
+        batch_size: Number of images generated, or questions answered, at a time. "auto" generates as many as fit into
+            the memory, and answers 64 questions.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
 
@@ -56,7 +58,7 @@ class ShapesWorld:
     questions: int = 600
     held_out: bool = True
     seed: int = 0
-    batch_size: int = 64
+    batch_size: BatchSize = 64
     drawing: Mapping[str, Any] = field(default_factory=dict)
 
     name = "shapes"
@@ -208,17 +210,18 @@ class ShapesWorld:
             asked: Questions with their images, as `_questions` returns them.
             run: Run in whose folder the answers are kept as they come. None keeps nothing on disk.
         """
+        at_once = 64 if self.batch_size == "auto" else self.batch_size
 
         def ask_batch(batch: Sequence[Mapping[str, Any]]) -> list[str]:
             scenes, questions = ([one[key] for one in batch] for key in ("scene", "question"))
-            return answer(pipe, scenes, questions, batch_size=self.batch_size)
+            return answer(pipe, scenes, questions, batch_size=at_once)
 
         with progress_bar_of(pipe) as shown:
             answers, _ = share_answers(
                 {str(index): one for index, one in enumerate(asked)},
                 ask_batch,
                 Journal(None if run is None else run.folder),
-                batch_size=self.batch_size,
+                batch_size=at_once,
                 title="answering",
                 unit="question",
                 shows_progress=shown,

@@ -11,15 +11,13 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import is_torchao_available
 
+from ...generation.devices import DeviceMap, devices_of, has_bfloat16
 from .int4_weights import cpu_int4, layer_config, pack_for_device
 
 
 if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
     from transformers.utils.quantization_config import QuantizationConfigMixin
-
-# Values of the argument `device_map` of `from_pretrained`.
-DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device] | None
 
 # Modules that stay in full precision when the language model is quantised: they are small, and errors in them harm
 # generated images first. Quantisers match these regular expressions from the start of a module's name. The last one
@@ -40,8 +38,6 @@ NOT_QUANTISED = tuple(
 INT4_GROUP_SIZE = 64  # divides all layer widths of the released models and of this package's small test model
 # Fields in which the configs of transformers' quantisers list modules to skip.
 _SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
-# Values of device_map that name a strategy and no device.
-_STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def weight_only_config(bits: str, device_map: DeviceMap = None) -> TorchAoConfig:
@@ -73,6 +69,11 @@ def weight_only_config(bits: str, device_map: DeviceMap = None) -> TorchAoConfig
     if kinds == {"cpu"}:
         return TorchAoConfig(cpu_int4().PrototypeInt4WeightOnlyConfig(INT4_GROUP_SIZE, set_inductor_config=False))
     if kinds == {"cuda"}:
+        if not all(map(has_bfloat16, devices_of(device_map))):
+            raise ValueError(
+                f"quantization_config must be 'int8' on a GPU without bfloat16, got {bits!r}, whose kernel needs a "
+                "compute capability of 8.0 or higher."
+            )
         return TorchAoConfig(
             Int4WeightOnlyConfig(INT4_GROUP_SIZE, set_inductor_config=False, int4_packing_format="tile_packed_to_4d")
         )
@@ -87,17 +88,8 @@ def _device_kinds(device_map: DeviceMap) -> set[str]:
 
     Modules that are offloaded to the disk add the type "disk".
     """
-    devices = device_map.values() if isinstance(device_map, Mapping) else [device_map]
-    kinds = set()
-    for device in devices:
-        if device is None:
-            kinds.add(torch.get_default_device().type)
-        elif device in _STRATEGIES:
-            accelerator = torch.accelerator.current_accelerator(check_available=True)
-            kinds.add("cpu" if accelerator is None else accelerator.type)
-        else:
-            kinds.add("disk" if device == "disk" else torch.device(device).type)
-    return kinds
+    to_disk = isinstance(device_map, Mapping) and "disk" in device_map.values()
+    return {device.type for device in devices_of(device_map)} | ({"disk"} if to_disk else set())
 
 
 def skip_all_but_language_model(

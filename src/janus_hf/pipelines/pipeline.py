@@ -31,6 +31,7 @@ from .call_arguments import (
     StepEndCallback,
     check_call_arguments,
     model_dtype,
+    newest_tokens,
 )
 from .chat import ChatPipelineMixin
 from .image_tokens import ImageTokensMixin
@@ -382,8 +383,7 @@ class JanusProPipeline(
             report_progress(len(image_ids))
             if callback is None:
                 return None
-            changed = callback(self, step, step, {"image_ids": image_ids} if "image_ids" in names else {}) or {}
-            return changed["image_ids"][:, -1] if "image_ids" in changed else None
+            return newest_tokens(callback(self, step, step, {"image_ids": image_ids} if "image_ids" in names else {}))
 
         return on_step
 

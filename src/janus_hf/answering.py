@@ -9,15 +9,27 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .arguments import check_integer
+from .arguments import check_integer, describe
 from .protocols import ChatProcessor, HasImageTokens
 from .tokenizer import check_text_ids
 
 
 Conversation = list[dict[str, Any]]
+
+# Arguments of `generate` that follow from the conversations, or change what `generate` returns.
+_SETTLED = (
+    "inputs",
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    "pixel_values",
+    "past_key_values",
+    "return_dict_in_generate",
+)
 
 
 @torch.no_grad()
@@ -60,6 +72,7 @@ def answer(
             not match, or an argument is incompatible with `share_prefix`.
     """
     max_new_tokens = check_integer(max_new_tokens, "max_new_tokens", "give the largest number of tokens of an answer")
+    _check_generate_arguments(generate_kwargs)
     # Arguments that only JanusProProcessor accepts are left out unless the caller gives them.
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:
@@ -97,6 +110,34 @@ def answer(
     # The batch runs until the longest answer must end; cut each row where it would end if it were generated alone.
     new = output[:, inputs["input_ids"].shape[1] :]
     return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
+
+
+def _check_generate_arguments(generate_kwargs: dict[str, Any]) -> None:
+    """Raise an error for arguments of `generate` whose wrong values transformers does not name.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If it is too small, or is one that follows from the conversations or decides what is returned.
+    """
+    for name in ("num_beams", "num_return_sequences"):
+        if generate_kwargs.get(name) is not None:
+            check_integer(generate_kwargs[name], name, "give 1 or more, or leave it out")
+    kinds = {
+        "generation_config": GenerationConfig,
+        "assistant_model": PreTrainedModel,
+        "logits_processor": list,
+        "stopping_criteria": list,
+    }
+    for name, kind in kinds.items():
+        value = generate_kwargs.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be a {kind.__name__} or None, got {describe(value)}: convert it.")
+    settled = [name for name in _SETTLED if (value := generate_kwargs.get(name)) is not None and value is not False]
+    if settled:
+        raise ValueError(
+            f"`{settled[0]}` must be left out, got a value: the answer is a string, made from messages and images. "
+            "Call `model.generate` to set it."
+        )
 
 
 def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_new_tokens: int) -> int:

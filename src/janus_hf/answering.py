@@ -9,16 +9,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from .arguments import check_integer
+from .arguments import check_integer, describe
 from .errors import not_finite
 from .protocols import ChatProcessor, HasImageTokens
 from .tokenizer import check_text_ids
 
 
 Conversation = list[dict[str, Any]]
+
+# Arguments of `generate` that follow from the conversations, or change what `generate` returns.
+_SETTLED = (
+    "inputs",
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    "pixel_values",
+    "past_key_values",
+    "return_dict_in_generate",
+)
 
 
 @torch.no_grad()
@@ -62,6 +74,7 @@ def answer(
         FloatingPointError: If the text logits of a float16 model are NaN.
     """
     max_new_tokens = check_integer(max_new_tokens, "max_new_tokens", "give the largest number of tokens of an answer")
+    _check_generate_arguments(generate_kwargs)
     # Arguments that only JanusProProcessor accepts are left out unless the caller gives them.
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:
@@ -129,6 +142,34 @@ class _NaNGuard(LogitsProcessor):
             part,
             self.model.dtype,
             "load the model with dtype='bfloat16', or with dtype='float32' where the device has no bfloat16",
+        )
+
+
+def _check_generate_arguments(generate_kwargs: dict[str, Any]) -> None:
+    """Raise an error for arguments of `generate` whose wrong values transformers does not name.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If it is too small, or is one that follows from the conversations or decides what is returned.
+    """
+    for name in ("num_beams", "num_return_sequences"):
+        if generate_kwargs.get(name) is not None:
+            check_integer(generate_kwargs[name], name, "give 1 or more, or leave it out")
+    kinds = {
+        "generation_config": GenerationConfig,
+        "assistant_model": PreTrainedModel,
+        "logits_processor": list,
+        "stopping_criteria": list,
+    }
+    for name, kind in kinds.items():
+        value = generate_kwargs.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be a {kind.__name__} or None, got {describe(value)}: convert it.")
+    settled = [name for name in _SETTLED if (value := generate_kwargs.get(name)) is not None and value is not False]
+    if settled:
+        raise ValueError(
+            f"`{settled[0]}` must be left out, got a value: the answer is a string, made from messages and images. "
+            "Call `model.generate` to set it."
         )
 
 

@@ -34,13 +34,17 @@ def check_number(value: Any, name: str, advice: str) -> float:
 
     Raises:
         TypeError: If the value is no number. True and False are no numbers.
-        ValueError: If it is infinite.
+        ValueError: If it is infinite, or an integer beyond the range of floats.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be a number, got {describe(value)}: {advice}.")
-    if math.isinf(value):
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond the range of floats
+        raise ValueError(f"`{name}` must be in the range of floats, got a larger integer: {advice}.") from None
+    if math.isinf(number):
         raise ValueError(f"`{name}` must be finite, got {value}: {advice}.")
-    return float(value)
+    return number
 
 
 def check_integer(value: Any, name: str, advice: str, *, least: int | None = 1) -> int:

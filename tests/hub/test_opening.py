@@ -4,7 +4,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from model_states import mark_of, renamed, slow
-from peft import AutoPeftModel
+from peft import AutoPeftModel, LoraConfig, get_peft_model
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from janus_hf import JanusProForConditionalGeneration, JanusProPipeline, JanusProProcessor, inspect_checkpoint
@@ -127,6 +127,39 @@ def test_an_adapter_is_opened_on_its_base_at_its_revision(lora, door):
     weights = [value for name, value in model.state_dict().items() if "lora_B" in name]
     assert weights
     assert all(value.abs().sum() > 0 for value in weights)
+
+
+def add_adapter(model, config, folder):
+    model.add_adapter(config)
+    model.save_pretrained(folder)
+
+
+def add_second_adapter(model, config, folder):
+    adapted = get_peft_model(model, LoraConfig(target_modules=["v_proj"]), adapter_name="first")
+    adapted.add_adapter("default", config)
+    adapted.save_pretrained(folder, selected_adapters=["default"])
+
+
+ADAPTER_SAVERS = {
+    "model": add_adapter,
+    "peft": lambda model, config, folder: get_peft_model(model, config).save_pretrained(folder),
+    "peft, second adapter": add_second_adapter,
+    "peft, push": lambda model, config, folder: get_peft_model(model, config).push_to_hub("me/fox"),
+}
+
+
+@pytest.mark.parametrize("saver", ADAPTER_SAVERS)
+def test_an_adapter_states_the_revision_of_its_base(base, tmp_path, saver):
+    model = JanusProForConditionalGeneration.from_pretrained("me/base", revision="dev")
+    ADAPTER_SAVERS[saver](model, LoraConfig(r=2, target_modules=["q_proj"]), tmp_path)
+    source = "me/fox" if saver == "peft, push" else tmp_path
+    assert mark_of(JanusProForConditionalGeneration.from_pretrained(source)) == 2.0
+
+
+def test_a_revision_that_an_adapter_states_already_is_kept(base, tmp_path):
+    model = JanusProForConditionalGeneration.from_pretrained("me/base", revision="dev")
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"]), revision=base["main"]).save_pretrained(tmp_path)
+    assert mark_of(JanusProForConditionalGeneration.from_pretrained(tmp_path)) == 1.0
 
 
 @pytest.mark.parametrize("door", ["pipeline", *map(slow, ["model", "integrations", "peft"])])

@@ -245,14 +245,15 @@ def test_the_code_in_the_card_runs(local_hub, pipe, tmp_path, monkeypatch, kind)
         pushed = pipe.model.model
     if kind == "adapter":
         where = {"revision": "dev"}  # an adapter has no variants
-        pipe.push_to_hub("base")
-        pushed = JanusProPipeline.from_pretrained("me/base", dtype=torch.float32).model
+        pipe.push_to_hub("base", revision="old")  # the main branch of the base model is empty
+        pushed = JanusProPipeline.from_pretrained("me/base", revision="old", dtype=torch.float32).model
         pushed.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
     if kind == "model beside a processor":
         pipe.processor.push_to_hub("fox", revision="dev")
     pushed.push_to_hub("fox", tags="t", **where)
     card = card_of(local_hub, "me/fox", "dev")
     ModelCard(card).validate()
+    assert ("| base model | me/base at revision old |" in card) == (kind == "adapter")
     code = re.search(r"```python\n(.*?)```", card, re.S)[1]
     assert ("JanusProPipeline" in code) == (kind not in ("model", "model without heads", "processor"))
     with contextlib.redirect_stdout(io.StringIO()):

@@ -242,6 +242,30 @@ def test_parts_do_not_stay_random_if_the_files_are_those_of_the_whole_model(save
         part.from_pretrained(saved["whole", layout, "one file"])
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["tower", "codec"])
+def test_loaders_that_are_not_strict_leave_no_part_random(parts, saved, name, layout, size):
+    with pytest.raises(CheckpointError, match="must have names of JanusPro.*nothing would be loaded"):
+        load_checkpoint_in_model(other(parts[name]), saved["whole", layout, size])
+
+
+@pytest.mark.parametrize("name", ["whole", "no head", "tower", "codec"])
+def test_weights_without_any_name_of_the_model_are_refused(parts, name):
+    weights = {f"other.{key}": value for key, value in parts[name].state_dict().items()}
+    loaded = other(parts[name])
+    with pytest.raises(RuntimeError, match="got .* other names such as 'other"):
+        loaded.load_state_dict(weights, strict=False)
+    assert loaded.load_state_dict({}, strict=False).missing_keys  # other processes pass no weights
+    first = next(iter(parts[name].state_dict()))
+    assert loaded.load_state_dict({first: parts[name].state_dict()[first]}, strict=False).missing_keys
+
+
+def test_a_shard_with_the_text_head_alone_is_no_error_without_text_head(parts):
+    head = {"language_model.lm_head.weight": parts["whole"].lm_head.weight}
+    assert not other(parts["no head"]).load_state_dict(head, strict=False).unexpected_keys
+
+
 # Savers of other libraries, read by ours.
 
 

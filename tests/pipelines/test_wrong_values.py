@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from tiny_pipes import NUM_TOKENS, SIDE, generate_ids, seeded
+from transformers import TextStreamer
 
+from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
 from tiny import TINY_MODEL
 
 
@@ -17,10 +19,10 @@ class Unspeakable:
     """An object of no use anywhere."""
 
 
-NUMBERS = ("5", None, True, [1.0], torch.ones(2), b"5", Path("5"), 1j, Unspeakable())
+NUMBERS = ("5", None, True, 10**400, [1.0], torch.ones(2), b"5", Path("5"), 1j, Unspeakable())
 INTEGERS = ("4", 1.5, True, None, [1], float("nan"), 0, -1)
 FLAGS = ("yes", None, 1, 0.0, [], Unspeakable())
-TEXTS = (None, 3, b"a", Path("a"), [None], [["a"]], [3], {"a": 1}, torch.zeros(2), Image.new("RGB", (8, 8)))
+TEXTS = (None, 3, b"a", "\ud800", Path("a"), [None], [["a"]], [3], {"a": 1}, torch.zeros(2), Image.new("RGB", (8, 8)))
 IMAGES = (3, 1.5, {"url": 1}, {"path": "x.png"}, [None, 3], object(), Unspeakable(), math.nan)
 TOKENS = (
     None,
@@ -37,6 +39,26 @@ PATHS = (None, 3, True, b"folder", ["folder"], {"a": torch.zeros(1)}, "", Unspea
 def without(values, *excluded):
     """The values but those that are allowed here."""
     return tuple(value for value in values if not any(value is one or type(value) is one for one in excluded))
+
+
+def returning(value):
+    """A callback that returns the value."""
+    return lambda *arguments: value
+
+
+# What callbacks return by mistake.
+RETURNED = (
+    3,
+    True,
+    [],
+    torch.zeros(1, 1, dtype=torch.long),
+    {"latents": torch.zeros(1)},
+    {"image_ids": None},
+    {"image_ids": 3},
+    {"image_ids": torch.zeros(1, 1)},
+    {"image_ids": torch.zeros(1, dtype=torch.long)},
+    {"image_ids": torch.zeros(1, 0, dtype=torch.long)},
+)
 
 
 # Each row: what is called, the name that the error must have in it, and the values.
@@ -57,18 +79,35 @@ CALLS = {
         "batch_size": INTEGERS,
         "output_type": ("jpg", "PIL", None, 3, ["pil"], np.zeros(3), Unspeakable()),
         "return_dict": FLAGS,
-        "callback_on_step_end": (3, "print", [print]),
+        "callback_on_step_end": (3, "print", [print], *map(returning, RETURNED)),
         "callback_on_step_end_tensor_inputs": ("image_ids", 3, None, ["latents"], [3]),
         "speculative_window": INTEGERS,
         "cache_implementation": ("paged", None, 3, ["static"]),
     },
     "ask": {
-        "image": (*IMAGES, None, [], [[]], SimpleNamespace(images=[1]), "an output of the pipeline"),
+        "image": (
+            *IMAGES,
+            None,
+            [],
+            [[]],
+            [None, Image.new("RGB", (8, 8))],
+            SimpleNamespace(images=[1]),
+            "an output of the pipeline",
+        ),
         "question": without(TEXTS, torch.Tensor),
         "max_new_tokens": INTEGERS,
         "do_sample": FLAGS,
-        "streamer": (3, "stdout", print),
+        "streamer": (3, "stdout", print, TextStreamer),
         "system_prompt": (3, ["a"], b"a"),
+        "num_beams": without(INTEGERS, None),
+        "num_return_sequences": without(INTEGERS, None),
+        "generation_config": (3, {"do_sample": True}, "greedy"),
+        "assistant_model": (3, "me/small"),
+        "logits_processor": (3, print),
+        "stopping_criteria": (3, print),
+        "past_key_values": (3,),
+        "input_ids": (torch.ones(1, 2, dtype=torch.long),),
+        "return_dict_in_generate": (True,),
     },
     "chat": {
         "messages": (None, 3, "hi", [], {}, {"role": "user", "content": "hi"}, "an output of the pipeline"),
@@ -124,6 +163,8 @@ CALLS = {
         "model": ("model", 3, torch.nn.Linear(1, 1)),
         "processor": ("processor", 3),
         "dtype": ("bf17", 3.5),
+        "revision": (3, b"main", ["main"], True),
+        "subfolder": (3, ["a"]),
         "torch_dtype": ({"vae": torch.float16},),
     },
     "save_pretrained": {
@@ -240,6 +281,13 @@ def test_a_wrong_value_is_refused_by_name(methods, output, method, name, value, 
         methods[method](**arguments)
     assert name in str(caught.value), caught.value
     assert not list(tmp_path.glob("saved/*"))
+
+
+@pytest.mark.parametrize("owner", [JanusProForConditionalGeneration, JanusProProcessor])
+@pytest.mark.parametrize("value", without(PATHS, None))
+def test_a_wrong_source_is_refused_by_every_class(owner, value):
+    with pytest.raises((TypeError, ValueError), match="`pretrained_model_name_or_path` must be a repository id"):
+        owner.from_pretrained(value)
 
 
 def test_an_output_object_is_refused_with_what_to_take_from_it(pipe, output):

@@ -126,8 +126,11 @@ def model_card(
     source = source or model.config.name_or_path
     bases, license_fields = _read_base(source, repo_id, token=token, online=online)
     rows = {"dtype": str(model.dtype).removeprefix("torch.")}
+    revision = adapter.revision if adapter else None
     if adapter:
-        rows = {"base model": ", ".join(bases) or "unknown", "kind of adapter": adapter.peft_type.value}
+        named = ", ".join(bases) or "unknown"
+        base_row = f"{named} at revision {revision}" if revision else named
+        rows = {"base model": base_row, "kind of adapter": adapter.peft_type.value}
     else:
         rows = {**_sizes(model.config), **rows}
     data = ModelCardData(
@@ -138,12 +141,13 @@ def model_card(
         **license_fields,
     )
     arguments = _call_arguments(repo_id, loading or {})
+    base = _call_arguments(repository_of(source) or "<the base model>", {"revision": revision})
     return ModelCard.from_template(
         data,
         template_str=_TEMPLATE,
         title=_title(repo_id),
         description="An adapter for a Janus-Pro model." if adapter else _DESCRIPTION,
-        code=_code(model, contents, arguments, repository_of(source) or "<the base model>"),
+        code=_code(model, contents, arguments, base),
         rows="\n".join(f"| {name} | {value} |" for name, value in rows.items()),
     )
 
@@ -270,13 +274,16 @@ def _sizes(config: Any) -> dict[str, str]:  # Any: a JanusProConfig, which decla
 
 
 def _code(model: "PreTrainedModel", contents: Contents, arguments: str, base: str) -> str:
-    """Return the Python code that the card shows; `arguments` are those of the call that loads the repository."""
+    """Return the Python code that the card shows.
+
+    `arguments` are those of the call that loads the repository, `base` those of the call that loads the base model.
+    """
     if contents == "model":
         name = "JanusProForConditionalGeneration" if model.can_generate() else "JanusProModel"
         return f"from janus_hf import {name}\n\nmodel = {name}.from_pretrained({arguments})"
     start = "from janus_hf import JanusProPipeline\n\npipe = JanusProPipeline.from_pretrained"
     if contents == "adapter":
-        return f'{start}("{base}")\npipe.load_lora_weights({arguments})\n{_USE_PIPELINE}'
+        return f"{start}({base})\npipe.load_lora_weights({arguments})\n{_USE_PIPELINE}"
     return f"{start}({arguments})\n{_USE_PIPELINE}"
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from types import NoneType
 from typing import Any
 
 from huggingface_hub import (
@@ -14,6 +15,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import CachedRepoTreeNotFoundError, HFValidationError, HTTPError
 from transformers.utils import cached_file
 
+from ..arguments import describe
 from .hub_errors import explain
 
 
@@ -22,7 +24,14 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 
 
 def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of `kwargs` that say where on the Hub or in the cache a file is (`HUB_ARGUMENTS`)."""
+    """Return the entries of `kwargs` that say where on the Hub or in the cache a file is (`HUB_ARGUMENTS`).
+
+    Raises:
+        TypeError: If `revision` or `subfolder` is neither a string nor a path.
+    """
+    for name in ("revision", "subfolder"):
+        if not isinstance(value := kwargs.get(name), (str, os.PathLike, NoneType)):
+            raise TypeError(f"`{name}` must be a string or None, got {describe(value)}: pass its name.")
     return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
 
 

@@ -35,6 +35,11 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
     """Branch, tag or commit that the caller asked for when the model, or its adapter's base model, was loaded from the
     Hub; None if the caller named none, or the model is not from the Hub. `config.name_or_path` is the repository."""
 
+    def __init__(self, config: JanusProConfig) -> None:
+        super().__init__(config)
+        # The `save_pretrained` of a `PeftModel` calls nothing else of its base model before it writes the config.
+        self.register_state_dict_pre_hook(_state_revision_of_base)
+
     def save_pretrained(
         self,
         save_directory: str | os.PathLike[str],
@@ -109,10 +114,7 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
                 "weights: use layout='transformers', or save the unquantised model."
             )
         self.config.to_file_dict(layout)  # raises before anything is written
-        for adapter_config in getattr(self, "peft_config", {}).values():
-            # PEFT writes the id of the base model itself, but does not know its revision.
-            if adapter_config.base_model_name_or_path == self.config.name_or_path and self.loaded_revision:
-                adapter_config.revision = adapter_config.revision or self.loaded_revision
+        _state_revision_of_base(self)
         if state_dict is not None:
             state_dict = with_own_names(self, state_dict)
         elif layout == "original" and self.config.tie_word_embeddings:
@@ -196,6 +198,22 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
             )
         config["base_model_name_or_path"] = base or published_base(source)
         return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
+
+
+def _state_revision_of_base(model: SavingMixin, *others: object) -> None:
+    """Write the revision of the base model into the configs of its adapters that state none.
+
+    PEFT writes the id of the base model itself, but does not know its revision, and would open its main branch.
+
+    Args:
+        model: The base model, with or without adapters.
+        others: Further arguments that torch passes to hooks.
+    """
+    for adapter_config in getattr(model, "peft_config", {}).values():
+        # PEFT names the base model of a second adapter only while it saves it.
+        is_base = adapter_config.base_model_name_or_path in (None, model.config.name_or_path)
+        if is_base and model.loaded_revision:
+            adapter_config.revision = adapter_config.revision or model.loaded_revision
 
 
 __all__ = ["SavingMixin"]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from transformers.utils import is_peft_available
 
+from ..arguments import check_path
 from ..configuration import JanusProConfig
 from ..errors import CheckpointError
 from ..generation.devices import devices_of, has_bfloat16
@@ -98,7 +99,8 @@ class JanusProPreTrainedModel(SavingMixin):
                 counts as absent only if the Hub or the cache says so.
             ValueError: If the checkpoint is of another model family; if the quantisation method cannot skip the
                 modules that must stay in full precision, or does not fit the device or the layers; or if
-                `ignore_mismatched_sizes=True` or `weights_only=False` is given.
+                `ignore_mismatched_sizes=True`, `weights_only=False` or a dict of dtypes is given.
+            TypeError: If `pretrained_model_name_or_path` is neither a string nor a path.
             ImportError: If `quantization_config` is "int8" or "int4" and torchao is missing.
         """
         source = pretrained_model_name_or_path
@@ -113,6 +115,15 @@ class JanusProPreTrainedModel(SavingMixin):
                 "weights_only must be True, got False: leave it out (weights_only=True), because other pickles can "
                 "run code."
             )
+        for name in ("dtype", "torch_dtype"):
+            if isinstance(dtypes := kwargs.get(name), dict) and dtypes.keys() != {""}:
+                # transformers would load the whole model in float32, whatever the other keys say.
+                raise ValueError(
+                    f"`{name}` must be one dtype for the whole model, got a dict with {sorted(dtypes)}: pass the "
+                    'dtype itself, such as "bfloat16".'
+                )
+        if source is not None:
+            check_path(source, "pretrained_model_name_or_path", "a repository id or a folder")
         checkpoint = _find_checkpoint(source, kwargs)
         if checkpoint is not None:
             source = checkpoint.source.path

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,14 +145,16 @@ class LoadedWholeMixin(TypedModel):
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
         self.register_load_state_dict_pre_hook(accept_original_names)
+        self.register_load_state_dict_pre_hook(_refuse_weights_of_others)
 
     # Any: the arguments and the result are those of torch's method.
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """Return the weights by name, as `torch.nn.Module.state_dict` does.
 
         Raises:
-            CheckpointError: If accelerate's `load_checkpoint_in_model` calls this method to load a checkpoint in the
-                original layout with a `device_map`, which it cannot do: it would leave weights at random values.
+            CheckpointError: If accelerate's `load_checkpoint_in_model` calls this method to load a checkpoint that it
+                cannot load, because it is in the original layout and there is a `device_map`, or has no weight of this
+                model: weights would stay at random values.
         """
         _refuse_names_that_accelerate_skips(self)
         return super().state_dict(*args, **kwargs)
@@ -177,6 +180,44 @@ class LoadedWholeMixin(TypedModel):
         return loading_info
 
 
+def _refuse_weights_of_others(
+    model: PreTrainedModel,
+    state_dict: dict[str, torch.Tensor],
+    prefix: str,
+    local_metadata: object,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """Add an error if no weight in `state_dict` has a name of `model`.
+
+    This is a hook of `load_state_dict`, after which torch raises a RuntimeError with the messages in `error_msgs`.
+    Loaders that read a checkpoint file by file pass `strict=False` and ignore which names are missing, so that a part
+    of a model, such as its codec, would stay at random values where they are given the checkpoint of the whole model.
+    Whether single weights are missing cannot be judged here: the state may be that of one shard.
+    """
+    if prefix or not state_dict:
+        return
+    if _names_of(model).isdisjoint(state_dict):
+        error_msgs.append(_nothing_to_load(model, state_dict))
+
+
+def _names_of(model: PreTrainedModel) -> set[str]:
+    """Return the names of all weights of a model, of tied weights all names."""
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
+    return {name for name, _ in named}
+
+
+def _nothing_to_load(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> str:
+    """Return the message about weights of which none is one of `model`."""
+    return (
+        f"The weights must have names of {type(model).__name__}, got {len(weights)} other names such as "
+        f"{next(iter(weights), None)!r}: nothing would be loaded. Load the model that the weights are of, and take "
+        "the part from it."
+    )
+
+
 def _refuse_names_that_accelerate_skips(model: PreTrainedModel) -> None:
     """Raise a `CheckpointError` if accelerate is about to load a checkpoint whose names are not those of `model`.
 
@@ -188,7 +229,8 @@ def _refuse_names_that_accelerate_skips(model: PreTrainedModel) -> None:
     They call no method of the model that receives the weights, and accelerate has no hook for loading. `state_dict` is
     the only method that they call on every model, so it calls this function, which reads the arguments of accelerate's
     public function from the call stack. Without a `device_map` accelerate calls `load_state_dict`, which accepts
-    original names.
+    original names, but together with the weights that the model has already, so that only here can be told whether the
+    checkpoint has any weight of the model.
     """
     # One variable for all frames: a frame that is kept in a variable of its own would keep the model in memory.
     frame = inspect.currentframe()
@@ -201,12 +243,13 @@ def _refuse_names_that_accelerate_skips(model: PreTrainedModel) -> None:
     if frame is None or frame.f_code is not load_checkpoint_in_model.__code__:
         return
     arguments = inspect.getargvalues(frame).locals
-    if arguments["device_map"] is None:
-        return
     names = _names_that_accelerate_reads(Path(arguments["checkpoint"]))
     renamed = dict.fromkeys(names, torch.empty(3, device="meta"))  # only the names are used; qkv is split in three
     accept_original_names(model, renamed, "")
-    if renamed.keys() - names:
+    if arguments["device_map"] is None:
+        if _names_of(model).isdisjoint(renamed):
+            raise CheckpointError(_nothing_to_load(model, renamed))
+    elif renamed.keys() - names:
         raise CheckpointError(
             f"With a device_map, accelerate loads a checkpoint only if its weights have the names of those of "
             f"{type(model).__name__}, got {str(arguments['checkpoint'])!r} with other names, which it would skip: "

@@ -186,6 +186,42 @@ def check_scales(adapter_weights: Any, num_adapters: int) -> list[float]:
     return [check_scale(weight, "adapter_weights") for weight in given]
 
 
+def newest_tokens(changed: Any) -> torch.Tensor | None:
+    """Return the newest image tokens `(B,)` that the caller's `callback_on_step_end` has returned; None keeps those.
+
+    Args:
+        changed: What the callback has returned.
+
+    Raises:
+        TypeError: If it is neither None nor a dict, or its tokens are no integers.
+        ValueError: If it has tensors of other names, or its tokens are no tensor `(B, step + 1)`.
+    """
+    if changed is None:
+        return None
+    if not isinstance(changed, dict):
+        raise TypeError(
+            f"`callback_on_step_end` must return None or a dict, got {describe(changed)}: return the dict of tensors "
+            "that it received, with the changed ones."
+        )
+    if unknown := [name for name in changed if name not in CALLBACK_TENSORS]:
+        raise ValueError(
+            f"`callback_on_step_end` must return tensors among {list(CALLBACK_TENSORS)}, got {unknown} too: leave "
+            "these out."
+        )
+    if "image_ids" not in changed:
+        return None
+    image_ids = changed["image_ids"]
+    is_tensor = isinstance(image_ids, torch.Tensor)
+    if not is_tensor or image_ids.ndim != 2 or not image_ids.shape[1]:
+        got = f"shape {tuple(image_ids.shape)}" if is_tensor else describe(image_ids)
+        raise ValueError(
+            "`callback_on_step_end` must return `image_ids` as a tensor of integers (B, step + 1), got "
+            f"{got}: change the tensor that it received."
+        )
+    check_integer_tensor(image_ids, "image_ids", "(B, step + 1), as returned by `callback_on_step_end`")
+    return image_ids[:, -1]
+
+
 def model_dtype(dtypes: dict[str, torch.dtype | str]) -> torch.dtype | str:
     """Return the dtype that diffusers' dict of dtypes gives to the model.
 
@@ -194,7 +230,7 @@ def model_dtype(dtypes: dict[str, torch.dtype | str]) -> torch.dtype | str:
     """
     if unknown := sorted(set(dtypes) - {"model", "processor", "default"}):
         raise ValueError(
-            f"`torch_dtype` must name the components 'model' or 'default', got {', '.join(unknown)} too: leave it out."
+            f"`torch_dtype` must name the components 'model' or 'default', got {unknown} too: leave it out."
         )
     return dtypes.get("model", dtypes.get("default", torch.float32))
 
@@ -209,4 +245,5 @@ __all__ = [
     "check_scale",
     "check_scales",
     "model_dtype",
+    "newest_tokens",
 ]

@@ -89,6 +89,8 @@ class ChatPipelineMixin:
         """
         questions = [] if isinstance(question, (list, tuple)) and not question else check_texts(question, "question")
         images = flatten_images(image, "image")
+        if isinstance(image, (list, tuple)) and any(one is None for one in image):
+            raise TypeError("`image` must hold images only, got None among them: leave it out of the list.")
         if not images:
             raise ValueError("`image` must hold at least one image, got none: use `chat` for questions without one.")
         shown = [{"type": "image", "image": one} for one in images]
@@ -160,7 +162,8 @@ class ChatPipelineMixin:
                 f"`do_sample` must be True with {', '.join(idle)}, which only sampling uses, got False: set it, or "
                 "leave them out."
             )
-        if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        is_class = isinstance(streamer, type)
+        if streamer is not None and (is_class or not (hasattr(streamer, "put") and hasattr(streamer, "end"))):
             raise TypeError(
                 f"`streamer` must be a streamer of transformers or None, got {describe(streamer)}: write "
                 "TextStreamer(pipe.processor.tokenizer)."

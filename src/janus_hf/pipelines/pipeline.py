@@ -6,7 +6,7 @@ folder, which transformers' `AutoModel` and `AutoProcessor` can load as well.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -39,7 +39,7 @@ from .lora import LoraPipelineMixin
 from .offloading import bring_in
 from .pipeline_files import PipelineFilesMixin
 from .pipeline_output import JanusProPipelineOutput, join_images
-from .progress import ProgressBarMixin
+from .progress import ProgressBarMixin, step_callback
 
 
 class JanusProPipeline(
@@ -246,8 +246,8 @@ class JanusProPipeline(
                     image_ids=None if image_ids is None else image_ids[part],
                     speculative_window=speculative_window,
                     cache_implementation=cache_implementation,
-                    callback=self._step_callback(
-                        progress.update, callback_on_step_end, callback_on_step_end_tensor_inputs
+                    callback=step_callback(
+                        self, progress.update, callback_on_step_end, callback_on_step_end_tensor_inputs
                     ),
                 )
                 # Decoded batch by batch, so that the memory of the codec does not grow with the number of images.
@@ -379,29 +379,6 @@ class JanusProPipeline(
     def default_guidance_scale(self) -> float:
         """Guidance scale used if `guidance_scale` is None: that of the model's generation config, or 5 without one."""
         return float(getattr(self.model.generation_config, "image_guidance_scale", GUIDANCE_SCALE))
-
-    def _step_callback(
-        self, report_progress: Callable[[int], object], callback: StepEndCallback | None, names: Sequence[str]
-    ) -> Callable[[int, torch.Tensor], torch.Tensor | None]:
-        """Return a callback for the model's `generate_images` that reports progress and runs the caller's callback.
-
-        The returned function receives the number of the step and the image tokens so far `(B, step + 1)`. It returns
-        the `(B,)` tokens that replace the newest ones, or None to keep those.
-
-        Args:
-            report_progress: Function that advances the progress bar by a number of image tokens.
-            callback: The caller's `callback_on_step_end`; None if there is none.
-            names: The caller's `callback_on_step_end_tensor_inputs`.
-        """
-
-        def on_step(step: int, image_ids: torch.Tensor) -> torch.Tensor | None:
-            report_progress(len(image_ids))
-            if callback is None:
-                return None
-            changed = callback(self, step, step, {"image_ids": image_ids} if "image_ids" in names else {}) or {}
-            return changed["image_ids"][:, -1] if "image_ids" in changed else None
-
-        return on_step
 
 
 __all__ = ["JanusProPipeline", "JanusProPipelineOutput"]

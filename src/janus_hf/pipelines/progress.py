@@ -1,10 +1,13 @@
-"""The progress bar of a pipeline: what it counts, and how it is configured and hidden."""
+"""The progress of a pipeline: its progress bar, and the callback that advances it after every step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from .call_arguments import StepEndCallback, newest_tokens
 
 
 # Arguments of tqdm, for which `set_progress_bar_config` may give other values.
@@ -44,4 +47,31 @@ class ProgressBarMixin(DiffusionPipeline):
             self.set_progress_bar_config(**look)
 
 
-__all__ = ["ProgressBarMixin"]
+def step_callback(
+    pipe: DiffusionPipeline,
+    report_progress: Callable[[int], object],
+    callback: StepEndCallback | None,
+    names: Sequence[str],
+) -> Callable[[int, torch.Tensor], torch.Tensor | None]:
+    """Return a callback for the model's `generate_images` that reports progress and runs the caller's callback.
+
+    The returned function receives the number of the step and the image tokens so far `(B, step + 1)`. It returns the
+    `(B,)` tokens that replace the newest ones, or None to keep those.
+
+    Args:
+        pipe: The pipeline, which the caller's callback receives.
+        report_progress: Function that advances the progress bar by a number of image tokens.
+        callback: The caller's `callback_on_step_end`; None if there is none.
+        names: The caller's `callback_on_step_end_tensor_inputs`.
+    """
+
+    def on_step(step: int, image_ids: torch.Tensor) -> torch.Tensor | None:
+        report_progress(len(image_ids))
+        if callback is None:
+            return None
+        return newest_tokens(callback(pipe, step, step, {"image_ids": image_ids} if "image_ids" in names else {}))
+
+    return on_step
+
+
+__all__ = ["ProgressBarMixin", "step_callback"]

@@ -26,7 +26,7 @@ def check_texts(text: Any, name: str) -> list[str]:
 
     Raises:
         TypeError: If `text` is neither a string nor a list of strings.
-        ValueError: If the list is empty.
+        ValueError: If the list is empty, or a string has characters that cannot be encoded.
     """
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
@@ -35,6 +35,12 @@ def check_texts(text: Any, name: str) -> list[str]:
         )
     if not texts:
         raise ValueError(f"`{name}` must hold at least one string, got an empty list: skip the call if there is none.")
+    for one in texts:
+        if any("\ud800" <= character <= "\udfff" for character in one):
+            raise ValueError(
+                f"`{name}` must be Unicode text, got {one[:40]!r} with half of a surrogate pair: decode "
+                "the bytes that it comes from as UTF-8."
+            )
     return list(texts)
 
 

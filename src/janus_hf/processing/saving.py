@@ -22,6 +22,7 @@ from transformers.utils import (
     PROCESSOR_NAME,
 )
 
+from ..arguments import check_path
 from ..hub.cards import processor_card
 from ..hub.fetching import fetch_files, find_file, hub_arguments
 from ..hub.opening import Source, check_family, find_adapter, open_base, open_source
@@ -128,8 +129,10 @@ class ProcessorFiles(HubUploadMixin, ProcessorMixin, SavableProcessor):
         Raises:
             OSError: If the repository or one of its files cannot be had. A file counts as absent only if the Hub or
                 the cache says so.
+            TypeError: If `pretrained_model_name_or_path` is neither a string nor a path.
             ValueError: If config.json is that of another model family, or the tokenizer is not Janus's.
         """
+        check_path(pretrained_model_name_or_path, "pretrained_model_name_or_path", "a repository id or a folder")
         hub_kwargs = hub_arguments(kwargs)
         source = _find_processor(open_source(pretrained_model_name_or_path, hub_kwargs))
         settings = {name: value for name, value in kwargs.items() if name not in hub_kwargs}

@@ -11,10 +11,9 @@ import pytest
 import torch
 from accelerate import cpu_offload_with_hook
 from accelerate.hooks import CpuOffload
-from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import LoraBaseMixin
 from diffusers.pipelines import pipeline_loading_utils
-from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from peft import LoraConfig, get_peft_model
 
 
@@ -44,10 +43,6 @@ def test_diffusers_looks_up_classes_where_the_pipeline_is_registered(pipe, tmp_p
         patch.delitem(pipeline_loading_utils.ALL_IMPORTABLE_CLASSES, "JanusProForConditionalGeneration")
         with pytest.raises(ValueError, match="loading methods"):
             DiffusionPipeline.from_pretrained(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.delitem(AUTO_TEXT2IMAGE_PIPELINES_MAPPING, "janus-pro")
-        with pytest.raises(ValueError, match="JanusProPipeline"):
-            AutoPipelineForText2Image.from_pretrained(tmp_path)
 
 
 def test_diffusers_lists_the_components_that_take_adapters(pipe):

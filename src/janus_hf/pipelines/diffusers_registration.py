@@ -1,17 +1,17 @@
 """Registration of the pipeline with diffusers, whose own loaders then find its class and its components."""
 
 import diffusers
-from diffusers.pipelines.auto_pipeline import AUTO_TEXT2IMAGE_PIPELINES_MAPPING
 from diffusers.pipelines.pipeline_loading_utils import ALL_IMPORTABLE_CLASSES, LOADABLE_CLASSES
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
 def register_pipeline(pipeline_class: type[DiffusionPipeline], components: tuple[type, ...]) -> None:
-    """Let `DiffusionPipeline.from_pretrained` and `AutoPipelineForText2Image.from_pretrained` load our pipelines.
+    """Let `DiffusionPipeline.from_pretrained` load our pipelines.
 
     diffusers has no function for this. It looks up the class of a pipeline as an attribute of the module `diffusers`,
-    the methods that load and save a component in the dictionary `LOADABLE_CLASSES`, and the pipelines of a task in
-    `AUTO_TEXT2IMAGE_PIPELINES_MAPPING`. A second call has no further effect.
+    and the methods that load and save a component in the dictionary `LOADABLE_CLASSES`. A second call has no further
+    effect. `AutoPipelineForText2Image` refuses our pipelines by name: the module with its table imports every pipeline
+    of diffusers, which takes seconds and prints warnings.
 
     Args:
         pipeline_class: Class of the pipeline, under whose name `model_index.json` records it.
@@ -20,7 +20,6 @@ def register_pipeline(pipeline_class: type[DiffusionPipeline], components: tuple
     setattr(diffusers, pipeline_class.__name__, pipeline_class)
     LOADABLE_CLASSES["janus_hf"] = {one.__name__: ["save_pretrained", "from_pretrained"] for one in components}
     ALL_IMPORTABLE_CLASSES.update(LOADABLE_CLASSES["janus_hf"])
-    AUTO_TEXT2IMAGE_PIPELINES_MAPPING["janus-pro"] = pipeline_class
 
 
 __all__ = ["register_pipeline"]

@@ -49,7 +49,7 @@ class JanusProPipeline(
 
     `pipe("a prompt").images[0]` is a generated image, and `pipe.ask(image, "a question")` returns an answer.
     `JanusProPipeline.from_pretrained` loads it. Once this class has been imported, diffusers' own
-    `DiffusionPipeline.from_pretrained` and `AutoPipelineForText2Image.from_pretrained` load a saved pipeline too.
+    `DiffusionPipeline.from_pretrained` loads a saved pipeline too.
 
     Args:
         model: The Janus-Pro model, which generates text tokens and image tokens.

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 from huggingface_hub import ModelCard
 from transformers import ProcessorMixin
@@ -115,7 +115,7 @@ class ProcessorFiles(HubUploadMixin, ProcessorMixin, SavableProcessor):
         return found
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Load a processor from a folder or Hub repository.
 
         All files of a repository come from one commit. For an adapter without a tokenizer, the processor is that of

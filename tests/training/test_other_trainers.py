@@ -13,6 +13,19 @@ from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
 from tiny import TINY_MODEL
 
 
+ONE_STEP = {
+    "max_steps": 1,
+    "per_device_train_batch_size": 2,
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "max_length": None,
+}
+
+
 @pytest.mark.parametrize("with_reference", [False, True], ids=["found by TRL", "given"])
 def test_dpo_starts_from_equal_policy_and_reference(tmp_path, with_reference):
     """At the first step policy and reference are equal, so the loss is ln 2. TRL loads the reference by the config."""
@@ -21,18 +34,7 @@ def test_dpo_starts_from_equal_policy_and_reference(tmp_path, with_reference):
         "chosen": [{"role": "assistant", "content": "red"}],
         "rejected": [{"role": "assistant", "content": "blue"}],
     }
-    arguments = DPOConfig(
-        output_dir=tmp_path,
-        max_steps=1,
-        per_device_train_batch_size=2,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        save_strategy="no",
-        logging_steps=1,
-        max_length=None,
-    )
+    arguments = DPOConfig(output_dir=tmp_path, **ONE_STEP)
     models = [JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, dtype=torch.float32) for _ in range(2)]
     trainer = DPOTrainer(
         model=models[0],
@@ -53,18 +55,7 @@ def test_kto_starts_from_equal_policy_and_reference(tmp_path):
     }
     trainer = KTOTrainer(
         model=JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, dtype=torch.float32),
-        args=KTOConfig(
-            output_dir=tmp_path,
-            max_steps=1,
-            per_device_train_batch_size=2,
-            report_to=[],
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
-            save_strategy="no",
-            logging_steps=1,
-            max_length=None,
-        ),
+        args=KTOConfig(output_dir=tmp_path, **ONE_STEP),
         train_dataset=Dataset.from_list([row | {"label": True}, row | {"label": False}]),
         processing_class=JanusProProcessor.from_pretrained(TINY_MODEL),
     )

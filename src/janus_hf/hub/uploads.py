@@ -59,6 +59,11 @@ class HubUploadMixin:
     """
 
     save_pretrained: Callable[..., Any]  # Any: each class declares its own arguments and result
+    # Return a model card. Each class has its own method, with the keyword arguments `repo_id` (full id of the
+    # repository), `has_processor` (whether the repository holds a processor after the upload), `loading` (arguments
+    # with which the files have to be loaded; None as a value leaves one out) and `token` (Hub token with which the
+    # card of the base model may be read).
+    _generated_card: Callable[..., ModelCard]
     _card_belongs_to_others = False  # a processor leaves the card to the model, unless tags are to be added
 
     def push_to_hub(
@@ -118,19 +123,6 @@ class HubUploadMixin:
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **saving)
             return self._upload(folder, os.listdir(folder), upload, variant=saving.get("variant"))
-
-    def _generated_card(
-        self, repo_id: str, *, has_processor: bool, loading: Mapping[str, str | None], token: str | bool | None
-    ) -> ModelCard:
-        """Return a generated model card for the files that are uploaded.
-
-        Args:
-            repo_id: Full id of the repository.
-            has_processor: Whether the repository holds a processor after the upload.
-            loading: Arguments with which the files have to be loaded; None as a value leaves one out.
-            token: Hub token with which the card of the base model may be read.
-        """
-        raise NotImplementedError
 
     def _upload(
         self,

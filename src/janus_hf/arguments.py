@@ -1,4 +1,4 @@
-"""Checks of single arguments, which name the argument in their error and return its value as a plain Python object."""
+"""Functions that check one argument each; their errors name it, and its value is returned as a plain Python object."""
 
 import math
 import os
@@ -10,16 +10,16 @@ import numpy as np
 
 
 def describe(value: object) -> str:
-    """Return a short text for a wrong value in an error message: its type, and the value itself if it is short.
+    """Return a text for a wrong value in an error message: its type, and the value itself if it is short.
 
-    The values of tensors, images and output objects would fill the screen, so only their type is named.
+    Only the type is named of tensors, images and output objects, because their values would fill the screen.
     """
     kind = type(value).__name__
     if value is None or isinstance(value, (bool, type)):
         return repr(value)
     if isinstance(value, (str, bytes, Real, os.PathLike, list, tuple)) and len(text := repr(value)) <= 60:
         return f"{text} ({kind})"
-    # Outputs of pipelines and models are dicts too, and their attribute is what the caller meant.
+    # The outputs of pipelines and models are dicts; a caller who passes one most likely meant one of its attributes.
     fields = [name for name in ("images", "image_ids") if isinstance(value, dict) and hasattr(value, name)]
     return f"an object of type {kind}" + (f" (take its .{' or .'.join(fields)})" if fields else "")
 
@@ -28,12 +28,13 @@ def check_number(value: Any, name: str, advice: str) -> float:
     """Return a real number, such as an int, a float or a numpy scalar, as a float.
 
     Args:
-        value: The caller's argument; the code that uses it checks the range and refuses NaN.
+        value: The caller's argument. Its range is not checked, and NaN is accepted: the caller of this function must
+            check both.
         name: Name of that argument, for the message.
         advice: What to pass instead, for the message.
 
     Raises:
-        TypeError: If the value is no number. True and False are no numbers.
+        TypeError: If the value is not a real number. True and False do not count as numbers.
         ValueError: If it is infinite, or an integer beyond the range of floats.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
@@ -48,7 +49,7 @@ def check_number(value: Any, name: str, advice: str) -> float:
 
 
 def check_integer(value: Any, name: str, advice: str, *, least: int | None = 1) -> int:
-    """Return an integer, also one of numpy's, as an int.
+    """Return an integer of Python or numpy as an int.
 
     Args:
         value: The caller's argument.
@@ -57,7 +58,7 @@ def check_integer(value: Any, name: str, advice: str, *, least: int | None = 1) 
         least: Smallest value that is allowed; None allows all integers.
 
     Raises:
-        TypeError: If the value is no integer. True, False and 1.0 are no integers.
+        TypeError: If the value is not an integer. True, False and 1.0 do not count as integers.
         ValueError: If the value is smaller than `least`.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, Integral):
@@ -68,7 +69,7 @@ def check_integer(value: Any, name: str, advice: str, *, least: int | None = 1) 
 
 
 def check_flag(value: Any, name: str) -> bool:
-    """Return True or False, also numpy's, as a bool.
+    """Return a truth value of Python or numpy as a bool.
 
     Args:
         value: The caller's argument.
@@ -91,8 +92,8 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
         choices: The names that are allowed, at least two.
 
     Raises:
-        TypeError: If the value is no string.
-        ValueError: If it is another string.
+        TypeError: If the value is not a string.
+        ValueError: If it is a string that is not among `choices`.
     """
     if not isinstance(value, str) or value not in choices:
         error = ValueError if isinstance(value, str) else TypeError
@@ -102,7 +103,7 @@ def check_choice(value: Any, name: str, choices: Sequence[str]) -> None:
 
 
 def check_callable(value: Any, name: str) -> None:
-    """Raise a TypeError unless the argument `value` of this name is None or can be called."""
+    """Raise a TypeError unless `value`, the caller's argument `name`, is None or can be called."""
     if value is not None and not callable(value):
         raise TypeError(f"`{name}` must be a function or None, got {describe(value)}: pass the function itself.")
 
@@ -117,7 +118,7 @@ def check_path(value: Any, name: str, meaning: str) -> str:
 
     Raises:
         TypeError: If the value is neither a string nor a path.
-        ValueError: If it is empty.
+        ValueError: If it is empty, or a path object that consists of bytes.
     """
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"`{name}` must be {meaning}, got {describe(value)}: pass it as a string or a path.")

@@ -9,24 +9,30 @@ import torch
 
 
 class ShortRepr:
-    """Mixin for output dataclasses: printing one, or naming it last in a notebook's cell, fits on a line or two.
+    """Mixin for output dataclasses whose `repr`, which notebooks show too, must fit on a line or two.
 
-    The class must be decorated with `@dataclass(repr=False)`. Fields that are None are left out.
+    Decorate the class with `@dataclass(repr=False)`, so that it keeps this `repr`. Fields that are None are left out.
     """
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(self._field_texts())})"
 
     def _field_texts(self) -> Iterator[str]:
+        """Yield one text `name=summary` for each field that is not None."""
         # Any: mypy does not know that every class with this mixin is a dataclass
-        me: Any = self
-        for one in fields(me):
+        output: Any = self
+        for one in fields(output):
             if (value := getattr(self, one.name, None)) is not None:
                 yield f"{one.name}={summarise(value)}"
 
 
 def summarise(value: object) -> str:
-    """Return a short text for a field of an output: shape, dtype and device of a tensor, length of a collection."""
+    """Return a short text for the value of an output's field.
+
+    A tensor gives its shape, dtype and device (or if it is a scalar, its value and dtype), an array its shape and
+    dtype, and a list or tuple its length and the types in it. Numbers and strings are kept; other objects give their
+    type.
+    """
     if isinstance(value, torch.Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         if value.ndim == 0 and value.device.type != "meta":

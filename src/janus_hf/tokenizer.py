@@ -81,8 +81,8 @@ def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) ->
 
     Raises:
         OSError: If the Hub does not answer whether a file exists.
-        CheckpointError: If processor_config.json is not JSON.
-        ValueError: If it states no valid tags.
+        CheckpointError: If processor_config.json is not JSON, or a tokenizer file is damaged.
+        ValueError: If processor_config.json states tags that are not valid.
     """
     found = fetch_files(source, needed=[FULL_TOKENIZER_FILE, PROCESSOR_NAME], **hub_kwargs)
     if found[FULL_TOKENIZER_FILE] is None:
@@ -106,11 +106,11 @@ def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) ->
 def check_text_ids(input_ids: torch.Tensor, num_text_ids: int) -> None:
     """Raise unless every id of a tokenized text has a row in the model's text embedding table.
 
-    Larger ids are those of image codes in this package's models, so an image code would silently take the place of a
-    token that was added to the tokenizer only.
+    In this package's models, ids from `num_text_ids` on are image tokens. A token that was added to the tokenizer but
+    not to the model would therefore silently be read as an image token.
 
     Args:
-        input_ids: Ids that a processor made of texts, of any shape.
+        input_ids: Integer tensor of any shape with the ids of tokenized texts.
         num_text_ids: Number of rows of the embedding table (`vocab_size` of the text config).
 
     Raises:
@@ -142,11 +142,11 @@ def add_missing_tokens(tokenizer: TokenizersBackend, tags: Tags) -> None:
 
 
 def pad_token_for(tokenizer: TokenizersBackend, tags: Tags) -> str:
-    """Return the padding token: `tags.pad_tag`, or if a tokenizer lacks it, the one that stands in for it.
+    """Return the padding token: `tags.pad_tag`, or a replacement if the tokenizer lacks the default padding token.
 
-    JanusFlow's code in deepseek-ai/Janus uses end-of-sentence where the vocabulary lacks the default padding token, as
-    the released JanusFlow does. It adds no token, so that padding always has a trained embedding. A padding token that
-    the tokenizer's own files name has precedence over end-of-sentence.
+    The replacement is the padding token that the tokenizer's own files name, otherwise end-of-sentence. JanusFlow's
+    code in deepseek-ai/Janus uses end-of-sentence too, because the vocabulary of the released JanusFlow lacks the
+    default padding token. No token is added, so that padding always has a trained embedding.
 
     Raises:
         ValueError: If the tokenizer lacks a padding token that is not the default.

@@ -1,1 +1,1 @@
-"""The Hub: open a checkpoint or an adapter at one commit, say why it cannot be had, upload models with their cards."""
+"""The Hub: open a checkpoint or an adapter at one commit, explain failed downloads, upload models with their cards."""

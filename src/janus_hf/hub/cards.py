@@ -1,8 +1,8 @@
 """Model cards (README.md): generate one for a model, and combine it with a card that exists already.
 
 A card that was written or edited by hand is kept: only metadata that it lacks is added. A card that this package
-generated ends with a mark that contains the card's digest. While the digest is that of the card, the card has not been
-edited, and it is generated anew.
+generated ends with a mark: an HTML comment with a digest of the text before it. If the digest still matches, the card
+was not edited, and a newly generated card replaces it.
 """
 
 import hashlib
@@ -64,21 +64,21 @@ def repository_of(source: str | os.PathLike[str] | None) -> str | None:
     """Return the Hub repository `organisation/name` that a model was loaded from, or None if that is not known.
 
     Args:
-        source: What `from_pretrained` received. A folder of the Hub's cache gives the repository it was downloaded
-            from; any other folder gives None.
+        source: Repository id or folder that `from_pretrained` received. For a folder of the Hub's cache the result is
+            the repository that it was downloaded from; for any other folder it is None.
     """
     source = os.fspath(source or "")
     if cached := re.search(r"models--([^/\\]+)--([^/\\]+)[/\\]snapshots[/\\]", source):
         return f"{cached[1]}/{cached[2]}"
-    # A relative path may look like a repository id, but exists.
+    # A relative path such as "runs/model" looks like a repository id too, so a path that exists is no repository.
     return source if _is_repository_id(source) and not os.path.exists(source) else None
 
 
 def published_base(base: str | None) -> str | None:
-    """Return the name by which an uploaded adapter states its base model: a repository id, or `./NAME` of a folder.
+    """Return a base model's name for the config of an uploaded adapter: a repository id, or for a folder `./NAME`.
 
-    `./NAME` cannot be the id of a repository. So a reader gets an error that names the folder instead of another
-    model, unless a folder of this name is in the reader's working directory.
+    `./NAME` is never the id of a repository. Others who load the adapter therefore get an error that names the folder,
+    and never an unrelated model from the Hub. Only a folder `NAME` in their working directory would be loaded.
 
     Args:
         base: Repository id or folder of the base model; None if unknown.
@@ -170,9 +170,9 @@ def processor_card(repo_id: str, revision: str | None = None) -> ModelCard:
 
 
 def read_card(path: str | os.PathLike[str]) -> list[str]:
-    """Return the text of a card in a list, which is empty if there is none.
+    """Return a list with the text of a card, or an empty list if there is no card.
 
-    Bytes that are not UTF-8 are kept as surrogates, which `errors="surrogateescape"` encodes to the same bytes.
+    Bytes that are not UTF-8 become surrogates; encoding the text with `errors="surrogateescape"` restores them.
 
     Args:
         path: The card's file, or the folder that may hold it.
@@ -187,8 +187,8 @@ def finish_card(
 ) -> str:
     """Combine a generated card with the cards that exist already, and return the text of README.md.
 
-    The first card in `found` that was edited by hand is kept, and gets the metadata that it lacks. If none was, the
-    generated card is returned, with the metadata that it lacks itself from the first card in `found`.
+    The first card in `found` that was edited by hand is kept, and metadata that it lacks is added to it. If none was
+    edited, the generated card is returned, and metadata that it lacks is taken from the first card in `found`.
 
     Args:
         generated: The generated card.
@@ -205,7 +205,7 @@ def finish_card(
     try:
         card = ModelCard(_MARK_PATTERN.sub("", existing) if edited is None else existing)
     except (ValueError, TypeError, yaml.YAMLError):
-        return existing  # metadata that cannot be read cannot be completed; the Hub says what is wrong with it
+        return existing  # unreadable metadata is kept; the Hub refuses to upload it and says what is wrong
     if edited is None and not keep_text:
         _add_missing(generated.data, _still_valid(card.data, generated.data))
         old_tags = [tag for tag in card.data.tags or [] if tag not in (*_TAGS, "lora")]
@@ -225,8 +225,8 @@ def _read_base(
     """Return the base models that a card names, and the fields of their license.
 
     Args:
-        source: What the model was loaded from.
-        repo_id: Repository of the card, which is not its own base.
+        source: Repository id or folder that the model was loaded from.
+        repo_id: Id of the repository that the card belongs to; it is never among the base models.
         token, online: As in `model_card`.
     """
     base = repository_of(source)
@@ -244,7 +244,7 @@ def _read_base(
 
 
 def _read_data(find_card: Callable[[], str | Path]) -> dict[str, Any]:  # Any: metadata of a card is free YAML
-    """Return the metadata of the card whose file `find_card` returns; none if there is no card or it is unreadable."""
+    """Return the metadata of the card whose path `find_card` returns; {} if there is no card or it is unreadable."""
     try:
         return dict(ModelCard.load(find_card(), ignore_metadata_errors=True).data.to_dict())
     except (HfHubHTTPError, OSError, ValueError, TypeError, yaml.YAMLError):
@@ -252,7 +252,10 @@ def _read_data(find_card: Callable[[], str | Path]) -> dict[str, Any]:  # Any: m
 
 
 def _license(data: Mapping[str, Any], link_root: str | None) -> dict[str, str]:  # Any: free YAML
-    """Return the fields of a license; a link relative to the base's repository is made absolute, or left out."""
+    """Return the license fields of a card's metadata `data`, or {} if it states no license.
+
+    A relative `license_link` is appended to `link_root`, or left out if `link_root` is None.
+    """
     fields = {name: data[name] for name in _LICENSE_FIELDS if data.get(name)}
     if "license" not in fields:
         return {}
@@ -302,7 +305,11 @@ def _join(*groups: Iterable[str] | str | None) -> list[str]:
 
 
 def _still_valid(old: ModelCardData, new: ModelCardData) -> dict[str, Any]:  # Any: free YAML
-    """Return the metadata of an unedited card without the license of another base model than the new one."""
+    """Return the metadata of the unedited card `old` that its successor `new` may take over.
+
+    Tags are left out. The license is left out if `new` names a base model or a license, because the old license may be
+    that of another base model.
+    """
     replaced = _LICENSE_FIELDS if new.base_model or new.license else ()
     return {name: value for name, value in old.to_dict().items() if name not in (*replaced, "tags")}
 
@@ -316,16 +323,18 @@ def _add_missing(data: ModelCardData, more: Mapping[str, Any]) -> None:  # Any: 
 
 
 def _digest(text: str) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of a card, independent of its kind of line endings."""
     return hashlib.sha256("\n".join(text.splitlines()).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _with_mark(text: str) -> str:
+    """Return a card followed by the mark with which `_is_unedited` recognises it."""
     text = text.rstrip("\n") + "\n"
     return text + _MARK.format(digest=_digest(text))
 
 
 def _is_unedited(text: str) -> bool:
-    """Return whether a card was generated by this package and not edited since."""
+    """Return whether this package generated a card that was not edited afterwards."""
     text = "\n".join(text.splitlines()) + "\n"
     match = _MARK_PATTERN.search(text)
     return match is not None and match.end() == len(text) and match[1] == _digest(text[: match.start()])

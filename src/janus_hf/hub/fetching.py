@@ -36,7 +36,7 @@ def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> str | None:
-    """Return the path of a checkpoint's file, downloaded if need be, or None if the checkpoint has no such file.
+    """Return the path of a checkpoint's file, downloaded if necessary, or None if the checkpoint has no such file.
 
     Args:
         source: Repository id or folder.
@@ -44,9 +44,9 @@ def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> s
         hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
 
     Raises:
-        OSError: If it is not known whether the repository has the file, or the file cannot be had: the Hub does not
-            answer, refuses access, or has no such repository or revision; the file cannot be written; or the folder
-            has something of this name that is no file, such as a link to nothing. The message is one line that says
+        OSError: If the file cannot be read, or nothing shows whether the repository has it: the Hub does not answer,
+            refuses access, or has no such repository or revision; the downloaded file cannot be written; or the folder
+            has an entry of this name that is not a file, such as a broken link. The message is one line that says
             which of these it is and what to do.
     """
     if os.path.isdir(source):
@@ -58,10 +58,10 @@ def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> s
             )
     try:
         path: str | None = cached_file(source, name, **hub_kwargs)
-    # Errors of the connection while a file is downloaded are no OSErrors.
+    # An error of the connection during a download is an HTTPError of the HTTP library and no OSError.
     except (OSError, HTTPError) as error:
-        # transformers raises one type for everything. Errors of the connection, the repository, the revision and the
-        # disk have a cause or an errno; that of a file which is known to be absent has neither.
+        # transformers raises OSError for every failure. Errors of the connection, the repository, the revision and the
+        # disk have a `__cause__` or an `errno`; the error for a file that is known to be absent has neither.
         known_to_be_absent = isinstance(error, OSError) and error.__cause__ is None and error.errno is None
         if not known_to_be_absent and not _cache_knows_absence(source, name, hub_kwargs):
             reason = explain(source, error, **hub_kwargs)
@@ -73,28 +73,28 @@ def find_file(source: str | os.PathLike[str], name: str, **hub_kwargs: Any) -> s
 def fetch_files(
     source: str | os.PathLike[str], *, needed: Iterable[str], optional: Iterable[str] = (), **hub_kwargs: Any
 ) -> dict[str, str | None]:
-    """Return the paths of a checkpoint's files, downloaded if need be, with None for a file that it does not have.
+    """Return the paths of a checkpoint's files, downloaded if necessary, with None for a file that it does not have.
 
-    The loaders of transformers take a file for absent whose download fails. Called before them, this function raises
-    the error of the download instead. It asks the Hub only about files of which the cache knows nothing.
+    The loaders of transformers treat a file whose download fails as absent. Call this function before them to get the
+    error of the download instead. It asks the Hub only about files that the cache has no information about.
 
     Args:
         source: Repository id or folder.
         needed: Names of files without which the checkpoint would be read wrongly, if it has them.
         optional: Names of files that most checkpoints do not have. Where the caller has chosen to work offline
-            (`local_files_only=True` or HF_HUB_OFFLINE=1), one that is not in the cache counts as absent: a cache that
-            `hf download` filled has no marks of the files that the repository lacks.
+            (`local_files_only=True` or HF_HUB_OFFLINE=1), such a file counts as absent if it is not in the cache: a
+            cache that `hf download` filled does not record which files the repository lacks.
         hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
 
     Raises:
-        OSError: As `find_file`.
+        OSError: See `find_file`.
     """
     is_folder = os.path.isdir(source)
     offline = not is_folder and _is_offline(hub_kwargs)
     optional = set(optional)
     paths: dict[str, str | None] = {}
     for name in (*needed, *sorted(optional)):
-        known = None if is_folder else _ask_cache(source, name, hub_kwargs)
+        known = None if is_folder else _look_up_in_cache(source, name, hub_kwargs)
         if known is not None:
             paths[name] = known if isinstance(known, str) else None
         elif offline and name in optional:
@@ -107,19 +107,25 @@ def fetch_files(
 def _cache_knows_absence(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> bool:
     """Return whether the cache knows that the repository has no such file.
 
-    It has a mark of every file that the Hub was asked for in vain. Where the Hub must not be asked, the list of all
-    files counts too, which `snapshot_download` leaves in the cache. transformers reads only the mark, and only where
-    `revision` is the id of a commit.
+    The cache has a marker for every file that was requested and that the Hub does not have. If the caller has chosen
+    to work offline, the list of all files that `snapshot_download` stores in the cache counts as well. transformers
+    reads only the marker, and only if `revision` is the hash of a commit.
     """
-    return not os.path.isdir(source) and _ask_cache(source, name, hub_kwargs) is _CACHED_NO_EXIST
+    return not os.path.isdir(source) and _look_up_in_cache(source, name, hub_kwargs) is _CACHED_NO_EXIST
 
 
 def _is_offline(hub_kwargs: Mapping[str, Any]) -> bool:
+    """Return whether the caller has chosen to work offline."""
     return is_offline_mode() or bool(hub_kwargs.get("local_files_only"))
 
 
-def _ask_cache(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> object:
-    """Return the path of a repository's file in the cache, `_CACHED_NO_EXIST` if it is absent, else None."""
+def _look_up_in_cache(source: str | os.PathLike[str], name: str, hub_kwargs: Mapping[str, Any]) -> object:
+    """Return what the cache knows about a repository's file.
+
+    Returns:
+        The path of the file in the cache; `_CACHED_NO_EXIST` if the repository has no such file; or None if the cache
+        has no information about it.
+    """
     revision = hub_kwargs.get("revision")
     where: dict[str, Any] = {
         "cache_dir": hub_kwargs.get("cache_dir"),

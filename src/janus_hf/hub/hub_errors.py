@@ -1,7 +1,7 @@
-"""Functions that say in one line why a repository or one of its files cannot be had from the Hub.
+"""Functions that explain in one line why a repository or one of its files cannot be downloaded from the Hub.
 
-transformers raises `OSError` for everything that goes wrong with a download, with a text of several lines that
-sometimes names another cause than the real one. The exception of huggingface_hub that caused it is in its chain.
+transformers raises `OSError` for every failure of a download, with a message of several lines that sometimes names a
+wrong cause. The exception of huggingface_hub that caused it is found by following `__cause__`.
 """
 
 import os
@@ -22,12 +22,12 @@ _LOG_IN = "log in with `hf auth login` or pass `token=...`"
 
 
 def explain(source: str | os.PathLike[str], error: BaseException, **hub_kwargs: Any) -> str:
-    """Return one line that says why the Hub's files of `source` cannot be had, and what to do.
+    """Return one line that says why the files of `source` cannot be downloaded or read, and what to do.
 
     Args:
         source: Repository id, or the path of a folder.
         error: The exception that a download raised; the exceptions that caused it are examined too.
-        hub_kwargs: The arguments of the download (`HUB_ARGUMENTS` in `files.py`).
+        hub_kwargs: The arguments of the download (`HUB_ARGUMENTS` in `fetching.py`).
     """
     chain = list(_chain(error))
     page = f"{constants.ENDPOINT}/{source}"
@@ -56,22 +56,22 @@ def explain(source: str | os.PathLike[str], error: BaseException, **hub_kwargs: 
     if is_offline_mode() or hub_kwargs.get("local_files_only"):
         switch = "HF_HUB_OFFLINE=1" if is_offline_mode() else "local_files_only=True"
         return (
-            f"{switch} forbids asking the Hub, and the cache ({_cache(hub_kwargs)}) does not hold this of the "
-            f"repository {str(source)!r}: run `hf download {source}` with a connection first, or allow it; for a "
-            "folder, check the path."
+            f"{switch} forbids asking the Hub, and the cache ({_cache(hub_kwargs)}) does not hold what is needed of "
+            f"the repository {str(source)!r}: run `hf download {source}` with a connection first, or remove {switch}; "
+            "for a folder, check the path."
         )
     if isinstance(root := chain[-1], OSError) and root.errno is not None and root.filename is not None:
         return f"{root.filename} cannot be used ({root.strerror}): check its permissions and the space on the disk."
     reason = " ".join(str(root).split()) or type(root).__name__
     return (
         f"{constants.ENDPOINT} cannot be reached ({type(root).__name__}: {reason}), and the cache "
-        f"({_cache(hub_kwargs)}) does not hold this of the repository {str(source)!r}: check the connection, the "
-        "proxy and HF_ENDPOINT; for a folder, check the path."
+        f"({_cache(hub_kwargs)}) does not hold what is needed of the repository {str(source)!r}: check the "
+        "connection, the proxy and HF_ENDPOINT; for a folder, check the path."
     )
 
 
 _ADVICE = {
-    401: f": the token is not valid; {_LOG_IN} that is.",
+    401: ": the token is not valid; log in with `hf auth login`, or pass a valid `token=...`.",
     403: ": the token may not read this repository; give it that right in the settings of the account, or "
     + _LOG_IN
     + " of an account that may.",
@@ -80,16 +80,17 @@ _ADVICE = {
 
 
 def _cache(hub_kwargs: dict[str, Any]) -> str | os.PathLike[str]:
+    """Return the folder of the cache that a download with these arguments uses."""
     return hub_kwargs.get("cache_dir") or constants.HF_HUB_CACHE
 
 
 def was_caused_by(error: BaseException, kind: type[BaseException]) -> bool:
-    """Return whether an exception, or one of those that it was raised from, is of a class."""
+    """Return whether an exception, or one of the exceptions that caused it, is an instance of the class `kind`."""
     return any(isinstance(link, kind) for link in _chain(error))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an exception and the exceptions that it was raised from, the first cause last."""
+    """Yield an exception, then the exception that caused it, and so on to the original cause."""
     while error is not None:
         yield error
         error = error.__cause__

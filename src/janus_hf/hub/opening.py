@@ -1,8 +1,8 @@
 """Functions that find a model or a processor in a folder or on the Hub, before anything large is downloaded.
 
-All files of one load come from one commit, also if somebody pushes in the meantime. The first file that is asked for
-is config.json, which tells the commit, and whether the repository holds a Janus-Pro at all. An adapter leads on to its
-base model, at the revision that the adapter's config names.
+All files of one load come from one commit, even if a new commit is pushed in the meantime. The first request is for
+config.json: the Hub's answer names the commit, and the content shows whether the repository holds a Janus-Pro at all.
+For an adapter the base model is opened too, at the revision that adapter_config.json names.
 """
 
 import os
@@ -32,9 +32,9 @@ class Source:
 
     Args:
         path: Folder or repository id.
-        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS` in `files.py`). For a repository, `revision` is a
-            `huggingface_hub.ResolvedRevision`: a string equal to the revision that was asked for, which also holds the
-            commit.
+        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS` in `fetching.py`). For a repository, `revision` is a
+            `huggingface_hub.ResolvedRevision`: a string equal to the revision that the caller asked for, which also
+            holds the commit.
     """
 
     path: str | os.PathLike[str]
@@ -42,35 +42,38 @@ class Source:
 
     @property
     def revision(self) -> str | None:
-        """The branch, tag or commit that was asked for; None if none was, or for a folder."""
+        """The branch, tag or commit that the caller asked for; None if the caller named none, or for a folder."""
         revision = self.hub_kwargs.get("revision")
         return revision.initial if isinstance(revision, ResolvedRevision) else None
 
     @property
     def commit(self) -> str | None:
-        """The commit that all files come from; None for a folder."""
+        """Hash of the commit that all files come from; None for a folder."""
         revision = self.hub_kwargs.get("revision")
         return revision.resolved if isinstance(revision, ResolvedRevision) else None
 
     @property
     def is_offline(self) -> bool:
-        """Whether the Hub must not be asked."""
+        """Whether the caller has chosen to work offline (`local_files_only=True` or HF_HUB_OFFLINE=1)."""
         return bool(self.hub_kwargs.get("local_files_only")) or is_offline_mode()
 
     @property
     def adapter_arguments(self) -> dict[str, Any]:
-        """Value of `adapter_kwargs` for transformers' methods; it overrides what locates the base model's files."""
+        """Value of the argument `adapter_kwargs` of transformers' methods, which locates the files of this adapter.
+
+        `revision` and `subfolder` are always in it, because transformers would otherwise use those of the base model.
+        """
         return {"revision": None, "subfolder": "", **self.hub_kwargs}
 
     def find(self, name: str) -> str | None:
-        """Return the path of a file, downloaded if need be, or None if there is no such file (see `find_file`)."""
+        """Return the path of a file, downloaded if necessary, or None if there is no such file (see `find_file`)."""
         return find_file(self.path, name, **self.hub_kwargs)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Return the content of a JSON file, or None if there is no such file.
 
         Raises:
-            OSError: If the file cannot be had.
+            OSError: If the file cannot be downloaded or read.
             CheckpointError: If it does not hold a JSON object.
         """
         path = self.find(name)
@@ -85,9 +88,9 @@ class Source:
         """Download files into the cache, where transformers finds them, and return the names of those that exist.
 
         Raises:
-            OSError: If a file cannot be had (see `fetch_files`).
+            OSError: If a file cannot be downloaded or read (see `fetch_files`).
         """
-        # With force_download, transformers itself loads the files again.
+        # With force_download=True, transformers downloads the files again itself, so once is enough here.
         found = fetch_files(self.path, needed=[], optional=names, **{**self.hub_kwargs, "force_download": False})
         return [name for name in names if found[name] is not None]
 
@@ -100,11 +103,15 @@ class Checkpoint:
     adapter: Source | None = None
 
     def holder_of(self, name: str) -> Source:
-        """Return the adapter if there is one and it has a file of this name, otherwise the model's checkpoint."""
+        """Return `adapter` if there is one and it has a file of this name, otherwise `source`.
+
+        Raises:
+            OSError: If nothing shows whether the adapter has the file (see `fetch_files`).
+        """
         return self.adapter if self.adapter is not None and self.adapter.download(name) else self.source
 
     def loading_arguments(self) -> dict[str, Any]:
-        """Return the arguments for the `from_pretrained` of a model whose first argument is `self.source.path`."""
+        """Return the keyword arguments for a model's `from_pretrained`; its first argument is `self.source.path`."""
         if self.adapter is None:
             return dict(self.source.hub_kwargs)
         # transformers has no public argument for a base model and an adapter at once; this is the one that its
@@ -116,18 +123,19 @@ class Checkpoint:
 
 
 def open_source(path: str | os.PathLike[str], hub_kwargs: dict[str, Any], *, first: str = CONFIG_FILE) -> Source:
-    """Return a folder as it is, or a repository at the commit that its revision is now.
+    """Return a folder as it is, or a repository at the commit that its revision names now.
 
-    The Hub is asked for a file, because the answer tells the commit too. Without a connection the commit is that of
-    the cache. A revision that has been resolved for this repository before is kept, and nothing is asked.
+    To learn the commit, a file is requested from the Hub, whose answer names the commit too. Offline, the commit is
+    the one that the cache remembers. A revision that was resolved for this repository before is kept without a
+    request.
 
     Args:
         path: Folder or repository id.
-        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS` in `files.py`).
-        first: Name of the file to ask for. The repository may lack it.
+        hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS` in `fetching.py`).
+        first: Name of the file to request. The repository may lack it.
 
     Raises:
-        OSError: If the repository cannot be had. The message is one line that says why.
+        OSError: If the repository cannot be opened. The message is one line that says why.
     """
     hub_kwargs = {name: value for name, value in hub_kwargs.items() if value is not None}
     if os.path.exists(path):
@@ -147,7 +155,7 @@ def open_source(path: str | os.PathLike[str], hub_kwargs: dict[str, Any], *, fir
         raise
     if commit := extract_commit_hash(file, None):
         resolved: ResolvedRevision | None = ResolvedRevision(commit, revision, path)
-    else:  # the answer that there is no such file tells it too, and the client wrote it to the cache
+    else:  # if the Hub has no such file, its answer names the commit too, and huggingface_hub wrote it to the cache
         resolved = _resolve_from_cache(path, revision, hub_kwargs)
     if resolved is None:
         reason = explain(path, RevisionResolutionError(), **hub_kwargs)
@@ -162,7 +170,7 @@ def open_checkpoint(
     *,
     needs_config: bool = True,
 ) -> Checkpoint:
-    """Find the checkpoint of a Janus-Pro, or that of an adapter's base model, and refuse everything else.
+    """Return the checkpoint of a Janus-Pro, or an adapter with the checkpoint of its base model; refuse all others.
 
     Args:
         path: Folder or repository id of a checkpoint or of an adapter.
@@ -173,7 +181,7 @@ def open_checkpoint(
 
     Raises:
         CheckpointError: If there is no config.json.
-        OSError: If the repository, or that of the base model, cannot be had.
+        OSError: If the repository, or that of the base model, cannot be opened.
         ValueError: If the files are of another kind of model, or an adapter does not name its base model.
     """
     source = open_source(path, {**hub_kwargs, **(adapter_kwargs or {})})
@@ -194,8 +202,8 @@ def open_given_adapter(
 ) -> Checkpoint:
     """Return the checkpoint of an adapter whose base model the caller, transformers' `AutoModel`, has found already.
 
-    AutoModel reads the config of the base model at the revision of the adapter. All its files are taken at the
-    revision that the adapter's config names.
+    AutoModel reads config.json of the base model at the revision that its caller gave for the adapter. The base model
+    itself is loaded at the revision that adapter_config.json names.
 
     Args:
         base: Folder or repository id of the base model.
@@ -204,7 +212,7 @@ def open_given_adapter(
         adapter_kwargs: Arguments of Hub calls for the adapter, where they differ from `hub_kwargs`.
 
     Raises:
-        OSError: If a repository cannot be had.
+        OSError: If a repository cannot be opened.
         ValueError: If config.json differs between the two revisions of the base model.
     """
     shared = {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
@@ -227,15 +235,21 @@ def open_given_adapter(
 def find_adapter(source: Source) -> dict[str, Any] | None:
     """Return the content of adapter_config.json if `source` is an adapter without its base model, otherwise None.
 
-    transformers loads a folder that holds a whole model and an adapter as that model with the adapter; a repository
-    with an adapter is always loaded on the base model that it names.
+    A folder that holds a whole model and an adapter gives None, because transformers loads it as that model with the
+    adapter. A repository with an adapter gives the adapter even if it holds a whole model too: it is always loaded on
+    the base model that the adapter names.
+
+    Raises:
+        OSError: If adapter_config.json cannot be downloaded or read.
+        CheckpointError: If it does not hold a JSON object.
     """
     if os.path.isdir(source.path):
         folder = os.path.join(source.path, source.hub_kwargs.get("subfolder") or "")
         has_model = os.path.exists(os.path.join(folder, CONFIG_FILE))
         return None if has_model else source.read_json(ADAPTER_CONFIG_FILE)
     if source.is_offline:
-        # A cache that other programs have filled does not know that the file is absent.
+        # `hf download` does not record in the cache that the file is absent, so a file that is not cached counts as
+        # such.
         name = os.path.join(source.hub_kwargs.get("subfolder") or "", ADAPTER_CONFIG_FILE)
         cache_dir = source.hub_kwargs.get("cache_dir")
         if not isinstance(try_to_load_from_cache(str(source.path), name, cache_dir, source.commit), str):
@@ -253,7 +267,7 @@ def open_base(adapter: Source, adapter_config: dict[str, Any], base: str | os.Pa
             is another repository, the revision in the adapter's config is not used.
 
     Raises:
-        OSError, ValueError: As `open_checkpoint`, with the adapter in the message.
+        OSError, ValueError: As in `open_checkpoint`; the message also names the adapter.
     """
     named = adapter_config.get("base_model_name_or_path")
     path = base or named
@@ -284,9 +298,9 @@ def check_family(source: Source, *, required: bool = True) -> None:
         required: Whether a source without config.json is refused too.
 
     Raises:
-        CheckpointError: If there is no config.json, or it is not JSON.
-        OSError: If it cannot be had.
-        ValueError: If it is of another family.
+        CheckpointError: If config.json is missing and `required`, or does not hold a JSON object.
+        OSError: If config.json cannot be downloaded or read.
+        ValueError: If config.json is that of another model family.
     """
     config = source.read_json(CONFIG_FILE)
     name = str(source.path)
@@ -338,12 +352,14 @@ def _what_it_is(source: Source) -> str:
     return "check the name, and that all files are there."
 
 
-def _is_offline(hub_kwargs: dict[str, Any]) -> bool:
-    return bool(hub_kwargs.get("local_files_only")) or is_offline_mode()
-
-
 def _resolve_from_cache(path: str, revision: str | None, hub_kwargs: dict[str, Any]) -> ResolvedRevision | None:
-    """Return the commit that the cache remembers for a revision, or None. A resolved revision is returned as it is."""
+    """Return a revision with the commit that the cache remembers for it, or None if the cache knows none.
+
+    A revision that was resolved for this repository before is returned as it is.
+
+    Raises:
+        OSError: If `path` cannot be the id of a repository.
+    """
     try:
         return HfApi().resolve_revision(
             path, revision=revision, cache_dir=hub_kwargs.get("cache_dir"), local_files_only=True
@@ -355,7 +371,7 @@ def _resolve_from_cache(path: str, revision: str | None, hub_kwargs: dict[str, A
 
 
 def _is_dataset(path: str, hub_kwargs: dict[str, Any]) -> bool:
-    """Return whether the Hub has a dataset of this id; False also if it does not answer."""
+    """Return whether the Hub has a dataset of this id; False if it does not answer or must not be asked."""
     if is_offline_mode():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Which files belong to one save of a model, and the replacement of an earlier save by a new one."""
+"""Functions that replace an earlier save of a model by a new one, so that none of its outdated files is loaded."""
 
 import os
 import re
@@ -22,8 +22,8 @@ _WEIGHT_FILES = [
 def outdated_files(written: Collection[str], present: Iterable[str]) -> list[str]:
     """Return the files of earlier saves that would be loaded in place of, or together with, the files just written.
 
-    These are weight files of the same variant as a written one, with their indices; and if a whole model was written,
-    the files of an adapter, because a loader opens the adapter instead of the model. Files in subfolders are kept.
+    These are weight files and indices of the same variant as a written weight file. If a whole model was written, they
+    are also the files of an adapter, which loaders would open instead of the model. Files in subfolders are kept.
 
     Args:
         written: Names of the files that were written.
@@ -57,9 +57,9 @@ def replaced_save(folder: str | os.PathLike[str]) -> Iterator[Path]:
         folder: Folder to save to; it is created if it does not exist.
 
     Raises:
-        ValueError: If `folder` is a file; or if a whole model was written and `folder` holds an adapter, which a
-            loader would open instead of the model. On the Hub the adapter would be deleted; on a disk it could not be
-            restored.
+        ValueError: If `folder` is a file; or if a whole model was written and `folder` holds an adapter, which loaders
+            would open instead of the model. An upload deletes such an adapter, because the Hub's history keeps it;
+            nothing could restore it on a disk.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

@@ -32,20 +32,21 @@ class UploadArguments(TypedDict, total=False):
 
 
 def check_upload_arguments(arguments: Mapping[str, object], *, uploads: bool) -> None:
-    """Raise unless the further keyword arguments of a `save_pretrained` are those of an upload, and there is one.
+    """Raise an error if a keyword argument of `save_pretrained` is unknown, or is for an upload that does not happen.
 
     Args:
-        arguments: The keyword arguments that `save_pretrained` itself does not declare.
+        arguments: The keyword arguments that `save_pretrained` does not declare itself: those of `UploadArguments`, or
+            mistakes of the caller.
         uploads: Whether `save_pretrained` uploads (`push_to_hub=True`).
 
     Raises:
-        TypeError: If an argument is unknown, is for an upload that does not take place, or is not of its type.
+        TypeError: If an argument is unknown, is for an upload and `uploads` is False, or `tags` is of the wrong type.
     """
     known = UploadArguments.__annotations__ if uploads else {}
     if unknown := sorted(arguments.keys() - known):
         raise TypeError(
             f"`save_pretrained` must receive arguments that it knows, got {unknown}: leave them out"
-            + ("." if uploads else "; repo_id and the like need push_to_hub=True.")
+            + ("." if uploads else "; repo_id and other arguments of an upload need push_to_hub=True.")
         )
     tags = arguments.get("tags") or []
     if not isinstance(tags, str) and not (isinstance(tags, Collection) and all(isinstance(tag, str) for tag in tags)):
@@ -55,16 +56,17 @@ def check_upload_arguments(arguments: Mapping[str, object], *, uploads: bool) ->
 class HubUploadMixin:
     """Add `push_to_hub` to a class with `save_pretrained`, which writes its files into a folder.
 
-    Its place among the base classes is before the library's class, whose `push_to_hub` it replaces.
+    List it before the library's class among the base classes, because it overrides that class's `push_to_hub`.
     """
 
     save_pretrained: Callable[..., Any]  # Any: each class declares its own arguments and result
-    # Return a model card. Each class has its own method, with the keyword arguments `repo_id` (full id of the
-    # repository), `has_processor` (whether the repository holds a processor after the upload), `loading` (arguments
-    # with which the files have to be loaded; None as a value leaves one out) and `token` (Hub token with which the
-    # card of the base model may be read).
+    # Method that returns a generated model card. Each class defines its own, with the argument `repo_id` (full id of
+    # the repository) and the keyword arguments `has_processor` (whether the repository holds a processor after the
+    # upload), `loading` (arguments with which the files have to be loaded; None as a value leaves one out) and `token`
+    # (Hub token with which the card of the base model may be read).
     _generated_card: Callable[..., ModelCard]
-    _card_belongs_to_others = False  # a processor leaves the card to the model, unless tags are to be added
+    # Whether uploads leave the card to another component. True for a processor: it writes a card only to add tags.
+    _card_belongs_to_others = False
 
     def push_to_hub(
         self,
@@ -84,8 +86,8 @@ class HubUploadMixin:
         Weight files of an earlier upload that the new files replace are deleted in the same commit: those of the same
         variant, and those of an adapter if a whole model is uploaded. All other files of the repository are kept.
 
-        A model card that was edited by hand is kept, and only metadata that it lacks is added. Otherwise the pipeline
-        and the model write one. The processor writes none, unless it receives `tags`.
+        A model card that was edited by hand is kept, and only metadata that it lacks is added. If there is no such
+        card, a pipeline or a model writes a generated one. A processor writes a card only if it receives `tags`.
 
         Args:
             repo_id: `name` or `organisation/name`; the repository is created if it does not exist.
@@ -103,7 +105,7 @@ class HubUploadMixin:
             The Hub's information about the commit, which as a string is the commit's URL.
 
         Raises:
-            TypeError: If an argument is unknown, or `repo_id` is no name.
+            TypeError: If an argument is unknown, or `repo_id` is not a string.
             ValueError: If `private` is True and the repository is public, or the Hub does not accept the metadata of
                 the model card.
             HfHubHTTPError: If the Hub refuses the upload. The repository then has the same files as before.
@@ -134,8 +136,10 @@ class HubUploadMixin:
     ) -> CommitInfo:
         """Upload files of a folder in one commit that also deletes the weight files which they replace.
 
+        The arguments, results and errors of an upload are described in `push_to_hub`.
+
         Args:
-            folder: Folder of the files. Its model card, if there is one, is used where the repository has none.
+            folder: Folder of the files. Its model card, if it has one, is used if the repository has none.
             names: Names of the files.
             arguments: Arguments of the upload; `repo_id` defaults to the folder's name.
             variant: Variant of the weights, which the code in the model card must name.
@@ -191,12 +195,12 @@ class HubUploadMixin:
             raise
 
     def _name_in_commits(self) -> str:
-        """Return the name in the default title of a commit, which is that of transformers."""
+        """Return the object's name for the default title of a commit; the title is the same as in transformers."""
         name = type(self).__name__
         return next((word.lower() for word in ("Model", "Processor") if word in name), name)
 
     def _publishable(self, path: Path) -> Path | bytes:
-        """Return what is uploaded of a file: the file itself, or other content for it."""
+        """Return the path of a file to upload it unchanged, or the bytes to upload in its place."""
         return path
 
 

@@ -1,7 +1,7 @@
-"""The special tokens of Janus checkpoints, and the tags: the names under which processor_config.json states some.
+"""The special tokens of Janus checkpoints, and the class `Tags` with those that processor_config.json may state.
 
-A tag is the text of a special token. The ids of these tokens differ between checkpoints, so they are always looked up
-in a tokenizer by their text.
+deepseek-ai/Janus calls the text of a special token a tag. The ids of these tokens differ between checkpoints, so a
+tokenizer always looks them up by their text.
 """
 
 from collections.abc import Mapping
@@ -22,19 +22,19 @@ _NAMES_IN_TOKENIZER = {"image_tag": "image_token", "image_start_tag": "boi_token
 
 @dataclass(frozen=True)
 class Tags:
-    """The tags of a checkpoint, by their keys in processor_config.json.
+    """The tags (texts of special tokens) of a checkpoint, by their keys in processor_config.json.
 
     The defaults are those of deepseek-ai/Janus, whose files leave out a tag that has its default.
 
     Args:
-        image_tag: Placeholder, which stands for one position of an image that the model understands.
+        image_tag: Placeholder token for one position of an image that the model understands.
         image_start_tag: Begin-of-image token.
         image_end_tag: End-of-image token.
         pad_tag: Padding token.
         image_gen_tag: Token that asks JanusFlow to generate an image; None in checkpoints that have none.
 
     Raises:
-        ValueError: If a tag is no text, or two of the first four are the same text.
+        ValueError: If a tag is empty or not a string, or two of the first four are equal.
     """
 
     image_tag: str = IMAGE_TOKEN
@@ -65,9 +65,12 @@ class Tags:
 
         Args:
             processor_config: Content of processor_config.json.
-            tokenizer: The checkpoint's tokenizer. transformers' own Janus states the tags in the tokenizer's files;
-                they then are its attributes `image_token`, `boi_token` and `eoi_token`. processor_config.json has
-                precedence over them.
+            tokenizer: The checkpoint's tokenizer. transformers' own Janus states three tags in the tokenizer's files,
+                which become the attributes `image_token`, `boi_token` and `eoi_token` of the tokenizer.
+                processor_config.json has precedence over them.
+
+        Raises:
+            ValueError: If the stated tags are not valid.
         """
         named = {tag: getattr(tokenizer, name, None) for tag, name in _NAMES_IN_TOKENIZER.items()}
         stated = {tag: token for tag, token in named.items() if token is not None}
@@ -75,11 +78,11 @@ class Tags:
         return cls(**stated)
 
     def added_in_order(self) -> tuple[str, ...]:
-        """Return the tags that loading adds to a tokenizer that lacks them, in the order in which they get their ids.
+        """Return the tags that are added to a tokenizer that lacks them, in the order in which they get their ids.
 
-        The order is that of JanusFlow's code in deepseek-ai/Janus. The weights of a checkpoint whose tokenizer lacks
-        several of these tokens were trained with the ids that result from it. Its code for Janus-Pro adds only
-        `image_tag`, which is the first.
+        The order is that of JanusFlow's code in deepseek-ai/Janus. If a checkpoint's tokenizer lacks several of these
+        tokens, its weights were trained with the ids that follow from this order. The code for Janus-Pro adds only
+        `image_tag`, which comes first.
         """
         order = (self.image_tag, self.image_gen_tag, self.image_start_tag, self.image_end_tag)
         return tuple(tag for tag in order if tag is not None)

@@ -1,4 +1,4 @@
-"""`SavingMixin`, the base class with which the models save themselves and upload what they saved."""
+"""`SavingMixin`, the base class that gives models the methods `save_pretrained` and `push_to_hub`."""
 
 import json
 import logging
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class SavingMixin(HubUploadMixin, LoadedWholeMixin):
-    """Base class of `JanusProPreTrainedModel`, which writes both file layouts and uploads models and adapters."""
+    """Base class of `JanusProPreTrainedModel` that saves models and adapters in both file layouts and uploads them."""
 
     config: JanusProConfig
     _weight_conversions: list[WeightTransform] | None  # set by loading; absent on a model built from a config
@@ -37,7 +37,8 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
 
     def __init__(self, config: JanusProConfig) -> None:
         super().__init__(config)
-        # The `save_pretrained` of a `PeftModel` calls nothing else of its base model before it writes the config.
+        # When a `PeftModel` is saved, `state_dict` is the only method of its base model that PEFT calls before it
+        # writes adapter_config.json, so the revision is stated there.
         self.register_state_dict_pre_hook(_state_revision_of_base)
 
     def save_pretrained(
@@ -58,9 +59,9 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
     ) -> None:
         """Write the weights (safetensors), `config.json` and `generation_config.json` to a folder.
 
-        If adapters are loaded, only the active adapter is written, in PEFT's format. Weight files of an earlier save
-        of the same variant are replaced, whatever their number; an error before all files are written leaves them as
-        they are.
+        If adapters are loaded, only the active adapter is written, in PEFT's format. All weight files of an earlier
+        save of the same variant are replaced. If an error is raised before all new files are written, the earlier
+        files stay as they are.
 
         Args:
             save_directory: Folder to write to.
@@ -68,11 +69,11 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
                 `PreTrainedModel.save_pretrained`.
             push_to_hub: Also upload the files that were written, with a model card.
             max_shard_size: Largest size of one weight file, in bytes or as a string such as "5GB"; None is "50GB".
-            variant: Name that is added to those of the weight files, such as "fp16" for `model.fp16.safetensors`.
+            variant: Word that is added to the names of the weight files, such as "fp16" for `model.fp16.safetensors`.
             layout: File layout. `"original"` (the default) can be read by this package and by deepseek-ai/Janus,
                 `"transformers"` by this package and by transformers' own Janus. Weights reload bit-equal from both. A
                 quantised model can be saved in the transformers layout only, which is then the default.
-            save_original_format: The same choice under transformers' name: True is `layout="original"`, False is
+            save_original_format: transformers' name for the same choice: True is `layout="original"`, False is
                 `layout="transformers"`.
             safe_serialization: Must be True, because weights are always written as safetensors.
             upload: Keyword arguments of `push_to_hub`, for `push_to_hub=True`; `repo_id` defaults to the folder's
@@ -80,9 +81,9 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
 
         Raises:
             ValueError: If the layout is unknown, contradicts `save_original_format` or cannot store this model; if
-                `state_dict` has names that the model does not have; if `safe_serialization` is False; if
-                `distributed_checkpoint` is to be uploaded; if `save_directory` is a file, or holds an adapter and a
-                whole model is saved; if the model is inside a `PeftModel`; or if an adapter is to be saved as a
+                `state_dict` has names that the model does not have; if `safe_serialization` is False; if both
+                `distributed_checkpoint` and `push_to_hub` are True; if `save_directory` is a file, or holds an adapter
+                and a whole model is saved; if the model is inside a `PeftModel`; or if an adapter is to be saved as a
                 variant or in several files. Nothing is written then.
             TypeError: If an argument is unknown, or is for the upload and `push_to_hub` is False.
         """
@@ -107,7 +108,9 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
         quantised = getattr(self, "hf_quantizer", None) is not None
         layout = layout or ("transformers" if quantised else "original")
         if layout not in ("original", "transformers"):
-            raise ValueError(f"layout must be 'original' or 'transformers', got {layout!r}.")
+            raise ValueError(
+                f"`layout` must be 'original' or 'transformers', got {layout!r}: choose one of them, or leave it out."
+            )
         if layout == "original" and quantised:
             raise ValueError(
                 "layout must be 'transformers' for a quantised model, got 'original', which has no names for its "
@@ -120,8 +123,9 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
         elif layout == "original" and self.config.tie_word_embeddings:
             state_dict = copy_tied_head(self.state_dict())
         if self.can_generate():
-            # When transformers reads a file with this mark, it drops fields that it does not know, such as this
-            # package's image_guidance_scale. GenerationConfig has no public way to clear the mark.
+            # transformers writes this flag into generation_config.json. When it reads a file in which the flag is
+            # True, it drops fields that it does not know, such as this package's image_guidance_scale.
+            # GenerationConfig has no public way to clear the flag.
             self.generation_config._from_model_config = False
 
         def write(folder: str | os.PathLike[str]) -> None:
@@ -142,7 +146,7 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
         loaded_with = getattr(self, "_weight_conversions", None)
         self._weight_conversions = all_conversions(self)
         try:
-            if distributed_checkpoint:  # all processes write into one folder, whose name they have to know
+            if distributed_checkpoint:  # all processes write into this folder, so it cannot be a temporary one
                 write(save_directory)
                 return
             with replaced_save(save_directory) as folder:
@@ -150,8 +154,8 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
                 names = os.listdir(folder)
                 if ADAPTER_CONFIG_NAME in names and SAFE_WEIGHTS_INDEX_NAME in names:
                     raise ValueError(
-                        "`max_shard_size` must not divide an adapter, of which PEFT opens one file only, got "
-                        f"{max_shard_size!r}: leave it out."
+                        "`max_shard_size` must not divide an adapter into files, of which PEFT reads only one, "
+                        f"got {max_shard_size!r}: leave it out."
                     )
         finally:
             self._weight_conversions = loaded_with
@@ -159,10 +163,10 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
             self._upload(save_directory, names, upload, variant=variant)
 
     def _check_adapters(self, variant: str | None) -> None:
-        """Raise ValueError if the model's adapters cannot be saved, or not as this variant."""
+        """Raise a ValueError if the model's adapters cannot be saved at all, or cannot be saved as this variant."""
         is_adapter = getattr(self, "_hf_peft_config_loaded", False)
         has_layers = any(name.endswith((".base_layer", ".original_module")) for name, _ in self.named_modules())
-        if has_layers and not is_adapter:  # the weights then have PEFT's names, which no loader of models knows
+        if has_layers and not is_adapter:  # then the weights have names of PEFT's, which no loader of models knows
             raise ValueError(
                 "The model to be saved must be without layers that get_peft_model put into it, got a model with them: "
                 "save the PeftModel instead, or merge_and_unload() it first."
@@ -183,7 +187,10 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
         return model_card(self, repo_id, contents=contents, loading=loading, token=token, online=True)
 
     def _publishable(self, path: Path) -> Path | bytes:
-        """Return the file, or for an adapter's config its content without a folder as the base model."""
+        """Return the path of a file, or for adapter_config.json its content with a base model that others can load.
+
+        If the base model was loaded from a folder, the content names it `./NAME`, and a warning is logged.
+        """
         if path.name != ADAPTER_CONFIG_NAME:
             return path
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -201,16 +208,16 @@ class SavingMixin(HubUploadMixin, LoadedWholeMixin):
 
 
 def _state_revision_of_base(model: SavingMixin, *others: object) -> None:
-    """Write the revision of the base model into the configs of its adapters that state none.
+    """Write the revision of the base model into the configs of those of its adapters that state no revision.
 
-    PEFT writes the id of the base model itself, but does not know its revision, and would open its main branch.
+    PEFT records the id of the base model but not its revision, so the adapter would be loaded on the main branch.
 
     Args:
         model: The base model, with or without adapters.
         others: Further arguments that torch passes to hooks.
     """
     for adapter_config in getattr(model, "peft_config", {}).values():
-        # PEFT names the base model of a second adapter only while it saves it.
+        # PEFT writes the name of the base model into the config of a second adapter only while it saves that adapter.
         is_base = adapter_config.base_model_name_or_path in (None, model.config.name_or_path)
         if is_base and model.loaded_revision:
             adapter_config.revision = adapter_config.revision or model.loaded_revision

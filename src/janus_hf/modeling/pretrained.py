@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class JanusProPreTrainedModel(SavingMixin):
-    """Base class of `JanusProModel` and `JanusProForConditionalGeneration`, which loads and saves checkpoints.
+    """Base class of `JanusProModel` and `JanusProForConditionalGeneration` that loads and saves checkpoints.
 
     It handles two file layouts: "original" (deepseek-ai/Janus) and "transformers" (transformers' own Janus). The class
     attributes with an underscore declare to transformers what the models support; transformers has no public names for
@@ -70,17 +70,17 @@ class JanusProPreTrainedModel(SavingMixin):
 
         A checkpoint may have the file layout of deepseek-ai/Janus (`.bin` or safetensors) or that of transformers' own
         Janus. Special token ids that its config lacks are read from its tokenizer. All files of a repository come from
-        one commit, which `loaded_commit` tells afterwards. The arguments are those of
-        `PreTrainedModel.from_pretrained`; the following have a meaning of their own:
+        one commit, whose hash the model's attribute `loaded_commit` states. The arguments are those of
+        `PreTrainedModel.from_pretrained`; the following differ from transformers or need explanation:
 
         Args:
             pretrained_model_name_or_path: Repository id or folder of a checkpoint, or of an adapter that names a
                 checkpoint as its base model.
             dtype: Dtype of the loaded model; by default ("auto") that of the checkpoint. Where `device_map` names a
-                GPU without bfloat16 (T4, V100, RTX 20), "auto" loads a checkpoint in half precision in float16, and
-                its image codec in float32; a warning says so.
-            device_map: As in transformers. If it names one GPU, a warning tells before loading if the weights and the
-                generation of an image need more memory than the GPU has free, and which settings need less.
+                GPU without bfloat16 (T4, V100, RTX 20), "auto" loads a half-precision checkpoint in float16 and its
+                image codec in float32, and a warning is logged.
+            device_map: As in transformers. If it names a single GPU that has too little free memory for the weights
+                and the generation of one image, a warning is logged before loading, with the settings that need less.
             revision, subfolder: Branch, tag or commit of the repository, and folder in it. For an adapter they are
                 those of the adapter; its base model is taken at the revision that adapter_config.json names.
             quantization_config: "int8" or "int4" for torchao's weight-only quantisation with the kernels of the device
@@ -95,8 +95,8 @@ class JanusProPreTrainedModel(SavingMixin):
             CheckpointError: If weights are missing, unexpected or of the wrong shape, a configuration file or a local
                 weight file or index is broken or missing, or the tokenizer's special tokens have ids beyond the
                 embedding table. Weights are never left at random values.
-            OSError: If the repository, that of the adapter's base model, or one of their files cannot be had. A file
-                counts as absent only if the Hub or the cache says so.
+            OSError: If the repository, that of the adapter's base model, or one of their files cannot be downloaded or
+                read. A file counts as absent only if the Hub or the cache says so.
             ValueError: If the checkpoint is of another model family; if the quantisation method cannot skip the
                 modules that must stay in full precision, or does not fit the device or the layers; or if
                 `ignore_mismatched_sizes=True`, `weights_only=False` or a dict of dtypes is given.
@@ -140,8 +140,8 @@ class JanusProPreTrainedModel(SavingMixin):
         register_conversions((config if isinstance(config, JanusProConfig) else cls.config_class).model_type)
 
         want_info = kwargs.pop("output_loading_info", False)
-        # With ignore_mismatched_sizes, weights of the wrong shape are reported in the info, and check_loaded names
-        # them in one error with everything else that is wrong.
+        # With ignore_mismatched_sizes, transformers lists weights of the wrong shape in `info` instead of raising an
+        # error, and check_loaded raises one error that names these and all other faulty weights.
         model, info = super().from_pretrained(
             source, *args, **kwargs, output_loading_info=True, ignore_mismatched_sizes=True
         )
@@ -154,7 +154,8 @@ class JanusProPreTrainedModel(SavingMixin):
         if checkpoint is not None:
             model.loaded_revision, model.loaded_commit = checkpoint.source.revision, checkpoint.source.commit
             model._fill_special_tokens(checkpoint.source)
-        # Any: a tuple if the caller asks for the loading info, which transformers' own annotation omits too.
+        # Any: it is a tuple if the caller asks for the loading info; transformers' annotation leaves this case out
+        # too.
         result: Any = (model, info) if want_info else model
         return result
 
@@ -168,7 +169,7 @@ class JanusProPreTrainedModel(SavingMixin):
             quantization: The caller's argument `quantization_config`.
 
         Returns:
-            The dtype of the image codec if it is another one than that of the model, otherwise None.
+            The dtype of the image codec if it differs from the dtype of the model, otherwise None.
         """
         devices = devices_of(kwargs.get("device_map"))
         lacking = [device for device in devices if not has_bfloat16(device)]
@@ -191,7 +192,8 @@ class JanusProPreTrainedModel(SavingMixin):
             dtype = getattr(torch, dtype, None)
         known = quantization in (None, "int8", "int4") and getattr(config, "quantization_config", None) is None
         if known and isinstance(dtype, torch.dtype):
-            with torch.device("meta"):  # sizes without memory; a copy, because models write into their config
+            # On the meta device the model takes no memory. It gets a copy of the config, because models change theirs.
+            with torch.device("meta"):
                 model = cls(copy.deepcopy(config))
             warn_if_too_large(model, config, kwargs.get("device_map"), dtype, quantization, codec_dtype)
         return codec_dtype
@@ -206,8 +208,8 @@ class JanusProPreTrainedModel(SavingMixin):
                 self.config.image_token_id = ids.get("image_token_id")
             for name in ("bos_token_id", "eos_token_id"):
                 # The original language_config does not state these ids, so they still have Llama's defaults.
-                # pad_token_id stays None, because the embedding row at padding_idx gets no gradient, and the
-                # unconditional prompt consists of padding tokens.
+                # pad_token_id stays None: otherwise the embedding of padding would get no gradient (`padding_idx`),
+                # but the unconditional prompt consists of padding tokens.
                 setattr(self.config.text_config, name, ids.get(name, getattr(self.config.text_config, name)))
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 if generation_config is not None and name in ids:
@@ -229,21 +231,23 @@ class JanusProPreTrainedModel(SavingMixin):
         adapter_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> "LoadStateDictInfo":
-        """Load an adapter beside those that are loaded, and make it the active one.
+        """Load an adapter in addition to those that are loaded, and make it the active one.
 
-        A warning tells if the adapter names another base model, or another revision of it, than this model was loaded
-        from. The arguments are those of `PreTrainedModel.load_adapter`; the following have a meaning of their own:
+        A warning is logged if the adapter was trained on another base model, or on another revision of it, than the
+        one that this model was loaded from. The arguments are those of `PreTrainedModel.load_adapter`; the following
+        differ from transformers or need explanation:
 
         Args:
             peft_model_id: Folder or repository id of the adapter in PEFT's format.
-            adapter_name: Name of the adapter in this model; "default" if none is given.
+            adapter_name: Name to give to the adapter in this model; None is "default".
             adapter_kwargs: Arguments that say where on the Hub the adapter is: `revision`, `token`, `subfolder`, ...
 
         Raises:
-            OSError: If the repository or one of its files cannot be had.
+            OSError: If the repository or one of its files cannot be downloaded or read.
             ValueError: If the folder or repository holds no adapter, or the name is in use.
+            ImportError: If peft is missing.
         """
-        import_module("peft")  # where it is missing, the error comes before anything is downloaded
+        import_module("peft")  # raises an ImportError before anything is downloaded
         if (
             peft_model_id is not None
             and kwargs.get("peft_config") is None
@@ -260,17 +264,17 @@ class JanusProPreTrainedModel(SavingMixin):
                     f"`peft_model_id` must be an adapter in PEFT's format, got {str(peft_model_id)!r}, which has no "
                     f"{ADAPTER_CONFIG_FILE}: name another folder or repository."
                 )
-            # transformers reads the .bin file where it does not get the other one, whatever the reason.
+            # If this download failed, transformers would read the .bin file instead, whatever the reason.
             adapter.download(ADAPTER_WEIGHTS_FILE)
-            if load_config is None:  # otherwise the base model has just been chosen by this adapter's config
+            if load_config is None:  # otherwise from_pretrained has just chosen the base model that the adapter names
                 self._check_base(adapter, adapter_config)
             adapter_kwargs = adapter.adapter_arguments
         return super().load_adapter(peft_model_id, adapter_name, *args, adapter_kwargs=adapter_kwargs, **kwargs)
 
     def _check_base(self, adapter: Source, adapter_config: dict[str, Any]) -> None:
-        """Warn if an adapter was trained on another base model or revision than this model.
+        """Log a warning if an adapter was trained on another base model or revision than this model.
 
-        Only repositories are compared: a folder may be a copy of any repository.
+        Nothing is logged if one of the two models is a folder, because a folder may be a copy of any repository.
         """
         base, own = adapter_config.get("base_model_name_or_path"), self.config.name_or_path
         if not (base and own) or os.path.exists(base) or os.path.exists(own) or self.loaded_commit is None:
@@ -284,7 +288,7 @@ class JanusProPreTrainedModel(SavingMixin):
                 if open_source(base, {**where, "revision": trained}).commit == self.loaded_commit:
                     return
             except OSError:
-                pass  # the revision is gone, so it is another one than that of this model
+                pass  # the revision cannot be opened, so it is not known to be that of this model
         logger.warning(
             f"The adapter {str(adapter.path)!r} was trained on {base!r} at revision {trained!r}, but this model is "
             f"{own!r} at revision {loaded!r}: unless both have the same weights, load the model that the adapter "
@@ -296,12 +300,16 @@ def _find_checkpoint(source: str | os.PathLike[str] | None, kwargs: dict[str, An
     """Find the files that `from_pretrained` is to load, and put the arguments that locate them into `kwargs`.
 
     Args:
-        source: Repository id or folder of a checkpoint or an adapter; that of the base model if `kwargs` names an
-            adapter, as those of transformers' `AutoModel` do; None if there are no files.
-        kwargs: The arguments of `from_pretrained`, which are changed.
+        source: Repository id or folder of a checkpoint or an adapter. If `kwargs` names an adapter, as transformers'
+            `AutoModel` does, it is that of the base model. None if the model is not loaded from files.
+        kwargs: The arguments of `from_pretrained`, which are changed in place.
 
     Returns:
-        The checkpoint; None if there are no files, or they are not those of a Janus-Pro repository (a GGUF file).
+        The checkpoint; None if the model is not loaded from files, or from a GGUF file.
+
+    Raises:
+        OSError, ValueError: See `open_checkpoint` and `open_given_adapter`.
+        ImportError: If the files are those of an adapter and peft is missing.
     """
     if source is None or kwargs.get("gguf_file"):
         return None
@@ -324,7 +332,7 @@ def _find_checkpoint(source: str | os.PathLike[str] | None, kwargs: dict[str, An
 
 
 def _check_files(checkpoint: Checkpoint, kwargs: dict[str, Any]) -> None:
-    """Raise an error if a file of the checkpoint is broken (in a folder) or cannot be had (on the Hub).
+    """Raise an error if a file of the checkpoint is broken (in a folder) or cannot be downloaded (from the Hub).
 
     Args:
         checkpoint: The checkpoint.
@@ -341,7 +349,7 @@ def _check_files(checkpoint: Checkpoint, kwargs: dict[str, Any]) -> None:
         )
         return
     if not source.is_offline:
-        # transformers goes on to the next of these files where it does not get one, whatever the reason.
+        # If a download failed, transformers would go on to the next of these names, whatever the reason.
         names = weight_file_names(kwargs.get("variant"), kwargs.get("use_safetensors"))
         next((name for name in names if source.download(name)), None)
 

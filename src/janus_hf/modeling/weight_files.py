@@ -1,6 +1,6 @@
-"""Checks that a checkpoint is loaded whole.
+"""Checks that a checkpoint is complete and is loaded completely.
 
-Its files must exist and must not be cut short, and no loader may leave weights at random values.
+Its files must exist and must not be truncated, and no loader may leave weights at random values.
 """
 
 import inspect
@@ -42,8 +42,8 @@ _WEIGHT_FILES = (
 def check_configurations(source: str | os.PathLike[str], *, has_config: bool, **hub_kwargs: Any) -> None:
     """Raise unless every configuration file of a checkpoint can be read.
 
-    transformers would load a default model in place of a missing config.json, and ignore a generation_config.json or
-    an adapter_config.json that is broken or whose download fails.
+    Without this check transformers would build a default model if config.json is missing, and ignore a
+    generation_config.json or adapter_config.json that is broken or whose download fails.
 
     Args:
         source: Repository id or folder of a checkpoint or of an adapter.
@@ -51,8 +51,9 @@ def check_configurations(source: str | os.PathLike[str], *, has_config: bool, **
         hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
 
     Raises:
-        CheckpointError: If config.json is missing, or one of the files is not JSON.
-        OSError: If a file exists and cannot be had; see `find_file`.
+        CheckpointError: If there is neither config.json nor adapter_config.json although `has_config` is False, or one
+            of the files is not JSON.
+        OSError: If a file exists and cannot be downloaded or read; see `find_file`.
     """
     names = (CONFIG_NAME, GENERATION_CONFIG_NAME, ADAPTER_CONFIG_NAME)
     paths = fetch_files(source, needed=[], optional=names, **hub_kwargs)
@@ -71,10 +72,10 @@ def check_local_files(
     variant: str | None = None,
     use_safetensors: bool | None = None,
 ) -> None:
-    """Raise a `CheckpointError` if a local checkpoint's index is unreadable, or a weight file is missing or cut short.
+    """Raise a `CheckpointError` if a local checkpoint's index is unreadable, or a weight file is missing or truncated.
 
-    Only the files that `from_pretrained` will load are opened, and only the table of contents of each is read.
-    Checkpoints on the Hub are checked by the download itself. The arguments are those of
+    Only the files that `from_pretrained` will load are opened, and only the table of contents of each is read. The
+    download of a checkpoint from the Hub checks its files itself. The arguments are those of
     `PreTrainedModel.from_pretrained`.
     """
     for name in weight_file_names(variant, use_safetensors):
@@ -121,7 +122,7 @@ def _indexed_files(path: str) -> list[str]:
 
 
 def _check_table_of_contents(path: str) -> None:
-    """Raise a `CheckpointError` if the weight file at `path` is empty, cut short or of another format."""
+    """Raise a `CheckpointError` if the weight file at `path` is empty, truncated or of another format."""
     try:
         if path.endswith(".safetensors"):
             with safe_open(path, framework="pt"):
@@ -140,7 +141,10 @@ def _check_table_of_contents(path: str) -> None:
 
 
 class LoadedWholeMixin(TypedModel):
-    """Base class of this package's models, into which every loader loads checkpoints whole or not at all."""
+    """Base class of this package's models that keeps loaders from silently leaving weights at random values.
+
+    The loaders are those of transformers and accelerate, and `load_state_dict` of torch.
+    """
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config)
@@ -152,9 +156,9 @@ class LoadedWholeMixin(TypedModel):
         """Return the weights by name, as `torch.nn.Module.state_dict` does.
 
         Raises:
-            CheckpointError: If accelerate's `load_checkpoint_in_model` calls this method to load a checkpoint that it
-                cannot load, because it is in the original layout and there is a `device_map`, or has no weight of this
-                model: weights would stay at random values.
+            CheckpointError: If accelerate's `load_checkpoint_in_model` is about to load a checkpoint whose weights
+                have names that it would skip (see `_refuse_names_that_accelerate_skips`), so that weights of the model
+                would stay at random values.
         """
         _refuse_names_that_accelerate_skips(self)
         return super().state_dict(*args, **kwargs)
@@ -190,12 +194,12 @@ def _refuse_weights_of_others(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """Add an error if no weight in `state_dict` has a name of `model`.
+    """Add a message to `error_msgs` if no weight in `state_dict` has a name of `model`.
 
     This is a hook of `load_state_dict`, after which torch raises a RuntimeError with the messages in `error_msgs`.
-    Loaders that read a checkpoint file by file pass `strict=False` and ignore which names are missing, so that a part
-    of a model, such as its codec, would stay at random values where they are given the checkpoint of the whole model.
-    Whether single weights are missing cannot be judged here: the state may be that of one shard.
+    Loaders that read a checkpoint file by file pass `strict=False` and ignore which names are missing. If they loaded
+    the checkpoint of a whole model into a part of it, such as the codec, the part would stay at random values. This
+    hook cannot check for single missing weights, because `state_dict` may hold only one shard.
     """
     if prefix or not state_dict:
         return
@@ -204,13 +208,13 @@ def _refuse_weights_of_others(
 
 
 def _names_of(model: PreTrainedModel) -> set[str]:
-    """Return the names of all weights of a model, of tied weights all names."""
+    """Return the names of all parameters and buffers of a model, with every name of a tied weight."""
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers())
     return {name for name, _ in named}
 
 
 def _nothing_to_load(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> str:
-    """Return the message about weights of which none is one of `model`."""
+    """Return the error message for weights none of which has a name of `model`."""
     return (
         f"The weights must have names of {type(model).__name__}, got {len(weights)} other names such as "
         f"{next(iter(weights), None)!r}: nothing would be loaded. Load the model that the weights are of, and take "
@@ -219,24 +223,24 @@ def _nothing_to_load(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]
 
 
 def _refuse_names_that_accelerate_skips(model: PreTrainedModel) -> None:
-    """Raise a `CheckpointError` if accelerate is about to load a checkpoint whose names are not those of `model`.
+    """Raise a `CheckpointError` if accelerate is about to load a checkpoint whose weights have names `model` lacks.
 
-    These are the names of the original layout (deepseek-ai/Janus), and those of a model with or without the text head
-    if `model` is the other one.
+    Such checkpoints are those in the original layout (deepseek-ai/Janus), those of a model with the text head if
+    `model` has none, and the reverse.
 
     With a `device_map`, accelerate's `load_checkpoint_in_model` and `load_checkpoint_and_dispatch` look for each name
     of the file in `model.state_dict()` and skip names that are not there, which leaves the weights at random values.
-    They call no method of the model that receives the weights, and accelerate has no hook for loading. `state_dict` is
-    the only method that they call on every model, so it calls this function, which reads the arguments of accelerate's
-    public function from the call stack. Without a `device_map` accelerate calls `load_state_dict`, which accepts
-    original names, but together with the weights that the model has already, so that only here can be told whether the
+    They pass the weights to no method of the model, and accelerate has no hook for loading. `state_dict` is the only
+    method that they call on every model, so it calls this function, which reads the arguments of accelerate's public
+    function from the call stack. Without a `device_map` accelerate calls `load_state_dict`, which accepts original
+    names. But it passes the weights that the model already has too, so only this function can find out whether the
     checkpoint has any weight of the model.
     """
-    # One variable for all frames: a frame that is kept in a variable of its own would keep the model in memory.
+    # One variable for all frames, because a variable that still refers to a frame keeps the model in memory.
     frame = inspect.currentframe()
     frame = frame and frame.f_back  # `state_dict`
     frame = frame and frame.f_back  # its caller
-    # The `state_dict` of a model calls that of its parts, for which there is nothing to check.
+    # `state_dict` of a model calls `state_dict` of its parts. Only the outermost call is checked.
     stops = (load_checkpoint_in_model.__code__, LoadedWholeMixin.state_dict.__code__)
     while frame is not None and frame.f_code not in stops:
         frame = frame.f_back
@@ -251,7 +255,7 @@ def _refuse_names_that_accelerate_skips(model: PreTrainedModel) -> None:
             raise CheckpointError(_nothing_to_load(model, renamed))
     elif renamed.keys() - names:
         raise CheckpointError(
-            f"With a device_map, accelerate loads a checkpoint only if its weights have the names of those of "
+            f"With a device_map, accelerate loads a checkpoint only if its weights have the names of the weights of "
             f"{type(model).__name__}, got {str(arguments['checkpoint'])!r} with other names, which it would skip: "
             f"call {type(model).__name__}.from_pretrained(folder, device_map=...), which reads every layout, or save "
             "with save_pretrained(folder, layout='transformers').",
@@ -260,9 +264,9 @@ def _refuse_names_that_accelerate_skips(model: PreTrainedModel) -> None:
 
 
 def _names_that_accelerate_reads(checkpoint: Path) -> set[str]:
-    """Return the names of the weights in a file, in an index, or in the file or index of a folder.
+    """Return the names of the weights in a checkpoint: a weight file, an index, or a folder that holds one of the two.
 
-    accelerate has found the file already, so it exists. In a folder it looks for files in this order.
+    accelerate has found the checkpoint already, so it exists. A folder is searched in the order of accelerate.
     """
     if checkpoint.is_dir():
         whole = [checkpoint / name for name in ("pytorch_model.bin", "model.safetensors")]

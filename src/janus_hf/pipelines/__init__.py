@@ -6,13 +6,15 @@ Importing this package registers the pipeline with diffusers.
 import logging
 
 
-def _is_about_weights(record: logging.LogRecord) -> bool:
+def _is_wanted(record: logging.LogRecord) -> bool:
+    """Return whether a log message is to be shown: all but the one about a torchao that diffusers cannot import."""
     return not record.getMessage().startswith("Unable to import `torchao`")
 
 
-# With a new torchao, importing diffusers warns that it cannot read weights which torchao quantised. transformers reads
-# those of this package's model. diffusers has no public way to leave its quantizers out.
-logging.getLogger("diffusers.quantizers.torchao.torchao_quantizer").addFilter(_is_about_weights)
+# If torchao is too new for diffusers, importing diffusers logs that it cannot read weights that torchao quantised. The
+# warning is wrong here, because transformers reads the weights of this package's model. diffusers has no public way to
+# leave its quantizers out.
+logging.getLogger("diffusers.quantizers.torchao.torchao_quantizer").addFilter(_is_wanted)
 
 from ..modeling import JanusProForConditionalGeneration  # noqa: E402
 from ..processing import JanusProProcessor  # noqa: E402

@@ -18,12 +18,13 @@ from ..processing.batching import check_texts
 OutputType = Literal["pil", "np", "pt", "latent"]
 # Names of the tensors that `callback_on_step_end` can receive.
 CALLBACK_TENSORS = ("image_ids",)
-# Called as `callback(pipe, step, step, tensors)`; it may return tensors that replace those of the same name.
+# A callback is called as `callback(pipe, step, step, tensors)`. If it returns a dict, tensors in it replace those of
+# the same name; None changes nothing.
 StepEndCallback = Callable[[Any, int, int, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
 
 
 class CallArguments(SamplingArguments, total=False):
-    """Keyword arguments of `JanusProPipeline.__call__` that do not decide the type of its result; see there."""
+    """Keyword arguments of `JanusProPipeline.__call__`, which describes them, that do not decide the result's type."""
 
     height: int | None
     width: int | None
@@ -48,7 +49,7 @@ def check_call_arguments(
     callback_on_step_end: StepEndCallback | None,
     callback_on_step_end_tensor_inputs: Sequence[str],
 ) -> tuple[list[str], list[str] | None]:
-    """Check arguments of `JanusProPipeline.__call__` and repeat the prompts, so that there is one per image.
+    """Check arguments of `JanusProPipeline.__call__` and return the prompts, repeated so that there is one per image.
 
     Only the arguments that the pipeline uses itself are checked here. The model's `generate_images` checks the others.
 
@@ -135,7 +136,7 @@ def check_adapter_source(source: Any, adapter_name: Any, hub_kwargs: Mapping[str
 
     Raises:
         TypeError: If an argument is of the wrong type or unknown.
-        ValueError: If the source is a file, or the name is empty or has a dot in it.
+        ValueError: If the source is a file or empty, or the adapter's name is empty or contains a dot.
     """
     meaning = "a folder or Hub repository with adapter_config.json"
     path = check_path(source, "pretrained_model_name_or_path", meaning)
@@ -157,10 +158,10 @@ def check_adapter_source(source: Any, adapter_name: Any, hub_kwargs: Mapping[str
 
 
 def check_scale(value: Any, name: str) -> float:
-    """Return the factor of an adapter as a float; None is 1.
+    """Return the scale of an adapter, the caller's argument `name`, as a float; None is 1.
 
     Raises:
-        TypeError: If the argument `value` of this name is no number.
+        TypeError: If `value` is not a number.
         ValueError: If it is not finite.
     """
     advice = "give one number for all adapters, or a list with one for each"
@@ -171,11 +172,11 @@ def check_scale(value: Any, name: str) -> float:
 
 
 def check_scales(adapter_weights: Any, num_adapters: int) -> list[float]:
-    """Return one factor per adapter: the argument `adapter_weights` of `set_adapters`, or 1 where it is None.
+    """Return one scale per adapter from the argument `adapter_weights` of `set_adapters`; None, also in a list, is 1.
 
     Raises:
-        TypeError: If a weight is no number.
-        ValueError: If a weight is not finite, or the number of weights is not that of the adapters.
+        TypeError: If a weight is not a number.
+        ValueError: If a weight is not finite, or the number of weights is not the number of adapters.
     """
     given = adapter_weights if isinstance(adapter_weights, (list, tuple)) else [adapter_weights] * num_adapters
     if len(given) != num_adapters:
@@ -187,14 +188,17 @@ def check_scales(adapter_weights: Any, num_adapters: int) -> list[float]:
 
 
 def newest_tokens(changed: Any) -> torch.Tensor | None:
-    """Return the newest image tokens `(B,)` that the caller's `callback_on_step_end` has returned; None keeps those.
+    """Return the newest image tokens from the result of the caller's `callback_on_step_end`.
 
     Args:
-        changed: What the callback has returned.
+        changed: The callback's result: None, or a dict that may hold `image_ids` `(B, step + 1)`.
+
+    Returns:
+        The last column `(B,)` of `image_ids`, or None if the callback changed nothing.
 
     Raises:
-        TypeError: If it is neither None nor a dict, or its tokens are no integers.
-        ValueError: If it has tensors of other names, or its tokens are no tensor `(B, step + 1)`.
+        TypeError: If the result is neither None nor a dict, or its tokens are not integers.
+        ValueError: If the dict has tensors of other names, or its tokens are not a tensor `(B, step + 1)`.
     """
     if changed is None:
         return None
@@ -223,7 +227,7 @@ def newest_tokens(changed: Any) -> torch.Tensor | None:
 
 
 def model_dtype(dtypes: dict[str, torch.dtype | str]) -> torch.dtype | str:
-    """Return the dtype that diffusers' dict of dtypes gives to the model.
+    """Return the dtype of the model from a diffusers dict that maps components (or "default") to dtypes.
 
     Raises:
         ValueError: If the dict names a component that the pipeline does not have.

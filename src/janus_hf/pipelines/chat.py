@@ -8,7 +8,7 @@ from ..arguments import check_flag, describe
 from ..processing.batching import check_texts
 from ..processing.pictures import flatten_images
 from ..processing.prompts import check_conversation
-from .offloading import bring_in
+from .offloading import move_to_device
 
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..processing.pictures import ImageSource
 
 
-# Arguments of `generate` that have no effect on the most likely tokens; transformers would only warn.
+# Arguments of `generate` that only sampling uses. Without sampling transformers ignores them with a warning.
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
@@ -69,8 +69,8 @@ class ChatPipelineMixin:
     ) -> str | list[str]:
         """Answer a question about one or several images, or a list of questions about the same images.
 
-        A list of questions is answered as one batch. Each answer is the same as if its question were asked alone. The
-        images are encoded only once, and the model processes the prefix that all prompts share only once.
+        A list of questions is answered as one batch; each answer is the same as if its question were asked alone. The
+        images, and the prefix that all prompts share, are processed only once.
 
         Args:
             image: PIL image, path, URL or array; a list of them; or a 4-D array or tensor of images.
@@ -125,9 +125,9 @@ class ChatPipelineMixin:
                 list of text and image parts.
             max_new_tokens: Upper bound on the number of tokens of the answer. The answer also ends where the model's
                 context is full.
-            do_sample: Whether to sample the answer. The default takes the most likely token at every step, as the demo
-                of deepseek-ai/Janus does; `temperature` and the like are refused then.
-            streamer: A transformers streamer, which shows the answer while it is generated.
+            do_sample: Whether to sample the answer. False takes the most likely token at every step, as the demo of
+                deepseek-ai/Janus does, and refuses arguments that only sampling uses, such as `temperature`.
+            streamer: A transformers streamer, which receives the tokens of the answer while it is generated.
             system_prompt: "default" uses the processor's system prompt; None or "" uses none.
             generate_kwargs: Further arguments of `model.generate`.
 
@@ -154,7 +154,12 @@ class ChatPipelineMixin:
     ) -> list[str]:
         """Answer a batch of conversations about the same images; return one answer per conversation.
 
-        If the model is offloaded, it is moved to its device and back. `kwargs` are arguments of `answering.answer`.
+        An offloaded model is moved to its device first and back afterwards. `kwargs` are arguments of
+        `answering.answer`.
+
+        Raises:
+            TypeError: If `do_sample` or `streamer` is of the wrong type.
+            ValueError: If `do_sample` is False and an argument is given that only sampling uses.
         """
         sample = check_flag(do_sample, "do_sample")
         if not sample and (idle := [name for name in _SAMPLING if kwargs.get(name) is not None]):
@@ -170,7 +175,7 @@ class ChatPipelineMixin:
             )
         if not conversations:
             return []
-        device = bring_in(self)
+        device = move_to_device(self)
         answers = answer(
             self.model,
             self.processor,

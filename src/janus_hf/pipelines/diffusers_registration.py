@@ -6,12 +6,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
 def register_pipeline(pipeline_class: type[DiffusionPipeline], components: tuple[type, ...]) -> None:
-    """Let `DiffusionPipeline.from_pretrained` load our pipelines.
+    """Let `DiffusionPipeline.from_pretrained` load this package's pipelines.
 
     diffusers has no function for this. It looks up the class of a pipeline as an attribute of the module `diffusers`,
     and the methods that load and save a component in the dictionary `LOADABLE_CLASSES`. A second call has no further
-    effect. `AutoPipelineForText2Image` refuses our pipelines by name: the module with its table imports every pipeline
-    of diffusers, which takes seconds and prints warnings.
+    effect. `AutoPipelineForText2Image` still refuses these pipelines with an error that names them: to add them to its
+    table, all pipelines of diffusers would have to be imported, which takes seconds and prints warnings.
 
     Args:
         pipeline_class: Class of the pipeline, under whose name `model_index.json` records it.

@@ -11,7 +11,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from ..arguments import check_choice
 from ..generation.generation_arguments import check_integer_tensor
 from ..processing.pictures import ImageBatch, ImageSource
-from .offloading import bring_in
+from .offloading import move_to_device
 
 
 if TYPE_CHECKING:
@@ -38,9 +38,14 @@ class ImageTokensMixin(DiffusionPipeline):
     def decode(self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"]) -> ImageBatch: ...
 
     def decode(self, image_ids: torch.Tensor, output_type: Literal["pil", "np", "pt"] = "pil") -> ImageBatch:
-        """Decode image tokens `(N, P)` to `N` images.
+        """Decode image tokens to images.
 
-        The form of the result is that of `JanusProPipelineOutput.images` for the same `output_type`.
+        Args:
+            image_ids: `(N, P)` integers: the `P` image tokens of each of `N` images.
+            output_type: "pil", "np" or "pt".
+
+        Returns:
+            The `N` images in the form that `JanusProPipelineOutput.images` has for the same `output_type`.
 
         Raises:
             TypeError: If `image_ids` is no tensor of integers.
@@ -48,7 +53,7 @@ class ImageTokensMixin(DiffusionPipeline):
         """
         check_choice(output_type, "output_type", ("pil", "np", "pt"))
         check_integer_tensor(image_ids, "image_ids", "(N, P)")
-        device = bring_in(self)
+        device = move_to_device(self)
         pixel_values = self.model.decode_image_ids(image_ids.to(device))
         return self.processor.post_process_images(pixel_values, output_type=output_type)
 
@@ -64,7 +69,7 @@ class ImageTokensMixin(DiffusionPipeline):
             TypeError: If an item cannot be an image.
             ValueError: If there is no image, or an image cannot be read.
         """
-        device = bring_in(self)
+        device = move_to_device(self)
         pixel_values = self.processor.image_processor(images, mode="generation", return_tensors="pt").pixel_values
         return self.model.encode_image_ids(pixel_values.to(device))
 

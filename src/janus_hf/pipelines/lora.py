@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 class LoraPipelineMixin(LoraBaseMixin):
     """Add the methods for LoRA adapters to a pipeline that has the component `model`. They need the package `peft`.
 
-    The base class is `LoraBaseMixin` because diffusers recognises pipelines that can load LoRA adapters by it. The
-    methods of `LoraBaseMixin` are overridden. Tried with diffusers 0.42, they handle an adapter of low-rank products
-    exactly. But for an adapter that trains modules completely (`modules_to_save`), as this package's own recipes do,
+    `LoraBaseMixin` is a base class because diffusers recognises by it which pipelines can load LoRA adapters. Its
+    methods are overridden. With diffusers 0.42 they handle adapters that consist of low-rank products correctly. But
+    this package's recipes also train adapters with complete copies of modules (`modules_to_save`), and with these
     `disable_lora` and `unload_lora_weights` of `LoraBaseMixin` do not restore the base model.
     """
 
@@ -45,8 +45,8 @@ class LoraPipelineMixin(LoraBaseMixin):
     ) -> None:
         """Load a LoRA adapter and make it the only active one.
 
-        After any error the model is the same as before the call. A warning tells if the adapter was trained on another
-        repository, or another revision of it, than the model was loaded from.
+        After any error the model is the same as before the call. A warning is logged if the adapter was trained on
+        another repository, or another revision of it, than the one that the model was loaded from.
 
         Args:
             pretrained_model_name_or_path: Folder or Hub repository of the adapter in PEFT's format.
@@ -57,7 +57,8 @@ class LoraPipelineMixin(LoraBaseMixin):
 
         Raises:
             CheckpointError: If the adapter's weights do not fit the model.
-            OSError: If the repository or one of its files cannot be had. The message says why and what to do.
+            OSError: If the repository or one of its files cannot be downloaded or read. The message says why and what
+                to do.
             TypeError: If an argument is of the wrong type or unknown.
             ValueError: If `adapter_name` is in use or contains a dot, the adapter is not a LoRA adapter, or adapters
                 are fused into the weights (`fuse_lora`).
@@ -74,7 +75,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         try:
             self._load(pretrained_model_name_or_path, name, kwargs)
         except BaseException:
-            self._forget(name, then_use=active)
+            self._remove(name, then_use=active)
             raise
         activate(self.model, [name])
         set_enabled(self.model, True)
@@ -82,7 +83,7 @@ class LoraPipelineMixin(LoraBaseMixin):
     def _load(self, source: str | os.PathLike[str], name: str, hub_kwargs: dict[str, Any]) -> None:
         """Load an adapter into the model and check that the file holds exactly the weights that the adapter needs.
 
-        After an error, the part of the adapter that was loaded stays in the model; `_forget` removes it.
+        After an error, the part of the adapter that was loaded stays in the model; `_remove` removes it.
 
         Args:
             source: Folder or Hub repository of the adapter.
@@ -96,8 +97,9 @@ class LoraPipelineMixin(LoraBaseMixin):
         """
         doubt = f"The adapter {str(source)!r} does not fit this model, so it was not loaded"
         try:
-            with _without_false_alarms():
-                # The returned info lists weights of wrong shape; below, one error names them and all other mistakes.
+            with _without_false_warnings():
+                # With ignore_mismatched_sizes, `info` lists weights of the wrong shape instead of an error that names
+                # only them. One error below names these and all other faulty weights.
                 info = self.model.load_adapter(
                     source, adapter_name=name, adapter_kwargs=hub_kwargs, ignore_mismatched_sizes=True
                 )
@@ -109,7 +111,8 @@ class LoraPipelineMixin(LoraBaseMixin):
                 f"`pretrained_model_name_or_path` must be a LoRA adapter, got {str(source)!r}, an adapter of kind "
                 f"{kind}; pipelines take LoRA adapters only: train one with a LoraConfig."
             )
-        # transformers also lists parameters of other adapters, and every parameter whose name contains the adapter's.
+        # transformers also lists parameters of other adapters as missing, and all whose names contain the adapter's
+        # name.
         own = re.compile(rf"\.(lora_\w+|modules_to_save)\.{re.escape(name)}(\.|$)")
         missing = {key for key in info.missing_keys if own.search(key)}
         if missing or info.unexpected_keys or info.mismatched_keys:
@@ -120,7 +123,7 @@ class LoraPipelineMixin(LoraBaseMixin):
                 mismatched=info.mismatched_keys,
             )
 
-    def _forget(self, name: str, *, then_use: Sequence[str]) -> None:
+    def _remove(self, name: str, *, then_use: Sequence[str]) -> None:
         """Remove the adapter `name`, even if only a part of it was loaded, and make the adapters `then_use` active."""
         if name in self._adapter_names():
             if then_use:  # PEFT cannot delete a trained copy of a module while several other adapters are active
@@ -158,15 +161,15 @@ class LoraPipelineMixin(LoraBaseMixin):
     ) -> None:
         """Make these adapters the active ones; the model adds their low-rank products, each scaled by a weight.
 
-        A module that an adapter trained completely (`modules_to_save`) cannot be scaled, nor added to that of another
-        adapter.
+        If an adapter has a trained copy of a whole module (`modules_to_save`), the copy replaces the module. It cannot
+        be scaled, nor combined with another adapter's copy of the same module.
 
         Args:
             adapter_names: One name of a loaded adapter, or several.
             adapter_weights: One weight for all adapters, or one per adapter; None is 1.
 
         Raises:
-            TypeError: If a name is no string or a weight no number.
+            TypeError: If a name is not a string, or a weight is not a number.
             ValueError: If no adapter of a name is loaded, a weight is not finite, the number of weights is not the
                 number of names, two of the adapters have a trained copy of the same module, or adapters are fused into
                 the weights.
@@ -206,7 +209,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         self._refuse_if_fused()
         for name in self._check_loaded(adapter_names):
             others = [other for other in self._adapter_names() if other != name]
-            self._forget(name, then_use=[a for a in self.get_active_adapters() if a != name] or others[:1])
+            self._remove(name, then_use=[a for a in self.get_active_adapters() if a != name] or others[:1])
 
     def fuse_lora(
         self, adapter_names: str | Sequence[str] | None = None, lora_scale: float = 1.0, safe_fusing: bool = False
@@ -218,7 +221,7 @@ class LoraPipelineMixin(LoraBaseMixin):
 
         Args:
             adapter_names: Names of the adapters to fuse, which become the active ones; by default all active adapters.
-            lora_scale: Factor of the products, in addition to the weights that `set_adapters` gave the adapters.
+            lora_scale: Factor by which the products are multiplied, in addition to the weights of `set_adapters`.
             safe_fusing: Whether to raise an error and fuse nothing if a weight would become NaN or infinite.
 
         Raises:
@@ -253,8 +256,8 @@ class LoraPipelineMixin(LoraBaseMixin):
     def unload_lora_weights(self) -> None:
         """Remove all adapters from the model.
 
-        What `fuse_lora` has added to the weights stays in them. If no adapter is fused, the model is then exactly the
-        base model.
+        Products that `fuse_lora` has added to the weights stay in them. If no adapter was fused, the model is exactly
+        the base model afterwards.
         """
         remove_adapter_layers(self.model)
         if self._adapter_names():
@@ -284,7 +287,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         check_path(save_directory, "save_directory", "a folder to write to")
         if len(active := self.get_active_adapters()) != 1:
             raise ValueError(
-                f"Exactly one adapter must be active to be saved, active are {active}. Choose it with set_adapters."
+                f"Exactly one adapter must be active to be saved, got {active}: choose it with set_adapters."
             )
         self.model.save_pretrained(save_directory, push_to_hub=push_to_hub, **upload)
 
@@ -292,7 +295,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         """Return one or several adapter names as a list.
 
         Raises:
-            TypeError: If a name is no string.
+            TypeError: If a name is not a string.
             ValueError: If there is no name, or no adapter of a name is loaded.
         """
         is_list = isinstance(adapter_names, (list, tuple, set))
@@ -314,7 +317,7 @@ class LoraPipelineMixin(LoraBaseMixin):
         return names
 
     def _refuse_if_fused(self) -> None:
-        """Raise ValueError if adapters are fused into the model's weights (`fuse_lora`)."""
+        """Raise a ValueError if adapters are fused into the model's weights (`fuse_lora`)."""
         if fused := fused_adapters(self.model):
             raise ValueError(
                 f"Adapters {fused} are fused into the weights: take them out with unfuse_lora() first, or keep them "
@@ -323,12 +326,12 @@ class LoraPipelineMixin(LoraBaseMixin):
 
 
 @contextmanager
-def _without_false_alarms() -> Iterator[None]:
+def _without_false_warnings() -> Iterator[None]:
     """Silence two false warnings of PEFT and transformers while an adapter is loaded inside the `with` block.
 
-    PEFT warns when an adapter is loaded beside another one. transformers reports the weights of the base model and of
-    other adapters as missing from the adapter's file. No real error is lost: `LoraPipelineMixin` itself raises an
-    error if weights are missing.
+    PEFT warns when a second adapter is loaded. transformers reports the weights of the base model and of other
+    adapters as missing from the adapter's file. `LoraPipelineMixin` itself raises an error if weights of the adapter
+    are missing.
     """
 
     def is_no_report(record: logging.LogRecord) -> bool:

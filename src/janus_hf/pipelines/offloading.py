@@ -11,13 +11,13 @@ from ..generation.devices import has_bfloat16
 logger = logging.get_logger(__name__)
 
 
-def bring_in(pipe: DiffusionPipeline) -> torch.device:
-    """Return the device that the pipeline's model runs on, after moving the model there if it is offloaded.
+def move_to_device(pipe: DiffusionPipeline) -> torch.device:
+    """Move an offloaded model to the device that it runs on, and return this device.
 
-    The model's inputs must be moved to this device too. After `enable_model_cpu_offload`, the model is on the CPU
-    between uses, and a hook moves it only when `model.forward` is called. The pipeline methods that generate, encode
-    and decode images call other methods of the model, so they call this function first. Without offloading, nothing is
-    moved. A warning tells, once, if the model is in bfloat16 and the device has none.
+    The caller must move the model's inputs to the device too. After `enable_model_cpu_offload`, the model is on the
+    CPU between uses, and a hook moves it only when `model.forward` is called. The pipeline's methods call other
+    methods of the model, so they call this function first. Without offloading, nothing is moved. If the model is in
+    bfloat16 and the device has no bfloat16 units, a warning is logged once.
     """
     # accelerate has no public way from a module to its hook: `UserCpuOffloadHook` can only offload and remove.
     hook = getattr(pipe.model, "_hf_hook", None)
@@ -33,4 +33,4 @@ def bring_in(pipe: DiffusionPipeline) -> torch.device:
     return device
 
 
-__all__ = ["bring_in"]
+__all__ = ["move_to_device"]

@@ -36,7 +36,7 @@ from .call_arguments import (
 from .chat import ChatPipelineMixin
 from .image_tokens import ImageTokensMixin
 from .lora import LoraPipelineMixin
-from .offloading import bring_in
+from .offloading import move_to_device
 from .pipeline_files import PipelineFilesMixin
 from .pipeline_output import JanusProPipelineOutput, join_images
 from .progress import ProgressBarMixin, step_callback
@@ -222,13 +222,14 @@ class JanusProPipeline(
             callback_on_step_end=callback_on_step_end,
             callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
-        device = bring_in(self)
+        device = move_to_device(self)
         codec, num_tokens = self.model.model.vqmodel, self.model.config.vq_config.num_image_tokens
         num_steps = num_tokens - (0 if image_ids is None else image_ids.shape[1])
         with self.progress_bar(total=num_steps * len(prompts)) as progress:
 
             def generate(part: slice) -> tuple[torch.Tensor, Any]:
-                progress.update(num_steps * part.start - progress.n)  # back, if a larger batch ran out of memory
+                # If a larger batch ran out of memory, the bar returns to where that batch began.
+                progress.update(num_steps * part.start - progress.n)
                 inputs = self.processor.prepare_image_generation(
                     prompts[part], None if negatives is None else negatives[part]
                 ).to(device)
@@ -280,15 +281,16 @@ class JanusProPipeline(
         See `JanusProForConditionalGeneration.compile_generation`.
 
         Args:
-            batch_sizes: Values of `batch_size` that you will generate with; the step is compiled for them now, and for
-                any other number of images when it first occurs.
-            speculative_window: Value of `speculative_window` that you will generate with.
+            batch_sizes: Values of `batch_size` with which images will be generated. The step is compiled or captured
+                for them now, and for any other number of images when it first occurs.
+            speculative_window: Value of `speculative_window` with which images will be generated.
             mode: "graph" captures the step in a CUDA graph, without a compiler. Other values are `mode` of
                 `torch.compile`; None uses this package's choice.
-            max_graphs: Number of sizes for which `mode="graph"` keeps graph and cache; None is 4.
+            max_graphs: Number of graphs, one per size of a batch, that `mode="graph"` keeps with their caches; None is
+                4.
 
         Returns:
-            Whether the step is compiled or captured now. If not, a warning says why.
+            Whether the step is compiled or captured from now on. If it is not, a warning says why.
 
         Raises:
             TypeError, ValueError: If the model or an argument does not allow it.
@@ -318,11 +320,11 @@ class JanusProPipeline(
 
         Args:
             pretrained_model_name_or_path: Repository id or folder. `janus_hf.assets.DEFAULT_MODEL` is the folder of
-                the small model inside the package, which wants prompts such as "a photo of a red circle".
+                the small model inside the package, which was trained on prompts such as "a photo of a red circle".
             model, processor: Model or processor to use instead of loading it.
-            torch_dtype: The argument `dtype` under the name that it has in diffusers. As there, it may be a dict from
-                component to dtype; the model gets that of "model", else that of "default", else float32. If `dtype` is
-                given as well, it decides.
+            torch_dtype: Name of the argument `dtype` in diffusers. As in diffusers, it may be a dict from component to
+                dtype; the model gets the dtype of "model", else that of "default", else float32. It is ignored if
+                `dtype` is given as well.
             kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
                 both model and processor. For an adapter, `revision` and `subfolder` are those of the adapter; the base
                 model is taken at the revision that adapter_config.json names. All other arguments (`dtype`,
@@ -330,11 +332,11 @@ class JanusProPipeline(
 
         Raises:
             CheckpointError: If the files do not hold exactly the model's weights.
-            OSError: If the repository, that of the adapter's base model, or one of their files cannot be had. The
-                message is one line that says why and what to do.
+            OSError: If the repository, that of the adapter's base model, or one of their files cannot be downloaded or
+                read. The message is one line that says why and what to do.
             TypeError: If an argument is of the wrong type.
-            ValueError: If the files are of another kind of model; if `model` is given together with arguments that
-                are used for loading a model.
+            ValueError: If the files are of another kind of model, or `model` is given together with arguments for
+                loading a model.
         """
         check_path(pretrained_model_name_or_path, "pretrained_model_name_or_path", "a repository id or a folder")
         for name, value, method in (
@@ -351,7 +353,7 @@ class JanusProPipeline(
         if model is not None and (ignored := sorted(kwargs.keys() - hub_kwargs.keys())):
             raise ValueError(
                 f"`model` must be left out where other arguments load one, got both it and {', '.join(ignored)}: pass "
-                "either."
+                "either the model or these arguments."
             )
         if model is None:
             # Processor and model come from one commit, because both get the checkpoint that is found here.
@@ -377,7 +379,7 @@ class JanusProPipeline(
 
     @property
     def default_guidance_scale(self) -> float:
-        """Guidance scale used if `guidance_scale` is None: that of the model's generation config, or 5 without one."""
+        """Guidance scale that is used if `guidance_scale` is None: that of the model's generation config, otherwise 5."""
         return float(getattr(self.model.generation_config, "image_guidance_scale", GUIDANCE_SCALE))
 
 

@@ -56,8 +56,8 @@ class PipelineFilesMixin(HubUploadMixin):
 
         Raises:
             ValueError: If adapters are loaded, because the folder would then hold only them; if `safe_serialization`
-                is False; if the layout is unknown or cannot hold the model; if `save_directory` is a file or holds an
-                adapter.
+                is False; if the layout is unknown or cannot store the model; or if `save_directory` is a file or holds
+                an adapter.
             TypeError: If an argument is of the wrong type or unknown, or is for the upload and `push_to_hub` is False.
         """
         check_path(save_directory, "save_directory", "a folder to write to")

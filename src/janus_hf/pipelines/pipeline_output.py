@@ -17,11 +17,11 @@ from ..processing.pictures import ImageBatch
 from ..summaries import ShortRepr
 
 
-# The default serves annotations that name the class alone: without `output_type`, the images are PIL images.
+# An annotation `JanusProPipelineOutput` without a type in brackets means PIL images, the default of `output_type`.
 Images = TypeVar("Images", bound=ImageBatch, default=list[PIL.Image.Image])
 
-_MOST_SHOWN = 16
-_WIDEST = 256  # pixels of an image that is shown beside others
+_MAX_SHOWN = 16  # images in the grid of a notebook
+_MAX_SIDE = 256  # pixels of the longer side of an image in a grid of several
 
 
 @dataclass(repr=False)
@@ -41,19 +41,19 @@ class JanusProPipelineOutput(ShortRepr, BaseOutput, Generic[Images]):
     image_ids: torch.Tensor
 
     def _repr_html_(self) -> str | None:
-        """Return HTML that shows the images, or None, which makes a notebook print `repr(self)`.
+        """Return HTML that shows the images, or None if they are not PIL images or there are none.
 
-        IPython calls this method for the last expression of a notebook's cell.
+        IPython calls this method for the last expression of a notebook's cell. For None it shows `repr(self)`.
         """
         images = self.images
         if not isinstance(images, list) or not all(isinstance(image, PIL.Image.Image) for image in images):
             return None
         if not images:
             return None
-        shown = [image.copy() for image in images[:_MOST_SHOWN]]
+        shown = [image.copy() for image in images[:_MAX_SHOWN]]
         if len(shown) > 1:
             for image in shown:
-                image.thumbnail((_WIDEST, _WIDEST))
+                image.thumbnail((_MAX_SIDE, _MAX_SIDE))
         buffer = io.BytesIO()
         image_grid(shown).save(buffer, format="PNG")
         source = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -10,8 +10,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from .call_arguments import StepEndCallback, newest_tokens
 
 
-# Arguments of tqdm, for which `set_progress_bar_config` may give other values.
-_LOOK = {"desc": "Generating images", "unit": " image tokens"}
+# Default arguments of tqdm, which `set_progress_bar_config` may override.
+_DEFAULTS = {"desc": "Generating images", "unit": " image tokens"}
 
 
 class ProgressBarMixin(DiffusionPipeline):
@@ -22,29 +22,29 @@ class ProgressBarMixin(DiffusionPipeline):
         self.set_progress_bar_config()
 
     def set_progress_bar_config(self, **kwargs: Any) -> None:
-        """Set how the progress bar of image generation looks; `disable=True` shows none.
+        """Set the look of the progress bar of image generation, or turn it off with `disable=True`.
 
         The setting also holds for the progress bars of the evaluators in `janus_hf.evaluation`.
 
         Args:
             kwargs: Arguments of tqdm, which replace those of an earlier call.
         """
-        self._progress_look = kwargs
-        super().set_progress_bar_config(**_LOOK | kwargs)
+        self._progress_arguments = kwargs
+        super().set_progress_bar_config(**_DEFAULTS | kwargs)
 
     @contextmanager
     def hidden_progress_bar(self) -> Iterator[bool]:
         """Show no progress bar inside the `with` block, for code that shows its own.
 
         Yields:
-            Whether the pipeline shows a progress bar outside of the block, which is whether the user wants any.
+            Whether the pipeline shows a progress bar outside of the block; if not, the user wants no other one either.
         """
-        look = self._progress_look
+        arguments = self._progress_arguments
         super().set_progress_bar_config(disable=True)
         try:
-            yield not look.get("disable", False)
+            yield not arguments.get("disable", False)
         finally:
-            self.set_progress_bar_config(**look)
+            self.set_progress_bar_config(**arguments)
 
 
 def step_callback(

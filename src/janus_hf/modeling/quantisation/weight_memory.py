@@ -1,4 +1,4 @@
-"""What the weights of a model take on a device, said before they are loaded."""
+"""Functions that estimate the memory of a model's weights, and warn before loading if a device has too little."""
 
 import logging
 import re
@@ -21,7 +21,7 @@ _BITS = {"int8": 8.1, "int4": 4.5}
 def weight_bytes(
     model: nn.Module, dtype: torch.dtype, quantization: str | None = None, codec_dtype: torch.dtype | None = None
 ) -> int:
-    """Return how many bytes the weights of a model take once they are loaded.
+    """Return the number of bytes that the weights of a model take once they are loaded.
 
     Args:
         model: The model, for example on the meta device.
@@ -48,10 +48,10 @@ def warn_if_too_large(
     quantization: str | None = None,
     codec_dtype: torch.dtype | None = None,
 ) -> None:
-    """Warn, before weights are loaded, if they and the generation of one image need more than a device has free.
+    """Log a warning if the weights and the generation of one image need more memory than a device has free.
 
-    The warning names the ways to load the model that fit. Nothing is said about the CPU, about a model that is
-    spread over several devices, and about a device whose free memory is unknown.
+    The warning names the settings with which they fit. Nothing is logged for a CPU, for a model that is spread over
+    several devices, and for a device whose free memory is unknown.
 
     Args:
         model: The model on the meta device.

@@ -57,9 +57,9 @@ class EmulatedGraph:
         """The number of graphs that were made since `reset` and exist."""
         return len(EmulatedGraph._graphs)
 
-    def __init__(self, device, beside=None):
+    def __init__(self, device, pool_of=None):
         self.recorder = Recorder()
-        assert beside is None or beside.recorder.tape, "memory is shared with a graph that was captured"
+        assert pool_of is None or pool_of.recorder.tape, "memory is shared with a graph that was captured"
         EmulatedGraph._graphs.add(self)
 
     @staticmethod

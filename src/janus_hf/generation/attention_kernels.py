@@ -1,8 +1,8 @@
 """The context manager `repeatable_attention`, inside which attention uses kernels that repeat their results.
 
-PyTorch chooses a kernel of `scaled_dot_product_attention` at every call. It counts cuDNN's among those that may give
-other results for equal inputs, and refuses it where `torch.use_deterministic_algorithms` asks for repeatable results;
-yet it prefers it on Hopper GPUs. Image tokens are sampled one after another, so a difference in the last bit of one
+PyTorch chooses a kernel of `scaled_dot_product_attention` at every call. According to PyTorch, cuDNN's kernel may give
+different results for equal inputs: it is refused under `torch.use_deterministic_algorithms`. On Hopper GPUs PyTorch
+nevertheless prefers this kernel. Image tokens are sampled one after another, so a difference in the last bit of one
 step can change a token, and with it the rest of the image.
 """
 
@@ -14,8 +14,8 @@ import torch
 
 
 _lock = threading.Lock()
-_users = 0  # number of threads and nested calls that are inside the context
-_was_enabled = False  # whether cuDNN's attention was enabled before the first of them entered
+_users = 0  # number of `with` blocks, of all threads, that are inside the context now
+_was_enabled = False  # whether cuDNN's attention was enabled before the first of them was entered
 
 
 @contextmanager
@@ -23,8 +23,8 @@ def repeatable_attention() -> Iterator[None]:
     """Keep PyTorch from choosing cuDNN's attention kernel inside the context.
 
     PyTorch's switch belongs to the process, so threads that are inside the context at the same time share it: the
-    last one to leave restores what the first one found. If the caller has disabled all other kernels, cuDNN's stays
-    enabled.
+    first to enter turns cuDNN's kernel off, and the last to leave restores the switch. If the caller has disabled all
+    other kernels, cuDNN's kernel stays enabled.
     """
     global _users, _was_enabled
     switches = torch.backends.cuda

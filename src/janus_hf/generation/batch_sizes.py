@@ -1,4 +1,4 @@
-"""How much memory generated images take, and how many of them are generated at once where the caller does not say."""
+"""Functions that estimate the memory of image generation, choose a batch size by it, and generate in batches."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypeVar
@@ -18,7 +18,7 @@ BatchSize = int | Literal["auto"]
 Result = TypeVar("Result")
 
 LARGEST = 128  # largest number of images at once that "auto" chooses
-_UNKNOWN = 8  # number of images at once where the free memory is unknown: the default of `batch_size`
+_UNKNOWN = 8  # number of images at once if the free memory is unknown: the default of `batch_size`
 _CODEC_AT_ONCE = 8  # number of images that the codec decodes at once
 _PROMPT = 128  # number of tokens that a prompt is assumed to have
 _SHARE = 0.8  # share of the free memory that is used: kernels and the allocator need the rest
@@ -27,8 +27,8 @@ _SHARE = 0.8  # share of the free memory that is used: kernels and the allocator
 def bytes_per_image(config: PreTrainedConfig, dtype: torch.dtype, *, guided: bool = True) -> int:
     """Return about how many bytes one more image of a batch takes while image tokens are generated.
 
-    They are the key-value cache of its rows (two with guidance) for the prompt and the image, the prompt's own cache
-    and activations, and a step's logits and noise.
+    The estimate adds up the key-value cache of the image's rows (two with guidance) for prompt and image, a second
+    cache and the activations of the prompt alone, and the logits and noise of one step.
 
     Args:
         config: Config of the model.
@@ -42,7 +42,8 @@ def bytes_per_image(config: PreTrainedConfig, dtype: torch.dtype, *, guided: boo
     cached = 2 * text.num_hidden_layers * heads * width * dtype.itemsize  # bytes per row and position
     positions = -(-(_PROMPT + vq.num_image_tokens) // 64) * 64  # compiled steps round the length up to 64
     activations = 4 * (text.hidden_size + text.intermediate_size) * dtype.itemsize
-    logits = (rows + 8) * vq.num_embeddings * 4  # of the rows, and eight float32 or int32 results after guidance
+    # The float32 logits of each row, and eight more tensors of float32 or int32 and the same size after guidance.
+    logits = (rows + 8) * vq.num_embeddings * 4
     return rows * (cached * positions + (cached + activations) * _PROMPT) + logits
 
 
@@ -55,14 +56,14 @@ def codec_bytes(config: PreTrainedConfig, dtype: torch.dtype, num_images: int = 
         num_images: Number of images; the codec decodes at most eight of them at once.
     """
     vq = config.vq_config
-    # Seven times the largest activation: the 0.5 GB that decoding 384 pixels in float32 was measured to take.
+    # Decoding an image of 384 x 384 pixels in float32 takes 0.5 GB (measured): seven times its largest activation.
     return 7 * vq.image_size**2 * vq.base_channels * dtype.itemsize * min(num_images, _CODEC_AT_ONCE)
 
 
 def largest_batch(
     config: PreTrainedConfig, dtype: torch.dtype, codec_dtype: torch.dtype, device: torch.device, *, guided: bool
 ) -> int:
-    """Return how many images the free memory of a device holds at once: a power of two, from 1 to `LARGEST`.
+    """Return the number of images for which the free memory of a device suffices: a power of two, from 1 to `LARGEST`.
 
     Args:
         config: Config of the model.
@@ -89,46 +90,48 @@ def run_in_batches(
     generator: Generators,
     device: torch.device,
 ) -> Iterator[Result]:
-    """Call `work` for one slice of `count` images after the other, and yield its results.
+    """Split `count` images into batches, call `work` for each batch, and yield the results in order.
 
-    With "auto", a batch that runs out of memory is halved, and so are all later ones; a warning tells the new size.
-    The random generators are put back first, so that the images are those that the larger batch would have been.
+    With "auto", if a batch runs out of memory, it is repeated with half the size, and all later batches have this size
+    too; a warning states it. The states of the random generators are restored first, so that the images are the same
+    as those of the larger batch.
 
     Args:
         count: Number of images.
         batch_size: Number of images at once, or "auto".
-        work: Function that generates the images of a slice.
-        choose: Function that returns the number of images at once for "auto".
+        work: Function that generates the images of one batch, given as a slice of `range(count)`.
+        choose: Function that returns the first batch size for "auto".
         generator: Random generators that `work` uses, as in `generate_images`.
         device: Device of the model, whose global generator is used if `generator` is None.
 
     Raises:
-        RuntimeError: If the memory does not suffice for a batch of `batch_size` images, or with "auto" for a single
-            image; on CUDA it is a `torch.OutOfMemoryError`.
+        RuntimeError: If the memory does not suffice for a batch of `batch_size` images, or with "auto" not even for
+            one image; on CUDA it is a `torch.OutOfMemoryError`.
     """
     size = min(choose(), count) if isinstance(batch_size, str) else batch_size
     start = 0
     while start < count:
         part = slice(start, start + size)
-        restore = _remember(generator, device) if batch_size == "auto" else None
+        restore = _remember_state(generator, device) if batch_size == "auto" else None
         try:
             result = work(part)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one; other devices' errors have no class
+        # torch.OutOfMemoryError is a RuntimeError; some devices raise a plain RuntimeError, known by its message.
+        except RuntimeError as error:
             if restore is None or size == 1 or not should_reduce_batch_size(error):
                 raise
         else:
             yield result
             start += size
             continue
-        # Outside of `except`, where the error would keep the memory of the failed batch.
+        # Not inside `except`, where the error's traceback still holds the tensors of the failed batch.
         restore()
         _empty_cache(device)
         size = -(-size // 2)
         logger.warning(f"{device} ran out of memory: generating {size} image(s) at once from now on.")
 
 
-def _remember(generator: Generators, device: torch.device) -> Callable[[], None]:
-    """Return a function that puts the random generators back into their present state."""
+def _remember_state(generator: Generators, device: torch.device) -> Callable[[], None]:
+    """Return a function that restores the present state of the random generators."""
     if generator is None:
         module = torch if device.type == "cpu" else torch.get_device_module(device)
         state = module.get_rng_state() if device.type == "cpu" else module.get_rng_state(device)
@@ -144,7 +147,7 @@ def _remember(generator: Generators, device: torch.device) -> Callable[[], None]
 
 
 def _empty_cache(device: torch.device) -> None:
-    """Return the memory that PyTorch has reserved and does not use to the device."""
+    """Free the memory that PyTorch has reserved on a device and does not use."""
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
 

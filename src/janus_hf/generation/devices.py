@@ -1,4 +1,4 @@
-"""What a device can do: whether it computes in bfloat16, and how much of its memory is free."""
+"""Functions that return the devices of a `device_map`, whether a device computes in bfloat16, and its free memory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,15 +9,16 @@ import torch
 # Values of the argument `device_map` of `from_pretrained`.
 DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device] | None
 
-# Values of `device_map` that name a strategy and no device.
+# Values of `device_map` that name a strategy for distributing modules instead of a device.
 STRATEGIES = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 def devices_of(device_map: DeviceMap) -> list[torch.device]:
     """Return the devices that a `device_map` puts modules on, without repetitions.
 
-    A strategy such as "auto" stands for all devices of the accelerator, or for the CPU if there is none. Modules that
-    are offloaded to the disk add no device.
+    A strategy such as "auto" stands for all devices of the accelerator, or for the CPU if there is none. None stands
+    for torch's default device, and an integer for the accelerator of this index. Modules that are offloaded to the
+    disk add no device.
     """
     values = device_map.values() if isinstance(device_map, Mapping) else [device_map]
     devices: list[torch.device] = []
@@ -39,8 +40,8 @@ def devices_of(device_map: DeviceMap) -> list[torch.device]:
 def has_bfloat16(device: torch.device) -> bool:
     """Return whether a device has instructions for bfloat16; NVIDIA's GPUs before Ampere (T4, V100, RTX 20) have none.
 
-    PyTorch computes in bfloat16 there too, by conversions to float32, which is slow. For all other devices the result
-    is True: their support is not looked up.
+    On these GPUs PyTorch computes in bfloat16 by conversions to float32, which is slow. For CPUs and for GPUs of other
+    makers the result is always True, because their support is not checked.
     """
     if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
         return True
@@ -64,9 +65,9 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _free_host_memory() -> int | None:
-    """Return the bytes of memory that are free on this machine, or None where the system does not tell (not Linux).
+    """Return the number of bytes of memory that are free on this machine, or None if the system is not Linux.
 
-    A container's own limit (cgroup v2) counts too.
+    In a container the result is at most what the container's own limit (cgroup v2) leaves free.
     """
     try:
         with open("/proc/meminfo", encoding="ascii") as file:

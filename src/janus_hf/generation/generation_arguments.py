@@ -1,6 +1,7 @@
-"""Types of the keyword arguments of image generation, and checks of the arguments that are tensors or generators.
+"""Types of the keyword arguments of image generation, and checks of arguments that are tensors or generators.
 
-The types are for overloads, whose signatures name only the arguments that decide the type of the result.
+Overloads use the types: their signatures name only the arguments that decide the type of the result, and take the
+others as one `TypedDict`.
 """
 
 from collections.abc import Sequence
@@ -15,10 +16,10 @@ from ..arguments import check_choice, check_integer, describe
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-# Value of `mode` for steps that are captured in a CUDA graph; all other values are those of torch.compile.
+# Value of the argument `mode` that captures steps in a CUDA graph; all other values are modes of torch.compile.
 CAPTURED = "graph"
 
-MAX_GRAPHS = 4  # captured graphs that a model keeps unless told otherwise
+MAX_GRAPHS = 4  # default of `max_graphs`, the number of captured graphs that a model keeps
 
 
 class SamplingArguments(TypedDict, total=False):
@@ -43,8 +44,8 @@ def check_generators(generator: Any, num_images: int) -> None:
         num_images: Number of images.
 
     Raises:
-        TypeError: If it is something else, for example a seed.
-        ValueError: If a list has another length.
+        TypeError: If it is anything else, for example a seed.
+        ValueError: If a list or tuple has another length.
     """
     if generator is None or isinstance(generator, torch.Generator):
         return
@@ -84,11 +85,11 @@ def check_integer_tensor(value: Any, name: str, shape: str) -> None:
 
 
 def check_compiling(mode: Any, batch_sizes: Any, speculative_window: Any, max_graphs: Any = None) -> None:
-    """Check the arguments of `compile_generation`, and of the pipeline's `enable_fast_decoding`.
+    """Raise an error if an argument of `compile_generation`, or of the pipeline's `enable_fast_decoding`, is invalid.
 
     Args:
         mode: A mode of `torch.compile`, or "graph", or None.
-        batch_sizes: A list or tuple of numbers of images.
+        batch_sizes: Sequence of numbers of images, which the model's method calls `warm_up`.
         speculative_window: Number of image tokens that one step processes.
         max_graphs: Number of captured graphs to keep, or None.
 

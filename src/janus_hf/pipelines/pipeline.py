@@ -379,7 +379,7 @@ class JanusProPipeline(
 
     @property
     def default_guidance_scale(self) -> float:
-        """Guidance scale that is used if `guidance_scale` is None: that of the model's generation config, otherwise 5."""
+        """Guidance scale that a `guidance_scale` of None means: that of the model's generation config, otherwise 5."""
         return float(getattr(self.model.generation_config, "image_guidance_scale", GUIDANCE_SCALE))
 
 

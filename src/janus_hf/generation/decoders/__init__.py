@@ -15,14 +15,14 @@ from .plain import PlainDecoder, decode_step, draw_from, few_kernels_pay
 
 
 def default_decoder(device: torch.device) -> Decoder:
-    """Return a new decoder for a model on `device` for which no way to run the steps was chosen."""
+    """Return a new decoder for a model on `device` whose `compile_generation` was not called."""
     # `return CapturedDecoder() if device.type == "cuda" else PlainDecoder()` makes captured steps the default on CUDA.
-    # They have not been run on a card yet; see "Captured steps" in docs/speed.md for what must be measured first.
+    # They have not been run on a GPU yet; see "Captured steps" in docs/speed.md for what must be measured first.
     return PlainDecoder()
 
 
 def choose_decoder(device: torch.device, *, compiled: bool, mode: str | None = None) -> Decoder:
-    """Return a new decoder, which runs the steps of image generation, for a model on `device`.
+    """Return a new decoder that compiles the steps of image generation, or one that does not, for a model on `device`.
 
     Args:
         device: Device of the model's weights.

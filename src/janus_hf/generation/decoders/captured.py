@@ -1,7 +1,7 @@
 """The class `CapturedDecoder`, which runs a step of the generation loop as a captured CUDA graph, without a compiler.
 
-A step of one image launches more than a thousand kernels, each of which takes the CPU longer to launch than the GPU to
-run. A graph launches them with one call. It is captured in about the time of a few steps.
+A step of one image launches hundreds of kernels (more than a thousand with the layers of transformers), and launching
+one takes the CPU longer than running it takes the GPU. A graph launches them all with one call.
 
 In shapes, `B` is the number of images, `R` the number of rows (sequences that the language model runs: `B`, or `2 B`
 with guidance, conditional rows first), `T` the prompt length, and `n` the number of tokens fed at once.
@@ -32,7 +32,7 @@ from .plain import PlainDecoder, decode_step, few_kernels_pay, lengthen
 logger = logging.get_logger(__name__)
 
 # The lengths of caches are rounded up to a multiple of this number of positions, so that most prompts share one graph.
-_LENGTHS = 64
+_LENGTH_MULTIPLE = 64
 
 _DISAGREED = "a captured step has disagreed with the plain step on the same input"
 _OUT_OF_MEMORY = "the memory of the device did not suffice for a graph (fewer images at once need less)"
@@ -41,15 +41,15 @@ _OUT_OF_MEMORY = "the memory of the device did not suffice for a graph (fewer im
 class CapturedDecoder:
     """Decoder that captures `decode_step` in one CUDA graph per size, and keeps the caches that the graphs use.
 
-    The first step of a size runs as a plain step, and then its kernels are captured. The second step replays them, and
-    also runs as a plain step: if the two disagree, all later steps are plain. Where capturing is impossible, steps
-    are plain, and a warning gives each reason once.
+    At the first step of a size the kernels are captured, and the step itself runs as a plain step. The second step of
+    the size is replayed from the graph and also runs as a plain step: if the two disagree, all later steps are plain.
+    If capturing is impossible, steps are plain, and a warning is logged once for each reason.
 
-    Batches of several threads take turns (`turn`). Graphs stay valid while weights are written to in place. `prepare`
-    drops them if layers, adapters, settings or the addresses of weights have changed.
+    Only one thread at a time generates with this decoder (`turn`). Graphs stay valid if weights are changed in place.
+    `prepare` drops them if layers, adapters, settings or the addresses of weights have changed.
 
     Args:
-        max_graphs: Number of graphs to keep, at least 1. The one that was not used for the longest time is dropped
+        max_graphs: Number of graphs to keep, at least 1. The graph that was not used for the longest time is dropped
             first. Every graph keeps the cache of its batch, and all graphs share the memory of their other tensors.
         run_step: Function that a step runs, with the arguments of `decode_step`.
         graph_class: Class of the graphs.
@@ -65,9 +65,9 @@ class CapturedDecoder:
         self.max_graphs, self._run_step, self._graph_class = max_graphs, run_step, graph_class
         self._plain = PlainDecoder()
         self._turn, self._owners = threading.RLock(), list[object]()
-        self._device: torch.device | None = None  # of the batch that was prepared last
+        self._device: torch.device | None = None  # device of the batch that was prepared last
         self._end_of_turn: torch.cuda.Event | None = None
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
         self._fingerprint: Hashable = None
         self._obstacle: str | None = None  # why the batch that was prepared last is not captured
         self._graphs: OrderedDict[Hashable, CapturedStep] = OrderedDict()
@@ -76,10 +76,10 @@ class CapturedDecoder:
         self._too_large: set[tuple[int, int]] = set()  # sizes of caches for whose graphs memory did not suffice
         self._uncapturable: str | None = None  # why capturing the present model failed
         self._step_model: StepModel | None = None  # layers that launch few kernels, if the model allows them
-        self._wrong = False  # whether a replay has disagreed with a plain step
+        self._has_disagreed = False  # whether a replay has disagreed with a plain step
 
     def __reduce__(self) -> tuple[Callable[..., "CapturedDecoder"], tuple[object, ...]]:
-        """Return how to copy or pickle the decoder: with its arguments, without graphs.
+        """Return how to copy or pickle the decoder: as a new one with the same arguments and no graphs.
 
         Graphs belong to one model's weights and cannot be copied.
         """
@@ -87,10 +87,10 @@ class CapturedDecoder:
 
     @contextmanager
     def turn(self, owner: object) -> Iterator[None]:
-        """Wait until no other thread generates with this decoder, and keep the others waiting inside the context.
+        """Wait until no other thread generates with this decoder, and make other threads wait inside the context.
 
-        If the thread itself generates already, because a callback generates images with the same model, the inner
-        batch runs plain steps, because the cache of the outer one is in use.
+        A callback may generate images with the model that is generating. This inner batch runs plain steps, because
+        the outer batch uses the graphs and their caches.
 
         Args:
             owner: The whole model, whose hooks show whether it is offloaded.
@@ -109,14 +109,14 @@ class CapturedDecoder:
         """Decide whether the steps of the next batch are captured, and drop graphs that no longer fit the model."""
         if len(self._owners) > 1:
             self._obstacle = "a callback generates with the model that is generating"
-            return self._say(self._obstacle)
+            return self._warn_once(self._obstacle)
         self._device = next(model.language_model.parameters()).device
         if self._end_of_turn is not None:
             torch.cuda.current_stream(self._device).wait_event(self._end_of_turn)
         self._obstacle = self._why_plain(model, self._owners[0] if self._owners else None)
         if self._obstacle is not None:
             self._forget()
-            return self._say(self._obstacle)
+            return self._warn_once(self._obstacle)
         present = fingerprint(step_modules(model))
         if present != self._fingerprint:
             self._forget()
@@ -130,13 +130,13 @@ class CapturedDecoder:
         return None
 
     def _why_plain(self, model: BareModel, owner: object) -> str | None:
-        """Return why steps of this model would be plain, as far as that is known without trying, or None.
+        """Return why steps of this model would be plain, or None if no reason is known before capturing is tried.
 
         Args:
             model: The model without its text head.
             owner: The whole model, or None if it is not known.
         """
-        if self._wrong:
+        if self._has_disagreed:
             return _DISAGREED
         modules = list(step_modules(model))
         device = next(modules[0].parameters()).device
@@ -145,7 +145,7 @@ class CapturedDecoder:
         )
 
     def can_capture(self, model: BareModel, owner: object) -> bool:
-        """Return whether steps of this model would be captured now; if not, log why unless it was logged before.
+        """Return whether steps of this model would be captured now; if not, log the reason, each reason once.
 
         Args:
             model: The model without its text head.
@@ -155,17 +155,17 @@ class CapturedDecoder:
         with torch.no_grad():
             reason = self._uncapturable or self._why_plain(model, owner)
         if reason is not None:
-            self._say(reason)
+            self._warn_once(reason)
         return reason is None
 
-    def _say(self, reason: str) -> None:
-        """Log a warning with the reason for plain steps, unless it was logged before."""
-        if reason not in self._said:
-            self._said.add(reason)
+    def _warn_once(self, reason: str) -> None:
+        """Log a warning with the reason for plain steps, unless this reason was logged before."""
+        if reason not in self._logged:
+            self._logged.add(reason)
             logger.warning(f"Image generation runs plain steps instead of captured ones: {reason}.")
 
     def _forget(self) -> None:
-        """Drop all graphs with their caches, and what is known about the model."""
+        """Drop all graphs and caches, and everything that was derived from the model."""
         self._graphs.clear()
         self._caches.clear()
         self._too_large.clear()
@@ -178,15 +178,15 @@ class CapturedDecoder:
     def make_cache(self, implementation: str, text_config: PreTrainedConfig, rows: int, length: int) -> Cache:
         """Return an empty cache for `rows` sequences of at least `length` positions.
 
-        For captured steps it is a static cache. One that graphs of this size use already is emptied and returned
-        again. For plain steps, and if `implementation` is "dynamic", it is the cache of the plain decoder.
+        For captured steps it is a static cache. If graphs of this size already use one, that cache is emptied and
+        returned. For plain steps, and if `implementation` is "dynamic", it is a cache of the plain decoder.
 
         Raises:
             ValueError: If `implementation` is neither "static" nor "dynamic".
         """
         if implementation == "dynamic" and self._obstacle is None:
-            self._say("cache_implementation='dynamic' was chosen, and a graph needs a static cache")
-        rounded = -(-length // _LENGTHS) * _LENGTHS
+            self._warn_once("cache_implementation='dynamic' was chosen, and a graph needs a static cache")
+        rounded = -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
         if self._obstacle is not None or implementation != "static" or (rows, rounded) in self._too_large:
             return self._plain.make_cache(implementation, text_config, rows, length)
         cache = self._caches.get((rows, rounded))
@@ -207,20 +207,20 @@ class CapturedDecoder:
         return lengthen(mask_RT, cache.get_max_length())
 
     def step(self, model: BareModel, cache: Cache, step: StepInput) -> StepOutput:
-        """Replay the graph that was captured for this size, and capture it first if there is none.
+        """Replay the graph for the size of this step; if there is none, capture one and run the step as a plain step.
 
-        The size consists of the shapes of all inputs, the length of the cache, the sampling settings and the global
-        settings of torch that choose kernels. The next step overwrites the output.
+        The size consists of the shapes and dtypes of all inputs, the length of the cache, the sampling settings that
+        are not tensors, and the global settings of torch that choose kernels. The next step overwrites the output.
         """
         if not isinstance(cache, StaticCache):
             return self._plain.step(model, cache, step)
         size = (cache.get_max_length(), size_of(step), kernel_settings())
         captured = self._graphs.get(size)
-        # A batch that began before its graph was dropped has another cache than a graph that was captured since.
+        # A graph may have been dropped and captured again while this batch was running. It then uses another cache.
         if captured is not None and captured.cache is cache:
             self._graphs.move_to_end(size)
             return captured.replay(step) if captured.checked else self._check(captured, model, cache, step)
-        if not (self._wrong or self._uncapturable or _rows_and_length(cache) in self._too_large):
+        if not (self._has_disagreed or self._uncapturable or _rows_and_length(cache) in self._too_large):
             self._capture(size, model, cache, step)
         return self._run(model, cache, step)
 
@@ -233,13 +233,13 @@ class CapturedDecoder:
             )
 
     def _capture(self, size: Hashable, model: BareModel, cache: StaticCache, step: StepInput) -> None:
-        """Capture a step, without advancing the cache; if that fails, log why, and let later steps be plain."""
+        """Capture a step without advancing the cache; if that fails, log why, so that later steps are plain."""
         self._graphs.pop(size, None)
         while len(self._graphs) >= self.max_graphs:
             self._graphs.popitem(last=False)
         failure = None
         try:
-            self._graphs[size] = self._captured(model, cache, step)
+            self._graphs[size] = self._new_step(model, cache, step)
         except torch.cuda.OutOfMemoryError:
             self._too_large.add(_rows_and_length(cache))
             failure = _OUT_OF_MEMORY
@@ -248,15 +248,15 @@ class CapturedDecoder:
             self._uncapturable = failure = f"the step cannot be captured ({message})"
         # Not inside `except`, where the error's traceback still holds the tensors of the capture.
         if failure is not None:
-            self._free()
-            self._say(failure)
+            self._free_graphs()
+            self._warn_once(failure)
 
-    def _captured(self, model: BareModel, cache: StaticCache, step: StepInput) -> CapturedStep:
-        """Return a step that was captured with this cache; the cache is as long afterwards as before."""
+    def _new_step(self, model: BareModel, cache: StaticCache, step: StepInput) -> CapturedStep:
+        """Capture a step with this cache and return it; the length of the cache is the same afterwards."""
         before = CacheState(cache)
         inputs = with_copied_tensors(step)
-        beside = next((captured.graph for captured in self._graphs.values()), None)
-        graph = self._graph_class(step.tokens.device, beside)
+        pool_of = next((captured.graph for captured in self._graphs.values()), None)
+        graph = self._graph_class(step.tokens.device, pool_of)
         try:
             graph.rehearse(lambda: self._run(model, cache, inputs))
             before.restore()
@@ -266,7 +266,7 @@ class CapturedDecoder:
         return CapturedStep(graph, cache, inputs, output)
 
     def _check(self, captured: CapturedStep, model: BareModel, cache: StaticCache, step: StepInput) -> StepOutput:
-        """Run a plain step and a graph's first replay on the same input, and return the output of the latter.
+        """Run a plain step and a graph's first replay on the same input, and return the output of the replay.
 
         If they disagree, drop all graphs, let all later steps be plain, and return the output of the plain step.
         """
@@ -275,22 +275,22 @@ class CapturedDecoder:
         try:
             after = CacheState(cache, with_contents=True)
         except torch.cuda.OutOfMemoryError:
-            self._free()
+            self._free_graphs()
             self._too_large.add(_rows_and_length(cache))
-            self._say(_OUT_OF_MEMORY)
+            self._warn_once(_OUT_OF_MEMORY)
             return plain
         before.restore()
         replayed = captured.replay(step)
         if agree(plain, replayed, cache) and after.agrees_with(cache):
             captured.checked = True
             return replayed
-        self._wrong = True
-        self._free()
-        self._say(_DISAGREED)
+        self._has_disagreed = True
+        self._free_graphs()
+        self._warn_once(_DISAGREED)
         after.restore()
         return plain
 
-    def _free(self) -> None:
+    def _free_graphs(self) -> None:
         """Drop all graphs and return their memory to the device."""
         self._graphs.clear()
         torch.cuda.empty_cache()

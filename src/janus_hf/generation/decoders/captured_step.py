@@ -1,7 +1,7 @@
 """The parts of a captured step: the graph with the tensors that it reads and writes, and copies of a cache's state.
 
-A graph reads its input from tensors that stay in place. The fields of a `StepInput` and of the dataclasses in it are
-tensors, whose values may differ from step to step, and settings, which are part of the graph.
+A graph always reads its input from the same tensors. The fields of a `StepInput`, and of the dataclasses in it, are
+tensors, whose values are copied to these tensors before each replay, and settings, which are part of the graph.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class CapturedStep:
     def __init__(self, graph: Graph, cache: StaticCache, inputs: StepInput, output: StepOutput) -> None:
         self.graph, self.cache, self._inputs, self._output = graph, cache, inputs, output
         self.checked = False
-        # A replay that does nothing would otherwise leave plausible values.
+        # If a replay wrote nothing, plausible values of the capture must not be taken for its output.
         for tensor in output:
             tensor.fill_(-1)
 
@@ -47,7 +47,7 @@ class CapturedStep:
 
 
 class CacheState:
-    """Copy of the lengths of a static cache, from which they are restored, and on demand of its written positions.
+    """Copy of the lengths of a static cache, and on demand of its written positions, from which they can be restored.
 
     Args:
         cache: A static cache that has been written to.
@@ -73,9 +73,9 @@ class CacheState:
             layer.values[:, :, : values.shape[2]] = values
 
     def agrees_with(self, cache: StaticCache) -> bool:
-        """Return whether the cache is as long as it was, and what was copied of it is the same up to rounding.
+        """Return whether the cache has the copied lengths, and up to rounding the copied keys and values.
 
-        This waits for the device.
+        This method waits for the device.
         """
         return all(
             torch.equal(layer.cumulative_length, length)
@@ -88,10 +88,11 @@ class CacheState:
 
 
 def visible_positions(step: StepInput, cache: StaticCache) -> torch.Tensor:
-    """Return which positions of the cache each of the fed tokens attends to: `(R, 1, n, L)` bool.
+    """Return a mask `(R, 1, n, L)` bool that is True at the positions of the cache to which each fed token attends.
 
-    `R` is the number of rows (sequences), `n` that of tokens fed at once, and `L` the length of the cache.
-    transformers makes the same mask of a mask `(R, L)`, but waits for the device to see whether it needs one.
+    `R` is the number of rows (sequences), `n` the number of tokens fed at once, and `L` the length of the cache.
+    transformers computes the same mask from a mask `(R, L)`, but first waits for the device to find out whether a mask
+    is needed, which a graph cannot record.
     """
     assert step.mask is not None  # `CapturedDecoder.make_mask`
     device = step.mask.device
@@ -108,11 +109,11 @@ def agree(plain: StepOutput, replayed: StepOutput, cache: StaticCache) -> bool:
 def _close(replayed: torch.Tensor, plain: torch.Tensor, cache: StaticCache) -> bool:
     """Return whether a tensor that a replay computed equals that of a plain step up to rounding.
 
-    Both launch the same kernels, so most often they are equal. Matrix kernels may add in another order, for example
-    because a capture has a workspace of its own. Each of the `2 N` sums that `N` layers add to the hidden state is
-    then rounded differently, by about one unit of the model's dtype; independent errors add up to the square root of
-    their number, and the largest of many values is off by about four times that. An input or a position that the
-    graph did not read changes values by about their own size.
+    Both launch the same kernels, so most often they are equal. But matrix kernels may add in another order, for
+    example because a capture has a workspace of its own. Each of the `2 N` sums that `N` layers add to the hidden
+    state is then rounded differently, by about one unit in the last place of the model's dtype. `2 N` independent
+    errors add up to about the square root of `2 N` units, and the largest error among many values is about four times
+    that. In contrast, an input or a position that the graph failed to read changes values by about their own size.
     """
     unit = torch.finfo(cache.layers[0].keys.dtype).eps
     largest = plain.abs().nan_to_num().max().item()
@@ -141,7 +142,7 @@ def with_copied_tensors(inputs: _Inputs) -> _Inputs:
 
 
 def size_of(inputs: object) -> Hashable:
-    """Return shapes and dtypes of all tensors in a dataclass, and the values of its other fields."""
+    """Return the shapes and dtypes of all tensors in a (nested) dataclass, and the values of its other fields."""
     if isinstance(inputs, torch.Tensor):
         return inputs.shape, inputs.dtype
     if dataclasses.is_dataclass(inputs):

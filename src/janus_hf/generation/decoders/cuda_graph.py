@@ -1,9 +1,9 @@
 """The class `CudaGraph`: the kernels that a function launches, recorded once and launched again by one call.
 
-A replay runs the recorded kernels on the addresses that they had, and no Python: the function must read everything
-that changes from tensors that stay in place, must not wait for the device, and must have no shape that depends on
-data. `CapturedDecoder` uses graphs only through the methods of the Protocol `Graph`, so that tests can replace the
-class by one that needs no GPU.
+A replay runs the recorded kernels on the recorded addresses, and no Python code. The function must therefore read
+everything that changes from tensors that stay at the same address, must not wait for the device, and must have no
+shape that depends on data. `CapturedDecoder` uses only the methods of the Protocol `Graph`, so that tests can replace
+`CudaGraph` by a class that needs no GPU.
 """
 
 import threading
@@ -25,8 +25,8 @@ _ONE_CAPTURE = threading.Lock()
 class Graph(Protocol):
     """Interface of a recorded function: `rehearse` it, `capture` it once, then `replay` it any number of times."""
 
-    def __init__(self, device: torch.device, beside: Self | None = None) -> None:
-        """Make an empty graph for `device`, which shares its memory with the graph `beside`."""
+    def __init__(self, device: torch.device, pool_of: Self | None = None) -> None:
+        """Make an empty graph for `device`, which shares the memory pool of the graph `pool_of` if one is given."""
         ...
 
     @staticmethod
@@ -52,16 +52,16 @@ class CudaGraph:
 
     Args:
         device: CUDA device that the kernels run on.
-        beside: Another graph of this device whose memory pool the new graph shares, or None for a pool of its own.
+        pool_of: Another graph of this device whose memory pool the new graph shares, or None for a pool of its own.
             Two such graphs must not run at the same time, and a replay of one may overwrite the output of the other.
-            A pool is shared through a living graph and not through a handle, because torch refuses a handle whose
-            graphs are all deleted.
+            The argument is a graph and not a handle of its pool, because torch refuses a handle whose graphs are all
+            deleted.
     """
 
-    def __init__(self, device: torch.device, beside: "CudaGraph | None" = None) -> None:
+    def __init__(self, device: torch.device, pool_of: "CudaGraph | None" = None) -> None:
         self._device = device
         self._graph: torch.cuda.CUDAGraph = torch.cuda.CUDAGraph()
-        self._pool = None if beside is None else beside._graph.pool()
+        self._pool = None if pool_of is None else pool_of._graph.pool()
 
     @staticmethod
     def why_impossible(device: torch.device) -> str | None:
@@ -69,9 +69,10 @@ class CudaGraph:
         return None if device.type == "cuda" else f"the model is on {str(device)!r}, and only CUDA devices have graphs"
 
     def rehearse(self, function: Callable[[], object]) -> None:
-        """Run the function once on a side stream, as torch asks for before a capture.
+        """Run the function once on a side stream, as torch requires before a capture.
 
-        Libraries make their handles and choose their kernels now, which must not happen during a capture.
+        Libraries create their handles and choose their kernels during this run, because they must not do so during a
+        capture.
 
         Raises:
             RuntimeError: If the function waits for the device or has a shape that depends on data. This is found here,
@@ -111,7 +112,8 @@ class CudaGraph:
 def _capture_stream(device: torch.device) -> torch.cuda.Stream:
     """Return the stream of `device` on which all graphs are captured.
 
-    torch keeps the workspace of matrix kernels per stream for ever, so a stream for every capture would add one each.
+    torch keeps a workspace for matrix kernels per stream and never frees it, so a new stream for every capture would
+    leak memory.
     """
     return torch.cuda.Stream(device)
 
@@ -134,7 +136,7 @@ class _RefuseWaiting(TorchDispatchMode):
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         waits = torch.Tag.data_dependent_output in function.tags
         if torch.Tag.dynamic_output_shape in function.tags:
-            # Indexing has this tag for the sake of masks; with integers its shape does not depend on data.
+            # Indexing has this tag because of boolean masks; with integer indices its shape does not depend on data.
             waits |= not function.name().startswith("aten::index") or any(
                 tensor.dtype in (torch.bool, torch.uint8) for tensor in inputs[1:]
             )
@@ -142,7 +144,8 @@ class _RefuseWaiting(TorchDispatchMode):
             raise RuntimeError(f"the operator {function.name()} waits for the device")
         output = function(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves((inputs, output)) if isinstance(leaf, torch.Tensor)]
-        # Kernels take a number on the CPU as an argument, so it may meet tensors on the device.
+        # A scalar tensor on the CPU is passed to a kernel as a number, so it may be combined with tensors on the
+        # device.
         if len({tensor.device for tensor in tensors if tensor.ndim or tensor.device.type != "cpu"}) > 1 or (
             "copy" in function.name() and len({tensor.device for tensor in tensors}) > 1
         ):

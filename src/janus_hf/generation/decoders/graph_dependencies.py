@@ -1,8 +1,8 @@
-"""Functions that notice, without waiting for the device, whether a step would launch other kernels than before.
+"""Functions that detect, without waiting for the device, whether a step would launch other kernels than before.
 
-A captured graph has the addresses of all weights in it, and everything that Python decided: which modules run, and
-their settings, for example the scale of an adapter. A weight that is written to in place keeps its address, and the
-graph reads the new values.
+A captured graph contains the addresses of all weights and the results of all decisions of the Python code: which
+modules run and with which settings, for example the scale of an adapter. A weight that is changed in place keeps its
+address, so the graph reads its new values.
 """
 
 from collections.abc import Hashable, Iterable, Iterator
@@ -14,9 +14,9 @@ from transformers import PreTrainedConfig
 from ...protocols import BareModel
 
 
-# Attributes that every module has: weights, buffers and children among them are read separately, and steps with hooks
-# are not captured. Gradient checkpointing has no effect on a step, and trainers switch it off and on around every
-# generation.
+# Attributes that are not compared. Those that every module has are its weights, buffers and children, which are read
+# separately, and hooks, with which steps are not captured. Gradient checkpointing has no effect on a step, and
+# trainers switch it off and on around every generation.
 _IGNORED = frozenset(vars(nn.Module())) | {"gradient_checkpointing", "_gradient_checkpointing_func"}
 
 
@@ -38,7 +38,7 @@ def tensors_of(module: nn.Module) -> list[torch.Tensor]:
 
 
 def fingerprint(modules: Iterable[nn.Module]) -> Hashable:
-    """Return a value that changes whenever a step of these modules would launch other kernels, or on other addresses.
+    """Return a value that changes whenever a step of these modules would launch other kernels or use other addresses.
 
     It consists of the classes, settings and children of the modules, and of the addresses, shapes and dtypes of their
     tensors. Computing it reads no values of tensors, so it does not wait for the device.
@@ -88,7 +88,7 @@ def _setting(value: object, seen: dict[int, Hashable]) -> Hashable:
             seen[id(value)] = id(value)  # for configs that contain themselves
             seen[id(value)] = _setting(vars(value), seen)
         return seen[id(value)]
-    # A function is kept, not only its `id`, which a later function may get.
+    # A function itself is kept, because its `id` may be reused for another function after it is deleted.
     return value if callable(value) and isinstance(value, Hashable) else (type(value), id(value))
 
 

@@ -10,15 +10,16 @@ from .graph_dependencies import tensors_of
 
 
 def why_not_capturable(modules: Sequence[nn.Module], config: PreTrainedConfig, owner: object) -> str | None:
-    """Return why the steps of a model cannot be captured as the model is now, or None if nothing speaks against it.
+    """Return why the steps of a model cannot be captured in its present state, or None if they can.
 
     Args:
         modules: Modules that a step runs.
         config: Config of the language model.
-        owner: The whole model that these modules belong to, or None if it is not known. Offloading is noted there.
+        owner: The whole model that these modules belong to, whose attributes show whether it is offloaded; None if it
+            is not known.
     """
     weights = [tensor for module in modules for tensor in tensors_of(module)]
-    if reason := _why_elsewhere(modules, weights, owner):
+    if reason := _why_not_on_one_device(modules, weights, owner):
         return reason
     if any(module.training for module in modules):
         return "the model is in training mode (model.eval() ends it)"
@@ -35,12 +36,12 @@ def why_not_capturable(modules: Sequence[nn.Module], config: PreTrainedConfig, o
     return None
 
 
-def _why_elsewhere(modules: Sequence[nn.Module], weights: Sequence[torch.Tensor], owner: object) -> str | None:
-    """Return the reason if weights are not on one device in one piece: offloaded, spread or sharded; else None."""
+def _why_not_on_one_device(modules: Sequence[nn.Module], weights: Sequence[torch.Tensor], owner: object) -> str | None:
+    """Return the reason if the weights are not whole on one device (offloaded, spread or sharded), otherwise None."""
     # accelerate's attribute `_hf_hook`: its public `has_offloaded_params` does not see the pipeline's CPU offload.
     # diffusers' attribute `_diffusers_hook`: it has no public way from a module to the hooks of group offloading.
     holders = [*modules, *([] if owner is None else [owner])]
-    # `vars`, because `hasattr` takes ten times as long where a module does not have the attribute.
+    # `vars` is used because `hasattr` takes ten times as long if a module does not have the attribute.
     if any("_hf_hook" in vars(holder) or "_diffusers_hook" in vars(holder) for holder in holders):
         return "the model is offloaded, or moved between devices by hooks"
     # Marks of DeepSpeed's ZeRO-3, of tensors with a device mesh (FSDP2, tensor parallelism) and of FSDP.
@@ -51,7 +52,7 @@ def _why_elsewhere(modules: Sequence[nn.Module], weights: Sequence[torch.Tensor]
     ):
         return "the weights are sharded"
     devices = {weight.device for weight in weights}
-    devices |= {torch.device(device) for device in _device_map(owner)}
+    devices |= {torch.device(device) for device in _devices_in_map(owner)}
     if torch.device("meta") in devices:
         return "weights are not loaded (they are on the device 'meta')"
     if len(devices) > 1:
@@ -59,11 +60,11 @@ def _why_elsewhere(modules: Sequence[nn.Module], weights: Sequence[torch.Tensor]
     return None
 
 
-def _device_map(owner: object) -> list[str]:
-    """Return the places in the model's `hf_device_map`, or nothing if there is one place only."""
+def _devices_in_map(owner: object) -> list[str]:
+    """Return the devices in the model's `hf_device_map`, or an empty list if there is only one."""
     device_map = getattr(owner, "hf_device_map", {})
-    places = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values()}
-    return sorted(places) if len(places) > 1 else []
+    devices = {f"cuda:{device}" if isinstance(device, int) else str(device) for device in device_map.values()}
+    return sorted(devices) if len(devices) > 1 else []
 
 
 def _has_hooks(module: nn.Module) -> bool:

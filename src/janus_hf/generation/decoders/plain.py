@@ -86,16 +86,16 @@ def decode_step(
 class PlainDecoder:
     """Decoder that runs `decode_step` without compiling it and makes a new cache for every batch.
 
-    On a GPU the language model runs with layers that launch few kernels, where its own layers allow it (`fuse`). The
-    copies of weights that they need are made at the first step of a batch and freed with the batch's cache. A change
-    of weights in the middle of a batch is therefore seen by the next batch.
+    On a GPU the language model runs with layers that launch few kernels, if its own layers allow it (see `fuse`).
+    These layers need copies of weights, which are made at the first step of a batch and freed with the batch's cache.
+    A change of weights in the middle of a batch therefore takes effect only in the next batch.
     """
 
     def __init__(self) -> None:
         self._step_models: WeakKeyDictionary[Cache, StepModel] = WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[type["PlainDecoder"], tuple[()]]:
-        """Return how to copy or pickle the decoder: without the models of running batches."""
+        """Return how to copy or pickle the decoder: as a new one, without the layers of running batches."""
         return PlainDecoder, ()
 
     def turn(self, owner: object) -> AbstractContextManager[None]:
@@ -106,7 +106,7 @@ class PlainDecoder:
         """Do nothing, because this decoder derives nothing from the model's weights."""
 
     def running(self, model: BareModel) -> AbstractContextManager[None]:
-        """Return a context manager that does nothing: unlike other decoders, this one replaces no layers."""
+        """Return a context manager that does nothing, because this decoder replaces no layers of the model."""
         return nullcontext()
 
     def make_cache(self, implementation: str, text_config: PreTrainedConfig, rows: int, length: int) -> Cache:
@@ -157,9 +157,9 @@ class PlainDecoder:
 
 
 def few_kernels_pay(device: torch.device) -> bool:
-    """Return whether a step on `device` takes less time with fewer kernels, even if it copies weights for that.
+    """Return whether a step on `device` becomes faster with fewer kernels, even if weights have to be copied for that.
 
-    On a CPU the kernels take most of the time, and starting them next to none.
+    It does on CUDA. On a CPU running the kernels takes most of the time, and starting them almost none.
     """
     return device.type == "cuda"
 

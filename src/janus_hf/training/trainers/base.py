@@ -79,7 +79,7 @@ class JanusProTrainerMixin(RepeatableTrainer):
         processing_class: The model's processor, saved with the model.
         facts: Further entries for the file of facts in the checkpoints and for the model card, such as `plan_hash`, a
             hash of the order of the data. A checkpoint with another plan hash is not resumed. `model_revision` is the
-            branch, tag or commit of the Hub repository of the model; an adapter's configuration states it.
+            revision of the model's Hub repository for the configs of adapters (by default `loaded_revision`).
         kwargs: Further arguments of `transformers.Trainer` (`eval_dataset`, `callbacks`, `optimizers`, ...).
 
     Raises:
@@ -295,7 +295,7 @@ class JanusProTrainerMixin(RepeatableTrainer):
             super()._save(str(folder), state_dict)
             for saved in (folder, *(folder / name for name in self.model.peft_config)):
                 open_to_others(saved)
-            if writes:  # PEFT's card names a local base model by its folder, and the Hub refuses such a card
+            if writes:  # PEFT's own card names a local base model by its folder, and the Hub refuses such a card
                 write_card(folder, self.generated_card(), found)
         elif writes or self.is_distributed_loading_by_transformers:
             layout = self.args.save_layout
@@ -351,10 +351,10 @@ class JanusProTrainerMixin(RepeatableTrainer):
             self._load_from_checkpoint(self.state.best_model_checkpoint)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write a model card to `README.md` in the output folder, unless it was edited by hand; on the main process.
+        """Write a model card to `README.md` in the output folder. Only the main process writes.
 
-        The card states the training stage, facts about the data, the hyper-parameters and the numbers of parameters.
-        The arguments are those of `transformers.Trainer.create_model_card` and are ignored.
+        The card states the training stage, facts about the data, the hyper-parameters and the numbers of parameters. A
+        card that was edited by hand is kept. The arguments, those of `transformers.Trainer`'s method, are ignored.
         """
         if self.is_world_process_zero():
             write_card(self.args.output_dir, self.generated_card(), read_card(self.args.output_dir))
@@ -376,10 +376,10 @@ class JanusProTrainerMixin(RepeatableTrainer):
 def _set_up_stage(
     model: JanusProForConditionalGeneration, args: JanusProSFTConfig, *, revision: str | None
 ) -> "LoraConfig | None":
-    """Prepare the model for the training stage `args.stage`, and state the model's Hub `revision` on its adapters.
+    """Prepare the model for the training stage `args.stage`.
 
     In a stage without adapters, set which parameters of the model require gradients, and return None. In a LoRA stage,
-    leave the model unchanged and return the PEFT configuration with which it is to be wrapped.
+    leave the model unchanged and return the PEFT configuration to wrap it with, which states its Hub `revision`.
     """
     if not find_stage(args.stage).lora:
         apply_stage(model, args.stage, train_generation_embeddings=args.train_generation_embeddings)

@@ -1,4 +1,4 @@
-"""`RepeatableTrainer`, the base class of trainers whose `train` may be called again, as cells of a notebook are."""
+"""`RepeatableTrainer`, the base class of trainers whose `train` may be called again, as in a cell of a notebook."""
 
 import logging
 from typing import Any
@@ -12,16 +12,16 @@ logger = logging.getLogger(__name__)
 
 
 class RepeatableTrainer(UploadingTrainer):
-    """A trainer that does not train again after its last step, and can train again after an interrupt."""
+    """A trainer whose `train` does nothing once all steps are done, and starts cleanly after an interrupted call."""
 
     _output: TrainOutput | None = None  # the result of the last call of `train` that ended
 
     # Any: the further arguments of `transformers.Trainer.train`.
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train to the last step, unless it was reached by an earlier call.
+        """Train to the last step, unless an earlier call has reached it.
 
-        If training is interrupted or fails, every module gets back the mode (training or evaluation) it had before,
-        and gradients are removed, so that the model can be used and this method can be called again.
+        If training is interrupted or fails, the mode (training or evaluation) of every module is restored and
+        gradients are removed, so that the model can be used and this method can be called again.
 
         Args:
             resume_from_checkpoint: Folder of the checkpoint to resume from, or True for the newest one in the output
@@ -49,12 +49,16 @@ class RepeatableTrainer(UploadingTrainer):
             for module, mode in modes.items():
                 module.training = mode
             self.model.zero_grad()
-            self.is_in_train = False  # as after a training that ended, for evaluations
+            self.is_in_train = False  # transformers resets this only if training ends normally; evaluations read it
             raise
         return self._output
 
     def forget_losses(self) -> None:
-        """Reset the losses that the trainer has added up since the last log, which an interrupted run leaves."""
+        """Reset the losses that the trainer has added up since the last log.
+
+        `train` calls this method first, because an interrupted call leaves such losses. This method does nothing;
+        trainers that add up losses override it.
+        """
 
 
 __all__ = ["RepeatableTrainer"]

@@ -11,16 +11,17 @@ from transformers import TrainingArguments
 
 
 class RunArguments(TrainingArguments):
-    """Training arguments whose Hub token is in no file, record or `repr`, and that check the number of processes.
+    """Training arguments that keep the Hub token secret and check the number of processes.
 
-    What logging libraries record of them names no folders of this machine either.
+    The token is in no file, log or `repr`. Logging libraries do not receive paths of this machine either.
 
     Pickles, such as `training_args.bin` and the arguments of a spawned process, contain None as `hub_token`. The
-    process that loads one passes the token again or takes it from the environment. Copies in the same process keep the
-    token.
+    process that loads a pickle must set the token again or take it from the environment. Copies in the same process
+    keep the token.
 
-    Subclasses declare the field `hub_token` with `repr=False`, because `dataclass` writes a `repr` for each of them.
-    They name this class after their other base classes, whose defaults it would replace otherwise.
+    A subclass must declare the field `hub_token` with `repr=False`, because `dataclass` generates a `repr` for each
+    class. It must list this class last among its base classes, because this class would otherwise replace the defaults
+    of the others.
 
     Raises:
         ValueError: If the launcher started another number of processes than these arguments use.
@@ -60,12 +61,12 @@ class RunArguments(TrainingArguments):
 
     # Any: as in transformers, a dict of the values of all fields.
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name as logging libraries record them: without tokens, and paths by their last name."""
+        """Return the fields by name for logging libraries: without tokens, each path shortened to its last part."""
         hidden: dict[str, Any] = hide_folders(super().to_dict())  # Any: the values of all fields
         return hidden
 
     def published(self) -> Self:
-        """Return a copy for an upload, without tokens, and with the last name of each path instead of the path."""
+        """Return a copy for an upload: without tokens, and with each path shortened to its last part."""
         duplicate = copy.copy(self)
         for entry in fields(self):
             if entry.init:
@@ -79,9 +80,10 @@ class RunArguments(TrainingArguments):
 
 # Any: values of arguments and of JSON files.
 def hide_folders(value: Any) -> Any:
-    """Return a value with the last name of each absolute path of this machine, in lists and dicts too, instead of it.
+    """Return a value in which each absolute path that exists on this machine is shortened to its last part.
 
-    A string that begins with a slash is a path only if it exists; a prompt may begin with a slash as well.
+    Lists and dicts are searched too, and returned as copies. A string is not a path merely because it begins with a
+    slash, since a prompt may do so as well.
     """
     if isinstance(value, dict):
         return {key: hide_folders(entry) for key, entry in value.items()}

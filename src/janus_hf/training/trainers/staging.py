@@ -1,6 +1,6 @@
-"""`stage_upload`, which collects the files of a run that are uploaded, without Hub tokens and folders of this machine.
+"""`stage_upload`, which collects the files of a run for an upload, without Hub tokens and paths of this machine.
 
-Paths are shortened in copies only, because training resumes from, and opens, the paths in the run's own files.
+Paths are shortened only in copies of the files. The run's own files keep them, because training needs them to resume.
 """
 
 import json
@@ -22,7 +22,7 @@ from .run_arguments import RunArguments, hide_folders
 
 # Files in which the trainers, PEFT and the samples write paths of this machine.
 _JSON_WITH_PATHS = (ADAPTER_CONFIG_NAME, TRAINER_STATE_NAME, FACTS_FILE, "step-*.json")
-# What is in a checkpoint to resume from it, and is no part of the model.
+# Files of a checkpoint that are needed only to resume training.
 _TRAINING_STATE = (
     "optimizer*",
     "scheduler*",
@@ -41,19 +41,20 @@ _PRIVATE = ("_*", f"{PREFIX_CHECKPOINT_DIR}-*")
 def stage_upload(
     destination: Path, run: Path, args: RunArguments, *, model: Path | None = None, checkpoint_name: str = ""
 ) -> None:
-    """Fill a folder with the files of a run that are uploaded: of the model, its card, samples and logs.
+    """Fill a folder with the files of a run to upload: those of the model, its card, its samples and its logs.
 
-    Checkpoints and names that begin with an underscore are left out. Files of the model are hard links where the file
-    system has them, so that they are not copied and an upload in the background is complete even if the run deletes
-    the checkpoint meanwhile. Files that contain folders of this machine are copies without them.
+    Checkpoints and names that begin with an underscore are left out. Files of the model become hard links if the file
+    system supports them. They then take no space, and an upload in the background is complete even if the run deletes
+    the checkpoint meanwhile. Files that contain paths of this machine are copied, and each path is shortened to its
+    last part in the copy.
 
     Args:
         destination: The folder to fill.
         run: The run's output folder.
         args: The run's configuration.
         model: Folder of the checkpoint that the model is taken from; None takes the model in `run`.
-        checkpoint_name: Name of the folder in which all files of the checkpoint `model` are uploaded as well, with the
-            states that are needed to resume from it; empty for none.
+        checkpoint_name: Name of a subfolder of `destination` to fill with all files of the checkpoint `model`, among
+            them those that are needed to resume from it; empty to leave it out.
     """
     if model is None:
         _copy_tree(run, destination, without=_PRIVATE)
@@ -77,7 +78,7 @@ def stage_upload(
 
 
 def _copy_tree(source: Path, destination: Path, *, without: Iterable[str]) -> None:
-    """Link or copy a folder's files to another folder, except top-level names that match a pattern of `without`."""
+    """Link or copy a folder's files to another folder, except top-level names that match a pattern in `without`."""
     for path in source.iterdir():
         if _matches(path.name, without):
             continue

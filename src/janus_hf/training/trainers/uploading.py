@@ -1,8 +1,8 @@
 """`UploadingTrainer`, the base class of the trainers that push runs to the Hub, and the check of the run's repository.
 
-transformers' own uploads have three faults that this class mends. They publish the Hub token and folders of this
-machine, they lose the errors of uploads in the background, and they notice missing rights or a missing branch only
-after the last step.
+The class corrects three faults of the uploads of transformers' `Trainer`. Those publish the Hub token and folders of
+this machine, lose the errors of uploads in the background, and fail on missing rights or a missing branch only after
+the last step.
 """
 
 import logging
@@ -51,11 +51,11 @@ def prepare_repository(args: RunArguments, *, token: str | None = None, private:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         api.auth_check(repo_id, write=True)
         if revision and revision.startswith("refs/"):
-            api.model_info(repo_id, revision=revision)  # a pull request; it cannot be created under a given number
+            api.model_info(repo_id, revision=revision)  # a pull request must exist, because the Hub chooses its number
         elif revision:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         is_private = api.model_info(repo_id).private
-    except Exception as error:  # errors of the connection are those of the HTTP library, which differs by version
+    except Exception as error:  # errors of the connection have classes of the HTTP library, which differs by version
         where = f"{repo_id!r}" + (f" at revision {revision!r}" if revision else "")
         raise OSError(
             f"`hub_model_id` must be a repository that the Hub token may write to, got {where}, and {_reason(error)} "
@@ -71,7 +71,7 @@ def prepare_repository(args: RunArguments, *, token: str | None = None, private:
 
 
 class UploadingTrainer(Trainer):
-    """transformers' `Trainer` with uploads that contain no tokens and no folders of this machine and report errors.
+    """transformers' `Trainer` whose uploads contain no tokens and no paths of this machine, and do not fail silently.
 
     All fields of the configuration that begin with `hub_` mean what they mean in transformers. Every upload is one
     commit of the model, its processor, its card, samples and logs.
@@ -80,15 +80,23 @@ class UploadingTrainer(Trainer):
     args: RunArguments
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # Any: arguments of the parent class
-        # Uploads run one after another in the only thread of this client.
+        # This client runs background uploads in a single thread, so they run one after another.
         self._hub = HfApi()
-        self._uploads: list[Future[CommitInfo]] = []  # begun, and not yet known to have succeeded or failed
+        self._uploads: list[Future[CommitInfo]] = []  # uploads whose success or failure was not looked up yet
         super().__init__(*args, **kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Create the run's repository and branch and check that they can be written to; see `prepare_repository`.
 
-        transformers calls this method when a trainer with `push_to_hub` is made. Only the main process uses the Hub.
+        transformers calls this method when a trainer with `push_to_hub=True` is made. Only the main process uses the
+        Hub.
+
+        Args:
+            token: Hub token to use instead of `args.hub_token`.
+            private: Whether the repository is private, instead of `args.hub_private_repo`.
+
+        Raises:
+            ValueError, OSError: See `prepare_repository`.
         """
         if self.is_world_process_zero():
             self.hub_model_id = prepare_repository(self.args, token=token, private=private)
@@ -104,21 +112,25 @@ class UploadingTrainer(Trainer):
     ) -> "CommitInfo | Future[CommitInfo] | None":
         """Save the model, its processor and its card to the output folder, and upload the folder in one commit.
 
-        Every process must call this method, because a sharded model is gathered. The main process uploads.
+        Every process must call this method, because the weights of a sharded model are gathered from all of them. Only
+        the main process uploads.
 
         Args:
             commit_message: Title of the commit.
-            blocking: Whether to return only when the upload has ended.
+            blocking: Whether to wait until the upload has ended.
             token: Hub token to use instead of `args.hub_token`.
             revision: Branch to use instead of `args.hub_revision`.
             private: Whether a repository that is created now is private, instead of `args.hub_private_repo`.
             kwargs: Arguments of `create_model_card`.
 
         Returns:
-            The Hub's information about the commit, or with `blocking=False` a future of it; None on other processes.
+            The Hub's information about the commit, or with `blocking=False` a future of it. On processes other than
+            the main one the result is None.
 
         Raises:
-            OSError: If the Hub refuses the upload or cannot be reached.
+            OSError: If the Hub refuses the upload or cannot be reached. With `blocking=False` the future raises the
+                exception of the upload itself.
+            ValueError: See `prepare_repository`.
         """
         self.callback_handler.on_push_begin(self.args, self.state, self.control)
         if self.hub_model_id is None:
@@ -139,7 +151,7 @@ class UploadingTrainer(Trainer):
         model: Path | None = None,
         checkpoint_name: str = "",
     ) -> "Future[CommitInfo]":
-        """Begin to upload the run in the background, after the uploads that were begun before.
+        """Start an upload of the run in the background; it waits for the uploads that were started before.
 
         Only the main process may call this method.
 
@@ -148,7 +160,8 @@ class UploadingTrainer(Trainer):
             token: Hub token to use instead of `args.hub_token`.
             revision: Branch to use instead of `args.hub_revision`.
             model: Folder of the checkpoint whose model is uploaded; None uploads the model in the output folder.
-            checkpoint_name: Name of the folder in which this checkpoint is uploaded as a whole too; empty for none.
+            checkpoint_name: Name of the folder in the repository to which the whole checkpoint is uploaded in
+                addition; empty to upload only its model.
 
         Returns:
             A future of the Hub's information about the commit.
@@ -158,7 +171,7 @@ class UploadingTrainer(Trainer):
         staged = TemporaryDirectory(prefix="_upload-", dir=run)
         folder = Path(staged.name)
         stage_upload(folder, run, self.args, model=model, checkpoint_name=checkpoint_name)
-        place = {
+        target = {
             "repo_id": self.hub_model_id,
             "revision": revision or self.args.hub_revision,
             "token": token or self.args.hub_token,
@@ -168,23 +181,26 @@ class UploadingTrainer(Trainer):
         def upload() -> CommitInfo:
             """Upload the folder in one commit and remove it."""
             with staged:
-                present = self._hub.list_repo_files(**place)
+                present = self._hub.list_repo_files(**target)
                 found = []
                 if CARD_FILE in present:
-                    found = read_card(self._hub.hf_hub_download(filename=CARD_FILE, **place))
+                    found = read_card(self._hub.hf_hub_download(filename=CARD_FILE, **target))
                 _finish_card(folder, card, found)
                 return self._hub.upload_folder(
                     folder_path=folder,
                     commit_message=commit_message,
                     delete_patterns=outdated_files(os.listdir(folder), present),
-                    **place,
+                    **target,
                 )
 
         self._uploads.append(self._hub.run_as_future(upload))
         return self._uploads[-1]
 
     def generated_card(self) -> ModelCard | None:
-        """Return the card of the run in its present state; None takes README.md of the output folder as it is."""
+        """Return the card of the run in its present state, or None to upload README.md of the output folder.
+
+        Subclasses override this method; this one returns None.
+        """
         return None
 
     def finish_upload(self, future: "Future[CommitInfo]") -> CommitInfo:
@@ -195,7 +211,7 @@ class UploadingTrainer(Trainer):
         """
         try:
             return future.result()
-        except Exception as error:  # errors of the connection are those of the HTTP library
+        except Exception as error:  # errors of the connection have classes of the HTTP library
             raise OSError(
                 f"The upload to {self.hub_model_id!r} failed: {_reason(error)} The model is saved in "
                 f"{self.args.output_dir!r}: call `push_to_hub` again, or run the recipe again with "
@@ -206,9 +222,13 @@ class UploadingTrainer(Trainer):
 
     # `Trainer` calls this method after each save. No public callback runs at that time on the main process alone.
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """Begin to upload a checkpoint's model, and with the strategies of checkpoints the whole checkpoint as well.
+        """Start an upload of a checkpoint's model.
 
-        If the upload before still runs, this one is left out with a warning, unless `args.hub_always_push` is set.
+        If `args.hub_strategy` is "checkpoint" or "all_checkpoints", the whole checkpoint is uploaded as well. If the
+        previous upload still runs, this one is skipped with a warning, unless `args.hub_always_push` is set.
+
+        Args:
+            checkpoint_folder: Folder of the checkpoint that was just saved.
         """
         if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
             return
@@ -216,8 +236,8 @@ class UploadingTrainer(Trainer):
         self._report_failures(future for future in list(self._uploads) if future.done())
         if self._uploads and not self.args.hub_always_push:
             logger.warning(
-                "Step %d is not uploaded, because the upload before still runs: set `hub_always_push=True` to upload "
-                "every save.",
+                "Step %d is not uploaded, because the previous upload still runs: set `hub_always_push=True` to "
+                "upload every save.",
                 step,
             )
             return
@@ -252,14 +272,14 @@ class UploadingTrainer(Trainer):
 
 
 def _finish_card(folder: Path, generated: ModelCard | None, found: list[str]) -> None:
-    """Write README.md into a folder: the card on the Hub or in the folder if it was edited by hand, else a new one.
+    """Write README.md into a folder: a card on the Hub or in the folder that was edited by hand, else a generated one.
 
-    A card that is kept gets the metadata that it lacks.
+    Metadata that an edited card lacks is added to it.
 
     Args:
         folder: Folder of the upload.
-        generated: The generated card; None takes the one in the folder.
-        found: Text of the card on the Hub in a list, which is empty if there is none.
+        generated: The generated card; None uses the card in the folder instead.
+        found: List with the text of the card on the Hub; empty if there is none.
     """
     local = read_card(folder)
     if generated is None and local:

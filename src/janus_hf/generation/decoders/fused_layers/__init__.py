@@ -1,6 +1,6 @@
 """Layers of the language model that launch few kernels, for the steps of image generation on GPUs.
 
-`fuse` returns a model that runs with them; `decoders/plain.py` calls it.
+`fuse` returns a model that runs with them; `PlainDecoder` and `CapturedDecoder` call it.
 """
 
 from .fused_model import FusedModel, fuse

@@ -1,7 +1,7 @@
 """The function `fuse`, which returns a model whose steps launch about a third of the usual kernels, for GPUs.
 
-A step of few rows takes a GPU less time than its CPU needs to launch the kernels one by one, and every kernel has a
-fixed cost even in a CUDA graph. The layers here compute what those of transformers compute, with the same weights:
+A GPU finishes a step of few rows sooner than a CPU can launch its kernels one by one, and every kernel has a fixed
+cost even in a CUDA graph. The layers in this file compute what those of transformers compute, with the same weights:
 
     hidden += o_proj(attention(rotate(q_proj(x)), rotate(k_proj(x)), v_proj(x)))    where x = rms_norm(hidden)
     hidden += down_proj(act(gate_proj(x)) * up_proj(x))                             where x = rms_norm(hidden)
@@ -30,9 +30,9 @@ from .why_not_fused import why_not_fused
 
 logger = logging.get_logger(__name__)
 
-# Matrices are joined if their copies take at most this part of the device's memory. The memory that happens to be free
-# must not decide, because in bfloat16 joined matrices round differently, and the same seed must give the same image.
-_JOINED_PART = 1 / 8
+# Matrices are joined if their copies take at most this share of the device's total memory. The free memory must not
+# decide, because in bfloat16 joined matrices round differently, and the same seed must always give the same image.
+_JOINED_SHARE = 1 / 8
 
 # Kinds of RoPE whose rotation of a position depends on nothing but the position.
 _FIXED_ROPE = ("default", "linear", "llama3", "yarn")
@@ -45,8 +45,8 @@ def fuse(model: BareModel, previous: StepModel | None = None) -> StepModel:
 
     Args:
         model: The model without its text head.
-        previous: What this function returned before for the same model, or None. If it still fits the model, its
-            copies of weights are updated in place, and it is returned again, so that captured graphs stay valid.
+        previous: Earlier result of this function for the same model, or None. If it still fits the model, its copies
+            of weights are updated in place and it is returned again, so that captured graphs stay valid.
     """
     if reason := why_not_fused(model.language_model):
         logger.info(f"Steps use the layers of transformers, which launch more kernels: {reason}.")
@@ -61,19 +61,19 @@ def fuse(model: BareModel, previous: StepModel | None = None) -> StepModel:
         return FusedModel(model, joined=joined)
     except torch.cuda.OutOfMemoryError:
         pass
-    # Not inside `except`, where the error's traceback still holds the tensors that were made.
+    # Not inside `except`, where the error's traceback still holds the copies that were made.
     logger.warning(
         "The memory of the device does not suffice for joined copies of the matrices that read the same input, so "
-        "steps multiply them one by one: generate fewer images at once to get them."
+        "steps multiply by them one by one, which is slower: generate fewer images at once."
     )
     return FusedModel(model, joined=False)
 
 
 class FusedModel:
-    """A model without its text head, as `decode_step` uses it, whose language model runs with few kernels.
+    """A model without its text head whose language model launches few kernels; `decode_step` runs it (`StepModel`).
 
     Args:
-        model: The model; `why_not_fused` must give no reason against its language model.
+        model: The model; `why_not_fused` must return None for its language model.
         joined: Whether matrices that read the same input are copied into one matrix.
     """
 
@@ -88,7 +88,7 @@ class FusedModel:
         return self._model.embed_image_ids(image_ids)
 
     def fits(self, model: BareModel) -> bool:
-        """Return whether the model still has the modules, sizes and dtypes of which this object was made."""
+        """Return whether `model` still has the modules, sizes and dtypes from which this object was made."""
         modules = _step_modules(model.language_model)
         return (
             model is self._model
@@ -141,7 +141,7 @@ class _FusedLlama:
         """
         assert use_cache
         if inputs_embeds.dtype != self._llama.norm.weight.dtype:
-            # Every operator has rules of its own for the dtype of its output.
+            # Operators differ in how they choose the dtype of their output, so the layers of transformers run.
             return self._llama(
                 inputs_embeds=inputs_embeds,
                 attention_mask=attention_mask,
@@ -180,7 +180,7 @@ class _FusedLlama:
         return torch.cat(rope(weight, positions[None]), dim=-1)[0]
 
     def fits(self) -> bool:
-        """Return whether the model still has the number of layers, sizes, dtypes and places of the copies."""
+        """Return whether the copies still have the model's number of layers, sizes, dtypes and devices."""
         rotations, norm = self._rotations, self._llama.norm.weight
         return (
             len(self._layers) == len(_layers(self._llama))
@@ -230,10 +230,10 @@ class _FusedLayer:
 
         Args:
             hidden_MC: Hidden states `(M, C)`.
-            sizes: Numbers of rows and of tokens fed at once, `(R, n)`.
+            sizes: The two numbers `(R, n)`: rows, and tokens fed at once.
             rotation: Cosine and sine `(R, n, 1, D)`.
             store: The cache, to which this layer's keys and values are appended.
-            bias: `(R or 1, 1, n, L)`, added to the scores of the attention; or None.
+            bias: `(R or 1, 1, n, L)`, added to the attention scores; or None.
         """
         attention, mlp = self._attention, self._mlp
         heads = self._queries_keys_values(_normalise(hidden_MC, self._layer.input_layernorm))
@@ -249,7 +249,7 @@ class _FusedLayer:
         _add_projection(hidden_MC, mlp.act_fn(gate) * up, mlp.down_proj)
 
     def fits(self) -> bool:
-        """Return whether the weights still have the sizes, dtypes and places of the copies."""
+        """Return whether the weights still have the sizes, dtypes and devices of the copies."""
         return self._queries_keys_values.fits() and self._gate_up.fits()
 
     def refresh(self) -> None:
@@ -259,7 +259,7 @@ class _FusedLayer:
 
 
 class _KeyValueStore:
-    """The cache during one step. Where to write is computed once instead of in every layer.
+    """The cache during one step; the positions to write to are computed once per step instead of in every layer.
 
     Args:
         cache: The batch's cache. In a static cache the number of written positions is a tensor on the device, and
@@ -273,21 +273,21 @@ class _KeyValueStore:
         self._is_static = all(type(layer) is StaticLayer and layer.is_initialized for layer in cache.layers)
         start = cache.layers[0].cumulative_length if self._is_static else cache.get_seq_length()
         self._length, _ = cache.get_mask_sizes(fed, 0)
-        # The positions in the cache of the fed tokens; a single token in a growing cache needs none.
-        self._places: torch.Tensor | None = None
+        # Positions of the fed tokens in the cache; a single token in a growing cache needs none, and no causal mask.
+        self._positions: torch.Tensor | None = None
         if fed > 1:
-            self._places = torch.arange(fed, device=device) + start
+            self._positions = torch.arange(fed, device=device) + start
         elif isinstance(start, torch.Tensor):
-            self._places = start.view(1)  # a view suffices, because the counter is advanced at the end of the step
+            self._positions = start.view(1)  # a view suffices, because the counter is advanced at the end of the step
 
     def append(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the keys and values `(R, G, n, D)` of the fed tokens, and return all that attention reads."""
         if not self._is_static:
             return self._cache.update(keys, values, layer)
-        assert self._places is not None
+        assert self._positions is not None
         stored = self._cache.layers[layer]
-        stored.keys.index_copy_(2, self._places, keys)
-        stored.values.index_copy_(2, self._places, values)
+        stored.keys.index_copy_(2, self._positions, keys)
+        stored.values.index_copy_(2, self._positions, values)
         return stored.keys, stored.values
 
     def advance(self) -> None:
@@ -297,9 +297,9 @@ class _KeyValueStore:
             torch._foreach_add_([layer.cumulative_length for layer in self._cache.layers], self._fed)
 
     def attention_bias(self, mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-        """Return what is added to the scores of all layers: 0 where a token may attend, else -inf.
+        """Return a tensor to add to the attention scores of all layers: 0 where a token may attend, otherwise -inf.
 
-        PyTorch would convert a mask of booleans in every layer.
+        It is computed once per step, because PyTorch would convert a mask of booleans to it in every layer.
 
         Args:
             mask: `(R, L)`, 0 on padding; or `(R or 1, 1, n, L)` bool; or None.
@@ -311,8 +311,8 @@ class _KeyValueStore:
         visible = mask
         if mask is not None and mask.ndim == 2:
             visible = mask[:, None, None].bool()
-        if (mask is None or mask.ndim == 2) and self._places is not None:
-            not_later = torch.arange(self._length, device=self._places.device) <= self._places[:, None]
+        if (mask is None or mask.ndim == 2) and self._positions is not None:
+            not_later = torch.arange(self._length, device=self._positions.device) <= self._positions[:, None]
             visible = not_later[None, None] if visible is None else visible & not_later
         if visible is None:
             return None
@@ -373,7 +373,7 @@ def _may_join(llama: LlamaModel, device: torch.device) -> bool:
         return True
     linears = [linear for layer in _layers(llama) for group in _matrices_to_join(layer) for linear in group]
     copied = sum(parameter.nbytes for linear in linears for parameter in linear.parameters())
-    return copied <= _JOINED_PART * torch.cuda.get_device_properties(device).total_memory
+    return copied <= _JOINED_SHARE * torch.cuda.get_device_properties(device).total_memory
 
 
 __all__ = ["FusedModel", "fuse"]

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 class JoinedLinear:
     """Several linear layers that read the same input, whose outputs are returned one after the other.
 
-    The joined matrix is a copy. The layers keep their own weights: parameters that share memory could not be saved as
-    safetensors. A copy becomes stale when a weight is written to, and `refresh` updates it.
+    The joined matrix is a copy. The layers keep their own weights, because parameters that share memory could not be
+    saved as safetensors. If a weight is changed in place, the copy becomes stale until `refresh` updates it.
 
     Args:
-        linears: The layers. Those of adapters, quantised layers and layers with hooks are called one by one.
-        joined: False calls all layers one by one, which needs no copy.
+        linears: The layers. If one of them has an adapter, is quantised or has hooks, all are called one by one.
+        joined: Whether to make the joined matrix if the layers allow it; False calls the layers one by one.
     """
 
     def __init__(self, linears: Sequence[nn.Module], *, joined: bool) -> None:
@@ -36,7 +36,7 @@ class JoinedLinear:
         return F.linear(x, self._weight, self._bias)
 
     def fits(self) -> bool:
-        """Return whether the weights still have the dtype, device and sizes of the joined matrix, if there is one."""
+        """Return whether the weights still have the dtype, device and sizes of the joined matrix; True without one."""
         if self._weight is None:
             return True
         plain = [linear for linear in self._linears if is_plain(linear)]
@@ -81,7 +81,7 @@ def is_called_plainly(module: nn.Module) -> bool:
 
 
 def _are_alike(linears: Sequence[nn.Linear]) -> bool:
-    """Return whether all layers have the same dtype and device, and all or none of them a bias."""
+    """Return whether all layers have the same dtype and device, and either all or none of them have a bias."""
     kinds = {(linear.weight.dtype, linear.weight.device, linear.bias is None) for linear in linears}
     return len(kinds) == 1
 

@@ -16,10 +16,10 @@ from .joined_linear import is_called_plainly
 
 
 def why_not_fused(language_model: PreTrainedModel) -> str | None:
-    """Return why the layers in `fused.py` do not compute what this language model computes, or None if they do.
+    """Return why the layers in `fused_model.py` cannot replace those of this language model, or None if they can.
 
     They compute a plain Llama with scaled dot-product attention. Its linear layers may be of any kind, for example
-    with adapters or quantised.
+    quantised or with adapters.
     """
     if type(language_model) is not LlamaModel:
         return f"the language model is of the class {type(language_model).__name__}, not LlamaModel"
@@ -50,7 +50,7 @@ def why_not_fused(language_model: PreTrainedModel) -> str | None:
         return "the weights are sharded or quantised"
     if len({weight.device for weight in weights}) > 1:
         return "the layers are on several devices"
-    # With weights of several dtypes, or under autocast, every operator has rules of its own for its output's dtype.
+    # With weights of several dtypes, or under autocast, operators differ in how they choose the dtype of their output.
     if len({weight.dtype for weight in weights}) > 1:
         return "the norms have different dtypes"
     if torch.is_autocast_enabled(weights[0].device.type):

@@ -1,4 +1,4 @@
-"""Measure everything that a GPU shows, in order of importance and within a time budget, and print one table per topic.
+"""Measure everything that needs a GPU, in order of importance and within a time budget, and print one table per topic.
 
     python -m benchmarks.gpu [--budget 480] [--output FOLDER] [--topics parity capture ...] [--dry-run]
 
@@ -6,13 +6,13 @@ The topics, in this order: parity and repeatability, capturing CUDA graphs, draw
 weights, the image codec, preparing data, answering questions, training, and where the time of a step goes. Models have
 the sizes of the released ones and random weights, which are made on the device; nothing is downloaded.
 
-Every part of a topic runs in a process of its own with a time limit: a part that hangs, runs out of memory or crashes
-costs its own rows, which then say why. A part may use its share of the budget and all that earlier parts have left.
-With the default budget the most important parts of all topics run first; the others follow if there is time left, or
-with a budget of about 900 seconds.
-Compiled code is kept for the run, in a folder of its own: the first part that compiles a step pays for it.
-FOLDER receives `results.jsonl` (a line per row, written when it is measured), `tables.md` (all tables, rewritten with
-every row) and `log.txt` (what the parts print), so that a run that is cut off leaves everything measured so far.
+Every part of a topic runs in a process of its own with a time limit. If a part hangs, runs out of memory or crashes,
+only its own rows are lost, and their notes say why. A part may use its share of the budget and all time that earlier
+parts have left over. The most important parts of all topics run first. The default budget suffices for these; the
+other parts run if time is left, and all of them with a budget of about 900 seconds. Compiled code is shared by the
+processes of one run only, so the first part that compiles a step takes longest. FOLDER receives `results.jsonl` (a
+line per row, written when it is measured), `tables.md` (all tables, rewritten with every row) and `log.txt` (what the
+parts print), so that a run that is cut off leaves everything measured so far.
 
 `--dry-run` takes tiny models on a CPU and prints the same rows, to test the benchmark itself.
 """
@@ -36,15 +36,15 @@ from .tables import Labels, Part, Row, Topic, render
 from .topics import TOPICS
 
 
-LEAST = 3.0  # a part is not started with fewer seconds
-GRACE = 2.0  # seconds between the time at which a part should stop by itself and that at which it is ended
-# Number of processes that are started ahead of their parts, on a machine with cores to spare for their imports.
+LEAST = 3.0  # seconds; a part that has less time left is not started
+GRACE = 2.0  # seconds between the time at which a part should stop by itself and that at which its process is ended
+# Number of processes that are started before their parts begin, so that they import meanwhile on cores that are free.
 AHEAD = max(1, min(3, (os.cpu_count() or 1) // 4))
 IMPORTS = 90.0  # seconds that a process may take to import everything
 
 
 class Results:
-    """The rows measured so far: read from the file to which the parts append them, and shown as tables.
+    """The rows measured so far, which are read from the file to which the parts append them, and rendered as tables.
 
     Args:
         folder: Folder of the files `results.jsonl` and `tables.md`.
@@ -75,7 +75,7 @@ class Results:
         self.save()
 
     def _add(self, record: dict[str, Any]) -> None:
-        """Take in one record of the file."""
+        """Store one record of the file: a row, the failure of a part, or the description of the machine."""
         topic = record["topic"]
         if "machine" in record:
             self.machines[topic] = self.machines[topic] or record["machine"]
@@ -86,7 +86,13 @@ class Results:
             self.rows[topic][labels] = Row(labels, record["values"], record["note"])
 
     def fill(self, topic: str, part: Part, reason: str) -> None:
-        """Write a row with a note for every promised row of a part that is missing."""
+        """Write an empty row with a note for every promised row of a part that was not measured.
+
+        Args:
+            topic: Name of the topic.
+            part: The part, which has ended.
+            reason: Why the part did not finish, for the note; "" if it did.
+        """
         self.update()
         notes = [row.note for labels, row in self.rows[topic].items() if labels in part.rows and row.note]
         reason = next(filter(None, [self.failures.get((topic, part.name)), reason, *notes]), "not measured")
@@ -109,7 +115,7 @@ class Results:
         new.replace(self.tables)
 
     def count(self) -> tuple[int, int]:
-        """Return the number of rows without a note, and the number of all rows."""
+        """Return the number of rows without a note, and the number of all promised rows."""
         rows = [row for found in self.rows.values() for row in found.values()]
         return sum(not row.note for row in rows), sum(len(part.rows) for t in self.topics.values() for part in t.parts)
 
@@ -119,7 +125,7 @@ Queue = list[tuple[str, Part]]
 
 
 def make_queue(topics: dict[str, Topic]) -> Queue:
-    """Return the parts of all topics in the order in which they run: last those that are to run later."""
+    """Return the parts of all topics in the order in which they run: those with `later=True` come last."""
     parts = [(name, part) for name, topic in topics.items() for part in topic.parts]
     return sorted(parts, key=lambda entry: entry[1].later)
 
@@ -132,24 +138,26 @@ def run(
     settings: dict[str, Any],
     module: str = "benchmarks.gpu.worker",
 ) -> None:
-    """Run all parts of all topics, each in a process of its own, and print a table as soon as its topic is done.
+    """Run all parts, each in a process of its own, and print a topic's table when the last of its parts has ended.
+
+    The parts of a topic that run later get a table of their own.
 
     Args:
-        queue: The parts.
+        queue: The parts in the order in which they run.
         budget: The time budget, with one share per part.
         results: The results.
         folder: Folder of the log.
-        settings: Keys `device` and `dry` of the tasks.
+        settings: Entries `device` and `dry` of every task, as `worker.py` reads it.
         module: Module that the processes of the parts run.
     """
-    with tempfile.TemporaryDirectory() as scratch, _spares(module, folder / "log.txt", Path(scratch)) as start:
+    with tempfile.TemporaryDirectory() as scratch, _worker_starter(module, folder / "log.txt", Path(scratch)) as start:
         waiting: deque[Worker] = deque()
         cache = Path(scratch) / "compiled"
         for index, (name, part) in enumerate(queue):
             worker = waiting.popleft() if waiting else start()
             reason = worker.wait_ready(max(LEAST, min(IMPORTS, budget.left())))
             limit = budget.limit(index)
-            # A part that wants a minute is not started in its last seconds.
+            # A part is not started with less than a quarter of the seconds that it wants.
             if not reason and limit < max(LEAST, part.seconds / 4):
                 reason = "no time left"
                 waiting.appendleft(worker)
@@ -159,7 +167,7 @@ def run(
                 task = {"topic": name, "part": part.name, "results": str(results.lines), "seconds": limit - GRACE}
                 reason = worker.run(task | settings, limit, results.update)
                 if reason:
-                    # A process that was ended may leave half-written files of compiled code behind.
+                    # The process may have been ended while it wrote compiled code, so later parts use a new folder.
                     cache = Path(scratch) / f"compiled{index}"
             results.fill(name, part, reason)
             print(f"{name}, {part.name}: {reason or 'done'}; {budget.left():.0f} s left", file=sys.stderr, flush=True)
@@ -170,8 +178,14 @@ def run(
 
 
 @contextmanager
-def _spares(module: str, log: Path, scratch: Path) -> Iterator[Callable[[], Worker]]:
-    """Yield a function that starts a worker; end all workers that it has started at the end of the context."""
+def _worker_starter(module: str, log: Path, scratch: Path) -> Iterator[Callable[[], Worker]]:
+    """Yield a function that starts a worker, and end all workers that it has started when the context is left.
+
+    Args:
+        module: Module that the workers run.
+        log: File to which they print.
+        scratch: Folder for the files with which they report that they are ready.
+    """
     started: list[Worker] = []
 
     def start() -> Worker:
@@ -186,7 +200,7 @@ def _spares(module: str, log: Path, scratch: Path) -> Iterator[Callable[[], Work
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """Leave the program when it is terminated, so that it ends its processes and saves the tables."""
+    """Raise SystemExit when the program receives a signal, so that it ends its processes and saves the tables."""
     raise SystemExit(128 + number)
 
 

@@ -1,4 +1,4 @@
-"""The class `Bench`, which a part of `benchmarks.gpu` measures with: device, sizes, time left, rows."""
+"""The class `Bench`, which gives a part of `benchmarks.gpu` its device, model sizes and time, and writes its rows."""
 
 import gc
 import json
@@ -16,7 +16,7 @@ from ..reporting import NotAvailable
 
 
 class Bench:
-    """What a part gets to measure with.
+    """Device, model sizes and remaining time of a part, with methods that write its results.
 
     Args:
         device: "cuda" or "cpu".
@@ -43,7 +43,7 @@ class Bench:
         return torch.bfloat16 if self.cuda else torch.float32
 
     def size(self, name: str) -> str:
-        """Return the size of model to make for a row about the size `name`: in a dry run a tiny one."""
+        """Return the size of the model to make for rows about the size `name`: `name`, or "dry" (tiny) in a dry run."""
         return "dry" if self.dry else name
 
     def pick(self, full: Any, dry: Any) -> Any:
@@ -51,7 +51,7 @@ class Bench:
         return dry if self.dry else full
 
     def left(self) -> float:
-        """Return the seconds that are left to this part."""
+        """Return the number of seconds that are left for this part."""
         return self.deadline - time.monotonic()
 
     def emit(self, **record: Any) -> None:
@@ -63,9 +63,9 @@ class Bench:
     def row(self, *labels: str) -> Iterator[dict[str, Any]]:
         """Yield a dict for the values of the row with these labels, and write the row at the end of the context.
 
-        An exception inside the context becomes the row's note, beside the values that were measured before it, and
-        does not leave the context. So one row that fails does not cost the others. If the package warns that it runs
-        plain steps in place of captured ones, the note says so, because the row then measures plain steps.
+        An exception inside the context does not leave it: the row is written with the values measured before and with
+        the exception as its note, and the part goes on with its other rows. If the package warns that it runs plain
+        steps instead of captured ones, the warning becomes the note, because the row then measures plain steps.
         """
         values: dict[str, Any] = {}
         note = ""
@@ -87,7 +87,7 @@ class Bench:
 
 
 class _Fallbacks(logging.Handler):
-    """Handler of log messages that keeps the first warning about plain steps, shortened to fit into a cell."""
+    """Log handler that keeps the first warning about plain steps, shortened to fit into a cell of a table."""
 
     message = ""
 
@@ -98,7 +98,7 @@ class _Fallbacks(logging.Handler):
 
 
 def describe(error: BaseException) -> str:
-    """Return type and first line of an exception, short enough for a cell of a table."""
+    """Return the type and the first line of an exception, shortened to fit into a cell of a table."""
     return f"failed: {type(error).__name__}: {_shorten(error)}"
 
 

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 class Budget:
     """Seconds of a whole run, divided among parts that run one after another.
 
-    A part may take its own share and all that the parts before it have left over. A part that hangs therefore never
-    takes time from the shares of the parts after it.
+    A part may take its own share and all time that the parts before it have left over. Therefore a part that hangs
+    takes no time from the shares of later parts.
 
     Args:
         seconds: Seconds of the whole run, from now on.
-        wanted: Seconds that each part wants, in the order in which they run. If the budget is longer than all of them,
-            every share is scaled up alike.
-        first: Number of parts that are served first: if the budget is too short for all parts, these get what they
-            want and the parts after them share the rest. If it is too short even for these, their shares are scaled
-            down alike and the others get what is left over.
+        wanted: Seconds that each part wants, in the order in which they run. If the budget is longer than their sum,
+            all shares are scaled up by the same factor.
+        first: Number of parts with priority, which are the first ones. If the budget is too short for all parts, these
+            get what they want and the others divide the rest. If it is too short even for these, their shares are
+            scaled down by the same factor, and the others get shares of zero and only the time that is left over.
         clock: Function that returns the time in seconds.
 
     Raises:
@@ -36,7 +36,7 @@ class Budget:
         self.shares = [share * (scale if part < first else rest_scale) for part, share in enumerate(wanted)]
 
     def limit(self, part: int) -> float:
-        """Return the seconds that a part may take if it starts now, zero or less if there are none.
+        """Return the number of seconds that a part may take if it starts now; zero or less if none are left.
 
         Args:
             part: Index of the part.
@@ -44,7 +44,7 @@ class Budget:
         return self.left() - sum(self.shares[part + 1 :])
 
     def left(self) -> float:
-        """Return the seconds that are left of the whole run."""
+        """Return the number of seconds that are left of the whole run."""
         return self.start + self.seconds - self.clock()
 
 

@@ -1,4 +1,4 @@
-"""Functions with which several topics of `benchmarks.gpu` time the steps of an image, and whole images."""
+"""Functions that time the steps of image generation and whole images, for several topics of `benchmarks.gpu`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,16 +18,16 @@ from .bench import Bench
 def time_steps(bench: Bench, draw: Draw, batch_size: int, values: dict[str, Any], *, steps: int) -> None:
     """Time the steps of generating `batch_size` images, after a warm-up that compiles or captures.
 
-    Adds to `values`: "ms" per step, "first" (seconds until the first token), "ready" (seconds that the very first call
-    took longer), "rate" (images per second, without decoding) and "peak" (memory of the first call in GB, with the
-    weights).
+    Five numbers are added to `values`: "ms" (milliseconds per step), "first" (seconds until the first token), "ready"
+    (seconds by which the warm-up call took longer than a later call), "rate" (images per second, without decoding) and
+    "peak" (peak memory of the warm-up call in GB, with the weights).
 
     Args:
         bench: The part's bench.
         draw: Function that generates images.
         batch_size: Number of images at once.
-        values: Values of a row.
-        steps: Number of steps to time, with the clock waiting for the device after each.
+        values: Values of a row, changed in place.
+        steps: Number of steps to time. The clock waits for the device after each step.
     """
     before = torch.cuda.memory_allocated() if bench.cuda else 0
     timing = measure({"it": draw}, batch_size, bench.pick(steps, 2), bench.pick(2, 1), bench.device)["it"]
@@ -40,7 +40,7 @@ def time_steps(bench: Bench, draw: Draw, batch_size: int, values: dict[str, Any]
 def time_image(
     bench: Bench, draw: Draw, decode: Callable[[torch.Tensor], Any], batch_size: int = 1
 ) -> tuple[float, float]:
-    """Generate whole images and decode as many, without waiting for the device in between.
+    """Time generating whole images and decoding as many, without waiting for the device in between.
 
     Args:
         bench: The part's bench.
@@ -49,7 +49,7 @@ def time_image(
         batch_size: Number of images at once.
 
     Returns:
-        The seconds of the whole, and the peak memory in GB, with the weights.
+        The seconds that all images took together, and the peak memory in GB, with the weights.
     """
     ids = make_prompts(batch_size, bench.device)
     tokens = torch.zeros(batch_size, 64 if bench.dry else 576, dtype=torch.long, device=bench.device)
@@ -64,12 +64,12 @@ def time_image(
 
 
 def time_our_image(bench: Bench, model: JanusProForConditionalGeneration, batch_size: int = 1) -> tuple[float, float]:
-    """Return what `time_image` returns for this package's model with its present decoder."""
+    """Call `time_image` for this package's model with its present decoder, and return the result."""
     return time_image(bench, partial(draw_ours, model), model.decode_image_ids, batch_size)
 
 
 def _no_clock(*_: Any) -> None:
-    """Do nothing, in place of a clock that waits for the device after every token."""
+    """Do nothing. This function takes the place of a clock that waits for the device after every token."""
 
 
 __all__ = ["time_image", "time_our_image", "time_steps"]

@@ -13,13 +13,13 @@ from typing import Any
 
 
 ROOT = Path(__file__).parents[2]
-_POLL = 0.1  # seconds between two looks at a process
+_POLL = 0.1  # seconds between two checks of a process
 
 
 class Worker:
-    """A process that imports all that a part needs, and then waits for the part that it is to run.
+    """A process that imports everything that a part needs, and then waits for the task to run one part.
 
-    It leads a process group of its own, so that `end` reaches the compilers that it starts as well.
+    It leads a process group of its own, so that `end` also ends the compilers that it has started.
 
     Args:
         module: Module that the process runs: `benchmarks.gpu.worker`, or one that calls its `main`.
@@ -49,7 +49,7 @@ class Worker:
             seconds: Seconds to wait at most.
 
         Returns:
-            "", or why the process will not run a part.
+            "" if it has, otherwise why the process cannot run a part.
         """
         end = time.monotonic() + seconds
         while not self.ready.exists():
@@ -61,15 +61,15 @@ class Worker:
         return ""
 
     def run(self, task: dict[str, Any], seconds: float, watch: Callable[[], None]) -> str:
-        """Let the process do a task, and end it when the time is over.
+        """Make the process do a task, and end it at the time limit.
 
         Args:
             task: The task, as `worker.py` reads it.
-            seconds: Seconds that the task may take.
+            seconds: Time limit of the task in seconds.
             watch: Function that is called several times a second while the process runs.
 
         Returns:
-            "", or why the task was not finished.
+            "" if the task was finished, otherwise why it was not.
         """
         end, start = time.monotonic() + seconds, self.log.stat().st_size
         pipe = self.process.stdin
@@ -99,7 +99,7 @@ class Worker:
         return next((line.strip()[:160] for line in reversed(lines) if line.strip()), "no message")
 
     def end(self) -> None:
-        """End the process and those that it has started."""
+        """End the process and all processes that it has started."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

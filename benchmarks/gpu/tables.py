@@ -1,4 +1,4 @@
-"""Classes that declare the topics of `benchmarks.gpu`: their parts, the rows that these promise, and their tables."""
+"""Classes that declare the topics of `benchmarks.gpu`: their parts, the rows of each part, and their tables."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +41,7 @@ class Part:
     Args:
         name: Name of the part within its topic.
         seconds: Seconds that the part may take; a short budget scales them.
-        rows: Labels of all rows that the part promises. The table has every one of them, also if the part fails.
+        rows: Labels of all rows that the part promises. The table has every one of them, even if the part fails.
         run: Function that measures the rows.
         later: Whether the part runs after the other parts of all topics, if there is time left.
     """
@@ -70,7 +70,7 @@ class Topic:
         title: Heading of the table.
         explanation: Sentences below the heading, which say what the columns mean.
         labels: Headings of the labels of a row.
-        columns: The other columns; the last one of the table is always "note".
+        columns: The columns after the labels. Every table has one more at its end, "note".
         parts: The parts in order of importance.
         derive: Function that is called with all rows of the table before it is printed, and may add values.
     """
@@ -109,9 +109,9 @@ def ratios_to(base: Callable[[Row], Labels], source: str, target: str) -> Callab
     """Return a function for `Topic.derive` that adds the ratio of a base row's value to every row's own value.
 
     Args:
-        base: Function from a row to the labels of the row that it is compared with.
+        base: Function from a row to the labels of the base row that it is compared with.
         source: Key of the value that is compared.
-        target: Key of the ratio.
+        target: Key under which the ratio is added.
     """
 
     def derive(rows: Sequence[Row]) -> None:

@@ -1,8 +1,8 @@
 """The process in which one part of `benchmarks.gpu` runs: it imports everything, waits for its task, and does it.
 
-The command starts the processes of the next parts while a part is running, so that imports take no time of their own.
-`python -m benchmarks.gpu.worker FILE` creates FILE once everything is imported, and reads the task, a line of JSON,
-from its standard input. It ends when its standard input is closed, so that it does not outlive the command.
+`benchmarks.gpu` starts the processes of the next parts while a part is running, so that no part waits for imports.
+`python -m benchmarks.gpu.worker FILE` creates FILE once everything is imported, and then reads the task, a line of
+JSON, from its standard input. It ends when its standard input is closed, so that it does not outlive `benchmarks.gpu`.
 """
 
 import json
@@ -18,7 +18,7 @@ from .topics import TOPICS
 
 
 def _end_with_parent() -> None:
-    """Wait until the standard input is closed, which happens when the command ends, and end this process then."""
+    """Wait until the standard input is closed, which happens when `benchmarks.gpu` ends, and then end this process."""
     sys.stdin.read()
     os._exit(1)
 
@@ -31,7 +31,7 @@ def main() -> None:
         return
     threading.Thread(target=_end_with_parent, daemon=True).start()
     task = json.loads(line)
-    # torch.compile reads these when it compiles. Processes of one run share compiled code, but no others do.
+    # torch.compile reads these variables when it compiles. Only the processes of one run share compiled code.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = task["cache"]
     os.environ["TRITON_CACHE_DIR"] = f"{task['cache']}/triton"
     bench = Bench(task["device"], task["dry"], task["seconds"], Path(task["results"]), task["topic"], task["part"])

@@ -1,4 +1,4 @@
-"""Topic "capture": what capturing a step as a CUDA graph costs, and what a replay costs."""
+"""Topic "capture": the time that capturing a step as a CUDA graph takes, and the time of a replay."""
 
 from functools import partial
 
@@ -15,7 +15,7 @@ SIZES = {"1b": (1, 16), "7b": (1,)}
 
 
 def capture(bench: Bench, size: str) -> None:
-    """Measure the first image after the model is loaded, then capturing and replaying alone."""
+    """Measure the first image after the model is made, then capturing and replaying alone, then plain steps."""
     model = make_ours(bench.size(size), bench.dtype, bench.device)
     for batch_size in SIZES[size]:
         with bench.row(size, str(batch_size)) as row:

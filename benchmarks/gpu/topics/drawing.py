@@ -1,4 +1,7 @@
-"""Topic "drawing": images of the 1B and the 7B by transformers' own Janus, the original's loop and this package."""
+"""Topic "drawing": generating images with transformers' own Janus, the loop of deepseek-ai/Janus and this package.
+
+The word "gear" stands for the way in which this package runs steps: "plain", or a key of `GEARS` in `contenders.py`.
+"""
 
 from functools import partial
 from typing import Any
@@ -13,12 +16,13 @@ from ..tables import Column, Part, Row, Topic, ratios_to
 
 
 SLOW = {"in_tree": "in-tree", "original": "original's loop", "ours": "plain"}  # contender -> label
-SLOW_MANY = 16  # images at once for these
+SLOW_MANY = 16  # number of images at once for the contenders of `SLOW`
+# Size of the model -> numbers of images at once for captured and compiled steps.
 MANY = {"1b": (8, 16, 64, 128), "7b": (8, 16, 64)}
 
 
 def slow(bench: Bench, size: str) -> None:
-    """Time the contenders that launch every kernel from Python; a whole image only where there is time for it."""
+    """Time the contenders that launch every kernel from Python; time a whole image only if there is time for it."""
     ours = make_ours(bench.size(size), bench.dtype, bench.device)
     models = make_models(list(SLOW), ours)
     draws = make_contenders(models)
@@ -37,7 +41,7 @@ def slow(bench: Bench, size: str) -> None:
 
 
 def _image_seconds(bench: Bench, draw: Draw) -> float:
-    """Return about how many seconds a whole image will take, from a few steps."""
+    """Return an estimate, from a few steps, of the seconds that a whole image will take."""
     values: dict[str, Any] = {}
     time_steps(bench, draw, 1, values, steps=2)
     return 1 / values["rate"]
@@ -47,17 +51,17 @@ def fast(bench: Bench, size: str, gear: str) -> None:
     """Time the steps and whole images of one image at a time, with captured or compiled steps."""
     model = make_ours(bench.size(size), bench.dtype, bench.device)
     with bench.row(size, "1", gear) as row:
-        shifted = with_gear(model, gear)
-        time_steps(bench, partial(draw_ours, shifted), 1, row, steps=48)
-        time_our_image(bench, shifted)  # the codec's first call chooses its kernels
-        row["image"], row["peak"] = time_our_image(bench, shifted)
+        geared = with_gear(model, gear)
+        time_steps(bench, partial(draw_ours, geared), 1, row, steps=48)
+        time_our_image(bench, geared)  # the codec's first call chooses its kernels
+        row["image"], row["peak"] = time_our_image(bench, geared)
         row["rate"] = 1 / row["image"]
         layers = sum(parameter.nbytes for parameter in model.model.language_model.layers.parameters())
         row["floor"] = layers / reading_speed(bench.device) * 1e3
 
 
 def many_slow(bench: Bench, size: str) -> None:
-    """Time the steps of several images at once by contenders that launch every kernel from Python."""
+    """Time the steps for several images at once of the contenders that launch every kernel from Python."""
     ours = make_ours(bench.size(size), bench.dtype, bench.device)
     draws = make_contenders(make_models(list(SLOW), ours))
     for name, label in SLOW.items():
@@ -66,20 +70,20 @@ def many_slow(bench: Bench, size: str) -> None:
 
 
 def many(bench: Bench, size: str, gear: str, batch_sizes: tuple[int, ...]) -> None:
-    """Time steps of several images at once, and whole images where there is time for them."""
+    """Time the steps for several images at once, and whole images if there is time for them."""
     model = make_ours(bench.size(size), bench.dtype, bench.device)
     for batch_size in batch_sizes:
         with bench.row(size, str(batch_size), gear) as row:
-            shifted = with_gear(model, gear)
-            time_steps(bench, partial(draw_ours, shifted), bench.pick(batch_size, 2), row, steps=16)
+            geared = with_gear(model, gear)
+            time_steps(bench, partial(draw_ours, geared), bench.pick(batch_size, 2), row, steps=16)
             if batch_size / row["rate"] < bench.left() / 2:
-                seconds, row["peak"] = time_our_image(bench, shifted, bench.pick(batch_size, 2))
+                seconds, row["peak"] = time_our_image(bench, geared, bench.pick(batch_size, 2))
                 row["image"], row["rate"] = seconds / batch_size, batch_size / seconds
-            del shifted  # its caches and graphs are as large as the model
+            del geared  # its caches and graphs are as large as the model
 
 
 def _base(row: Row) -> tuple[str, ...]:
-    """Return the labels of transformers' own Janus with as many images at once."""
+    """Return the labels of the row of transformers' own Janus with the same number of images at once."""
     return (*row.labels[:2], "in-tree")
 
 

@@ -1,4 +1,7 @@
-"""Topic "parity": are the images those of a CPU, do they repeat, and do they depend on the batch?"""
+"""Topic "parity": whether images equal those of a CPU, equal each other in repeated calls, and equal those in batches.
+
+The word "gear" stands for the way in which this package runs steps: "plain", or a key of `GEARS` in `contenders.py`.
+"""
 
 import copy
 import time
@@ -18,7 +21,7 @@ from ..tables import Column, Part, Topic
 
 
 CALLS = 10
-# Gear of the repeated calls -> gear of `with_gear`, and the number of tokens that there is time for.
+# Name of a kind of repeated calls -> their gear, and the number of tokens that there is time for.
 REPEATED = {
     "plain": ("plain", 24),
     "graph": ("graph", 576),
@@ -45,19 +48,19 @@ def against_cpu(bench: Bench, gears: tuple[str, ...]) -> None:
 
 
 def repeat(bench: Bench, name: str) -> None:
-    """Compare calls with the same seed with each other."""
+    """Compare the results of calls with the same seed, for one kind of repeated calls (a key of `REPEATED`)."""
     gear, count = REPEATED[name]
     count = bench.pick(count, 8)
     model = make_ours(bench.size("1b"), bench.dtype, bench.device)
     with bench.row("1b", "bfloat16", name, f"{CALLS} calls") as row, _attention("math" in name):
-        shifted = with_gear(model, gear)
+        geared = with_gear(model, gear)
         ids = make_prompts(1, bench.device)
-        first = record(shifted, ids, count, [0])
+        first = record(geared, ids, count, [0])
         found: list[Comparison] = []
         took = 0.0  # seconds of a call
         while len(found) + 1 < CALLS and bench.left() > took:
             start = time.perf_counter()
-            found.append(compare(first, record(shifted, ids, count, [0])))
+            found.append(compare(first, record(geared, ids, count, [0])))
             _fill(row, found, count)
             took = time.perf_counter() - start
 
@@ -70,15 +73,15 @@ def batches(bench: Bench, dtype: torch.dtype, gear: str) -> None:
     alone: list[Recording] = []
     for size in BATCHES:
         with bench.row(*labels, f"the first alone and among {size}") as row:
-            shifted: JanusProForConditionalGeneration = with_gear(model, gear)
+            geared: JanusProForConditionalGeneration = with_gear(model, gear)
             if not alone:
-                alone.append(record(shifted, ids[:1], count, [0]))
-            among = record(shifted, ids[:size], count, range(size))
+                alone.append(record(geared, ids[:1], count, [0]))
+            among = record(geared, ids[:size], count, range(size))
             _fill(row, [compare(alone[0], Recording(among.tokens[:1], among.logits[:1]))], count)
 
 
 def _fill(row: dict[str, object], found: list[Comparison], count: int) -> None:
-    """Set the values of a row: the worst of several comparisons of `count` tokens with one recording."""
+    """Set the values of a row: the largest differences in several comparisons of `count` tokens with one recording."""
     steps = [one.first_step for one in found if one.first_step is not None]
     tokens = [one.first_token for one in found if one.first_token is not None]
     row.update(calls=len(found) + 1, tokens=count, equal=min(one.equal for one in found))
@@ -88,7 +91,7 @@ def _fill(row: dict[str, object], found: list[Comparison], count: int) -> None:
 
 @contextmanager
 def _attention(math: bool) -> Iterator[None]:
-    """Use the attention of PyTorch that is written in plain matrix products, if `math` is true."""
+    """Use PyTorch's attention by plain matrix products inside the context, if `math` is true."""
     if not math:
         yield
         return
@@ -109,7 +112,7 @@ def _repeat_part(name: str, seconds: float, *, later: bool = False) -> Part:
 
 
 def _batch_part(dtype: torch.dtype, gear: str, seconds: float, *, later: bool = False) -> Part:
-    """Return the part that compares an image alone with the same in batches."""
+    """Return the part that compares an image that is generated alone with the same image in batches."""
     label = str(dtype).removeprefix("torch.")
     rows = tuple(("1b", label, gear, f"the first alone and among {size}") for size in BATCHES)
     return Part(f"batches {label} {gear}", seconds, rows, lambda bench: batches(bench, dtype, gear), later)

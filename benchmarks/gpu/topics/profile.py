@@ -1,4 +1,4 @@
-"""Topic "profile": where the time of a step goes, kernel by kernel."""
+"""Topic "profile": the time that each kernel of a step takes."""
 
 from functools import partial
 
@@ -10,8 +10,9 @@ from ..images import time_steps
 from ..tables import Column, Labels, Part, Topic
 
 
-GEARS = {"graph": 10, "plain": 10, "compiled": 16}  # gear -> seconds; the last two run later
-SHOWN = 8
+# Gear (the way in which this package runs steps) -> seconds of the part; the last two run later.
+GEARS = {"graph": 10, "plain": 10, "compiled": 16}
+SHOWN = 8  # number of kernels in the table
 
 
 def measure(bench: Bench, gear: str) -> None:
@@ -34,7 +35,7 @@ def measure(bench: Bench, gear: str) -> None:
 
 
 def _rows(gear: str) -> tuple[Labels, ...]:
-    """Return the labels of the rows about one way to run steps."""
+    """Return the labels of the rows about one gear."""
     return tuple(("1b", gear, rank) for rank in ("all", *(str(number + 1) for number in range(SHOWN))))
 
 

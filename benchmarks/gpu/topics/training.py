@@ -1,4 +1,4 @@
-"""Topic "training": tokens per second, use of the card and peak memory of two recipes."""
+"""Topic "training": tokens per second, share of the GPU's peak performance, and peak memory of two recipes."""
 
 import tempfile
 import time
@@ -17,14 +17,14 @@ from ..tables import Column, Part, Topic
 RECIPES = Path(__file__).parents[3] / "recipes"
 # Words in a GPU's name -> dense bfloat16 operations per second, from the makers' data sheets.
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "L40S": 362e12}
-MICRO_BATCHES = 2  # per step: the recipes accumulate more, which costs the same per token
-STEPS = 5  # the first is not counted
-# Task -> tokens of a document, which are as long as in the third training stage of the Janus-Pro paper.
+MICRO_BATCHES = 2  # micro-batches per step; the recipes accumulate more, which takes the same time per token
+STEPS = 5  # number of steps; the first is not timed
+# Task -> number of tokens of a document, as in the third training stage of the Janus-Pro paper.
 LENGTHS = {"drawing": 620, "understanding": 760, "text": 900}
 
 
 class Packs(Dataset[dict[str, torch.Tensor]]):
-    """Packs of random documents, which follow each other until the next one does not fit.
+    """Packs of random documents; a pack takes documents until the next one does not fit.
 
     Args:
         config: The model's config.
@@ -111,10 +111,10 @@ def _train(bench: Bench, size: str, recipe: str, tasks: tuple[str, ...], folder:
     ends: list[float] = []
 
     class Ends(TrainerCallback):
-        """Note when a step ends, and end training when the part's time is over."""
+        """Callback that records when each step ends, and ends training when the time of the part is over."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """Note the time, and end training if there is no time for another step."""
+            """Record the time, and end training if less than two seconds are left."""
             if bench.cuda:
                 torch.cuda.synchronize()
             ends.append(time.perf_counter())

@@ -46,7 +46,7 @@ def check_upload_arguments(arguments: Mapping[str, object], *, uploads: bool) ->
     if unknown := sorted(arguments.keys() - known):
         raise TypeError(
             f"`save_pretrained` must receive arguments that it knows, got {unknown}: leave them out"
-            + ("." if uploads else "; repo_id and other arguments of an upload need push_to_hub=True.")
+            + ("." if uploads else "; repo_id and the like need push_to_hub=True.")
         )
     tags = arguments.get("tags") or []
     if not isinstance(tags, str) and not (isinstance(tags, Collection) and all(isinstance(tag, str) for tag in tags)):

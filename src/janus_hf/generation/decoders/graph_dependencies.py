@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig
 from ...protocols import BareModel
 
 
-# Attributes that are not compared. Those that every module has are its weights, buffers and children, which are read
-# separately, and hooks, with which steps are not captured. Gradient checkpointing has no effect on a step, and
+# Attributes that are not compared. Every module has weights, buffers and children, which are read separately, and
+# hooks and a training mode, with which steps are not captured. Gradient checkpointing has no effect on a step, and
 # trainers switch it off and on around every generation.
 _IGNORED = frozenset(vars(nn.Module())) | {"gradient_checkpointing", "_gradient_checkpointing_func"}
 

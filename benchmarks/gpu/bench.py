@@ -43,7 +43,7 @@ class Bench:
         return torch.bfloat16 if self.cuda else torch.float32
 
     def size(self, name: str) -> str:
-        """Return the size of the model to make for rows about the size `name`: `name`, or "dry" (tiny) in a dry run."""
+        """Return the size of the model to make for rows about the size `name`: "dry" (tiny) in a dry run, else it."""
         return "dry" if self.dry else name
 
     def pick(self, full: Any, dry: Any) -> Any:

@@ -48,7 +48,7 @@ def _inputs(bench: Bench, model: Any, batch_size: int) -> dict[str, torch.Tensor
 def _measure(
     bench: Bench, model: Any, inputs: dict[str, torch.Tensor], cache: dict[str, Any], row: dict[str, Any]
 ) -> None:
-    """Set "latency" (seconds to the first token), "ms" per further token and "rate" (tokens per second of all rows)."""
+    """Set "latency" (seconds to the first token), "ms" per further token and "rate" (tokens per second, all rows)."""
     rounds, length = bench.pick(3, 1), bench.pick(48, 4)
     seconds: dict[int, float] = {}
     for count in (1, length):

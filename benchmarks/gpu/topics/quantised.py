@@ -20,7 +20,7 @@ WEIGHTS = ("bfloat16", "int8", "fp8", "int4")
 
 
 def measure(bench: Bench, weights: str, gear: str) -> None:
-    """Quantise the language model, and measure until when it can generate, how fast it does, and what it prints."""
+    """Quantise the language model; measure the time until it can generate, its speed, and the lines that it prints."""
     model = make_ours(bench.size(SIZE), bench.dtype, bench.device)
     with bench.row(SIZE, weights, gear) as row, count_lines_on_stderr(row):
         start = now(bench.device)

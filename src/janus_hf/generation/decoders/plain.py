@@ -88,7 +88,7 @@ class PlainDecoder:
 
     On a GPU the language model runs with layers that launch few kernels, if its own layers allow it (see `fuse`).
     These layers need copies of weights, which are made at the first step of a batch and freed with the batch's cache.
-    A change of weights in the middle of a batch therefore takes effect only in the next batch.
+    A change of a copied weight in the middle of a batch therefore takes effect only in the next batch.
     """
 
     def __init__(self) -> None:

@@ -5,7 +5,8 @@ that order. In files int4 weights are therefore in torchao's plain order (two in
 half; a scale and a zero point per group). They are packed for the processor when they are loaded and unpacked when
 they are saved. Both conversions are exact.
 
-`N` outputs and `K` inputs of a layer, `g` inputs to a group.
+In shapes, `N` is the number of outputs of a layer, `K` the number of its inputs, and `g` the number of inputs per
+group.
 """
 
 import copy

@@ -90,7 +90,7 @@ class Source:
         Raises:
             OSError: If a file cannot be downloaded or read (see `fetch_files`).
         """
-        # With force_download=True, transformers downloads the files again itself, so once is enough here.
+        # With force_download=True, transformers downloads the files again itself, so here those in the cache suffice.
         found = fetch_files(self.path, needed=[], optional=names, **{**self.hub_kwargs, "force_download": False})
         return [name for name in names if found[name] is not None]
 
@@ -248,8 +248,7 @@ def find_adapter(source: Source) -> dict[str, Any] | None:
         has_model = os.path.exists(os.path.join(folder, CONFIG_FILE))
         return None if has_model else source.read_json(ADAPTER_CONFIG_FILE)
     if source.is_offline:
-        # `hf download` does not record in the cache that the file is absent, so a file that is not cached counts as
-        # such.
+        # `hf download` does not record in the cache that a file is absent, so one that is not cached counts as absent.
         name = os.path.join(source.hub_kwargs.get("subfolder") or "", ADAPTER_CONFIG_FILE)
         cache_dir = source.hub_kwargs.get("cache_dir")
         if not isinstance(try_to_load_from_cache(str(source.path), name, cache_dir, source.commit), str):

@@ -86,6 +86,7 @@ class ChatPipelineMixin:
             ValueError: If there is no image, images and question fill the model's context, or an image cannot be read.
                 For a list of questions also if the arguments ask for a streamer, beam search, several sequences or
                 another cache.
+            FloatingPointError: If the text logits of a float16 model are NaN.
         """
         questions = [] if isinstance(question, (list, tuple)) and not question else check_texts(question, "question")
         images = flatten_images(image, "image")
@@ -138,6 +139,7 @@ class ChatPipelineMixin:
             FileNotFoundError: If an image is given as a path that does not exist.
             TypeError: If an argument is of the wrong type.
             ValueError: If the conversation fills the model's context, or a message or an image cannot be read.
+            FloatingPointError: If the text logits of a float16 model are NaN.
         """
         check_conversation(messages, roles=self.processor.roles, name="messages")
         return self._answer(

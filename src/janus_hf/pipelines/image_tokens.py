@@ -50,6 +50,7 @@ class ImageTokensMixin(DiffusionPipeline):
         Raises:
             TypeError: If `image_ids` is no tensor of integers.
             ValueError: If its shape is another one, a token lies outside the codebook, or `output_type` is unknown.
+            FloatingPointError: If the codec's pixels are not finite.
         """
         check_choice(output_type, "output_type", ("pil", "np", "pt"))
         check_integer_tensor(image_ids, "image_ids", "(N, P)")
@@ -68,6 +69,7 @@ class ImageTokensMixin(DiffusionPipeline):
             FileNotFoundError: If an image is given as a path that does not exist.
             TypeError: If an item cannot be an image.
             ValueError: If there is no image, or an image cannot be read.
+            FloatingPointError: If the codec's latents are not finite.
         """
         device = move_to_device(self)
         pixel_values = self.processor.image_processor(images, mode="generation", return_tensors="pt").pixel_values

@@ -111,7 +111,7 @@ class LoraPipelineMixin(LoraBaseMixin):
                 f"`pretrained_model_name_or_path` must be a LoRA adapter, got {str(source)!r}, an adapter of kind "
                 f"{kind}; pipelines take LoRA adapters only: train one with a LoraConfig."
             )
-        # transformers also lists parameters of other adapters as missing, and all whose names contain the adapter's
+        # As missing, transformers also lists parameters of other adapters, and all whose names contain this one's
         # name.
         own = re.compile(rf"\.(lora_\w+|modules_to_save)\.{re.escape(name)}(\.|$)")
         missing = {key for key in info.missing_keys if own.search(key)}

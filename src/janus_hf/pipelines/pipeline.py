@@ -205,7 +205,7 @@ class JanusProPipeline(
 
         Raises:
             ValueError, TypeError: If an argument is out of range or of the wrong type.
-            FloatingPointError: If the model's logits are not finite.
+            FloatingPointError: If the model's logits or the codec's pixels are not finite.
         """
         check_flag(return_dict, "return_dict")
         prompts, negatives = check_call_arguments(

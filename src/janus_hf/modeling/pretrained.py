@@ -101,7 +101,8 @@ class JanusProPreTrainedModel(SavingMixin):
                 modules that must stay in full precision, or does not fit the device or the layers; or if
                 `ignore_mismatched_sizes=True`, `weights_only=False` or a dict of dtypes is given.
             TypeError: If `pretrained_model_name_or_path` is neither a string nor a path.
-            ImportError: If `quantization_config` is "int8" or "int4" and torchao is missing.
+            ImportError: If `quantization_config` is "int8" or "int4" and torchao is missing, or the files are those of
+                an adapter and peft is missing.
         """
         source = pretrained_model_name_or_path
         if kwargs.pop("ignore_mismatched_sizes", False):
@@ -154,8 +155,7 @@ class JanusProPreTrainedModel(SavingMixin):
         if checkpoint is not None:
             model.loaded_revision, model.loaded_commit = checkpoint.source.revision, checkpoint.source.commit
             model._fill_special_tokens(checkpoint.source)
-        # Any: it is a tuple if the caller asks for the loading info; transformers' annotation leaves this case out
-        # too.
+        # Any: a tuple if the caller asks for the loading info, a case that transformers' annotation leaves out too.
         result: Any = (model, info) if want_info else model
         return result
 

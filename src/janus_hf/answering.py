@@ -6,11 +6,12 @@ context.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from .arguments import check_integer, describe
 from .errors import not_finite
@@ -31,6 +32,43 @@ _SETTLED = (
     "past_key_values",
     "return_dict_in_generate",
 )
+
+# Arguments of `generate` that choose tokens or show them, with any value.
+_HARMLESS = {
+    "bad_words_ids",
+    "do_sample",
+    "eos_token_id",
+    "length_penalty",
+    "logits_processor",
+    "max_time",
+    "min_new_tokens",
+    "min_p",
+    "no_repeat_ngram_size",
+    "pad_token_id",
+    "repetition_penalty",
+    "stop_strings",
+    "stopping_criteria",
+    "streamer",
+    "suppress_tokens",
+    "temperature",
+    "tokenizer",
+    "top_k",
+    "top_p",
+    "typical_p",
+}
+# Further settings of `generate` -> the value with which every answer is one row, with a cache of one kind.
+_ONE_ROW = {
+    "cache_implementation": None,
+    "compile_config": None,
+    "guidance_scale": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "prefill_chunk_size": None,
+    "prompt_lookup_num_tokens": None,
+    "use_cache": True,
+}
 
 
 @torch.no_grad()
@@ -104,18 +142,41 @@ def answer(
     # JanusProProcessor has the id of the token that ends an answer; other models have it in their generation_config.
     stop = {name: getattr(processor, name) for name in ("eos_token_id", "pad_token_id") if hasattr(processor, name)}
     inputs: dict[str, Any] = dict(batches[0])
-    if shares_prefix:
-        rows = [batch["input_ids"][0] for batch in batches]
-        inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"])
     if model.dtype == torch.float16:  # other dtypes do not overflow
         guard = _NaNGuard(model, batches[0].get("pixel_values"))
         given = generate_kwargs.pop("logits_processor", None) or []
         generate_kwargs["logits_processor"] = LogitsProcessorList([guard, *given])
-    output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
+    longest = max(batch["input_ids"].shape[1] for batch in batches)
+    with _answer_cache(model, longest + max(room), generate_kwargs) as cache:
+        if shares_prefix:
+            rows = [batch["input_ids"][0] for batch in batches]
+            inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"], cache)
+        elif cache is not None:
+            inputs["past_key_values"] = cache
+        output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
     output = output[:: len(output) // len(room)]  # with num_return_sequences, keep the first answer to each
     # The batch runs until the longest answer must end; cut each row where it would end if it were generated alone.
     new = output[:, inputs["input_ids"].shape[1] :]
     return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
+
+
+def _answer_cache(
+    model: HasImageTokens | PreTrainedModel, length: int, generate_kwargs: dict[str, Any]
+) -> AbstractContextManager[Cache | None]:
+    """Return a context manager with the cache that makes `generate` fast, or with None if the model has none.
+
+    The result is None as well if an argument asks `generate` for another cache, or for more than a row per answer.
+
+    Args:
+        model: The model that answers.
+        length: Largest number of positions, prompt and answer together.
+        generate_kwargs: Arguments of `generate`.
+    """
+    defaults = getattr(model, "generation_config", None)
+    own = [name for name, value in _ONE_ROW.items() if getattr(defaults, name, None) not in (None, value)]
+    given = [name for name, value in generate_kwargs.items() if value is not None]
+    fits = not own and all(name in _HARMLESS or generate_kwargs[name] == _ONE_ROW.get(name) for name in given)
+    return model.answer_cache(length) if fits and hasattr(model, "answer_cache") else nullcontext()
 
 
 class _NaNGuard(LogitsProcessor):
@@ -197,7 +258,11 @@ def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_
 
 
 def _run_prefix(
-    model: HasImageTokens, rows: list[torch.Tensor], pixel_values: torch.Tensor | None, pad_token_id: int
+    model: HasImageTokens,
+    rows: list[torch.Tensor],
+    pixel_values: torch.Tensor | None,
+    pad_token_id: int,
+    cache: Cache | None,
 ) -> dict[str, Any]:
     """Run the common prefix of several conversations once, and return the inputs of `generate` for the whole batch.
 
@@ -206,6 +271,7 @@ def _run_prefix(
         rows: Token ids of each conversation, `(T,)`; all conversations have the same images.
         pixel_values: The `M` images of one conversation, `(M, 3, S, S)`, or None.
         pad_token_id: Id of the padding token.
+        cache: An empty cache to fill, or None for a new one.
 
     Returns:
         A dictionary with `input_ids` and `attention_mask` `(B, T)`, in which every row is prefix, padding, rest; and
@@ -215,7 +281,7 @@ def _run_prefix(
     differs = torch.stack([row[:shared] != rows[0][:shared] for row in rows]).any(dim=0)
     if differs.any():
         shared = int(differs.int().argmax())
-    cache = DynamicCache(config=model.config.text_config)
+    cache = DynamicCache(config=model.config.text_config) if cache is None else cache
     model.model(input_ids=rows[0][None, :shared], pixel_values=pixel_values, past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(len(rows))
     length = max(map(len, rows))

@@ -162,7 +162,7 @@ class CapturedDecoder:
         """Log a warning with the reason for plain steps, unless it was logged before."""
         if reason not in self._said:
             self._said.add(reason)
-            logger.warning(f"Image generation runs plain steps instead of captured ones: {reason}.")
+            logger.warning(f"Generation runs plain steps instead of captured ones: {reason}.")
 
     def _forget(self) -> None:
         """Drop all graphs with their caches, and what is known about the model."""

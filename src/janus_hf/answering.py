@@ -120,43 +120,43 @@ def answer(
     shares_prefix = share_prefix and len(conversations) > 1
     if shares_prefix:
         _check_shareable(generate_kwargs)
-    batches = [
-        processor.apply_chat_template(
-            batch,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-            **template,
-        ).to(*[target for target in (device or model.device, dtype) if target is not None])
-        # A shared prefix must not contain padding, so conversations that share one are tokenized one by one.
-        for batch in ([[one] for one in conversations] if shares_prefix else [list(conversations)])
-    ]
+    # Lengths and ids are read before the batch is moved, because reading them from a GPU would wait for it each time.
+    batch = processor.apply_chat_template(
+        list(conversations),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+        **template,
+    )
     num_text_ids = getattr(model.config.get_text_config(), "vocab_size", None)
-    for batch in batches:
-        if num_text_ids is not None:
-            check_text_ids(batch["input_ids"], num_text_ids)
-    lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(dim=1)]
-    room = [_room(model, index, length, max_new_tokens) for index, length in enumerate(lengths)]
+    if num_text_ids is not None:
+        check_text_ids(batch["input_ids"], num_text_ids)
+    rows = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    room = [_room(model, index, len(row), max_new_tokens) for index, row in enumerate(rows)]
+    if shares_prefix and "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"][: len(batch["pixel_values"]) // len(rows)]
+    inputs: dict[str, Any] = dict(
+        batch.to(*[target for target in (device or model.device, dtype) if target is not None])
+    )
     # JanusProProcessor has the id of the token that ends an answer; other models have it in their generation_config.
     stop = {name: getattr(processor, name) for name in ("eos_token_id", "pad_token_id") if hasattr(processor, name)}
-    inputs: dict[str, Any] = dict(batches[0])
     if model.dtype == torch.float16:  # other dtypes do not overflow
-        guard = _NaNGuard(model, batches[0].get("pixel_values"))
+        guard = _NaNGuard(model, inputs.get("pixel_values"))
         given = generate_kwargs.pop("logits_processor", None) or []
         generate_kwargs["logits_processor"] = LogitsProcessorList([guard, *given])
-    longest = max(batch["input_ids"].shape[1] for batch in batches)
+    longest = inputs["input_ids"].shape[1]
     with _answer_cache(model, longest + max(room), generate_kwargs) as cache:
         if shares_prefix:
-            rows = [batch["input_ids"][0] for batch in batches]
-            inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"], cache)
+            device = inputs["input_ids"].device
+            inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"], cache, device)
         elif cache is not None:
             inputs["past_key_values"] = cache
         output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
     output = output[:: len(output) // len(room)]  # with num_return_sequences, keep the first answer to each
     # The batch runs until the longest answer must end; cut each row where it would end if it were generated alone.
-    new = output[:, inputs["input_ids"].shape[1] :]
+    new = output[:, longest:].cpu()
     return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
 
 
@@ -263,15 +263,17 @@ def _run_prefix(
     pixel_values: torch.Tensor | None,
     pad_token_id: int,
     cache: Cache | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Run the common prefix of several conversations once, and return the inputs of `generate` for the whole batch.
 
     Args:
         model: A Janus model.
-        rows: Token ids of each conversation, `(T,)`; all conversations have the same images.
+        rows: Token ids of each conversation, `(T,)` on the CPU; all conversations have the same images.
         pixel_values: The `M` images of one conversation, `(M, 3, S, S)`, or None.
         pad_token_id: Id of the padding token.
         cache: An empty cache to fill, or None for a new one.
+        device: Device of the inputs.
 
     Returns:
         A dictionary with `input_ids` and `attention_mask` `(B, T)`, in which every row is prefix, padding, rest; and
@@ -281,9 +283,6 @@ def _run_prefix(
     differs = torch.stack([row[:shared] != rows[0][:shared] for row in rows]).any(dim=0)
     if differs.any():
         shared = int(differs.int().argmax())
-    cache = DynamicCache(config=model.config.text_config) if cache is None else cache
-    model.model(input_ids=rows[0][None, :shared], pixel_values=pixel_values, past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(len(rows))
     length = max(map(len, rows))
     ids = rows[0].new_full((len(rows), length), pad_token_id)
     mask = torch.zeros_like(ids)
@@ -291,6 +290,10 @@ def _run_prefix(
         rest = slice(length - (len(row) - shared), length)
         ids[number, :shared], mask[number, :shared] = row[:shared], 1
         ids[number, rest], mask[number, rest] = row[shared:], 1
+    ids, mask = ids.to(device), mask.to(device)
+    cache = DynamicCache(config=model.config.text_config) if cache is None else cache
+    model.model(input_ids=ids[:1, :shared], pixel_values=pixel_values, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(rows))
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
 
 

@@ -73,6 +73,8 @@ class AnswerCache(DynamicCache):
         self._owner, self._most = owner, length
         self._is_growing: bool | None = None  # None until the first single token
         self._capacity = self._written = 0
+        self._decoder: Decoder  # its `running` surrounds every step
+        self._steps: Decoder  # its `step` computes it
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of written positions."""
@@ -110,25 +112,24 @@ class AnswerCache(DynamicCache):
 
     def _choose_decoder(self, device: torch.device) -> None:
         """Choose the decoder of the steps, or let the cache stay a growing one."""
-        model, head = self._owner.model, self._owner.lm_head
+        model, head, decoder = self._owner.model, self._owner.lm_head, self._owner._decoder
         embeddings = model.language_model.get_input_embeddings()
         around = [module for part in (embeddings, head) for module in part.modules()]
         modules = [*step_modules(model), *around]
-        self._is_growing = why_not_capturable(modules, model.language_model.config, self._owner) is not None
+        reason = why_not_capturable(modules, model.language_model.config, self._owner)
+        if reason is not None and isinstance(decoder, CapturedDecoder):
+            decoder.say(reason)
+        pays = few_kernels_pay(device)
+        self._is_growing = reason is not None or (isinstance(decoder, PlainDecoder) and not pays)
         if self._is_growing:
             return
-        self._decoder = self._owner._decoder
-        self._steps: Decoder = self._decoder
-        if isinstance(self._decoder, CompiledDecoder):
-            # Compiling a step of answers as well would take as long as for images, so they run one by one: on a GPU
-            # in few kernels, on a CPU with the layers that were packed for images.
+        self._decoder = self._steps = decoder
+        if isinstance(decoder, CompiledDecoder):
+            # Compiling a step of answers too would take as long as for images. They run in few kernels on a GPU, and
+            # with the layers that were packed for images on a CPU.
             self._steps = PlainDecoder()
-            if few_kernels_pay(device):
-                self._decoder = self._steps
-        elif not isinstance(self._decoder, CapturedDecoder):
-            self._is_growing = not few_kernels_pay(device)
-        if not self._is_growing:
-            self._decoder.prepare(model)
+            self._decoder = self._steps if pays else decoder
+        self._decoder.prepare(model)
         if isinstance(self._decoder, CompiledDecoder):
             self._is_growing = not self._decoder.has_packed_layers
         self._text_head = TextHead(embeddings, head, fingerprint(around))
@@ -152,4 +153,19 @@ class AnswerCache(DynamicCache):
         self._written = written
 
 
-__all__ = ["AnswerCache", "AnswerMixin"]
+def next_logits(
+    cache: Cache | None,
+    input_ids: torch.Tensor | None,
+    attention_mask: torch.Tensor | None,
+    position_ids: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """Return the text logits `(R, 1, V)` that a step of an `AnswerCache` computes, or None if the call is no step.
+
+    See `AnswerCache.next_logits`.
+    """
+    if input_ids is None or not isinstance(cache, AnswerCache):
+        return None
+    return cache.next_logits(input_ids, attention_mask, position_ids)
+
+
+__all__ = ["AnswerCache", "AnswerMixin", "next_logits"]

@@ -109,14 +109,14 @@ class CapturedDecoder:
         """Decide whether the steps of the next batch are captured, and drop graphs that no longer fit the model."""
         if len(self._owners) > 1:
             self._obstacle = "a callback generates with the model that is generating"
-            return self._say(self._obstacle)
+            return self.say(self._obstacle)
         self._device = next(model.language_model.parameters()).device
         if self._end_of_turn is not None:
             torch.cuda.current_stream(self._device).wait_event(self._end_of_turn)
         self._obstacle = self._why_plain(model, self._owners[0] if self._owners else None)
         if self._obstacle is not None:
             self._forget()
-            return self._say(self._obstacle)
+            return self.say(self._obstacle)
         present = fingerprint(step_modules(model))
         if present != self._fingerprint:
             self._forget()
@@ -155,10 +155,10 @@ class CapturedDecoder:
         with torch.no_grad():
             reason = self._uncapturable or self._why_plain(model, owner)
         if reason is not None:
-            self._say(reason)
+            self.say(reason)
         return reason is None
 
-    def _say(self, reason: str) -> None:
+    def say(self, reason: str) -> None:
         """Log a warning with the reason for plain steps, unless it was logged before."""
         if reason not in self._said:
             self._said.add(reason)
@@ -185,7 +185,7 @@ class CapturedDecoder:
             ValueError: If `implementation` is neither "static" nor "dynamic".
         """
         if implementation == "dynamic" and self._obstacle is None:
-            self._say("cache_implementation='dynamic' was chosen, and a graph needs a static cache")
+            self.say("cache_implementation='dynamic' was chosen, and a graph needs a static cache")
         rounded = -(-length // _LENGTHS) * _LENGTHS
         if self._obstacle is not None or implementation != "static" or (rows, rounded) in self._too_large:
             return self._plain.make_cache(implementation, text_config, rows, length)
@@ -249,7 +249,7 @@ class CapturedDecoder:
         # Not inside `except`, where the error's traceback still holds the tensors of the capture.
         if failure is not None:
             self._free()
-            self._say(failure)
+            self.say(failure)
 
     def _captured(self, model: BareModel, cache: StaticCache, step: StepInput) -> CapturedStep:
         """Return a step that was captured with this cache; the cache is as long afterwards as before."""
@@ -277,7 +277,7 @@ class CapturedDecoder:
         except torch.cuda.OutOfMemoryError:
             self._free()
             self._too_large.add(_rows_and_length(cache))
-            self._say(_OUT_OF_MEMORY)
+            self.say(_OUT_OF_MEMORY)
             return plain
         before.restore()
         replayed = captured.replay(step)
@@ -286,7 +286,7 @@ class CapturedDecoder:
             return replayed
         self._wrong = True
         self._free()
-        self._say(_DISAGREED)
+        self.say(_DISAGREED)
         after.restore()
         return plain
 

@@ -15,7 +15,7 @@ from transformers import LogitsProcessor
 
 from graph_emulator import EmulatedGraph, WrongGraph
 from janus_hf import answering
-from janus_hf.generation import answers
+from janus_hf.generation import answer_steps
 from janus_hf.generation.decoders import CapturedDecoder, CompiledDecoder, plain
 from janus_hf.generation.x86.cpu_kernels import kernels_fit
 
@@ -26,7 +26,7 @@ QUESTIONS = ["what is this?", "what colour is the large thing on the left?", "a"
 @contextmanager
 def few_kernels(pays=True):
     with pytest.MonkeyPatch.context() as patch:
-        for module in (plain, answers):
+        for module in (plain, answer_steps):
             patch.setattr(module, "few_kernels_pay", lambda device: pays)
         yield
 
@@ -54,7 +54,7 @@ def expected(pipe, image):
     """The answers of transformers' loop with transformers' cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(answering, "_HARMLESS", set())  # no setting fits, and all calls have some
-        patch.setattr(answers.AnswerCache, "next_logits", None)  # not called
+        patch.setattr(answer_steps.AnswerCache, "next_logits", None)  # not called
         return ask_all(pipe, image)
 
 
@@ -81,7 +81,7 @@ def test_growing_cache(pipe, image, expected):
 @pytest.mark.parametrize("room", [512, 3])
 def test_few_kernels(own_pipe, image, expected, monkeypatch, room):
     """With a little room the cache is made anew while the answer grows."""
-    monkeypatch.setattr(answers, "_ROOM", room)
+    monkeypatch.setattr(answer_steps, "_ROOM", room)
     with few_kernels():
         assert ask_all(own_pipe, image) == expected
 
@@ -89,7 +89,7 @@ def test_few_kernels(own_pipe, image, expected, monkeypatch, room):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("room", [512, 3])
 def test_captured_steps(captured, image, expected, warnings_of, monkeypatch, fused, room):
-    monkeypatch.setattr(answers, "_ROOM", room)
+    monkeypatch.setattr(answer_steps, "_ROOM", room)
     with few_kernels(fused):
         assert ask_all(captured, image) == expected
         made = EmulatedGraph.captured

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..configuration import JanusProConfig
-from ..generation.answers import AnswerCache, AnswerMixin, next_logits
+from ..generation.answer_steps import AnswerCache, AnswerMixin, next_logits
 from ..layouts.janus_pro import STORED_BUT_UNUSED
 from .heads import JanusProAligner, JanusProImageHead
 from .image_codec import JanusProVQModel

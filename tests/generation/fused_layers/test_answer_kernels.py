@@ -4,11 +4,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from benchmarks import peers
 from kernel_counts import KernelCount
 
-from benchmarks import peers
 from graph_emulator import EmulatedGraph
-from janus_hf.generation import answers
+from janus_hf.generation import answer_steps
 from janus_hf.generation.decoders import CapturedDecoder, plain
 
 
@@ -45,7 +45,7 @@ def counts():
             pixels = torch.zeros(1, 3, vision.image_size, vision.image_size)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
             found["in-tree", layers] = count_kernels(peers.make_theirs(ours), inputs, steps=False)
-            for module in (plain, answers):
+            for module in (plain, answer_steps):
                 patch.setattr(module, "few_kernels_pay", lambda device: True)
             found["plain", layers] = count_kernels(ours, inputs, steps=True)
             ours._decoder = CapturedDecoder(graph_class=EmulatedGraph)

@@ -277,3 +277,14 @@ def test_an_image_in_several_questions_is_prepared_once(pipe, image, monkeypatch
     assert len(prepared) == 1
     pipe.ask([image, image.copy()], QUESTIONS, max_new_tokens=1)
     assert len(prepared) == 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_answers_on_a_gpu(own_pipe, image, expected):
+    own_pipe.to("cuda")
+    for captures in (False, True):
+        if captures:
+            assert own_pipe.enable_fast_decoding(mode="graph", batch_sizes=[])
+        assert [ask(own_pipe, image, text) for text in QUESTIONS] == expected[:4]
+        assert ask(own_pipe, image, QUESTIONS) == expected[4:8]

@@ -198,14 +198,14 @@ def test_a_row_says_when_it_measured_plain_steps(tmp_path: Path):
         logger = logging.getLogger("janus_hf.generation.decoders.captured")
         with bench.row("prepare", "4") as row:
             row["rate"] = 1.0
-            logger.warning("Image generation runs plain steps instead of captured ones: hooks.")
+            logger.warning("Generation runs plain steps instead of captured ones: hooks.")
             logger.warning("Another warning about plain steps.")
         with bench.row("prepare", "16") as row:
             row["rate"] = 1.0
             logger.warning("Compiled in 3 s.")
 
     rows = in_this_process(tmp_path, "prepare", "a part", run)
-    assert rows["prepare", "4"].note == "Image generation runs plain steps instead of captured ones: hooks."
+    assert rows["prepare", "4"].note == "Generation runs plain steps instead of captured ones: hooks."
     assert rows["prepare", "16"].note == ""
 
 

@@ -6,11 +6,12 @@ context.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
 from .arguments import check_integer, describe
 from .errors import not_finite
@@ -31,6 +32,43 @@ _SETTLED = (
     "past_key_values",
     "return_dict_in_generate",
 )
+
+# Arguments of `generate` that choose tokens or show them, with any value.
+_HARMLESS = {
+    "bad_words_ids",
+    "do_sample",
+    "eos_token_id",
+    "length_penalty",
+    "logits_processor",
+    "max_time",
+    "min_new_tokens",
+    "min_p",
+    "no_repeat_ngram_size",
+    "pad_token_id",
+    "repetition_penalty",
+    "stop_strings",
+    "stopping_criteria",
+    "streamer",
+    "suppress_tokens",
+    "temperature",
+    "tokenizer",
+    "top_k",
+    "top_p",
+    "typical_p",
+}
+# Further settings of `generate` -> the value with which every answer is one row, with a cache of one kind.
+_ONE_ROW = {
+    "cache_implementation": None,
+    "compile_config": None,
+    "guidance_scale": None,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "prefill_chunk_size": None,
+    "prompt_lookup_num_tokens": None,
+    "use_cache": True,
+}
 
 
 @torch.no_grad()
@@ -82,40 +120,63 @@ def answer(
     shares_prefix = share_prefix and len(conversations) > 1
     if shares_prefix:
         _check_shareable(generate_kwargs)
-    batches = [
-        processor.apply_chat_template(
-            batch,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-            processor_kwargs={"padding": True, "padding_side": "left"},
-            **template,
-        ).to(*[target for target in (device or model.device, dtype) if target is not None])
-        # A shared prefix must not contain padding, so conversations that share one are tokenized one by one.
-        for batch in ([[one] for one in conversations] if shares_prefix else [list(conversations)])
-    ]
+    # Lengths and ids are read before the batch is moved, because reading them from a GPU would wait for it each time.
+    batch = processor.apply_chat_template(
+        list(conversations),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True, "padding_side": "left"},
+        **template,
+    )
     num_text_ids = getattr(model.config.get_text_config(), "vocab_size", None)
-    for batch in batches:
-        if num_text_ids is not None:
-            check_text_ids(batch["input_ids"], num_text_ids)
-    lengths = [int(length) for batch in batches for length in batch["attention_mask"].sum(dim=1)]
-    room = [_room(model, index, length, max_new_tokens) for index, length in enumerate(lengths)]
+    if num_text_ids is not None:
+        check_text_ids(batch["input_ids"], num_text_ids)
+    rows = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    room = [_room(model, index, len(row), max_new_tokens) for index, row in enumerate(rows)]
+    if shares_prefix and "pixel_values" in batch:
+        batch["pixel_values"] = batch["pixel_values"][: len(batch["pixel_values"]) // len(rows)]
+    inputs: dict[str, Any] = dict(
+        batch.to(*[target for target in (device or model.device, dtype) if target is not None])
+    )
     # JanusProProcessor has the id of the token that ends an answer; other models have it in their generation_config.
     stop = {name: getattr(processor, name) for name in ("eos_token_id", "pad_token_id") if hasattr(processor, name)}
-    inputs: dict[str, Any] = dict(batches[0])
-    if shares_prefix:
-        rows = [batch["input_ids"][0] for batch in batches]
-        inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"])
     if model.dtype == torch.float16:  # other dtypes do not overflow
-        guard = _NaNGuard(model, batches[0].get("pixel_values"))
+        guard = _NaNGuard(model, inputs.get("pixel_values"))
         given = generate_kwargs.pop("logits_processor", None) or []
         generate_kwargs["logits_processor"] = LogitsProcessorList([guard, *given])
-    output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
+    longest = inputs["input_ids"].shape[1]
+    with _answer_cache(model, longest + max(room), generate_kwargs) as cache:
+        if shares_prefix:
+            device = inputs["input_ids"].device
+            inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"], cache, device)
+        elif cache is not None:
+            inputs["past_key_values"] = cache
+        output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
     output = output[:: len(output) // len(room)]  # with num_return_sequences, keep the first answer to each
     # The batch runs until the longest answer must end; cut each row where it would end if it were generated alone.
-    new = output[:, inputs["input_ids"].shape[1] :]
+    new = output[:, longest:].cpu()
     return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
+
+
+def _answer_cache(
+    model: HasImageTokens | PreTrainedModel, length: int, generate_kwargs: dict[str, Any]
+) -> AbstractContextManager[Cache | None]:
+    """Return a context manager with the cache that makes `generate` fast, or with None if the model has none.
+
+    The result is None as well if an argument asks `generate` for another cache, or for more than a row per answer.
+
+    Args:
+        model: The model that answers.
+        length: Largest number of positions, prompt and answer together.
+        generate_kwargs: Arguments of `generate`.
+    """
+    defaults = getattr(model, "generation_config", None)
+    own = [name for name, value in _ONE_ROW.items() if getattr(defaults, name, None) not in (None, value)]
+    given = [name for name, value in generate_kwargs.items() if value is not None]
+    fits = not own and all(name in _HARMLESS or generate_kwargs[name] == _ONE_ROW.get(name) for name in given)
+    return model.answer_cache(length) if fits and hasattr(model, "answer_cache") else nullcontext()
 
 
 class _NaNGuard(LogitsProcessor):
@@ -197,15 +258,22 @@ def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_
 
 
 def _run_prefix(
-    model: HasImageTokens, rows: list[torch.Tensor], pixel_values: torch.Tensor | None, pad_token_id: int
+    model: HasImageTokens,
+    rows: list[torch.Tensor],
+    pixel_values: torch.Tensor | None,
+    pad_token_id: int,
+    cache: Cache | None,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Run the common prefix of several conversations once, and return the inputs of `generate` for the whole batch.
 
     Args:
         model: A Janus model.
-        rows: Token ids of each conversation, `(T,)`; all conversations have the same images.
+        rows: Token ids of each conversation, `(T,)` on the CPU; all conversations have the same images.
         pixel_values: The `M` images of one conversation, `(M, 3, S, S)`, or None.
         pad_token_id: Id of the padding token.
+        cache: An empty cache to fill, or None for a new one.
+        device: Device of the inputs.
 
     Returns:
         A dictionary with `input_ids` and `attention_mask` `(B, T)`, in which every row is prefix, padding, rest; and
@@ -215,9 +283,6 @@ def _run_prefix(
     differs = torch.stack([row[:shared] != rows[0][:shared] for row in rows]).any(dim=0)
     if differs.any():
         shared = int(differs.int().argmax())
-    cache = DynamicCache(config=model.config.text_config)
-    model.model(input_ids=rows[0][None, :shared], pixel_values=pixel_values, past_key_values=cache, use_cache=True)
-    cache.batch_repeat_interleave(len(rows))
     length = max(map(len, rows))
     ids = rows[0].new_full((len(rows), length), pad_token_id)
     mask = torch.zeros_like(ids)
@@ -225,6 +290,10 @@ def _run_prefix(
         rest = slice(length - (len(row) - shared), length)
         ids[number, :shared], mask[number, :shared] = row[:shared], 1
         ids[number, rest], mask[number, rest] = row[shared:], 1
+    ids, mask = ids.to(device), mask.to(device)
+    cache = DynamicCache(config=model.config.text_config) if cache is None else cache
+    model.model(input_ids=ids[:1, :shared], pixel_values=pixel_values, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(len(rows))
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
 
 

@@ -28,11 +28,19 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def channels_last(x: torch.Tensor) -> torch.Tensor:
-    """Return `x` `(B, C, H, W)` in torch's channels-last memory format, in which convolution kernels work.
-
-    The outputs of convolutions stay in this format, so one conversion serves all following layers.
-    """
+    """Return `x` `(B, C, H, W)` in torch's channels-last memory format."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def in_fastest_format(x: torch.Tensor) -> torch.Tensor:
+    """Return `x` `(B, C, H, W)` in the memory format in which the codec is fastest on the device of `x`.
+
+    On a CPU this is the channels-last format, in which the convolution kernels work. All layers keep it, so one
+    conversion serves them all. On other devices it is the contiguous format, which is also that of transformers'
+    codec: PyTorch's group normalisation knows channels last on CPUs only. Elsewhere it would convert its input to the
+    contiguous format in every block, and the residual additions would read two formats.
+    """
+    return channels_last(x) if x.device.type == "cpu" else x.contiguous()
 
 
 def double_then_convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
@@ -318,8 +326,8 @@ class CodecDecoder(nn.Module):
 __all__ = [
     "CodecDecoder",
     "CodecEncoder",
-    "channels_last",
     "convolve_quarters",
     "double_then_convolve",
     "fastest_doubling",
+    "in_fastest_format",
 ]

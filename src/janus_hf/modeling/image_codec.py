@@ -10,6 +10,9 @@ image, `K` codebook entries, `E` width of a codebook vector, `S` side of an imag
 downsampling (pixels per grid cell along one side).
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -20,7 +23,7 @@ from ..configuration import JanusProVQConfig
 from ..errors import not_finite
 from ..generation.generation_arguments import check_integer_tensor
 from ..generation.sampling import check_codes
-from .codec_blocks import CodecDecoder, CodecEncoder, channels_last, fastest_doubling
+from .codec_blocks import CodecDecoder, CodecEncoder, fastest_doubling, in_fastest_format
 from .outputs import JanusProVQOutput
 from .weight_files import LoadedWholeMixin
 
@@ -94,7 +97,7 @@ class JanusProVQModel(LoadedWholeMixin):
         `S` is the side of an image in pixels, `E` the width of a codebook vector, and `H` and `W` the sides of the
         codec's grid.
         """
-        return self.quant_conv(self.encoder(channels_last(pixel_values.to(self.dtype))))
+        return self.quant_conv(self.encoder(in_fastest_format(pixel_values.to(self.dtype))))
 
     @torch.no_grad()
     def encode_image_ids(self, pixel_values: torch.Tensor, *, batch_size: int = 8) -> torch.Tensor:
@@ -127,7 +130,7 @@ class JanusProVQModel(LoadedWholeMixin):
                 f"{tuple(pixel_values.shape)}: prepare images with the image processor and mode='generation'."
             )
         parts = [self._encode(part) for part in self._to_own_device(pixel_values).split(batch_size)]
-        return torch.cat(parts)
+        return _joined(parts)
 
     def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode pixels `(B, 3, S, S)` on the codec's device as codes `(B, P)` int64; check the latents only."""
@@ -138,7 +141,9 @@ class JanusProVQModel(LoadedWholeMixin):
 
         The check waits for the device. Without it, NaN would become a code or a black pixel like any other.
         """
-        if not values.isfinite().all():
+        # A sum is one kernel and one pass over the values, and it is not finite if one of them is not. A sum of large
+        # values may overflow, so only the values themselves are a reason for the error.
+        if not math.isfinite(values.sum(dtype=torch.float32)) and not values.isfinite().all():
             raise not_finite(
                 f"The codec's {name}", "the image codec", values.dtype, "set the codec to float32 (`codec.float()`)"
             )
@@ -181,13 +186,13 @@ class JanusProVQModel(LoadedWholeMixin):
             )
         check_codes(image_ids, codes)
         parts = [self._decode(part) for part in self._to_own_device(image_ids).split(batch_size)]
-        return self._checked(torch.cat(parts), "pixels")
+        return self._checked(_joined(parts), "pixels")
 
     def _decode(self, image_ids: torch.Tensor) -> torch.Tensor:
         """Decode codes `(B, P)` on the codec's device to pixels `(B, 3, S, S)`, without checks."""
         grid = self.config.num_patches
         quantized_BEHW = self.quantize.lookup(image_ids).unflatten(1, (grid, grid)).movedim(-1, 1)
-        return self._decode_quantized(channels_last(quantized_BEHW)).contiguous()
+        return self._decode_quantized(in_fastest_format(quantized_BEHW)).contiguous()
 
     def _decode_quantized(self, quantized_BEHW: torch.Tensor) -> torch.Tensor:
         """Decode codebook vectors `(B, E, H, W)` to pixels `(B, 3, S, S)`."""
@@ -226,6 +231,11 @@ class JanusProVQModel(LoadedWholeMixin):
             codebook_loss=F.mse_loss(codes_BHWE, latents_BHWE.detach()),
             commitment_loss=self.config.commitment_cost * F.mse_loss(codes_BHWE.detach(), latents_BHWE),
         )
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return tensors joined along their first axis. A single one is returned as it is, where `torch.cat` copies it."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 __all__ = ["JanusProVQModel"]

@@ -23,7 +23,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ..configuration import JanusProConfig
-from ..generation.images import ImageGenerationMixin
+from ..generation.answer_steps import AnswerCache, AnswerMixin, next_logits
 from ..layouts.janus_pro import STORED_BUT_UNUSED
 from .heads import JanusProAligner, JanusProImageHead
 from .image_codec import JanusProVQModel
@@ -134,10 +134,9 @@ class JanusProModel(JanusProPreTrainedModel):
             past_key_values: Key-value cache of the positions before these, or None.
 
         Raises:
-            ValueError: If the number of placeholders is not that of the features. This is not checked while a cached
-                prompt is continued, because text generation may then pass any id: assisted decoding copies
-                placeholders out of the prompt. Also raised if there are features, but no `input_ids` or no placeholder
-                id in the config.
+            ValueError: If the number of placeholders is not that of the features (not checked while a cached prompt is
+                continued, because assisted decoding copies placeholders out of the prompt); or if there are features,
+                but no `input_ids` or no placeholder id in the config.
         """
         if input_ids is None or self.config.image_token_id is None:
             if features is not None:
@@ -147,9 +146,11 @@ class JanusProModel(JanusProPreTrainedModel):
                     "`model.config.image_token_id = processor.image_token_id`."
                 )
             return inputs_embeds
-        mask = input_ids == self.config.image_token_id
         continues = input_ids.shape[1] == 1 or (past_key_values is not None and past_key_values.get_seq_length() > 0)
-        if not torch.compiler.is_compiling() and (features is not None or not continues):
+        if features is None and (continues or torch.compiler.is_compiling()):
+            return inputs_embeds
+        mask = input_ids == self.config.image_token_id
+        if not torch.compiler.is_compiling():
             found, expected = int(mask.sum()), 0 if features is None else features.shape[0] * features.shape[1]
             if found != expected:
                 per_image = self.config.vision_config.num_image_tokens
@@ -201,7 +202,8 @@ class JanusProModel(JanusProPreTrainedModel):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {given}: pass one.")
         if input_ids is not None:
-            inputs_embeds = self.embed_ids(input_ids)
+            only_text = isinstance(past_key_values, AnswerCache)
+            inputs_embeds = self.get_input_embeddings()(input_ids) if only_text else self.embed_ids(input_ids)
         assert inputs_embeds is not None
         if inputs_embeds.shape[1] > (limit := self.config.text_config.max_position_embeddings):
             raise ValueError(
@@ -243,7 +245,7 @@ class JanusProModel(JanusProPreTrainedModel):
             ...
 
 
-class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationMixin, GenerationMixin):
+class JanusProForConditionalGeneration(JanusProPreTrainedModel, AnswerMixin, GenerationMixin):
     """The complete Janus-Pro, with text head and image head. transformers' Auto classes load this class.
 
     `generate`, which is transformers' own method, generates text tokens. `generate_images` generates images as codes
@@ -335,6 +337,8 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
             A `JanusProCausalLMOutput`. With `labels` its `logits` is None, because logits are computed in chunks and
             freed.
         """
+        if (logits := next_logits(past_key_values, input_ids, attention_mask, position_ids)) is not None:
+            return JanusProCausalLMOutput(logits=logits, past_key_values=past_key_values)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -347,7 +351,6 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
             **kwargs,
         )
         losses: dict[str, torch.Tensor] = {}
-        logits = None
         if labels is None:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(outputs.last_hidden_state[:, keep])

@@ -278,7 +278,8 @@ class JanusProPipeline(
     ) -> bool:
         """Compile the step that generates one image token with `torch.compile`, or capture it in a CUDA graph.
 
-        See `JanusProForConditionalGeneration.compile_generation`.
+        See `JanusProForConditionalGeneration.compile_generation`. `ask` and `chat` use captured steps and packed
+        layers too; compiled steps are for images only.
 
         Args:
             batch_sizes: Values of `batch_size` with which images will be generated. The step is compiled or captured

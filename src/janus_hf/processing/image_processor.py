@@ -216,7 +216,10 @@ class JanusProImageProcessor(BaseImageProcessor):
         sources = flatten_images(images)
         if not sources:
             raise ValueError("`images` must hold at least one image, got none: skip the call if there is none.")
-        pixels = [prepare(load_picture(source)) for source in sources]
+        # Several questions about one image pass the same object several times.
+        distinct = {id(source): source for source in sources}
+        prepared = {key: prepare(load_picture(source)) for key, source in distinct.items()}
+        pixels = [prepared[id(source)].copy() for source in sources]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     if TYPE_CHECKING:

@@ -10,7 +10,9 @@ import torch
 
 from .captured import CapturedDecoder
 from .compiled import CompiledDecoder, why_not_compilable
-from .interface import Decoder, StepInput, StepModel, StepOutput
+from .graph_dependencies import fingerprint, step_modules
+from .interface import Decoder, StepInput, StepModel, StepOutput, TextHead
+from .obstacles import why_not_capturable
 from .plain import PlainDecoder, decode_step, draw_from, few_kernels_pay
 
 
@@ -42,10 +44,14 @@ __all__ = [
     "StepInput",
     "StepModel",
     "StepOutput",
+    "TextHead",
     "choose_decoder",
     "decode_step",
     "default_decoder",
     "draw_from",
     "few_kernels_pay",
+    "fingerprint",
+    "step_modules",
+    "why_not_capturable",
     "why_not_compilable",
 ]

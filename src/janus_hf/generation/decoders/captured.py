@@ -109,14 +109,14 @@ class CapturedDecoder:
         """Decide whether the steps of the next batch are captured, and drop graphs that no longer fit the model."""
         if len(self._owners) > 1:
             self._obstacle = "a callback generates with the model that is generating"
-            return self._warn_once(self._obstacle)
+            return self.warn_once(self._obstacle)
         self._device = next(model.language_model.parameters()).device
         if self._end_of_turn is not None:
             torch.cuda.current_stream(self._device).wait_event(self._end_of_turn)
         self._obstacle = self._why_plain(model, self._owners[0] if self._owners else None)
         if self._obstacle is not None:
             self._forget()
-            return self._warn_once(self._obstacle)
+            return self.warn_once(self._obstacle)
         present = fingerprint(step_modules(model))
         if present != self._fingerprint:
             self._forget()
@@ -155,14 +155,14 @@ class CapturedDecoder:
         with torch.no_grad():
             reason = self._uncapturable or self._why_plain(model, owner)
         if reason is not None:
-            self._warn_once(reason)
+            self.warn_once(reason)
         return reason is None
 
-    def _warn_once(self, reason: str) -> None:
+    def warn_once(self, reason: str) -> None:
         """Log a warning with the reason for plain steps, unless this reason was logged before."""
         if reason not in self._logged:
             self._logged.add(reason)
-            logger.warning(f"Image generation runs plain steps instead of captured ones: {reason}.")
+            logger.warning(f"Generation runs plain steps instead of captured ones: {reason}.")
 
     def _forget(self) -> None:
         """Drop all graphs and caches, and everything that was derived from the model."""
@@ -185,7 +185,7 @@ class CapturedDecoder:
             ValueError: If `implementation` is neither "static" nor "dynamic".
         """
         if implementation == "dynamic" and self._obstacle is None:
-            self._warn_once("cache_implementation='dynamic' was chosen, and a graph needs a static cache")
+            self.warn_once("cache_implementation='dynamic' was chosen, and a graph needs a static cache")
         rounded = -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
         if self._obstacle is not None or implementation != "static" or (rows, rounded) in self._too_large:
             return self._plain.make_cache(implementation, text_config, rows, length)
@@ -249,7 +249,7 @@ class CapturedDecoder:
         # Not inside `except`, where the error's traceback still holds the tensors of the capture.
         if failure is not None:
             self._free_graphs()
-            self._warn_once(failure)
+            self.warn_once(failure)
 
     def _new_step(self, model: BareModel, cache: StaticCache, step: StepInput) -> CapturedStep:
         """Capture a step with this cache and return it; the length of the cache is the same afterwards."""
@@ -277,7 +277,7 @@ class CapturedDecoder:
         except torch.cuda.OutOfMemoryError:
             self._free_graphs()
             self._too_large.add(_rows_and_length(cache))
-            self._warn_once(_OUT_OF_MEMORY)
+            self.warn_once(_OUT_OF_MEMORY)
             return plain
         before.restore()
         replayed = captured.replay(step)
@@ -286,7 +286,7 @@ class CapturedDecoder:
             return replayed
         self._has_disagreed = True
         self._free_graphs()
-        self._warn_once(_DISAGREED)
+        self.warn_once(_DISAGREED)
         after.restore()
         return plain
 

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, StaticCache
 from transformers.utils import logging
 
 from ...protocols import BareModel
+from ..sampling import Draw
 from ..x86 import ModelKernels, kernels_for
 from .interface import StepInput, StepOutput
 from .plain import lengthen
@@ -83,6 +84,11 @@ class CompiledDecoder:
         It does so if the kernels in `x86/` could not pack all layers.
         """
         return bool(self._compiler_options)
+
+    @property
+    def has_packed_layers(self) -> bool:
+        """Whether `running` replaces layers by packed ones, which also make steps fast that are not compiled."""
+        return self._kernels is not None
 
     def turn(self, owner: object) -> AbstractContextManager[None]:
         """Return a context manager that does nothing; callers make sure that only one thread generates at a time."""
@@ -175,6 +181,7 @@ class CompiledDecoder:
         step overwrites the output.
         """
         torch.compiler.cudagraph_mark_step_begin()
+        assert isinstance(step.draw, Draw)  # answers are not compiled (`AnswerCache`)
         sampling = step.draw.sampling
         settings = (step.draw.guidance_scale is None, sampling.do_sample, sampling.top_k, sampling.top_p is None)
         size = (*step.tokens.shape, cache.get_max_length(), *settings)

@@ -5,12 +5,13 @@ with guidance, conditional rows first), `T` the prompt length, `n` the number of
 codebook entries, and `L` the number of positions of the cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.utils import ModelOutput
@@ -20,8 +21,25 @@ from ..sampling import Draw
 
 
 @dataclass(frozen=True)
+class TextHead:
+    """Modules with which a step reads text tokens and computes text logits, in place of those of image tokens.
+
+    Args:
+        embeddings: Text tokens `(...)` -> inputs `(..., C)` of the language model, whose width is `C`.
+        head: Hidden states `(..., C)` -> text logits `(..., V)` over the `V` tokens of the vocabulary.
+        identity: Value that changes if the modules would launch other kernels (`fingerprint`).
+    """
+
+    embeddings: nn.Module
+    head: nn.Module
+    identity: Hashable
+
+
+@dataclass(frozen=True)
 class StepInput:
-    """Input of one step of image generation, besides the model and the key-value cache.
+    """Input of one step of image generation, or of an answer, besides the model and the key-value cache.
+
+    In an answer, tokens are text tokens, and an image below is an answer.
 
     A row is a sequence that the language model runs. `B` images have `R` rows: `R = B`, or with guidance `R = 2 B`,
     conditional rows first.
@@ -33,14 +51,14 @@ class StepInput:
             if there is no padding.
         lengths: `(R, 1)` int64, lengths of the prompts without padding.
         positions: `(n,)` int64, positions in the image of the tokens to sample.
-        draw: Random keys, guidance scale and sampling settings of the batch.
+        draw: Random keys, guidance scale and sampling settings of the batch; or the modules of text tokens.
     """
 
     tokens: torch.Tensor
     mask: torch.Tensor | None
     lengths: torch.Tensor
     positions: torch.Tensor
-    draw: Draw
+    draw: Draw | TextHead
 
 
 class StepModel(Protocol):
@@ -161,4 +179,4 @@ class Decoder(Protocol):
         ...
 
 
-__all__ = ["Decoder", "StepInput", "StepModel", "StepOutput"]
+__all__ = ["Decoder", "StepInput", "StepModel", "StepOutput", "TextHead"]

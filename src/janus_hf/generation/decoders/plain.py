@@ -16,7 +16,7 @@ from ...protocols import BareModel
 from ..cache import PreallocatedCache
 from ..sampling import Draw, guide
 from .fused_layers import fuse
-from .interface import StepInput, StepModel, StepOutput
+from .interface import StepInput, StepModel, StepOutput, TextHead
 
 
 def draw_from(model: StepModel, hidden_RnD: torch.Tensor, positions: torch.Tensor, draw: Draw) -> StepOutput:
@@ -48,7 +48,7 @@ def decode_step(
     mask: torch.Tensor | None,
     lengths: torch.Tensor,
     positions: torch.Tensor,
-    draw: Draw,
+    draw: Draw | TextHead,
 ) -> StepOutput:
     """Run one step of image generation: embed image tokens, run the language model, sample one token after each.
 
@@ -64,22 +64,27 @@ def decode_step(
             positions of the cache that are attended to.
         lengths: `(R, 1)` int64, lengths of the `R` rows' prompts without padding.
         positions: `(n,)` int64, positions in the image of the tokens to sample.
-        draw: Random keys, guidance scale and sampling settings of the batch.
+        draw: Random keys, guidance scale and sampling settings of the batch; or, for answers, the modules that read
+            text tokens and compute text logits. Tokens are text tokens then.
 
     Returns:
-        Tokens `(B, n)`, logits and scores `(B, n, K)` over `K` codebook entries.
+        Tokens `(B, n)`, logits and scores `(B, n, K)` over `K` codebook entries; for answers the most likely text
+        tokens, and their logits in the dtype of the text head as both logits and scores.
     """
     # The last guesses may lie past the end of the image, and so past the end of the context. They are never accepted,
     # but some kinds of RoPE depend on the largest position.
     limit = model.config.text_config.max_position_embeddings - 1
     position_ids = (lengths + positions - 1).clamp(max=limit)
-    embeds = model.embed_image_ids(tokens)
+    embeds = draw.embeddings(tokens) if isinstance(draw, TextHead) else model.embed_image_ids(tokens)
     # Conditional and unconditional rows of an image continue with the same tokens.
-    if draw.guidance_scale is not None:
+    if isinstance(draw, Draw) and draw.guidance_scale is not None:
         embeds = torch.cat([embeds, embeds])
     outputs = model.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
     )
+    if isinstance(draw, TextHead):
+        logits = draw.head(outputs.last_hidden_state)
+        return StepOutput(logits.argmax(dim=-1), logits, logits)
     return draw_from(model, outputs.last_hidden_state, positions, draw)
 
 

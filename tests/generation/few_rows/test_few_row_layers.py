@@ -71,8 +71,9 @@ def test_a_layer_computes_what_torchaos_layer_computes(quantised, dtype, shape, 
     expected = linear(x)
     assert operators.counts["janus_hf::few_row_linear"] == (shape != (257,))
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    # torchao's layers for fp8 round every weight to the input's dtype, and those for int8 round twice at the end.
     unit = torch.finfo(dtype).eps
-    torch.testing.assert_close(found, expected, rtol=0, atol=2 * unit * expected.abs().max().item())
+    torch.testing.assert_close(found, expected, rtol=0, atol=4 * unit * expected.abs().max().item())
 
 
 def with_adapter(linear: torch.nn.Linear) -> torch.nn.Module:

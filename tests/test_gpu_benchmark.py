@@ -179,9 +179,16 @@ def in_this_process(tmp_path: Path, topic: str, part: str, run: Callable[[Bench]
             lambda bench: quantised.measure(bench, "int8", "graph"),
             marks=pytest.mark.slow,  # the fast tests run without torchao
         ),
+        pytest.param(
+            "quantised",
+            quantised,
+            lambda bench: quantised.measure(bench, "fp8", f"graph{quantised.TORCHAOS}"),
+            marks=pytest.mark.slow,
+        ),
         pytest.param("profile", profile, lambda bench: profile.measure(bench, "graph"), marks=pytest.mark.slow),
+        pytest.param("profile", profile, lambda bench: profile.measure(bench, "int8 graph"), marks=pytest.mark.slow),
     ],
-    ids=["repeat", "batches", "capture", "one image", "many", "quantised", "profile"],
+    ids=["repeat", "batches", "capture", "one image", "many", "int8", "fp8", "profile", "profile of int8"],
 )
 def test_rows_of_captured_steps_are_complete(
     topic: str, module: Any, run: Callable[[Bench], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -225,7 +232,7 @@ def test_a_run_that_is_terminated_leaves_its_tables(tmp_path: Path, monkeypatch:
     process.terminate()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
-    assert "47 rows without a note" in output
+    assert "51 rows without a note" in output
     found = rows_of((folder / "tables.md").read_text(encoding="utf-8"))
     assert set(found) == promised("prepare", "codec")
     assert {row["note"] for row in found.values()} == {"", "not measured"}

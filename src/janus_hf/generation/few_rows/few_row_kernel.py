@@ -10,20 +10,20 @@ import triton.language as tl
 
 @triton.jit
 def _linear(
-    x,
-    weight,
-    scale,
-    bias,
-    y,
-    M,
-    N,
-    K,
+    x: tl.tensor,
+    weight: tl.tensor,
+    scale: tl.tensor,
+    bias: tl.tensor,
+    y: tl.tensor,
+    M: tl.tensor,
+    N: tl.tensor,
+    K: tl.tensor,
     IS_FLOAT8: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+) -> None:
     """Compute `BLOCK_N` outputs of `BLOCK_M` rows; the arguments are those of `launch`, as addresses."""
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 
-NAMES = ("drawing", "codec", "quality", "training", "load", "gpu")
+NAMES = ("drawing", "codec", "quality", "prepare", "training", "load", "gpu")
 
 if __name__ == "__main__":
     for name in NAMES:

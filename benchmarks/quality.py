@@ -1,11 +1,11 @@
-"""Measure the quality that the small model of this package loses in bfloat16, and with int8 and int4 weights.
+"""Measure the quality that the small model of this package loses in bfloat16, and with int8, int4 and fp8 weights.
 
-    python -m benchmarks.quality [--contenders float32 bfloat16 int8 int4] [--prompts-per-tag 20]
+    python -m benchmarks.quality [--contenders float32 bfloat16 int8 int4 fp8] [--prompts-per-tag 20]
         [--images-per-prompt 4] [--questions 600] [--seed 0] [--device cpu] [--output FILE]
 
 The model that ships inside the package, trained on synthetic images of coloured shapes, generates images and answers
-questions. int8 and int4 are torchao's weight-only quantisation of its language model, which computes in bfloat16. For
-every contender (float32, bfloat16, int8, int4) the table shows:
+questions. int8, int4 and fp8 are torchao's weight-only quantisation of its language model, which computes in bfloat16.
+For every contender (float32, bfloat16, int8, int4, fp8) the table shows:
 
 - same code, KL: the float32 model generates images of `--prompts-per-tag` prompts for each of the six tags (kinds of
   prompts), and the contender is teacher-forced with their image tokens. "same code" is the share of tokens at which
@@ -33,6 +33,7 @@ CONTENDERS = {
     "bfloat16": (torch.bfloat16, None),
     "int8": (torch.bfloat16, "int8"),
     "int4": (torch.bfloat16, "int4"),
+    "fp8": (torch.bfloat16, "fp8"),
 }
 BATCH = 64
 

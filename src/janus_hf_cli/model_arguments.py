@@ -35,7 +35,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype_argument(group)
     group.add_argument(
         "--quantize",
-        choices=("int8", "int4"),
+        choices=("int8", "int4", "fp8"),
         help="quantize the language model's weights while loading (default: keep them as they are)",
     )
 

@@ -8,7 +8,7 @@ from .model_arguments import Commands, add_model_arguments, load_pipeline
 
 
 # Arguments of `prepare` that are passed to `prepare_mixture` under their own names.
-PREPARE_OPTIONS = ("task", "adapter", "split", "max_length", "batch_size", "num_shards")
+PREPARE_OPTIONS = ("task", "adapter", "split", "max_length", "batch_size", "num_threads", "num_shards")
 
 
 def add_prepare_parser(commands: Commands) -> None:
@@ -21,6 +21,9 @@ def add_prepare_parser(commands: Commands) -> None:
     prepare.add_argument("--split", default="train", help="split of the dataset (default: train)")
     prepare.add_argument("--max-length", type=int, help="longer rows are skipped and counted")
     prepare.add_argument("--batch-size", type=int, default=32, help="images encoded at the same time")
+    prepare.add_argument(
+        "--num-threads", type=int, help="threads that read and resize images (default: one per processor, 4 to 16)"
+    )
     prepare.add_argument("--num-shards", type=int, help="files per source")
     add_model_arguments(prepare)
     prepare.set_defaults(handler=_prepare)

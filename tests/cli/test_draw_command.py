@@ -102,9 +102,11 @@ def test_draw_with_an_adapter(run, pipe, tmp_path):
 
 
 @pytest.mark.slow  # with torchao
-@pytest.mark.parametrize(("bits", "dtype"), [("int8", torch.float32), ("int4", torch.bfloat16)])
+@pytest.mark.parametrize(
+    ("bits", "dtype"), [("int8", torch.float32), ("int4", torch.bfloat16), ("fp8", torch.float32)]
+)
 def test_draw_with_quantised_weights(run, tmp_path, bits, dtype):
-    """The embedded model runs in the dtype of its fast kernels, with guidance strong enough for int8 to matter."""
+    """The embedded model runs in the dtype of its fast kernels. Guidance makes rounding matter."""
     prompt = "a photo of three green triangles"
     assert run("draw", prompt, "--guidance-scale", 100, "-o", "a.png", "--quantize", bits)[0] == 0
     generated = np.asarray(Image.open(tmp_path / "a.png"))

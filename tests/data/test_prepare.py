@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import torch
 
 from janus_hf.data import finish_prepared, load_prepared, prepare, prepare_mixture, prepare_rows
 from janus_hf.data import prepare as prepare_function
+from janus_hf.data import rows as rows_module
+from janus_hf.data.documents import open_images
 from janus_hf.data.store import make_table, read_shard, shard_paths, write_json, write_shard
 from tiny import TINY_MODEL
 
@@ -158,6 +161,52 @@ def test_a_failure_loses_and_repeats_nothing(source, model, processor, tmp_path,
     assert sum(calls) == 10 + calls[2]  # only the shard that failed was done again
     prepare(source, tmp_path / "out", model, processor, num_shards=6)
     assert sum(calls) == 10 + calls[2]
+
+
+def test_the_next_batch_is_read_while_one_is_encoded(drawings, model, processor, monkeypatch):
+    """The second call of the codec waits until rows of the third batch have been read; no row is read earlier."""
+    rows = [drawings[0] | {"prompt": f"number {number}"} for number in range(10)]
+    read, third_batch, encode = [], threading.Event(), type(model).encode_image_ids
+    seen = []
+
+    def reading(raw, **kwargs):
+        read.append(raw["prompt"])
+        if "number 5" in read and "number 4" in read:
+            third_batch.set()
+        return open_images(raw, **kwargs)
+
+    def waiting(self, pixels):
+        seen.append(len(pixels))
+        if len(seen) == 2:
+            assert third_batch.wait(30)
+        assert len(read) <= 2 * (len(seen) + 1)
+        return encode(self, pixels)
+
+    monkeypatch.setattr(rows_module, "open_images", reading)
+    monkeypatch.setattr(type(model), "encode_image_ids", waiting)
+    prepared = prepare_rows(rows, model, processor, batch_size=2, num_threads=2)
+    monkeypatch.undo()
+    assert seen == [2] * 5
+    assert sorted(read) == sorted(row["prompt"] for row in rows)
+    assert rows_of(prepared) == rows_of(prepare_rows(rows, model, processor, batch_size=3, num_threads=1))
+
+
+def test_after_a_failure_no_more_rows_are_read(drawings, model, processor, monkeypatch):
+    rows = [drawings[0] | {"prompt": f"number {number}"} for number in range(40)]
+    read = []
+
+    def reading(raw, **kwargs):
+        read.append(raw["prompt"])
+        return open_images(raw, **kwargs)
+
+    def failing(self, pixels):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(rows_module, "open_images", reading)
+    monkeypatch.setattr(type(model), "encode_image_ids", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        prepare_rows(rows, model, processor, batch_size=4)
+    assert len(read) <= 8
 
 
 KILLED = """

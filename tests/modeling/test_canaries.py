@@ -146,6 +146,21 @@ def test_torchaos_int4_classes_have_these_names_and_fields():
 
 
 @pytest.mark.slow
+def test_torchaos_classes_for_8_bits_have_these_names_and_fields():
+    """`generation/quantised_values.py` recognises them by name and reads these fields."""
+    from torchao.quantization import Float8Tensor, Float8WeightOnlyConfig, Int8Tensor
+
+    assert [one.__name__ for one in (Int8Tensor, Float8Tensor)] == ["Int8Tensor", "Float8Tensor"]
+    assert {"qdata", "scale", "block_size", "zero_point", "act_quant_kwargs", "act_pre_scale"} <= set(
+        parameters(Int8Tensor.__new__)
+    )
+    assert {"qdata", "scale", "block_size", "act_quant_kwargs"} <= set(parameters(Float8Tensor.__new__))
+    assert {"weight_dtype", "set_inductor_config"} <= set(parameters(Float8WeightOnlyConfig))
+    weight = Float8Tensor.from_hp(torch.randn(4, 8))
+    assert (weight.qdata.dtype, weight.scale.dtype, weight.scale.shape) == (torch.float8_e4m3fn, torch.float32, (4, 1))
+
+
+@pytest.mark.slow
 def test_torchaos_stable_int4_config_has_no_format_for_a_cpu():
     """If it has one, the prototype module is no longer needed."""
     from torchao.quantization.quantize_.workflows import Int4PackingFormat

@@ -8,7 +8,7 @@ import torch
 
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration, JanusProPipeline
 from janus_hf.generation.batch_sizes import bytes_per_image, codec_bytes
-from janus_hf.generation.devices import devices_of, free_memory, has_bfloat16
+from janus_hf.generation.devices import devices_of, free_memory, has_bfloat16, has_float8
 from janus_hf.modeling.quantisation.weight_memory import warn_if_too_large, weight_bytes
 from janus_hf.modeling.quantisation.weight_only import weight_only_config
 from tiny import TINY_MODEL
@@ -49,10 +49,20 @@ def test_nvidias_gpus_have_bfloat16_from_ampere_on(gpu, capability, expected):
     assert has_bfloat16(CUDA) is expected
 
 
-def test_other_devices_have_it(gpu, monkeypatch):
-    assert all(has_bfloat16(torch.device(kind)) for kind in ("cpu", "mps", "xpu"))
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), False), ((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)]
+)
+def test_nvidias_gpus_have_float8_from_ada_on(gpu, capability, expected):
+    gpu.capability = capability
+    assert has_float8(CUDA) is expected
+
+
+def test_other_devices_have_both(gpu, monkeypatch):
+    for has in (has_bfloat16, has_float8):
+        assert all(has(torch.device(kind)) for kind in ("cpu", "mps", "xpu"))
     monkeypatch.setattr(torch.version, "hip", "6.4")
     assert has_bfloat16(CUDA)
+    assert has_float8(CUDA)
 
 
 def test_reserved_memory_that_is_not_used_is_free(gpu):
@@ -141,6 +151,31 @@ def test_int4_needs_bfloat16(gpu):
     pytest.importorskip("torchao")
     with pytest.raises(ValueError, match="must be 'int8' on a GPU without bfloat16, got 'int4'"):
         weight_only_config("int4", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "device_map", "message"),
+    [
+        ((7, 5), "cuda", r"must be 'int8' on cuda \(compute capability 7\.5\), got 'fp8', which needs 8\.9 "),
+        ((8, 0), "cuda:1", r"must be 'int8' or 'int4' on cuda:1 \(compute capability 8\.0\), .* take 'int8', which "),
+        ((8, 6), {"model": 0, "lm_head": "cpu"}, r"on cuda:0 \(compute capability 8\.6\)"),
+        ((9, 0), "mps", r"device_map must name a CPU or CUDA for fp8 weights, got \['mps'\]: .* or use 'int8'"),
+        ((9, 0), "xpu", r"device_map must name a CPU or CUDA for fp8 weights, got \['xpu'\]"),
+        ((8, 9), "cuda", None),
+        ((9, 0), torch.device("cuda", 0), None),
+        ((7, 5), "cpu", None),
+        ((7, 5), None, None),
+    ],
+)
+def test_fp8_needs_float8(gpu, monkeypatch, capability, device_map, message):
+    pytest.importorskip("torchao")
+    gpu.capability = capability
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    if message is None:
+        assert type(weight_only_config("fp8", device_map).quant_type).__name__ == "Float8WeightOnlyConfig"
+    else:
+        with pytest.raises(ValueError, match=message):
+            weight_only_config("fp8", device_map)
 
 
 # --- values that are not finite
@@ -234,15 +269,16 @@ def test_weights_are_counted_exactly():
     assert weight_bytes(model, torch.float16, None, torch.float32) == held + codec
 
 
-def test_quantised_weights_are_counted():
+@pytest.mark.parametrize("bits", ["int8", "fp8"])
+def test_quantised_weights_are_counted(bits):
     pytest.importorskip("torchao")
-    model = JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, quantization_config="int8")
+    model = JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, quantization_config=bits)
     held = 0
     for parameter in model.parameters():
         names = parameter.__tensor_flatten__()[0] if hasattr(parameter, "__tensor_flatten__") else []
         held += sum(getattr(parameter, name).nbytes for name in names) if names else parameter.nbytes
     plain = JanusProForConditionalGeneration.from_pretrained(TINY_MODEL)
-    assert weight_bytes(plain, torch.bfloat16, "int8") == pytest.approx(held, rel=0.05)
+    assert weight_bytes(plain, torch.bfloat16, bits) == pytest.approx(held, rel=0.05)
 
 
 def test_the_cache_of_an_image_is_counted(sizes):
@@ -262,6 +298,7 @@ def test_the_cache_of_an_image_is_counted(sizes):
         ("7b", 24, torch.bfloat16, None, None),
         ("7b", 12, torch.bfloat16, None, "pass dtype='bfloat16', quantization_config='int8' ("),
         ("7b", 8, torch.bfloat16, "int8", "pass dtype='bfloat16', quantization_config='int4' ("),
+        ("7b", 8, torch.bfloat16, "fp8", "pass dtype='bfloat16', quantization_config='int4' ("),
         ("7b", 4, torch.bfloat16, "int4", "run out of memory: load it without `device_map`"),
     ],
 )

@@ -77,7 +77,7 @@ def test_hqq_is_refused_unless_the_user_names_what_to_skip():
 
 
 def test_words_it_does_not_know_are_refused(golden_checkpoint):
-    with pytest.raises(ValueError, match=r"must be 'int8', 'int4' or a configuration .*, got 'int5'"):
+    with pytest.raises(ValueError, match=r"must be 'int8', 'int4', 'fp8' or a configuration .*, got 'int5'"):
         JanusProForConditionalGeneration.from_pretrained(golden_checkpoint, quantization_config="int5")
 
 

@@ -21,7 +21,7 @@ from janus_hf.modeling.quantisation.weight_only import settle_quantised, weight_
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CHECKPOINT = GOLDENS / "checkpoint"
 IDS = torch.arange(20).unsqueeze(0)
-BITS = ("int8", "int4")
+BITS = ("int8", "int4", "fp8")
 LAYER = "model.language_model.layers.0.mlp.up_proj"
 
 pytestmark = pytest.mark.slow
@@ -82,7 +82,21 @@ def rounded_int4(weight_NK: torch.Tensor) -> torch.Tensor:
     return (((groups - low) / scale).round() * scale + low).flatten(1)
 
 
-ROUNDED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"int8": rounded_int8, "int4": rounded_int4}
+def rounded_fp8(weight_NK: torch.Tensor) -> torch.Tensor:
+    """Round weights to numbers with three bits after the first one, with a scale for each output."""
+    scale = weight_NK.abs().amax(dim=1, keepdim=True) / 448  # the largest float8_e4m3fn
+    values = weight_NK / scale
+    exponent = values.abs().log2().floor().clamp(min=-6)
+    step = 2 ** (exponent - 3)
+    return (values / step).round() * step * scale
+
+
+ROUNDED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "int8": rounded_int8,
+    "int4": rounded_int4,
+    "fp8": rounded_fp8,
+}
+STEPS = {"int8": 1 / 127.5, "int4": 1 / 7.5, "fp8": 1 / 14}  # largest distance of two levels, of the largest weight
 
 
 def test_layers_compute_with_rounded_weights(
@@ -92,7 +106,7 @@ def test_layers_compute_with_rounded_weights(
     with torch.no_grad():
         found_NK = quantised.get_submodule(LAYER)(torch.eye(weight_NK.shape[1])).T
     # The layer's outputs for unit vectors are its weights. A weight midway between two levels may round to either.
-    step = weight_NK.abs().amax() / (127.5 if bits == "int8" else 7.5)
+    step = weight_NK.abs().amax() * STEPS[bits]
     away = (found_NK - ROUNDED[bits](weight_NK)).abs()
     assert (away < 1e-5).float().mean() > 0.995
     assert away.max() < 1.01 * step
@@ -105,10 +119,10 @@ def test_quantised_logits_are_close(
     with torch.no_grad():
         error = (quantised(input_ids=IDS).logits - exact(input_ids=IDS).logits).abs().max()
         spread = exact(input_ids=IDS).logits.std()
-    # Logits spread by 2.0. Measured 0.10 for int8, which rounds weights to 1/254 of each row's largest, and 1.3 for
-    # int4, to 1/30 of a group's range. Zero would mean that nothing was quantised, several times the spread that
-    # weights were lost.
-    assert 0 < error < {"int8": 0.15, "int4": 1.0}[bits] * spread
+    # Logits spread by 2.0. Measured 0.10 for int8, which rounds weights to 1/254 of each row's largest, 1.3 for int4,
+    # to 1/30 of a group's range, and 0.41 for fp8, to 1/16 of each weight. Zero would mean that nothing was quantised,
+    # several times the spread that weights were lost.
+    assert 0 < error < {"int8": 0.15, "int4": 1.0, "fp8": 0.4}[bits] * spread
 
 
 def test_quantised_save_and_reload(quantised: JanusProForConditionalGeneration, tmp_path: Path):
@@ -274,6 +288,24 @@ def test_an_adapter_stays_in_full_precision(bits: str, tmp_path: Path):
     assert len(found) == len(stored) == 2 * 2
     assert all(torch.equal(*pair) for pair in zip(found, stored, strict=True))
     assert f"{LAYER}.base_layer.weight" in quantised_weights(loaded)
+
+
+@pytest.mark.parametrize("bits", ["int8", "fp8"])  # int4 has no derivative, and no way back from its kernel's order
+def test_an_adapter_on_quantised_weights_trains_and_merges(bits: str):
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(load(bits), LoraConfig(target_modules=["up_proj"], r=4, init_lora_weights=False))
+    labels = IDS.masked_fill(IDS == 0, -100)
+    adapted(input_ids=IDS, labels=labels).loss.backward()
+    trained = [name for name, parameter in adapted.named_parameters() if parameter.grad is not None]
+    assert len(trained) == 2 * 2
+    assert all("lora_" in name for name in trained)
+    with torch.no_grad():
+        expected = adapted(input_ids=IDS).logits
+        merged = adapted.merge_and_unload()
+        found = merged(input_ids=IDS).logits
+    assert LAYER + ".weight" in quantised_weights(merged)
+    assert 0 < (found - expected).abs().max() < {"int8": 0.15, "fp8": 1.0}[bits] * expected.std()
 
 
 def test_the_users_own_skip_list_is_kept():

@@ -38,7 +38,7 @@ def prepare_rows(
     adapter: str | None = None,
     max_length: int | None = None,
     batch_size: int = 32,
-    num_threads: int = 4,
+    num_threads: int | None = None,
     folder: str | os.PathLike[str] | None = None,
 ) -> PreparedDataset:
     """Prepare a small source in memory, and return its prepared rows (tokenized training examples).
@@ -81,7 +81,7 @@ def prepare(
     adapter: str | None = None,
     max_length: int | None = None,
     batch_size: int = 32,
-    num_threads: int = 4,
+    num_threads: int | None = None,
     num_shards: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
@@ -101,8 +101,10 @@ def prepare(
             decide.
         max_length: Largest number of ids of a prepared row; longer rows are skipped and counted, never cut. By default
             the length of the model's context.
-        batch_size: Number of rows that are read at a time, and so the largest number of images in memory.
-        num_threads: Number of threads that decode and resize images.
+        batch_size: Number of rows whose images are encoded together. While they are, the next ones are read, so images
+            of up to twice as many rows are in memory.
+        num_threads: Number of threads that decode and resize images; by default one per processor, at least 4 and at
+            most 16.
         num_shards: Number of shards, by default one per 1024 rows. For `stream_packs`, choose a multiple of ranks x
             DataLoader workers.
         rank: Number of this process, which makes every `world_size`-th shard. By default the value in the environment

@@ -3,9 +3,11 @@
 It works on one batch of rows at a time. Its callers decide where rows are read from and where results are stored.
 """
 
+import os
 import threading
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -20,11 +22,19 @@ from .schema import Adapter, RowError
 Skipped: TypeAlias = list[tuple[int, str, str]]
 """Skipped rows: number of the row in its source, reason, message."""
 
+# What `RowPreparer._document` returns.
+_Result: TypeAlias = "tuple[Document | RowError, torch.Tensor | None]"
+
+# Batches of which the threads read rows while the model encodes the images of the batch before.
+_BATCHES_AHEAD = 1
+_MOST_THREADS = 16  # by default
+
 
 class RowPreparer:
     """Callable that turns rows of one source (data set) into prepared rows, dicts with the columns of `store.SCHEMA`.
 
-    Images are read and resized in several threads. Images to be generated are encoded as codes in batches.
+    Images are read and resized in several threads. Images to be generated are encoded as codes in batches; meanwhile
+    the threads read the next batch.
 
     Args:
         model: `JanusProForConditionalGeneration`. Its codec (image tokenizer) runs on the model's device and in its
@@ -35,8 +45,9 @@ class RowPreparer:
         names: Names of the classes in the column `label`, if the source has them.
         max_length: Largest number of ids of a prepared row. Longer rows are skipped, never cut. By default the length
             of the model's context.
-        batch_size: Number of rows, and so the largest number of images, that are processed at a time.
-        num_threads: Number of threads that read and resize images.
+        batch_size: Number of rows that are processed at a time. Images of up to twice as many rows are in memory.
+        num_threads: Number of threads that read and resize images; by default one per processor, at least 4 and at
+            most 16.
         folder: Folder that relative image paths start from.
     """
 
@@ -50,9 +61,11 @@ class RowPreparer:
         names: Sequence[str] | None = None,
         max_length: int | None = None,
         batch_size: int = 32,
-        num_threads: int = 4,
+        num_threads: int | None = None,
         folder: str = ".",
     ) -> None:
+        if num_threads is None:
+            num_threads = max(4, min(os.cpu_count() or 1, _MOST_THREADS))
         if batch_size < 1 or num_threads < 1:
             raise ValueError(
                 f"`batch_size` and `num_threads` must be at least 1, got {batch_size} and {num_threads}: raise them, "
@@ -82,19 +95,40 @@ class RowPreparer:
         """
         done: list[dict[str, Any]] = []
         skipped: Skipped = []
-        numbered = enumerate(rows, start)
-        with ThreadPoolExecutor(self.num_threads) as pool:
-            while batch := list(islice(numbered, self.batch_size)):
-                results = list(pool.map(self._document, (row for _, row in batch)))
-                kept = [(document, pixels) for document, pixels in results if isinstance(document, Document)]
-                self._add_codes(kept)
-                done += [document.to_row() for document, _ in kept]
-                for (number, _), (failure, _) in zip(batch, results, strict=True):
-                    if isinstance(failure, RowError):
-                        skipped.append((number, failure.reason, str(failure)))
+        for batch in self._batches(enumerate(rows, start)):
+            kept = [(document, pixels) for _, (document, pixels) in batch if isinstance(document, Document)]
+            self._add_codes(kept)
+            done += [document.to_row() for document, _ in kept]
+            for number, (failure, _) in batch:
+                if isinstance(failure, RowError):
+                    skipped.append((number, failure.reason, str(failure)))
+            del batch, kept  # with their images, before more are read
         return done, skipped
 
-    def _document(self, row: Mapping[str, Any]) -> tuple[Document | RowError, torch.Tensor | None]:
+    def _batches(self, numbered: Iterator[tuple[int, Mapping[str, Any]]]) -> Iterator[list[tuple[int, _Result]]]:
+        """Iterate over batches of `(number of a row, result of _document)`; threads work on the next batch meanwhile.
+
+        Args:
+            numbered: Pairs of the number of a row and the row.
+        """
+        pool = ThreadPoolExecutor(self.num_threads)
+        ahead: deque[list[tuple[int, Future[_Result]]]] = deque()
+        try:
+            while True:
+                while len(ahead) <= _BATCHES_AHEAD:
+                    rows = islice(numbered, self.batch_size)
+                    ahead.append([(number, pool.submit(self._document, row)) for number, row in rows])
+                batch = ahead.popleft()
+                if not batch:
+                    return
+                results = [(number, future.result()) for number, future in batch]
+                del batch  # the futures hold the images too
+                yield results
+                del results
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _document(self, row: Mapping[str, Any]) -> _Result:
         """Tokenize one row, and read the image to be generated if the row has one.
 
         Returns:

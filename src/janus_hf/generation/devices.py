@@ -1,4 +1,4 @@
-"""Functions that return the devices of a `device_map`, whether a device computes in bfloat16, and its free memory."""
+"""Functions that return the devices of a `device_map`, the dtypes in which a device computes, and its free memory."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,6 +48,16 @@ def has_bfloat16(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def has_float8(device: torch.device) -> bool:
+    """Return whether a device has instructions for float8; NVIDIA's GPUs before Ada (A100, RTX 30) have none.
+
+    For all other devices the result is True: their support is not looked up.
+    """
+    if device.type != "cuda" or torch.version.hip is not None or not torch.cuda.is_available():
+        return True
+    return torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def free_memory(device: torch.device) -> int | None:
     """Return the number of bytes that can be allocated on a device now, or None if it is unknown.
 
@@ -82,4 +92,4 @@ def _free_host_memory() -> int | None:
     return max(free, 0)
 
 
-__all__ = ["STRATEGIES", "DeviceMap", "devices_of", "free_memory", "has_bfloat16"]
+__all__ = ["STRATEGIES", "DeviceMap", "devices_of", "free_memory", "has_bfloat16", "has_float8"]

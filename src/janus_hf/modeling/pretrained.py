@@ -29,7 +29,7 @@ from ..tokenizer import read_special_token_ids
 from .checkpoint import check_loaded, register_conversions
 from .model_saving import SavingMixin
 from .quantisation.weight_memory import warn_if_too_large
-from .quantisation.weight_only import settle_quantised, skip_all_but_language_model, weight_only_config
+from .quantisation.weight_only import KINDS, settle_quantised, skip_all_but_language_model, weight_only_config
 from .weight_files import check_configurations, check_local_files, weight_file_names
 
 
@@ -83,8 +83,8 @@ class JanusProPreTrainedModel(SavingMixin):
                 and the generation of one image, a warning is logged before loading, with the settings that need less.
             revision, subfolder: Branch, tag or commit of the repository, and folder in it. For an adapter they are
                 those of the adapter; its base model is taken at the revision that adapter_config.json names.
-            quantization_config: "int8" or "int4" for torchao's weight-only quantisation with the kernels of the device
-                that `device_map` names (the CPU if it names none), or the configuration of any of transformers'
+            quantization_config: "int8", "int4" or "fp8" for torchao's weight-only quantisation with the kernels of the
+                device that `device_map` names (the CPU if it names none), or the configuration of any of transformers'
                 quantisers. All weights but those of the language model's layers stay in full precision, unless the
                 configuration itself lists modules to skip.
 
@@ -101,8 +101,8 @@ class JanusProPreTrainedModel(SavingMixin):
                 modules that must stay in full precision, or does not fit the device or the layers; or if
                 `ignore_mismatched_sizes=True`, `weights_only=False` or a dict of dtypes is given.
             TypeError: If `pretrained_model_name_or_path` is neither a string nor a path.
-            ImportError: If `quantization_config` is "int8" or "int4" and torchao is missing, or the files are those of
-                an adapter and peft is missing.
+            ImportError: If `quantization_config` is "int8", "int4" or "fp8" and torchao is missing, or the files are those
+                of an adapter and peft is missing.
         """
         source = pretrained_model_name_or_path
         if kwargs.pop("ignore_mismatched_sizes", False):
@@ -190,7 +190,7 @@ class JanusProPreTrainedModel(SavingMixin):
                 )
         if isinstance(dtype, str):
             dtype = getattr(torch, dtype, None)
-        known = quantization in (None, "int8", "int4") and getattr(config, "quantization_config", None) is None
+        known = quantization in (None, *KINDS) and getattr(config, "quantization_config", None) is None
         if known and isinstance(dtype, torch.dtype):
             # On the meta device the model takes no memory. It gets a copy of the config, because models change theirs.
             with torch.device("meta"):

@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, StaticCache
 from transformers.utils import logging
 
 from ...protocols import BareModel
+from ..few_rows import FewRowLayers
 from ..sampling import Draw
 from ..x86 import ModelKernels, kernels_for
 from .interface import StepInput, StepOutput
@@ -44,6 +45,8 @@ class CompiledDecoder:
     made, these kernels pack the layers that they can compute. All other layers are packed by inductor (PyTorch's
     compiler), which makes weights constants of its graph.
 
+    On CUDA the layers that torchao has quantised to 8 bits run with the kernel in `few_rows/`, without tuning.
+
     Args:
         device: Device of the model's weights; `prepare` updates it if the model has moved to another device.
         mode: The argument `mode` of `torch.compile`; None uses CUDA graphs or packed weights as described.
@@ -67,6 +70,7 @@ class CompiledDecoder:
         self._identity: list[tuple[torch.device, torch.dtype, int]] | None = None
         self._checksums: list[tuple[float, ...]] = []
         self._kernels: ModelKernels | None = None
+        self._few_rows: FewRowLayers | None = None
         self._compiler_options: dict[str, bool | int | str] = {}
 
     @property
@@ -109,7 +113,8 @@ class CompiledDecoder:
         written_to = checksums != self._checksums
         if self._identity is not None:
             stale_constants = self.packs_by_compiler and written_to
-            stale_layers = self._kernels is not None and not self._kernels.is_current()
+            replaced = (self._kernels, self._few_rows)
+            stale_layers = any(layers is not None and not layers.is_current() for layers in replaced)
             if stale_constants or stale_layers or identity != self._identity:
                 logger.warning("The model has changed since its generation step was compiled: compiling it anew.")
                 self._forget()
@@ -118,6 +123,8 @@ class CompiledDecoder:
             self._pack(model)
         elif self._kernels is not None and written_to:
             self._kernels.pack_again()
+        if self._few_rows is None:
+            self._few_rows = FewRowLayers(model)
         # These are set last, so that interrupted packing is repeated next time.
         self._identity, self._checksums = identity, checksums
 
@@ -139,8 +146,9 @@ class CompiledDecoder:
     def running(self, model: BareModel) -> Iterator[None]:
         """Use packed layers and the compiler's options inside the context; remove both at its end or on error."""
         with ExitStack() as stack:
-            if self._kernels is not None:
-                stack.enter_context(self._kernels.in_place())
+            for layers in (self._kernels, self._few_rows):
+                if layers is not None:
+                    stack.enter_context(layers.in_place())
             if self._compiler_options:
                 stack.enter_context(_inductor_options(self._compiler_options))
                 stack.enter_context(keeping_constants_out_of_tables())

@@ -7,71 +7,33 @@ sixteen rows at half of the processor's speed.
 In shapes, `M` is the number of rows, `K` the number of inputs and `N` the number of outputs of a layer.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
+from ..layer_swap import LayerSwap
+from ..quantised_values import values_and_scale
 from .cpu_kernels import block_size, packed_linear
 
 
-class PackedLinears:
+class PackedLinears(LayerSwap):
     """Packed versions of a model's linear layers, which replace these layers only inside the context `in_place`.
 
-    A packed layer has its weight reordered for the kernel. Outside the context the model keeps its own layers, so it
-    can be trained, saved and given adapters as if there were no packed layers.
+    A packed layer has its weight reordered for the kernel.
 
     Args:
-        parts: Modules whose linear layers are packed, if their weights are float32, bfloat16 or torchao's int8.
-
-    Attributes:
-        complete: Whether there are linear layers, and all of them are packed.
+        parts: Modules whose linear layers are packed, if their weights are float32, bfloat16, or quantised by torchao
+            to 8 bits.
     """
 
     def __init__(self, parts: Iterable[nn.Module]) -> None:
-        linears = [
-            (parent, name, child)
-            for part in parts
-            for parent in part.modules()
-            for name, child in parent.named_children()
-            if isinstance(child, nn.Linear)
-        ]
-        fitting = [layer for layer in linears if _is_plain(layer[2]) and _fits(layer[2].weight)]
-        self.complete = bool(linears) and len(fitting) == len(linears)
-        self._layers = [(parent, name, linear, PackedLinear(linear)) for parent, name, linear in fitting]
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Replace the model's linear layers by the packed layers inside the context."""
-        # `setattr` is the public way and checks every name: 2.3 microseconds for replacing a layer and back, against
-        # 0.1, for each of some 170 layers at every step.
-        try:
-            for parent, name, _, packed in self._layers:
-                parent._modules[name] = packed
-            yield
-        finally:
-            try:
-                self._put_back()
-            except KeyboardInterrupt:
-                self._put_back()
-                raise
-
-    def _put_back(self) -> None:
-        """Give the model its own layers back."""
-        for parent, name, linear, _ in self._layers:
-            parent._modules[name] = linear
-
-    def is_current(self) -> bool:
-        """Return whether the model still has the same layer objects that were packed, without hooks added since."""
-        return all(
-            parent._modules.get(name) is linear and _is_plain(linear) for parent, name, linear, _ in self._layers
-        )
+        super().__init__(parts, lambda linear: PackedLinear(linear) if _fits(linear.weight) else None)
 
     def pack_again(self) -> None:
         """Pack all weights again; the caller calls this after weights were changed in place."""
         for *_, packed in self._layers:
+            assert isinstance(packed, PackedLinear)
             packed.pack()
 
 
@@ -121,32 +83,23 @@ def pack_weight(values_NK: torch.Tensor, block: int) -> torch.Tensor:
     return halves.flatten(2).contiguous()
 
 
-def _is_plain(linear: nn.Linear) -> bool:
-    """Return whether a layer is an `nn.Linear` without hooks and without a replaced `forward`.
-
-    A packed layer would not call these.
-    """
-    # torch has functions that add hooks but none that list them.
-    extras = linear._forward_hooks or linear._forward_pre_hooks or "forward" in vars(linear)
-    return type(linear) is nn.Linear and not extras
-
-
-def _fits(weight: Any) -> bool:  # Any: a tensor, or torchao's Int8Tensor, which is optional
-    """Return whether the kernel supports a weight: float32, bfloat16, or torchao's int8 with one scale per output."""
-    # torchao is optional, so its class is recognised by name.
-    if type(weight).__name__ == "Int8Tensor":
-        scale_per_output = list(weight.block_size) == [1, weight.shape[1]]
-        symmetric = weight.zero_point is None or not bool(weight.zero_point.any())
-        unchanged_inputs = weight.act_quant_kwargs is None and weight.act_pre_scale is None
-        return scale_per_output and symmetric and unchanged_inputs
+def _fits(weight: torch.Tensor) -> bool:
+    """Return whether the kernel supports a weight: float32, bfloat16, or torchao's 8 bits with a scale per output."""
+    if values_and_scale(weight) is not None:
+        return True
     return type(weight.data) is torch.Tensor and weight.dtype in (torch.float32, torch.bfloat16)
 
 
-def _values_and_scale(weight: Any) -> tuple[torch.Tensor, torch.Tensor | None]:  # Any: as in `_fits`
-    """Return the values `(N, K)` of a weight, and for int8 the scales of its `N` outputs `(N,)` float32, else None."""
-    if type(weight).__name__ == "Int8Tensor":
-        return weight.qdata, weight.scale.float().flatten()
-    return weight.detach(), None
+def _values_and_scale(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return the values `(N, K)` of a weight, and the scales `(N,)` float32 of its outputs if it is quantised.
+
+    Values in float8 are returned in bfloat16, which the kernel multiplies and which holds them exactly.
+    """
+    quantised = values_and_scale(weight)
+    if quantised is None:
+        return weight.detach(), None
+    values, scale = quantised
+    return values.to(torch.bfloat16) if values.dtype == torch.float8_e4m3fn else values, scale
 
 
 __all__ = ["PackedLinear", "PackedLinears", "pack_weight"]

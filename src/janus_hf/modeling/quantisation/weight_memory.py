@@ -15,7 +15,7 @@ from .weight_only import NOT_QUANTISED
 logger = logging.getLogger(__name__)
 
 # Bits per weight of a quantised layer, with scales and zero points.
-_BITS = {"int8": 8.1, "int4": 4.5}
+_BITS = {"int8": 8.1, "int4": 4.5, "fp8": 8.1}
 
 
 def weight_bytes(
@@ -26,7 +26,7 @@ def weight_bytes(
     Args:
         model: The model, for example on the meta device.
         dtype: Dtype in which it is loaded.
-        quantization: "int8" or "int4" for the language model's layers, or None.
+        quantization: "int8", "int4" or "fp8" for the language model's layers, or None.
         codec_dtype: Dtype of the image codec, if it is another one.
     """
     kept = re.compile("|".join(NOT_QUANTISED))
@@ -58,7 +58,7 @@ def warn_if_too_large(
         config: Its config.
         device_map: The argument `device_map` of `from_pretrained`.
         dtype: Dtype in which the model is loaded.
-        quantization: "int8", "int4" or None.
+        quantization: "int8", "int4", "fp8" or None.
         codec_dtype: Dtype of the image codec, if it is another one.
     """
     devices = devices_of(device_map)

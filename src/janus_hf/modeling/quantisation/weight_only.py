@@ -11,7 +11,7 @@ from transformers.quantizers import AutoQuantizationConfig
 from transformers.quantizers.quantizers_utils import should_convert_module
 from transformers.utils import is_torchao_available
 
-from ...generation.devices import DeviceMap, devices_of, has_bfloat16
+from ...generation.devices import DeviceMap, devices_of, has_bfloat16, has_float8
 from .int4_weights import cpu_int4, layer_config, pack_for_device
 
 
@@ -35,6 +35,8 @@ NOT_QUANTISED = tuple(
         r".*\.lora_\w+",
     )
 )
+# Names that `quantization_config` takes.
+KINDS = ("int8", "int4", "fp8")
 INT4_GROUP_SIZE = 64  # divides all layer widths of the released models and of this package's small test model
 # Fields in which the configs of transformers' quantisers list modules to skip.
 _SKIP_FIELDS = ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules")
@@ -46,26 +48,31 @@ def weight_only_config(bits: str, device_map: DeviceMap = None) -> TorchAoConfig
     Int4 weights are packed for the kernels of the device that the model is loaded to.
 
     Args:
-        bits: "int8", with one scale per output; or "int4", with a scale and a zero point for every `INT4_GROUP_SIZE`
-            inputs of an output. On a CPU int4 is fast in bfloat16 and very slow in float32.
+        bits: "int8", with one scale per output; "int4", with a scale and a zero point for every `INT4_GROUP_SIZE`
+            inputs of an output; or "fp8", 8-bit floating point (float8_e4m3fn) with one scale per output. On a CPU
+            int4 is fast in bfloat16 and very slow in float32, and fp8 saves memory but no time.
         device_map: The argument `device_map` of `from_pretrained`, which names the device.
 
     Raises:
-        ValueError: If `bits` has another value, or there is no int4 kernel for the device.
+        ValueError: If `bits` has another value, or the device does not support it.
         ImportError: If torchao is missing or too old.
     """
-    if bits not in ("int8", "int4"):
+    if bits not in KINDS:
         raise ValueError(
-            f"quantization_config must be 'int8', 'int4' or a configuration of transformers' quantisers, got {bits!r}."
+            f"quantization_config must be {', '.join(map(repr, KINDS))} or a configuration of transformers' "
+            f"quantisers, got {bits!r}."
         )
     if not is_torchao_available():
         raise ImportError(f"{bits} weights need torchao: pip install 'janus_hf[quant]'.")
-    from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+    from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig
 
     # `set_inductor_config=True`, the default, would change how everything else in the process is compiled.
     if bits == "int8":
         return TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
     kinds = _device_kinds(device_map)
+    if bits == "fp8":
+        _check_float8(device_map, kinds)
+        return TorchAoConfig(Float8WeightOnlyConfig(torch.float8_e4m3fn, set_inductor_config=False))
     if kinds == {"cpu"}:
         return TorchAoConfig(cpu_int4().PrototypeInt4WeightOnlyConfig(INT4_GROUP_SIZE, set_inductor_config=False))
     if kinds == {"cuda"}:
@@ -81,6 +88,31 @@ def weight_only_config(bits: str, device_map: DeviceMap = None) -> TorchAoConfig
         f"device_map must name a CPU or CUDA for int4 weights, got {sorted(kinds)}: int4 weights are packed for the "
         "kernel of a CPU or of CUDA. Load the model to one of the two, or use 'int8'."
     )
+
+
+def _check_float8(device_map: DeviceMap, kinds: set[str]) -> None:
+    """Raise a ValueError if a model with fp8 weights should not be loaded to the devices of a `device_map`.
+
+    Weights in float8 could be read on any GPU by converting them, but PyTorch's compiler refuses that on GPUs without
+    instructions for float8, where int8 takes the same memory with smaller errors.
+
+    Args:
+        device_map: The argument `device_map` of `from_pretrained`.
+        kinds: Its types of devices, as `_device_kinds` returns them.
+    """
+    if not kinds <= {"cpu", "cuda", "disk"}:
+        raise ValueError(
+            f"device_map must name a CPU or CUDA for fp8 weights, got {sorted(kinds)}: PyTorch may not convert float8 "
+            "elsewhere. Load the model to one of the two, or use 'int8', which takes the same memory."
+        )
+    lacking = next((device for device in devices_of(device_map) if not has_float8(device)), None)
+    if lacking is not None:
+        major, minor = torch.cuda.get_device_capability(lacking)
+        others = "'int8' or 'int4'" if has_bfloat16(lacking) else "'int8'"
+        raise ValueError(
+            f"quantization_config must be {others} on {lacking} (compute capability {major}.{minor}), got 'fp8', "
+            "which needs 8.9 or higher (RTX 40, L4, H100): take 'int8', which needs the same memory."
+        )
 
 
 def _device_kinds(device_map: DeviceMap) -> set[str]:
@@ -169,6 +201,7 @@ def _check_none_skipped(config: "AOBaseConfig", weights: dict[str, torch.Tensor]
 
 __all__ = [
     "INT4_GROUP_SIZE",
+    "KINDS",
     "NOT_QUANTISED",
     "settle_quantised",
     "skip_all_but_language_model",

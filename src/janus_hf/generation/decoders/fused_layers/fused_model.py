@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from transformers.utils import logging
 
 from ....protocols import BareModel
+from ...few_rows import few_row_layer
 from ..interface import StepModel
 from .joined_linear import JoinedLinear, is_plain
 from .why_not_fused import why_not_fused
@@ -215,6 +216,9 @@ class _FusedLayer:
         self._queries_keys_values, self._gate_up = (
             JoinedLinear(group, joined=joined) for group in _matrices_to_join(layer)
         )
+        self._output, self._down = (
+            few_row_layer(linear) or linear for linear in (self._attention.o_proj, self._mlp.down_proj)
+        )
         self._num_queries = self._attention.config.num_attention_heads
         self._num_keys = self._attention.config.num_key_value_heads
 
@@ -243,10 +247,10 @@ class _FusedLayer:
         values = heads[:, :, -self._num_keys :].transpose(1, 2)
         keys, values = store.append(attention.layer_idx, keys, values)
         attended, _ = sdpa_attention_forward(attention, queries, keys, values, bias, scaling=attention.scaling)
-        _add_projection(hidden_MC, attended.reshape(len(hidden_MC), -1), attention.o_proj)
+        _add_projection(hidden_MC, attended.reshape(len(hidden_MC), -1), self._output)
 
         gate, up = self._gate_up(_normalise(hidden_MC, self._layer.post_attention_layernorm)).chunk(2, dim=-1)
-        _add_projection(hidden_MC, mlp.act_fn(gate) * up, mlp.down_proj)
+        _add_projection(hidden_MC, mlp.act_fn(gate) * up, self._down)
 
     def fits(self) -> bool:
         """Return whether the weights still have the sizes, dtypes and devices of the copies."""

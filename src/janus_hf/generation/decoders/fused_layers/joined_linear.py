@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ...few_rows import few_row_layer
+
 
 class JoinedLinear:
     """Several linear layers that read the same input, whose outputs are returned one after the other.
@@ -15,12 +17,14 @@ class JoinedLinear:
     saved as safetensors. If a weight is changed in place, the copy becomes stale until `refresh` updates it.
 
     Args:
-        linears: The layers. If one of them has an adapter, is quantised or has hooks, all are called one by one.
+        linears: The layers. If one of them has an adapter, is quantised or has hooks, all are called one by one,
+            quantised ones with the kernel in `few_rows/` if that is faster.
         joined: Whether to make the joined matrix if the layers allow it; False calls the layers one by one.
     """
 
     def __init__(self, linears: Sequence[nn.Module], *, joined: bool) -> None:
         self._linears = list(linears)
+        self._callables = [few_row_layer(linear) or linear for linear in linears]
         self._weight: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
         plain = [linear for linear in linears if is_plain(linear)]
@@ -32,7 +36,7 @@ class JoinedLinear:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Compute all layers for inputs `(..., inputs)` and return `(..., outputs of all layers)`."""
         if self._weight is None:
-            return torch.cat([linear(x) for linear in self._linears], dim=-1)
+            return torch.cat([layer(x) for layer in self._callables], dim=-1)
         return F.linear(x, self._weight, self._bias)
 
     def fits(self) -> bool:

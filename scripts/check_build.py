@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # Files, most of them not Python modules, that a wrong package-data pattern in pyproject.toml would drop silently.
 IN_THE_WHEEL = (
     "janus_hf/py.typed",
-    "janus_hf/generation/x86/cpu_kernels.cpp",
+    "janus_hf/generation/kernels/x86/cpu_kernels.cpp",
     "janus_hf/assets/janus-shapes/config.json",
     "janus_hf/assets/janus-shapes/model.safetensors",
     "janus_hf/assets/janus-shapes/tokenizer.json",

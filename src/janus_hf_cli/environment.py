@@ -124,7 +124,7 @@ def _describe_x86_kernels() -> str:
     """Return, in one line of text, whether janus_hf's C++ kernels suit the processor and whether they can be built."""
     import torch
 
-    from janus_hf.generation.x86 import kernels_fit
+    from janus_hf.generation.kernels.x86 import kernels_fit
 
     fit = "fit this processor" if kernels_fit(torch.device("cpu")) else "need a processor with AVX2 or AVX-512"
     reason = _why_no_cpp()

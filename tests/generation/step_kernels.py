@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from janus_hf.generation.x86 import model_kernels
-from janus_hf.generation.x86.cpu_kernels import kernels_fit
+from janus_hf.generation.kernels.x86 import model_kernels
+from janus_hf.generation.kernels.x86.cpu_kernels import kernels_fit
 
 
 CPU = torch.device("cpu")

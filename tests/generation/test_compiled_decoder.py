@@ -147,7 +147,7 @@ def test_interrupted_packing_is_done_again(make_model, monkeypatch):
 
     for _ in range(2):  # first packing, then packing again
         with monkeypatch.context() as patch:
-            patch.setattr("janus_hf.generation.x86.packed_linear.pack_weight", interrupt)
+            patch.setattr("janus_hf.generation.kernels.x86.packed_linear.pack_weight", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 decoder.prepare(model.model)
         check()

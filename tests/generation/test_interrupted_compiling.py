@@ -12,7 +12,7 @@ from image_prompts import BOI, BOS, seeds
 from step_kernels import OURS, THE_COMPILERS, choose_kernels, needs_kernels
 from torch._inductor import config as inductor_config
 
-from janus_hf.generation.x86 import cpu_kernels
+from janus_hf.generation.kernels.x86 import cpu_kernels
 from tiny import TINY_MODEL
 
 
@@ -22,7 +22,7 @@ PROMPT = torch.tensor([[BOS, 5, BOI]])
 BEFORE_TRACING = {
     "whether compiling works": "janus_hf.generation.images.why_not_compilable",
     "building the kernels": "torch._inductor.codecache.CppCodeCache.load",
-    "packing weights": "janus_hf.generation.x86.packed_linear.pack_weight",
+    "packing weights": "janus_hf.generation.kernels.x86.packed_linear.pack_weight",
     "the prompt": "janus_hf.generation.drawing.Drawing.start",
     "the step": "janus_hf.generation.decoders.compiled.compile_step",
 }

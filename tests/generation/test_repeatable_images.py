@@ -7,7 +7,7 @@ import torch
 from hostile_decoder import HostileDecoder
 from image_prompts import LONG, OTHER, SHORT, left_padded, seeds
 
-from janus_hf.generation.attention_kernels import repeatable_attention
+from janus_hf.generation.kernels.attention_kernels import repeatable_attention
 
 
 SETTINGS = [

@@ -147,7 +147,7 @@ def test_torchaos_int4_classes_have_these_names_and_fields():
 
 @pytest.mark.slow
 def test_torchaos_classes_for_8_bits_have_these_names_and_fields():
-    """`generation/quantised_values.py` recognises them by name and reads these fields."""
+    """`generation/kernels/quantised_values.py` recognises them by name and reads these fields."""
     from torchao.quantization import Float8Tensor, Float8WeightOnlyConfig, Int8Tensor
 
     assert [one.__name__ for one in (Int8Tensor, Float8Tensor)] == ["Int8Tensor", "Float8Tensor"]

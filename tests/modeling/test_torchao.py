@@ -12,9 +12,9 @@ from transformers import AutoModel, TorchAoConfig
 
 from janus_hf import CheckpointError, JanusProForConditionalGeneration, JanusProPipeline
 from janus_hf.generation.decoders import CompiledDecoder
-from janus_hf.generation.x86 import model_kernels
-from janus_hf.generation.x86.cpu_kernels import kernels_fit
-from janus_hf.generation.x86.packed_linear import PackedLinear
+from janus_hf.generation.kernels.x86 import model_kernels
+from janus_hf.generation.kernels.x86.cpu_kernels import kernels_fit
+from janus_hf.generation.kernels.x86.packed_linear import PackedLinear
 from janus_hf.modeling.quantisation.weight_only import settle_quantised, weight_only_config
 
 

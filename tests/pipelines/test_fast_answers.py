@@ -17,7 +17,7 @@ from graph_emulator import EmulatedGraph, WrongGraph
 from janus_hf import answering
 from janus_hf.generation import answer_steps
 from janus_hf.generation.decoders import CapturedDecoder, CompiledDecoder, plain
-from janus_hf.generation.x86.cpu_kernels import kernels_fit
+from janus_hf.generation.kernels.x86.cpu_kernels import kernels_fit
 
 
 QUESTIONS = ["what is this?", "what colour is the large thing on the left?", "a", "is it red or is it blue?"]

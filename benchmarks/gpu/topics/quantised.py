@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from unittest.mock import patch
 
-from janus_hf.generation.few_rows import few_row_layers
+from janus_hf.generation.kernels.few_rows import few_row_layers
 
 from ...contenders import QUANTISED, draw_ours, quantised, with_gear
 from ...machine import now

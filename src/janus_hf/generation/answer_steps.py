@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from .attention_kernels import repeatable_attention
 from .decoders import (
     CapturedDecoder,
     CompiledDecoder,
@@ -29,6 +28,7 @@ from .decoders import (
     why_not_capturable,
 )
 from .images import ImageGenerationMixin
+from .kernels.attention_kernels import repeatable_attention
 
 
 # Number of positions for which a cache has room beyond those that are written. Most answers are shorter.

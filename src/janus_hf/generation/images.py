@@ -22,7 +22,6 @@ from transformers.utils import ModelOutput, logging
 from ..arguments import check_callable, check_choice, check_flag, check_integer, check_number
 from ..protocols import BareModel
 from ..summaries import ShortRepr
-from .attention_kernels import repeatable_attention
 from .decoders import CapturedDecoder, Decoder, choose_decoder, default_decoder, why_not_compilable
 from .drawing import Drawing, StepCallback, run_first_steps
 from .generation_arguments import (
@@ -33,6 +32,7 @@ from .generation_arguments import (
     check_compiling,
     check_integer_tensor,
 )
+from .kernels.attention_kernels import repeatable_attention
 from .prompt_rows import check_prefix, make_rows
 from .sampling import Draw, Sampling, draw_keys
 

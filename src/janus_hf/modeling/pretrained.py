@@ -101,8 +101,8 @@ class JanusProPreTrainedModel(SavingMixin):
                 modules that must stay in full precision, or does not fit the device or the layers; or if
                 `ignore_mismatched_sizes=True`, `weights_only=False` or a dict of dtypes is given.
             TypeError: If `pretrained_model_name_or_path` is neither a string nor a path.
-            ImportError: If `quantization_config` is "int8", "int4" or "fp8" and torchao is missing, or the files are those
-                of an adapter and peft is missing.
+            ImportError: If `quantization_config` is "int8", "int4" or "fp8" and torchao is missing, or the files are
+                those of an adapter and peft is missing.
         """
         source = pretrained_model_name_or_path
         if kwargs.pop("ignore_mismatched_sizes", False):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from janus_hf.generation.few_rows import few_row_layers
+from janus_hf.generation.kernels.few_rows import few_row_layers
 
 
 @pytest.fixture

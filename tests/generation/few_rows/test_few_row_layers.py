@@ -16,8 +16,8 @@ from graph_emulator import EmulatedGraph
 from janus_hf import JanusProForConditionalGeneration
 from janus_hf.generation import drawing
 from janus_hf.generation.decoders import CapturedDecoder, CompiledDecoder, plain
-from janus_hf.generation.few_rows import FewRowLayers, FewRowLinear, few_row_layer, few_row_layers
-from janus_hf.generation.x86 import model_kernels
+from janus_hf.generation.kernels.few_rows import FewRowLayers, FewRowLinear, few_row_layer, few_row_layers
+from janus_hf.generation.kernels.x86 import model_kernels
 
 
 CHECKPOINT = Path(__file__).parents[2] / "goldens" / "checkpoint"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from janus_hf.generation.few_rows import few_row_linear, few_row_operator
-from janus_hf.generation.few_rows.few_row_operator import few_rows_pay, kernel_works
+from janus_hf.generation.kernels.few_rows import few_row_linear, few_row_operator
+from janus_hf.generation.kernels.few_rows.few_row_operator import few_rows_pay, kernel_works
 
 
 CPU = torch.device("cpu")

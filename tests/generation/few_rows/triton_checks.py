@@ -19,7 +19,7 @@ SIZES = ((1, 16, 32), (2, 100, 300), (17, 48, 512), (40, 65, 257), (70, 3100, 40
 
 
 def interpret():
-    from janus_hf.generation.few_rows.few_row_kernel import launch
+    from janus_hf.generation.kernels.few_rows.few_row_kernel import launch
 
     every_bit_pattern = torch.arange(256, dtype=torch.uint8)
     finite = every_bit_pattern[every_bit_pattern.view(torch.float8_e4m3fn).float().isfinite()]
@@ -46,7 +46,7 @@ def compile_for_gpus():
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from janus_hf.generation.few_rows.few_row_kernel import _linear, block_sizes
+    from janus_hf.generation.kernels.few_rows.few_row_kernel import _linear, block_sizes
 
     names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
     for capability in (80, 89, 90):

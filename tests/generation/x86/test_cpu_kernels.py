@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 import pytest
 import torch
 
-from janus_hf.generation.x86 import cpu_kernels
+from janus_hf.generation.kernels.x86 import cpu_kernels
 
 
 CPU = torch.device("cpu")

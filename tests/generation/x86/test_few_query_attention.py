@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from janus_hf.generation.x86 import few_query_attention as attention
-from janus_hf.generation.x86.cpu_kernels import kernels_fit, masked_attention
-from janus_hf.generation.x86.few_query_attention import few_queries_attention
+from janus_hf.generation.kernels.x86 import few_query_attention as attention
+from janus_hf.generation.kernels.x86.cpu_kernels import kernels_fit, masked_attention
+from janus_hf.generation.kernels.x86.few_query_attention import few_queries_attention
 
 
 pytestmark = pytest.mark.skipif(

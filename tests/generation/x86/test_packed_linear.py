@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from janus_hf.generation.x86 import cpu_kernels
-from janus_hf.generation.x86.packed_linear import PackedLinear, PackedLinears, pack_weight
+from janus_hf.generation.kernels.x86 import cpu_kernels
+from janus_hf.generation.kernels.x86.packed_linear import PackedLinear, PackedLinears, pack_weight
 
 
 pytestmark = pytest.mark.skipif(

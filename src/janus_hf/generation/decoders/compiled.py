@@ -17,9 +17,9 @@ from transformers.cache_utils import Cache, StaticCache
 from transformers.utils import logging
 
 from ...protocols import BareModel
-from ..few_rows import FewRowLayers
+from ..kernels.few_rows import FewRowLayers
+from ..kernels.x86 import ModelKernels, kernels_for
 from ..sampling import Draw
-from ..x86 import ModelKernels, kernels_for
 from .interface import StepInput, StepOutput
 from .plain import lengthen
 from .step_graph import compile_step, keeping_constants_out_of_tables
@@ -41,11 +41,11 @@ class CompiledDecoder:
 
     On CUDA a graph is replayed as a CUDA graph instead of launching its kernels one by one. On a CPU the weights of
     the language model, the generation aligner and the image head are packed (copied in the order in which matrix
-    kernels read them), which takes the memory of a second copy. On the processors for which the kernels in `x86/` are
-    made, these kernels pack the layers that they can compute. All other layers are packed by inductor (PyTorch's
+    kernels read them), which takes the memory of a second copy. On the processors for which the kernels in
+    `kernels/x86/` are made, these kernels pack the layers that they can compute. All other layers are packed by inductor (PyTorch's
     compiler), which makes weights constants of its graph.
 
-    On CUDA the layers that torchao has quantised to 8 bits run with the kernel in `few_rows/`, without tuning.
+    On CUDA the layers that torchao has quantised to 8 bits run with the kernel in `kernels/few_rows/`, without tuning.
 
     Args:
         device: Device of the model's weights; `prepare` updates it if the model has moved to another device.
@@ -85,7 +85,7 @@ class CompiledDecoder:
     def packs_by_compiler(self) -> bool:
         """Whether inductor (PyTorch's compiler) packs weights as constants of its graph.
 
-        It does so if the kernels in `x86/` could not pack all layers.
+        It does so if the kernels in `kernels/x86/` could not pack all layers.
         """
         return bool(self._compiler_options)
 
@@ -131,7 +131,7 @@ class CompiledDecoder:
     def _pack(self, model: BareModel) -> None:
         """Pack the weights of linear layers: copy them in the order in which matrix kernels read them.
 
-        The kernels in `x86/` pack the layers that they can compute; the compiler packs the others.
+        The kernels in `kernels/x86/` pack the layers that they can compute; the compiler packs the others.
         """
         self._kernels = kernels_for(model, self.device)
         if self._kernels is not None and self._kernels.complete:

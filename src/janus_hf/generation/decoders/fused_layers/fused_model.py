@@ -23,7 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from transformers.utils import logging
 
 from ....protocols import BareModel
-from ...few_rows import few_row_layer
+from ...kernels.few_rows import few_row_layer
 from ..interface import StepModel
 from .joined_linear import JoinedLinear, is_plain
 from .why_not_fused import why_not_fused

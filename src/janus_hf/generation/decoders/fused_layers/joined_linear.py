@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ...few_rows import few_row_layer
+from ...kernels.few_rows import few_row_layer
 
 
 class JoinedLinear:
@@ -18,7 +18,7 @@ class JoinedLinear:
 
     Args:
         linears: The layers. If one of them has an adapter, is quantised or has hooks, all are called one by one,
-            quantised ones with the kernel in `few_rows/` if that is faster.
+            quantised ones with the kernel in `kernels/few_rows/` if that is faster.
         joined: Whether to make the joined matrix if the layers allow it; False calls the layers one by one.
     """
 

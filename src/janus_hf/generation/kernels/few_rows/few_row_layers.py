@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ...protocols import BareModel
+from ....protocols import BareModel
 from ..layer_swap import LayerSwap, has_no_extras
 from ..quantised_values import values_and_scale
 from .few_row_operator import MAX_ROWS, few_row_linear, few_rows_pay

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 from transformers.utils import logging
 
-from ..devices import has_bfloat16
+from ...devices import has_bfloat16
 
 
 logger = logging.get_logger(__name__)

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ...protocols import BareModel
+from ....protocols import BareModel
 from .cpu_kernels import kernels_can_be_built, kernels_fit, multiplies_bfloat16
 from .few_query_attention import attending_with_few_queries
 from .packed_linear import PackedLinears

@@ -63,7 +63,7 @@ def test_the_source_is_part_of_the_package():
     patterns = project["tool"]["setuptools"]["package-data"]["janus_hf"]
     source = Path(cpu_kernels.__file__).with_suffix(".cpp")
     assert source.exists()
-    assert any(PurePath("generation", "x86", source.name).match(pattern) for pattern in patterns)
+    assert any(PurePath(*source.parts[-4:]).match(pattern) for pattern in patterns)
 
 
 @pytest.mark.slow

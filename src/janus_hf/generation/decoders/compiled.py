@@ -42,8 +42,8 @@ class CompiledDecoder:
     On CUDA a graph is replayed as a CUDA graph instead of launching its kernels one by one. On a CPU the weights of
     the language model, the generation aligner and the image head are packed (copied in the order in which matrix
     kernels read them), which takes the memory of a second copy. On the processors for which the kernels in
-    `kernels/x86/` are made, these kernels pack the layers that they can compute. All other layers are packed by inductor (PyTorch's
-    compiler), which makes weights constants of its graph.
+    `kernels/x86/` are made, these kernels pack the layers that they can compute. All other layers are packed by
+    inductor (PyTorch's compiler), which makes weights constants of its graph.
 
     On CUDA the layers that torchao has quantised to 8 bits run with the kernel in `kernels/few_rows/`, without tuning.
 

@@ -5,6 +5,7 @@ import torch
 
 from janus_hf.generation.kernels.x86 import model_kernels
 from janus_hf.generation.kernels.x86.cpu_kernels import kernels_fit
+from janus_hf.generation.kernels.x86.packed_linear import PackedLinears
 
 
 CPU = torch.device("cpu")
@@ -16,6 +17,7 @@ THE_COMPILERS = pytest.param("none", marks=pytest.mark.slow, id="the compiler's 
 
 
 def choose_kernels(patch, kernels):
-    """Use all kernels of `x86/`, only its attention (as on processors that multiply bfloat16), or none of them."""
+    """Use all kernels of `x86/`, only its attention (as for weights that cannot be packed), or none of them."""
     patch.setattr(model_kernels, "kernels_fit", lambda device: kernels != "none")
-    patch.setattr(model_kernels, "multiplies_bfloat16", lambda: kernels == "attention")
+    if kernels == "attention":
+        patch.setattr(model_kernels, "PackedLinears", lambda parts: PackedLinears([]))

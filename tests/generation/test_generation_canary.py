@@ -114,12 +114,6 @@ def test_dynamo_keeps_a_graph_until_its_code_is_reset(reset):
 # --- torch
 
 
-def test_torch_knows_processors_that_multiply_bfloat16():
-    """`torch.cpu.get_capabilities` can replace these when the oldest supported torch has it."""
-    assert isinstance(torch.cpu._is_avx512_bf16_supported(), bool)
-    assert isinstance(torch.cpu._is_amx_tile_supported(), bool)
-
-
 def test_tensors_count_their_versions():
     weight = nn.Parameter(torch.ones(2))
     before = weight._version

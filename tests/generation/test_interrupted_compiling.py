@@ -24,7 +24,7 @@ BEFORE_TRACING = {
     "building the kernels": "torch._inductor.codecache.CppCodeCache.load",
     "packing weights": "janus_hf.generation.kernels.x86.packed_linear.pack_weight",
     "the prompt": "janus_hf.generation.drawing.Drawing.start",
-    "the step": "janus_hf.generation.decoders.compiled.compile_step",
+    "the step": "janus_hf.generation.decoders.compiled.StepByLayers",
 }
 FROM_TRACING_ON = {
     "tracing": "torch._dynamo.symbolic_convert.InstructionTranslator.run",

@@ -351,7 +351,6 @@ def test_a_compiled_step_notices_changed_scales(bits: str, caplog: pytest.LogCap
 @torch.no_grad()
 def test_int8_is_packed_by_our_kernels(caplog: pytest.LogCaptureFixture, monkeypatch):
     monkeypatch.setattr(logging.getLogger("janus_hf"), "propagate", True)
-    monkeypatch.setattr(model_kernels, "multiplies_bfloat16", lambda: False)
     model, decoder = load("int8"), CompiledDecoder(torch.device("cpu"))
     layer, x = model.get_submodule(LAYER), torch.randn(3, model.config.text_config.hidden_size)
     for factor in (1, 2):

@@ -25,11 +25,13 @@ def test_kernels_fit_processors_with_wide_vectors(capability, fits, monkeypatch)
     assert not cpu_kernels.kernels_fit(torch.device("cuda"))
 
 
-@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
-def test_processors_that_multiply_bfloat16_are_recognised(avx512, amx, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    assert cpu_kernels.multiplies_bfloat16() is (avx512 or amx)
+@pytest.mark.skipif(not cpu_kernels.kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
+def test_the_kernels_know_whether_the_processor_multiplies_bfloat16():
+    """The C++ compiler asks the processor that it runs on; Linux lists the same instructions in /proc/cpuinfo."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists() or "flags" not in cpuinfo.read_text():
+        pytest.skip("needs Linux's list of the processor's instructions")
+    assert cpu_kernels.multiplies_bfloat16() is ("avx512_bf16" in cpuinfo.read_text())
 
 
 def test_without_kernels_the_compilers_are_used(monkeypatch, caplog):
@@ -50,8 +52,10 @@ def test_without_kernels_the_compilers_are_used(monkeypatch, caplog):
 @pytest.mark.skipif(not cpu_kernels.kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
 def test_operators_have_the_shapes_that_the_compiler_is_given():
     """`opcheck` compares each operator with its schema and its shape function."""
-    x, packed = torch.randn(3, 5), torch.randn(2, 5, cpu_kernels.block_size())
-    torch.library.opcheck(torch.ops.janus_hf.packed_linear.default, (x, packed), test_utils=CHECKS)
+    x, packed = torch.randn(3, 6), torch.randn(2, 6, cpu_kernels.block_size())
+    inputs = [(x, packed)] + [(x.bfloat16(), packed.bfloat16())] * cpu_kernels.multiplies_bfloat16()
+    for arguments in inputs:
+        torch.library.opcheck(torch.ops.janus_hf.packed_linear.default, arguments, test_utils=CHECKS)
     query, key, value = torch.randn(2, 4, 3, 64), torch.randn(2, 2, 7, 64), torch.randn(2, 2, 7, 64)
     arguments = (query, key, value, torch.ones(2, 3, 7, dtype=torch.bool), 0.5)
     torch.library.opcheck(torch.ops.janus_hf.masked_attention.default, arguments, test_utils=CHECKS)
@@ -68,7 +72,8 @@ def test_the_source_is_part_of_the_package():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not cpu_kernels.kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
-def test_it_compiles_for_avx512(tmp_path):
+@pytest.mark.parametrize(("processor", "multiplies"), [("skylake-avx512", False), ("cooperlake", True)])
+def test_it_compiles_for_avx512(tmp_path, processor, multiplies):
     """Compile with this machine's command and another instruction set, because not every machine can run AVX-512."""
     code = (
         "from torch._inductor import cpp_builder, cpu_vec_isa\n"
@@ -76,9 +81,11 @@ def test_it_compiles_for_avx512(tmp_path):
         "options = cpp_builder.CppTorchOptions(vec_isa=isa, warning_all=False)\n"
         f"source = {str(cpu_kernels.__file__).replace('.py', '.cpp')!r}\n"
         f"builder = cpp_builder.CppBuilder('kernel', source, options, output_dir={str(tmp_path)!r})\n"
-        "print(builder.get_command_line().replace('-march=native', '-march=skylake-avx512'))\n"
+        f"print(builder.get_command_line().replace('-march=native', '-march={processor}'))\n"
     )
     command = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "CPU_CAPABILITY_AVX512" in command
-    subprocess.run(command.strip().splitlines()[-1], shell=True, check=True)
-    assert list(tmp_path.glob("kernel*"))
+    command = command.strip().splitlines()[-1].replace("-mavx512bf16", "")
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    (library,) = tmp_path.glob("kernel*")
+    assert (b"linear_bfloat16_pairs" in library.read_bytes()) is multiplies

@@ -4,14 +4,23 @@ import pytest
 import torch
 from torch import nn
 
-from janus_hf.generation.kernels.x86 import cpu_kernels
-from janus_hf.generation.kernels.x86.packed_linear import PackedLinear, PackedLinears, pack_weight
+from janus_hf.generation.kernels.x86 import cpu_kernels, packed_linear
+from janus_hf.generation.kernels.x86.packed_linear import PackedLinear, PackedLinears, pack_pairs, pack_weight
 
 
 pytestmark = pytest.mark.skipif(
     not cpu_kernels.kernels_fit(torch.device("cpu")), reason="the kernel is for processors with AVX2 or AVX-512"
 )
 EPSILON = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(params=[True, False], ids=["bfloat16 is multiplied", "bfloat16 is converted"], autouse=True)
+def multiplies(request, monkeypatch):
+    """Run every test as on a processor with instructions that multiply bfloat16, and as on one without them."""
+    if request.param and not cpu_kernels.multiplies_bfloat16():
+        pytest.skip("needs a processor with AVX512-BF16")
+    monkeypatch.setattr(packed_linear, "multiplies_bfloat16", lambda: request.param)
+    return request.param
 
 
 def make_linear(inputs, outputs, dtype, bias=False):
@@ -24,13 +33,15 @@ def make_linear(inputs, outputs, dtype, bias=False):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 40])
 @pytest.mark.parametrize(
     ("inputs", "outputs"),
-    [(16, 32), (1100, 64), (512, 48), (7, 33), (1, 1)],
-    ids=["small", "several parts of the inputs", "one part", "outputs that fill no block", "one weight"],
+    [(16, 32), (1100, 64), (512, 48), (7, 33), (6, 33), (1, 1)],
+    ids=["small", "several parts of the inputs", "one part", "odd inputs", "outputs that fill no block", "one weight"],
 )
 @torch.no_grad()
 def test_it_equals_a_linear_layer(dtype, rows, inputs, outputs):
     linear = make_linear(inputs, outputs, dtype, bias=True)
-    x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))  # float32, so inputs are not rounded
+    x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))
+    # Inputs that need no rounding to the weight's dtype. They are float32, so that the output is not rounded either.
+    x = x.to(dtype).float()
     expected = nn.functional.linear(x.double(), linear.weight.double(), linear.bias.double())
     # Each of the `inputs` additions rounds a sum that is smaller than the sum of absolute products.
     bound = (x.abs().double() @ linear.weight.abs().double().T).max().item() + 1
@@ -45,6 +56,26 @@ def test_half_precision_is_rounded_once():
     found = packed(x)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, packed(x.float()).bfloat16())
+
+
+def test_the_order_is_that_of_the_processors_instructions(multiplies):
+    """bfloat16 weights are packed in pairs of inputs where the processor multiplies pairs, if their number is even."""
+    for dtype, inputs, pairs in (
+        (torch.bfloat16, 6, multiplies),
+        (torch.bfloat16, 7, False),
+        (torch.float32, 6, False),
+    ):
+        linear = make_linear(inputs, 4, dtype)
+        layer = PackedLinear(linear)
+        assert layer.input_dtype == (torch.bfloat16 if pairs else torch.float32)
+        pack = pack_pairs if pairs else pack_weight
+        assert torch.equal(layer.packed, pack(linear.weight.detach(), cpu_kernels.block_size()))
+
+
+def test_pairs_of_inputs_lie_side_by_side():
+    weight_NK = torch.arange(12.0).view(3, 4).bfloat16()
+    expected = [[[0, 1, 4, 5], [2, 3, 6, 7]], [[8, 9, 0, 0], [10, 11, 0, 0]]]
+    assert pack_pairs(weight_NK, 2).view(2, 2, 4).tolist() == expected
 
 
 @torch.no_grad()
@@ -127,8 +158,10 @@ def test_layers_with_hooks_are_not_packed():
 
 
 def test_inputs_of_another_width_are_refused():
-    with pytest.raises(ValueError, match=r"must be float32 of shape \(rows, 8\), got torch.float32 of shape \(2, 9\)"):
+    with pytest.raises(ValueError, match=r"must be float32 of shape \(rows, 8\).*got torch.float32 of shape \(2, 9\)"):
         PackedLinear(make_linear(8, 8, torch.float32))(torch.ones(2, 9))
+    with pytest.raises(ValueError, match=r"or bfloat16 for a weight packed in pairs.*got torch.bfloat16"):
+        cpu_kernels.packed_linear(torch.ones(2, 8).bfloat16(), PackedLinear(make_linear(8, 8, torch.float32)).packed)
 
 
 def test_packed_weights_are_not_part_of_a_checkpoint():

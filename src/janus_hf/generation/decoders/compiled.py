@@ -22,6 +22,7 @@ from ..kernels.x86 import ModelKernels, kernels_for
 from ..sampling import Draw
 from .interface import StepInput, StepOutput
 from .plain import lengthen
+from .step_by_layers import StepByLayers, has_layers_alike
 from .step_graph import compile_step, keeping_constants_out_of_tables
 
 
@@ -43,7 +44,8 @@ class CompiledDecoder:
     the language model, the generation aligner and the image head are packed (copied in the order in which matrix
     kernels read them), which takes the memory of a second copy. On the processors for which the kernels in
     `kernels/x86/` are made, these kernels pack the layers that they can compute. All other layers are packed by
-    inductor (PyTorch's compiler), which makes weights constants of its graph.
+    inductor (PyTorch's compiler), which makes weights constants of its graph. If there are none, the layers of the
+    language model share one graph (`StepByLayers`).
 
     On CUDA the layers that torchao has quantised to 8 bits run with the kernel in `kernels/few_rows/`, without tuning.
 
@@ -201,9 +203,9 @@ class CompiledDecoder:
         start = time.perf_counter()
         logger.warning(
             f"Compiling the generation step for {len(step.tokens)} image(s) at once. This happens once for each "
-            "number of images and kind of settings, and takes a minute or more for a full-size model."
+            "number of images and kind of settings, and may take a minute or more for a full-size model."
         )
-        graph = compile_step(None if self._packs_weights else self.mode or "reduce-overhead")
+        graph = self._make_graph(model)
         # Inductor writes a table to stderr for every matrix that it times kernels for; 0 turns the tables off.
         quiet = _inductor_options({"autotune_num_choices_displayed": 0})
         with self.running(model), quiet:
@@ -211,6 +213,15 @@ class CompiledDecoder:
         logger.warning(f"Compiled in {time.perf_counter() - start:.0f} s.")
         self._graphs[size] = graph
         return output
+
+    def _make_graph(self, model: BareModel) -> Callable[..., StepOutput]:
+        """Return a step, which is compiled when it is called."""
+        if not self._packs_weights:
+            return compile_step(self.mode or "reduce-overhead")
+        # Weights that inductor packs are constants of a graph, which layers cannot share.
+        if self.packs_by_compiler or not has_layers_alike(model.language_model):
+            return compile_step(None)
+        return StepByLayers()
 
     def rewind(self, cache: Cache, count: int) -> None:
         """Remove the last `count` positions from the cache, in place.

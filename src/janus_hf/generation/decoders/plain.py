@@ -71,6 +71,27 @@ def decode_step(
         Tokens `(B, n)`, logits and scores `(B, n, K)` over `K` codebook entries; for answers the most likely text
         tokens, and their logits in the dtype of the text head as both logits and scores.
     """
+    hidden = run_tokens(model, cache, tokens, mask, lengths, positions, draw)
+    if isinstance(draw, TextHead):
+        logits = draw.head(hidden)
+        return StepOutput(logits.argmax(dim=-1), logits, logits)
+    return draw_from(model, hidden, positions, draw)
+
+
+def run_tokens(
+    model: StepModel,
+    cache: Cache,
+    tokens: torch.Tensor,
+    mask: torch.Tensor | None,
+    lengths: torch.Tensor,
+    positions: torch.Tensor,
+    draw: Draw | TextHead,
+) -> torch.Tensor:
+    """Embed tokens and run the language model over them: the first half of `decode_step`, with its arguments.
+
+    Returns:
+        Last hidden states `(R, n, D)`.
+    """
     # The last guesses may lie past the end of the image, and so past the end of the context. They are never accepted,
     # but some kinds of RoPE depend on the largest position.
     limit = model.config.text_config.max_position_embeddings - 1
@@ -82,10 +103,8 @@ def decode_step(
     outputs = model.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True
     )
-    if isinstance(draw, TextHead):
-        logits = draw.head(outputs.last_hidden_state)
-        return StepOutput(logits.argmax(dim=-1), logits, logits)
-    return draw_from(model, outputs.last_hidden_state, positions, draw)
+    hidden: torch.Tensor = outputs.last_hidden_state
+    return hidden
 
 
 class PlainDecoder:
@@ -177,4 +196,4 @@ def lengthen(mask_RT: torch.Tensor, length: int) -> torch.Tensor:
     return torch.nn.functional.pad(mask_RT, (0, length - mask_RT.shape[1]), value=1)
 
 
-__all__ = ["PlainDecoder", "decode_step", "draw_from", "few_kernels_pay", "lengthen"]
+__all__ = ["PlainDecoder", "decode_step", "draw_from", "few_kernels_pay", "lengthen", "run_tokens"]

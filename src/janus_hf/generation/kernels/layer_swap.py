@@ -18,6 +18,7 @@ class LayerSwap:
             layers without hooks and without a replaced `forward`, because a fast version would not call these.
 
     Attributes:
+        kept: The linear layers that are not replaced.
         complete: Whether there are linear layers, and all of them are replaced.
     """
 
@@ -31,7 +32,8 @@ class LayerSwap:
         ]
         made = [(*layer, make(layer[2]) if has_no_extras(layer[2]) else None) for layer in linears]
         self._layers = [(parent, name, linear, fast) for parent, name, linear, fast in made if fast is not None]
-        self.complete = bool(linears) and len(self._layers) == len(linears)
+        self.kept = [linear for _, _, linear, fast in made if fast is None]
+        self.complete = bool(linears) and not self.kept
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

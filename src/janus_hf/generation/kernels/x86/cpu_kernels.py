@@ -22,8 +22,10 @@ _KERNELS = {
     "linear_float32": _LINEAR,
     "linear_bfloat16": _LINEAR,
     "linear_int8": _LINEAR,
+    "linear_bfloat16_pairs": _LINEAR,
     "attention_float32": _ATTENTION,
     "attention_bfloat16": _ATTENTION,
+    "ask_for_large_pages": [_TENSOR, _SIZE],
 }
 
 logger = logging.get_logger(__name__)
@@ -32,15 +34,6 @@ logger = logging.get_logger(__name__)
 def kernels_fit(device: torch.device) -> bool:
     """Return whether `device` is a CPU with AVX2 or AVX-512, for which the kernels are written."""
     return device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-
-
-def multiplies_bfloat16() -> bool:
-    """Return whether this machine's processor has instructions that multiply bfloat16 (AVX512-BF16 or AMX).
-
-    PyTorch and its compiler use these instructions; the kernels in this folder do not.
-    """
-    # torch.cpu.get_capabilities is public, but torch 2.6 does not have it.
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 @cache
@@ -55,6 +48,8 @@ def load_kernels() -> ctypes.CDLL:
 
     library = CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8"))
     for name, arguments in _KERNELS.items():
+        if name.endswith("_pairs") and not library.multiplies_bfloat16():
+            continue
         kernel = getattr(library, name)
         kernel.argtypes, kernel.restype = arguments, None
     return library
@@ -72,19 +67,36 @@ def kernels_can_be_built() -> bool:
     return True
 
 
+@cache
+def multiplies_bfloat16() -> bool:
+    """Return whether the kernels multiply bfloat16 by instructions of this machine's processor (AVX512-BF16).
+
+    Otherwise they convert bfloat16 weights to float32. The answer is the C++ compiler's, which asks the processor.
+    """
+    return bool(load_kernels().multiplies_bfloat16())
+
+
 @torch.compiler.assume_constant_result
 def block_size() -> int:
     """Return the number of values that a kernel loads at once (a block): 16 with AVX2, 32 with AVX-512."""
     return load_kernels().block_size()
 
 
+def in_large_pages(values: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous copy of a tensor in large memory pages, if the system has them (on Linux huge pages)."""
+    copied = torch.empty(values.shape, dtype=values.dtype)
+    load_kernels().ask_for_large_pages(copied.data_ptr(), copied.nbytes)
+    return copied.copy_(values)
+
+
 def packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """Compute `x w^T` for a packed weight `w`, summed in an order that does not depend on the number of rows of `x`.
 
     Args:
-        x_MK: `(M, K)` float32: `M` rows of `K` inputs.
-        packed: `w` as `pack_weight` returns it, `(N / block, K, block)` for `N` outputs, float32, bfloat16 or int8;
-            `block` is `block_size()`.
+        x_MK: `(M, K)`: `M` rows of `K` inputs. The dtype tells the order in which the weight is packed: bfloat16 for
+            pairs of inputs, else float32.
+        packed: `w` as `pack_weight` returns it, `(N / block, K, block)` for `N` outputs; `block` is `block_size()`.
+            bfloat16 in pairs; float32, bfloat16 or int8 in the other order.
 
     Returns:
         `(M, N)` float32.
@@ -96,7 +108,8 @@ def _packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
     """Implement the operator `packed_linear` on the CPU: call the C++ kernel and return its output."""
     x_MK = x_MK.contiguous()  # the kernel gets an address and no strides
     y_MN = _empty_packed_linear(x_MK, packed)
-    kernel = getattr(load_kernels(), f"linear_{_NAMES[packed.dtype]}")
+    pairs = "_pairs" if x_MK.dtype == torch.bfloat16 else ""
+    kernel = getattr(load_kernels(), f"linear_{_NAMES[packed.dtype]}{pairs}")
     kernel(x_MK.data_ptr(), packed.data_ptr(), y_MN.data_ptr(), *x_MK.shape, y_MN.shape[1], torch.get_num_threads())
     return y_MN
 
@@ -107,12 +120,14 @@ def _empty_packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tens
     The output has the right shape `(M, N)` and dtype but no values. Raise a ValueError if the kernel does not support
     the inputs.
     """
-    if x_MK.dtype != torch.float32 or x_MK.ndim != 2 or x_MK.shape[1] != packed.shape[1]:
+    in_pairs = x_MK.dtype == packed.dtype == torch.bfloat16 and packed.shape[1] % 2 == 0 and multiplies_bfloat16()
+    if not (x_MK.dtype == torch.float32 or in_pairs) or x_MK.ndim != 2 or x_MK.shape[1] != packed.shape[1]:
         raise ValueError(
-            f"The input of a packed layer must be float32 of shape (rows, {packed.shape[1]}), got {x_MK.dtype} of "
-            f"shape {tuple(x_MK.shape)}: convert and reshape it first."
+            f"The input of a packed layer must be float32 of shape (rows, {packed.shape[1]}), or bfloat16 for a "
+            f"weight packed in pairs of inputs, got {x_MK.dtype} of shape {tuple(x_MK.shape)}: convert and reshape it "
+            "first."
         )
-    return x_MK.new_empty(x_MK.shape[0], packed.shape[0] * packed.shape[2])
+    return x_MK.new_empty(x_MK.shape[0], packed.shape[0] * packed.shape[2], dtype=torch.float32)
 
 
 def masked_attention(
@@ -186,6 +201,7 @@ for _name, _arguments, _run, _empty in (
 
 __all__ = [
     "block_size",
+    "in_large_pages",
     "kernels_can_be_built",
     "kernels_fit",
     "load_kernels",

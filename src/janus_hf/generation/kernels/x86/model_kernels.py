@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from ....protocols import BareModel
-from .cpu_kernels import kernels_can_be_built, kernels_fit, multiplies_bfloat16
+from .cpu_kernels import kernels_can_be_built, kernels_fit
 from .few_query_attention import attending_with_few_queries
 from .packed_linear import PackedLinears
 
@@ -14,22 +14,20 @@ from .packed_linear import PackedLinears
 class ModelKernels:
     """Fast layers of one model for x86 CPUs: packed linear layers, and attention for few queries.
 
-    A packed layer has its weight reordered for the kernel. On processors that multiply bfloat16 only the attention is
-    used, because the compiler's matrix kernels are faster there.
+    A packed layer has its weight reordered for the kernel.
 
     Args:
         model: The model without its text head. The linear layers of its language model, generation aligner and image
             head are packed.
 
     Attributes:
-        complete: Whether the model has linear layers and all of them are packed. If this is False, the compiler packs
-            the others.
+        complete: Whether the model has linear layers and the compiler need not pack any of them.
     """
 
     def __init__(self, model: BareModel) -> None:
         parts = (model.language_model, model.generation_aligner, model.generation_head)
         self._language_model = model.language_model
-        self._linears = PackedLinears([] if multiplies_bfloat16() else parts)
+        self._linears = PackedLinears(parts)
         self.complete = self._linears.complete
 
     @contextmanager

@@ -1,8 +1,9 @@
-"""Linear layers for the few rows of a generation step, on x86 processors without instructions for bfloat16.
+"""Linear layers for the few rows of a generation step, on x86 processors.
 
-The matrix kernels of PyTorch and of its compiler are made for many rows, or for bfloat16 instructions. On processors
-without these instructions they read the weights of two bfloat16 rows at a third of the memory's speed, and multiply
-sixteen rows at half of the processor's speed.
+The matrix kernels of PyTorch and of its compiler are made for many rows. On processors without instructions for
+bfloat16 they read the weights of two bfloat16 rows at a third of the memory's speed, and multiply sixteen rows at half
+of the processor's speed. The compiler's kernels are fast with such instructions, but take constants as weights: with
+them compiling takes three times as long and twice the memory.
 
 In shapes, `M` is the number of rows, `K` the number of inputs and `N` the number of outputs of a layer.
 """
@@ -14,7 +15,7 @@ from torch import nn
 
 from ..layer_swap import LayerSwap
 from ..quantised_values import values_and_scale
-from .cpu_kernels import block_size, packed_linear
+from .cpu_kernels import block_size, in_large_pages, multiplies_bfloat16, packed_linear
 
 
 class PackedLinears(LayerSwap):
@@ -25,10 +26,16 @@ class PackedLinears(LayerSwap):
     Args:
         parts: Modules whose linear layers are packed, if their weights are float32, bfloat16, or quantised by torchao
             to 8 bits.
+
+    Attributes:
+        complete: Whether there are linear layers, and the compiler need not pack any of them: all are packed here, or
+            are int4 weights, which torchao has packed for a kernel of PyTorch.
     """
 
     def __init__(self, parts: Iterable[nn.Module]) -> None:
         super().__init__(parts, lambda linear: PackedLinear(linear) if _fits(linear.weight) else None)
+        packed_already = all(type(linear.weight).__name__ == "Int4OpaqueTensor" for linear in self.kept)
+        self.complete = bool(self._layers or self.kept) and packed_already
 
     def pack_again(self) -> None:
         """Pack all weights again; the caller calls this after weights were changed in place."""
@@ -41,6 +48,8 @@ class PackedLinear(nn.Module):
     """A linear layer with a packed weight (reordered for the kernel), for inputs of any floating dtype.
 
     It sums in float32, in an order that does not depend on the number of rows, and rounds once to the input's dtype.
+    Inputs of a bfloat16 weight are multiplied as bfloat16 where the processor has instructions for that, and all other
+    inputs as float32.
 
     Args:
         linear: The layer to replace. Its weight is kept, to be packed again and because callers read its dtype.
@@ -48,6 +57,7 @@ class PackedLinear(nn.Module):
 
     scale: torch.Tensor | None
     packed: torch.Tensor
+    input_dtype: torch.dtype
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -57,11 +67,13 @@ class PackedLinear(nn.Module):
     def pack(self) -> None:
         """Pack the present values of the weight."""
         values, self.scale = _values_and_scale(self.weight)
-        self.packed = pack_weight(values, block_size())
+        in_pairs = values.dtype == torch.bfloat16 and values.shape[1] % 2 == 0 and multiplies_bfloat16()
+        self.input_dtype = torch.bfloat16 if in_pairs else torch.float32
+        self.packed = (pack_pairs if in_pairs else pack_weight)(values, block_size())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the layer for inputs `(..., K)` and return `(..., N)` in the input's dtype."""
-        y_MN = packed_linear(x.reshape(-1, x.shape[-1]).float(), self.packed)
+        y_MN = packed_linear(x.reshape(-1, x.shape[-1]).to(self.input_dtype), self.packed)
         y_MN = y_MN[:, : self.outputs]  # without the outputs that fill up the last block
         if self.scale is not None:
             y_MN = y_MN * self.scale
@@ -80,7 +92,18 @@ def pack_weight(values_NK: torch.Tensor, block: int) -> torch.Tensor:
     halves = padded.unflatten(0, (-1, 2, block // 2)).permute(0, 3, 1, 2)  # (N / block, K, 2, block / 2)
     if values_NK.dtype == torch.bfloat16:
         halves = halves.transpose(2, 3)
-    return halves.flatten(2).contiguous()
+    return in_large_pages(halves).flatten(2)
+
+
+def pack_pairs(values_NK: torch.Tensor, block: int) -> torch.Tensor:
+    """Reorder a bfloat16 weight for instructions that multiply pairs: `(N, K)` -> `(ceil(N / block), K, block)`.
+
+    `N` is the number of outputs and `K` the number of inputs, which is even. Zeros fill up the last block of outputs.
+    Each block of the result holds, for each pair of inputs in turn, the two weights of each of its outputs.
+    """
+    padded = nn.functional.pad(values_NK, (0, 0, 0, -len(values_NK) % block)).contiguous()
+    pairs = padded.view(torch.int32).unflatten(0, (-1, block))  # (N / block, block, K / 2)
+    return in_large_pages(pairs.transpose(1, 2)).view(torch.bfloat16).view(len(pairs), -1, block)
 
 
 def _fits(weight: torch.Tensor) -> bool:
@@ -102,4 +125,4 @@ def _values_and_scale(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor 
     return values.to(torch.bfloat16) if values.dtype == torch.float8_e4m3fn else values, scale
 
 
-__all__ = ["PackedLinear", "PackedLinears", "pack_weight"]
+__all__ = ["PackedLinear", "PackedLinears", "pack_pairs", "pack_weight"]

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..arguments import check_flag, check_integer, describe
+from ..arguments import by_name, check_flag, check_integer, describe
 
 
 PASSED_ON = frozenset(
@@ -46,25 +46,22 @@ USED = frozenset(
 _FED = "the messages and images decide what the model reads; call `model.generate` to set it"
 _RETURNED = "an answer is a string; call `model.generate` to have it"
 _REMOVED = "transformers runs this kind of decoding only with code from the Hub; call `model.generate` with that code"
-REFUSED = {
-    **dict.fromkeys(
-        ("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "pixel_values", "past_key_values")
-        + ("image_ids", "labels", "mm_encoder_outputs", "logits_to_keep", "num_items_in_batch", "cache_position")
-        + ("bos_token_id", "decoder_start_token_id", "is_assistant"),
-        _FED,
-    ),
-    **dict.fromkeys(
-        ("return_dict_in_generate", "output_scores", "output_logits", "output_attentions", "output_hidden_states"),
-        _RETURNED,
-    ),
-    **dict.fromkeys(
-        ("custom_generate", "trust_remote_code", "penalty_alpha", "dola_layers", "constraints", "force_words_ids")
-        + ("num_beam_groups", "diversity_penalty", "low_memory"),
-        _REMOVED,
-    ),
-    "max_length": "it counts the prompt and its images too; set `max_new_tokens`",
-    "continuous_batching_config": "conversations are answered in one batch; call `model.generate_batch` to use it",
-}
+REFUSED = by_name(
+    {
+        _FED: (
+            "inputs input_ids inputs_embeds attention_mask position_ids pixel_values past_key_values "
+            "image_ids labels mm_encoder_outputs logits_to_keep num_items_in_batch cache_position "
+            "bos_token_id decoder_start_token_id is_assistant"
+        ),
+        _RETURNED: "return_dict_in_generate output_scores output_logits output_attentions output_hidden_states",
+        _REMOVED: (
+            "custom_generate trust_remote_code penalty_alpha dola_layers constraints force_words_ids "
+            "num_beam_groups diversity_penalty low_memory"
+        ),
+        "it counts the prompt and its images too; set `max_new_tokens`": "max_length",
+        "conversations are answered in one batch; call `model.generate_batch` to use it": "continuous_batching_config",
+    }
+)
 
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "speculation_type")
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")

@@ -113,7 +113,7 @@ LORA_ARGUMENTS = by_name(
         _WHERE: "weight_name use_safetensors variant",
         "the adapter's adapter_config.json states what it changes and how it is scaled": (
             "prefix network_alphas network_alpha unet_config metadata load_into_transformer_2 "
-            "return_lora_metadata return_alphas"
+            "load_into_transformer_ref return_lora_metadata return_alphas"
         ),
         "load the new adapter beside the old one and choose with `set_adapters`": "hotswap",
         "an adapter is loaded straight to the model's device": "low_cpu_mem_usage",

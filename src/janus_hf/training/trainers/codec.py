@@ -25,7 +25,15 @@ from torch import nn
 from ...arguments import describe
 from ...modeling import JanusProVQModel
 from ...modeling.outputs import JanusProVQOutput
-from .option_tables import CODEC_FIXED, CODEC_KEYWORDS, CODEC_REFUSED, changed, check_fixed, refuse_keywords
+from .option_tables import (
+    CODEC_FIXED,
+    CODEC_KEYWORDS,
+    CODEC_REFUSED,
+    changed,
+    check_fixed,
+    check_kinds,
+    refuse_keywords,
+)
 from .patch_teacher import PatchTeacher, kmeans
 from .repeatable import RepeatableTrainer
 from .run_arguments import RunArguments
@@ -70,6 +78,7 @@ class CodecTrainingArguments(RunArguments):
     )
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_fixed(self, CODEC_FIXED)
         super().__post_init__()
         weights = ("l1_weight", "l2_weight", "codebook_weight", "perceptual_weight", "adversarial_weight")

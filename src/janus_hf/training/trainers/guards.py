@@ -1,7 +1,7 @@
 """Functions that check or correct what transformers and accelerate would otherwise do silently.
 
-They concern the trainers' arguments, the number of processes, the sharding of the text head by FSDP2, the dtypes of gradients and weights, and
-TRL's replacement of the model's `forward`.
+They concern the trainers' arguments, the number of processes, the sharding of the text head by FSDP2, the dtypes of
+gradients and weights, and TRL's replacement of the model's `forward`.
 """
 
 import dataclasses

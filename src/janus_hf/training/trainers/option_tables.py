@@ -5,10 +5,13 @@ others may have one value only (or one of a few), because a trainer of this pack
 ignore it, or train something else. A test compares the tables with the fields of the installed versions.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
@@ -70,7 +73,7 @@ SFT_FIXED: Fixed = {
     "packing_strategy": (("bfd",), _PACKS),
     "eval_packing": ((None,), _PACKS),
     "padding_free": ((False,), _PACKS),
-    "pad_to_multiple_of": (("auto",), "the collator pads; give it `pad_to`"),
+    "pad_to_multiple_of": (("auto", None), "the collator pads; give it `pad_to`"),
     "shuffle_dataset": ((False,), "the plan is shuffled already; call the dataset's own shuffle before the trainer"),
     "train_sampling_strategy": (("sequential", "random"), _ORDER),
     "dataset_text_field": (("text",), _READY),
@@ -135,6 +138,32 @@ CODEC_REFUSED = {
 }
 
 
+_PLAIN = {bool: (bool,), int: (int,), float: (int, float), str: (str, os.PathLike), NoneType: (NoneType,)}
+_WORDS = {bool: "True or False", int: "an integer", float: "a number", str: "a string", NoneType: "None"}
+
+
+def check_kinds(args: TrainingArguments) -> None:
+    """Raise a TypeError for the first option whose value is not of the kind that its class declares.
+
+    Only options of plain kinds (numbers, strings, True and False) are checked. A string such as "false" or "0.1" would
+    otherwise be true, or fail in words that do not name the option.
+    """
+    hints = get_type_hints(type(args))
+    for entry in fields(args):
+        hint, value = hints[entry.name], getattr(args, entry.name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        # True resumes from the newest checkpoint, although transformers declares a string.
+        if not set(kinds) <= _PLAIN.keys() or value is entry.default or entry.name == "resume_from_checkpoint":
+            continue
+        is_flag = isinstance(value, (bool, np.bool_))
+        if is_flag and bool in kinds:
+            continue
+        plain = value.item() if isinstance(value, np.generic) else value
+        if is_flag or not isinstance(plain, tuple(one for kind in kinds for one in _PLAIN[kind])):
+            expected = " or ".join(_WORDS[kind] for kind in kinds)
+            raise TypeError(f"`{entry.name}` must be {expected}, got {describe(value)}: convert it.")
+
+
 def check_fixed(args: TrainingArguments, table: Fixed) -> None:
     """Raise a ValueError for the first option that has none of the values that the table allows."""
     for name, (allowed, reason) in table.items():
@@ -190,6 +219,7 @@ __all__ = [
     "SFT_REFUSED",
     "changed",
     "check_fixed",
+    "check_kinds",
     "check_report_to",
     "refuse_keywords",
 ]

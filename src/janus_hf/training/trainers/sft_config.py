@@ -11,7 +11,7 @@ import torch
 from trl import SFTConfig
 
 from ..stages import find_stage
-from .option_tables import SFT_FIXED, changed, check_fixed
+from .option_tables import SFT_FIXED, changed, check_fixed, check_kinds
 from .run_arguments import RunArguments
 
 
@@ -113,6 +113,7 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
     )
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         stage = find_stage(self.stage)
         if self.learning_rate is None:
             self.learning_rate = stage.learning_rate

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 import toy
+from datasets import Dataset
 from test_codec import make_codec
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
+from janus_hf.data import JanusProCollator
 from janus_hf.training import JanusProSFTConfig
 from janus_hf.training.recipes import Recipe, load_recipe
 from janus_hf.training.run import build_trainer
@@ -276,6 +278,38 @@ def test_an_option_without_an_effect_is_refused_by_name(tmp_path, options, name)
 def test_an_option_of_the_codec_without_an_effect_is_refused_by_name(tmp_path, options, hooks, name):
     with pytest.raises(ValueError, match=f"`{name}` must "):
         CodecTrainer(make_codec(), args=codec_arguments(tmp_path, **options), **hooks)
+
+
+def test_captions_are_dropped_by_the_collator(tmp_path):
+    def collator(share):
+        return JanusProCollator(toy.load_processor(), caption_drop=share)
+
+    for share in (0.1, 0.5):  # the first is the default of both
+        toy.trainer_for(toy.config_for(tmp_path, caption_drop=share), data_collator=collator(share))
+    toy.trainer_for(toy.config_for(tmp_path), data_collator=collator(0.5))
+    with pytest.raises(ValueError, match="`caption_drop` must be that of the collator, 0.5, got 0.2"):
+        toy.trainer_for(toy.config_for(tmp_path, caption_drop=0.2), data_collator=collator(0.5))
+
+
+def test_columns_that_a_trainer_has_dropped_are_named(tmp_path):
+    row = {"input_ids": [1, 2], "labels": [-100, 2], "task": "text", "images": [], "prompt_end": -1}
+    rows = Dataset.from_list([row, row])
+    collator = JanusProCollator(toy.load_processor(), always_picture=False)
+    for removes in (True, False):
+        args = TrainingArguments(
+            str(tmp_path),
+            use_cpu=True,
+            max_steps=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            remove_unused_columns=removes,
+        )
+        trainer = Trainer(toy.load_model(), args, train_dataset=rows, data_collator=collator)
+        if removes:
+            with pytest.raises(ValueError, match="got one without .*remove_unused_columns=False"):
+                trainer.train()
+        else:
+            trainer.train()
 
 
 # Kinds of values

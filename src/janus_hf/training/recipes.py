@@ -144,6 +144,11 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, ove
         name = content.pop("name", "recipe")
     else:
         name = Path(source).stem
+        if not Path(source).is_file():
+            raise FileNotFoundError(
+                f"`source` must be the YAML file of a recipe, got {os.fspath(source)!r}, which is no file seen from "
+                f"{os.getcwd()!r}: check the path."
+            )
         content = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=_Loader)
     if not isinstance(content, dict):
         raise ValueError(

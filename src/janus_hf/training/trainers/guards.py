@@ -16,9 +16,10 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
 from ...arguments import describe
+from ...data import JanusProCollator
 from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
-from .option_tables import SFT_KEYWORDS, SFT_REFUSED, refuse_keywords
+from .option_tables import SFT_KEYWORDS, SFT_REFUSED, changed, refuse_keywords
 from .sft_config import JanusProSFTConfig
 
 
@@ -26,11 +27,15 @@ from .sft_config import JanusProSFTConfig
 def check_arguments(
     model: object, args: object, data_collator: object, processing_class: object, kwargs: Mapping[str, Any]
 ) -> None:
-    """Raise a TypeError unless the arguments of a trainer of Janus-Pro are of the right kind and have an effect.
+    """Check that the arguments of a trainer of Janus-Pro are of the right kind and have an effect.
 
     Args:
         model, args, data_collator, processing_class: The arguments of these names.
         kwargs: All further arguments of transformers' trainer.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind, unknown or refused.
+        ValueError: If the configuration states another `caption_drop` than the collator, which alone drops captions.
     """
     if not isinstance(model, JanusProForConditionalGeneration) or not isinstance(args, JanusProSFTConfig):
         raise TypeError(
@@ -48,6 +53,12 @@ def check_arguments(
             "with from_pretrained from where the model is."
         )
     refuse_keywords(kwargs, SFT_REFUSED, SFT_KEYWORDS)
+    share = data_collator.caption_drop if isinstance(data_collator, JanusProCollator) else None
+    if share not in (None, args.caption_drop) and changed(args, "caption_drop"):
+        raise ValueError(
+            f"`caption_drop` must be that of the collator, {share}, got {args.caption_drop}, which has no effect: "
+            "give it to JanusProCollator."
+        )
 
 
 def check_processes(accelerator: Accelerator, args: JanusProSFTConfig, *, is_fsdp_enabled: bool) -> None:

@@ -166,6 +166,12 @@ CALLS = {
         "revision": (3, b"main", ["main"], True),
         "subfolder": (3, ["a"]),
         "torch_dtype": ({"vae": torch.float16},),
+        "variant": (True, 3),
+        "use_safetensors": ("yes",),
+        "adapter_kwargs": (True, "main"),
+        "key_mapping": (True, []),
+        "max_memory": (True, "8GB", {0: "8GB"}),
+        "generation_config": (True, {"max_new_tokens": 3}),
     },
     "save_pretrained": {
         "save_directory": PATHS,

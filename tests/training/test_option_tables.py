@@ -127,6 +127,13 @@ def test_a_wrong_processor_is_refused(tmp_path, wrong):
         CodecTrainer(make_codec(), args=TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
 
 
+def test_arguments_of_the_model_card(tmp_path):
+    trainer = toy.trainer_for(toy.config_for(tmp_path))
+    trainer.create_model_card(model_name="mine", tags=None)
+    with pytest.raises(TypeError, match="`tags` must be left out of the model card, got .*edit README.md"):
+        trainer.create_model_card(tags=["mine"])
+
+
 class Counter(TrainerCallback):
     """A callback that counts steps."""
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from transformers import GenerationConfig
 
 from ..arguments import check_callable, check_choice, check_integer, check_number, check_path, describe
 from ..configuration import JanusProVQConfig
@@ -22,6 +23,17 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 CALLBACK_TENSORS = ("image_ids",)
 # Called as `callback(pipe, step, step, tensors)`; it may return tensors that replace those of the same name.
 StepEndCallback = Callable[[Any, int, int, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+
+
+# Arguments of `from_pretrained` whose wrong kinds transformers does not name.
+_LOADING_KINDS = {
+    "variant": str,
+    "use_safetensors": bool,
+    "adapter_kwargs": dict,
+    "key_mapping": dict,
+    "max_memory": dict,
+    "generation_config": GenerationConfig,
+}
 
 
 class CallArguments(SamplingArguments, total=False):
@@ -138,7 +150,7 @@ def callback_tensors(callback: Any, names: Sequence[str]) -> Sequence[str]:
     return callback.tensor_inputs if states_names else names
 
 
-def check_loading(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def check_loading(model: object, processor: object, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Check the arguments of `from_pretrained`, and return those that model or processor are loaded with.
 
     Args:
@@ -163,6 +175,9 @@ def check_loading(model: Any, processor: Any, kwargs: Mapping[str, Any]) -> dict
             f"`model` must be left out where other arguments load one, got both it and {', '.join(ignored)}: pass "
             "either."
         )
+    for name, kind in _LOADING_KINDS.items():
+        if (value := kwargs.get(name)) is not None and not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be a {kind.__name__} or None, got {describe(value)}: leave it out.")
     for name in ("max_memory", "offload_folder", "offload_buffers"):
         if kwargs.get(name) and kwargs.get("device_map") is None:
             raise ValueError(

@@ -44,6 +44,7 @@ from ..stages import (
 )
 from .guards import (
     check_arguments,
+    check_card_arguments,
     check_processes,
     keep_trained_in_float32,
     restore_forward,
@@ -345,8 +346,9 @@ class JanusProTrainerMixin(RepeatableTrainer):
         """Write a model card to `README.md` in the output folder, unless it was edited by hand; on the main process.
 
         The card states the training stage, facts about the data, the hyper-parameters and the numbers of parameters.
-        The arguments are those of `transformers.Trainer.create_model_card` and are ignored.
+        Arguments of `transformers.Trainer.create_model_card` are refused, but for `model_name`, which TRL gives.
         """
+        check_card_arguments(args, kwargs)
         if self.is_world_process_zero():
             write_card(self.args.output_dir, self.generated_card(), read_card(self.args.output_dir))
 

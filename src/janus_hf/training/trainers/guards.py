@@ -6,7 +6,7 @@ gradients and weights, and TRL's replacement of the model's `forward`.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,6 +59,22 @@ def check_arguments(
             f"`caption_drop` must be that of the collator, {share}, got {args.caption_drop}, which has no effect: "
             "give it to JanusProCollator."
         )
+
+
+# Any: arguments of any kind.
+def check_card_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise a TypeError if an argument of `create_model_card` says something, except for `model_name`.
+
+    TRL gives `model_name` when it calls the method. The card takes the name of the repository.
+    """
+    said = {"language": args[0]} if args else {}
+    said |= {name: value for name, value in kwargs.items() if name != "model_name"}
+    for name, value in said.items():
+        if value is not None:
+            raise TypeError(
+                f"`{name}` must be left out of the model card, got {describe(value)}: the card states what the run "
+                "knows; edit README.md, and your text is kept."
+            )
 
 
 def check_processes(accelerator: Accelerator, args: JanusProSFTConfig, *, is_fsdp_enabled: bool) -> None:
@@ -162,6 +178,7 @@ def restore_forward(model: nn.Module, forward: Callable[..., object] | None) -> 
 
 __all__ = [
     "check_arguments",
+    "check_card_arguments",
     "check_processes",
     "keep_trained_in_float32",
     "restore_forward",

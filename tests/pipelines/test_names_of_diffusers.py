@@ -130,6 +130,13 @@ def test_an_argument_of_loading_other_adapters_is_refused_by_name(pipe, name):
         pipe.load_lora_weights("nowhere", **{name: "x"})
 
 
+def test_the_fixed_name_of_an_adapters_file_is_allowed(pipe):
+    with pytest.raises(OSError, match="nowhere"):  # the folder is looked for
+        pipe.load_lora_weights(
+            "./nowhere", weight_name="adapter_model.safetensors", low_cpu_mem_usage=True, hotswap=None
+        )
+
+
 # Methods
 
 

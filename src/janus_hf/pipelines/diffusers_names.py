@@ -102,9 +102,11 @@ LOADING_ARGUMENTS = by_name(
     }
 )
 # Values that say what is done anyway.
-_ALWAYS = {"low_cpu_mem_usage": True, "from_tf": False, "from_flax": False, "use_onnx": False, "use_flashpack": False}
+_ALWAYS: dict[str, bool | str] = {"from_tf": False, "from_flax": False, "use_onnx": False, "use_flashpack": False}
 _ALWAYS |= {"load_connected_pipeline": False, "output_loading_info": False, "offload_state_dict": False}
 _ALWAYS |= {"requires_safety_checker": False, "resume_download": True, "_fast_init": True}
+_ALWAYS |= {"weight_name": "adapter_model.safetensors", "low_cpu_mem_usage": True, "use_safetensors": True}
+_ALWAYS |= {"hotswap": False, "return_lora_metadata": False}
 
 _WHERE = "a PEFT adapter is a folder or repository whose files have fixed names; name it, and its `subfolder`"
 # Keyword arguments of `load_lora_weights` in diffusers.
@@ -172,7 +174,8 @@ def refuse_arguments(given: Mapping[str, Any], table: Mapping[str, str], where: 
         strict: Whether names that the table lacks are refused as well.
     """
     for name, value in given.items():
-        says_nothing = value is None or (name in _ALWAYS and value is _ALWAYS[name])
+        usual = _ALWAYS.get(name)
+        says_nothing = value is None or (type(value) is type(usual) and value == usual)
         if name in table and not says_nothing:
             raise TypeError(f"`{name}` must be left out of `{where}`, got {describe(value)}: {table[name]}.")
         if strict and name not in table:

@@ -10,28 +10,18 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 
-from .arguments import check_integer, describe
 from .errors import not_finite
+from .generation.text_arguments import text_arguments
 from .protocols import ChatProcessor, HasImageTokens
 from .tokenizer import check_text_ids
 
 
 Conversation = list[dict[str, Any]]
 
-# Arguments of `generate` that follow from the conversations, or change what `generate` returns.
-_SETTLED = (
-    "inputs",
-    "input_ids",
-    "inputs_embeds",
-    "attention_mask",
-    "position_ids",
-    "pixel_values",
-    "past_key_values",
-    "return_dict_in_generate",
-)
+MAX_NEW_TOKENS = 512  # of an answer, unless the caller says another number
 
 # Arguments of `generate` that choose tokens or show them, with any value.
 _HARMLESS = {
@@ -62,7 +52,6 @@ _ONE_ROW = {
     "compile_config": None,
     "guidance_scale": None,
     "num_beams": 1,
-    "num_return_sequences": 1,
     "output_attentions": False,
     "output_hidden_states": False,
     "prefill_chunk_size": None,
@@ -77,7 +66,7 @@ def answer(
     processor: ChatProcessor,
     conversations: Sequence[Conversation],
     *,
-    max_new_tokens: int = 512,
+    max_new_tokens: int | None = None,
     system_prompt: str | None = "default",
     roles: Sequence[str] | None = None,
     share_prefix: bool = False,
@@ -91,8 +80,8 @@ def answer(
         model: A Janus model, or any transformers model that generates text from its processor's batches.
         processor: The model's processor.
         conversations: Lists of chat messages, each with any number of images.
-        max_new_tokens: Upper bound on the number of tokens of an answer. An answer also ends where the model's context
-            is full.
+        max_new_tokens: Upper bound on the number of tokens of an answer; None is 512. An answer also ends where the
+            model's context is full.
         system_prompt: Text of the system prompt; "default" uses the processor's own, None or "" uses none.
         roles: Names of user and assistant in the prompt; None uses those of the processor.
         share_prefix: Run the longest common prefix of the conversations once, images included, and batch only the
@@ -100,26 +89,30 @@ def answer(
         device: Device of the inputs; None uses the model's.
         dtype: Dtype to which pixel values are converted, for models that do not convert them themselves; None keeps
             theirs.
-        generate_kwargs: Further arguments of `model.generate`. The default is greedy decoding.
+        generate_kwargs: Further arguments of `model.generate`, also a `generation_config`, which decides where no
+            single argument does. The default is greedy decoding. `generation.text_arguments` sorts them all.
 
     Returns:
-        One string per conversation, without special tokens and surrounding white space.
+        One string per conversation, without special tokens and surrounding white space. If the limit of tokens ends
+        an answer inside a character, that character is left out.
 
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If a conversation leaves no space for an answer in the model's context, images and placeholders do
-            not match, or an argument is incompatible with `share_prefix`.
+            not match, an argument could not change a text answer, or it is incompatible with `share_prefix`.
         FloatingPointError: If the text logits of a float16 model are NaN.
     """
-    max_new_tokens = check_integer(max_new_tokens, "max_new_tokens", "give the largest number of tokens of an answer")
-    _check_generate_arguments(generate_kwargs)
+    settings = text_arguments(
+        generate_kwargs | {"max_new_tokens": max_new_tokens}, getattr(model, "generation_config", None)
+    )
+    most = settings.pop("max_new_tokens", MAX_NEW_TOKENS)
     # Arguments that only JanusProProcessor accepts are left out unless the caller gives them.
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:
         template["roles"] = list(roles)
     shares_prefix = share_prefix and len(conversations) > 1
     if shares_prefix:
-        _check_shareable(generate_kwargs)
+        _check_shareable(settings)
     # Lengths and ids are read before the batch is moved, because reading them from a GPU would wait for it each time.
     batch = processor.apply_chat_template(
         list(conversations),
@@ -134,7 +127,7 @@ def answer(
     if num_text_ids is not None:
         check_text_ids(batch["input_ids"], num_text_ids)
     rows = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
-    room = [_room(model, index, len(row), max_new_tokens) for index, row in enumerate(rows)]
+    room = [_room(model, index, len(row), most) for index, row in enumerate(rows)]
     if shares_prefix and "pixel_values" in batch:
         batch["pixel_values"] = batch["pixel_values"][: len(batch["pixel_values"]) // len(rows)]
     inputs: dict[str, Any] = dict(
@@ -142,26 +135,34 @@ def answer(
     )
     # JanusProProcessor has the id of the token that ends an answer; other models have it in their generation_config.
     stop = {name: getattr(processor, name) for name in ("eos_token_id", "pad_token_id") if hasattr(processor, name)}
+    if settings.get("stop_strings") is not None or settings.get("token_healing"):
+        settings.setdefault("tokenizer", getattr(processor, "tokenizer", processor))
     if model.dtype == torch.float16:  # other dtypes do not overflow
         guard = _NaNGuard(model, inputs.get("pixel_values"))
-        given = generate_kwargs.pop("logits_processor", None) or []
-        generate_kwargs["logits_processor"] = LogitsProcessorList([guard, *given])
+        settings["logits_processor"] = LogitsProcessorList([guard, *settings.get("logits_processor", [])])
     longest = inputs["input_ids"].shape[1]
-    with _answer_cache(model, longest + max(room), generate_kwargs) as cache:
+    with _answer_cache(model, longest + max(room), settings) as cache:
         if shares_prefix:
             device = inputs["input_ids"].device
             inputs = _run_prefix(model, rows, inputs.get("pixel_values"), stop["pad_token_id"], cache, device)
         elif cache is not None:
             inputs["past_key_values"] = cache
-        output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
-    output = output[:: len(output) // len(room)]  # with num_return_sequences, keep the first answer to each
+        output = model.generate(**inputs, **stop | {"do_sample": False} | settings, max_new_tokens=max(room))
     # The batch runs until the longest answer must end; cut each row where it would end if it were generated alone.
     new = output[:, longest:].cpu()
-    return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
+    return [_decode(processor, row[:end]) for row, end in zip(new, room, strict=True)]
+
+
+def _decode(processor: ChatProcessor, ids: torch.Tensor) -> str:
+    """Return the text of an answer's token ids `(T,)` without special tokens and surrounding white space."""
+    text = processor.decode(ids, skip_special_tokens=True)
+    # A character outside a tokenizer's vocabulary takes several tokens, one per byte or two. If the last of them are
+    # missing, the bytes that are there decode to replacement characters.
+    return text.rstrip("\N{REPLACEMENT CHARACTER}").strip()
 
 
 def _answer_cache(
-    model: HasImageTokens | PreTrainedModel, length: int, generate_kwargs: dict[str, Any]
+    model: HasImageTokens | PreTrainedModel, length: int, settings: dict[str, Any]
 ) -> AbstractContextManager[Cache | None]:
     """Return a context manager with the cache that makes `generate` fast, or with None if the model has none.
 
@@ -170,12 +171,11 @@ def _answer_cache(
     Args:
         model: The model that answers.
         length: Largest number of positions, prompt and answer together.
-        generate_kwargs: Arguments of `generate`.
+        settings: Arguments of `generate`.
     """
     defaults = getattr(model, "generation_config", None)
     own = [name for name, value in _ONE_ROW.items() if getattr(defaults, name, None) not in (None, value)]
-    given = [name for name, value in generate_kwargs.items() if value is not None]
-    fits = not own and all(name in _HARMLESS or generate_kwargs[name] == _ONE_ROW.get(name) for name in given)
+    fits = not own and all(name in _HARMLESS or value == _ONE_ROW.get(name) for name, value in settings.items())
     return model.answer_cache(length) if fits and hasattr(model, "answer_cache") else nullcontext()
 
 
@@ -203,34 +203,6 @@ class _NaNGuard(LogitsProcessor):
             part,
             self.model.dtype,
             "load the model with dtype='bfloat16', or with dtype='float32' where the device has no bfloat16",
-        )
-
-
-def _check_generate_arguments(generate_kwargs: dict[str, Any]) -> None:
-    """Raise an error for arguments of `generate` whose wrong values transformers does not name.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If it is too small, or is one that follows from the conversations or decides what is returned.
-    """
-    for name in ("num_beams", "num_return_sequences"):
-        if generate_kwargs.get(name) is not None:
-            check_integer(generate_kwargs[name], name, "give 1 or more, or leave it out")
-    kinds = {
-        "generation_config": GenerationConfig,
-        "assistant_model": PreTrainedModel,
-        "logits_processor": list,
-        "stopping_criteria": list,
-    }
-    for name, kind in kinds.items():
-        value = generate_kwargs.get(name)
-        if value is not None and not isinstance(value, kind):
-            raise TypeError(f"`{name}` must be a {kind.__name__} or None, got {describe(value)}: convert it.")
-    settled = [name for name in _SETTLED if (value := generate_kwargs.get(name)) is not None and value is not False]
-    if settled:
-        raise ValueError(
-            f"`{settled[0]}` must be left out, got a value: the answer is a string, made from messages and images. "
-            "Call `model.generate` to set it."
         )
 
 
@@ -297,14 +269,14 @@ def _run_prefix(
     return {"input_ids": ids, "attention_mask": mask, "past_key_values": cache}
 
 
-def _check_shareable(generate_kwargs: dict[str, Any]) -> None:
+def _check_shareable(settings: dict[str, Any]) -> None:
     """Raise a ValueError if an argument of `generate` does not work with a cache that already holds the prefix.
 
     The prefix is the common beginning of the prompts.
     """
-    allowed = {"num_beams": 1, "num_return_sequences": 1, "use_cache": True, "cache_implementation": None}
-    given = [name for name, value in allowed.items() if generate_kwargs.get(name, value) not in (value, None)]
-    if generate_kwargs.get("streamer") is not None:
+    allowed = {"num_beams": 1, "use_cache": True, "cache_implementation": None}
+    given = [name for name, value in allowed.items() if settings.get(name, value) not in (value, None)]
+    if settings.get("streamer") is not None:
         given.append("streamer")
     if given:
         raise ValueError(f"A list of questions cannot be answered with {', '.join(given)}: ask one at a time.")

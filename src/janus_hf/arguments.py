@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -127,7 +127,13 @@ def check_path(value: Any, name: str, meaning: str) -> str:
     return path
 
 
+def by_name(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return a table from each argument's name to a reason, for a table from a reason to names between spaces."""
+    return {name: reason for reason, names in reasons.items() for name in names.split()}
+
+
 __all__ = [
+    "by_name",
     "check_callable",
     "check_choice",
     "check_flag",

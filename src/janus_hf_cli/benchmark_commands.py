@@ -112,7 +112,9 @@ def _add_geneval_arguments(parser: argparse.ArgumentParser) -> None:
         help="name or folder of a Mask2Former (default: one of the official detector's size), or 'shapes': the shapes "
         "world's prompts and its exact detector",
     )
-    parser.add_argument("--prompts-per-tag", type=int, default=100, help="prompts of each kind of the shapes world")
+    parser.add_argument(
+        "--prompts-per-tag", type=int, help="with --detector shapes: prompts of each kind (default: 100)"
+    )
     parser.add_argument("-n", "--images-per-prompt", type=int, default=4)
     _add_drawing_arguments(parser)
 
@@ -121,7 +123,12 @@ def _geneval_options(arguments: argparse.Namespace, stack: "ExitStack") -> Optio
     options = _drawing_options(arguments, stack)
     options |= {"detector": arguments.detector, "images_per_prompt": arguments.images_per_prompt}
     if arguments.detector == "shapes" and arguments.data is None:
-        options["prompts_per_tag"] = arguments.prompts_per_tag
+        options["prompts_per_tag"] = 100 if arguments.prompts_per_tag is None else arguments.prompts_per_tag
+    elif arguments.prompts_per_tag is not None:
+        raise ValueError(
+            "`--prompts-per-tag` must come together with --detector shapes and without --data, got "
+            f"{arguments.prompts_per_tag} for prompts from a file: leave it out, or use --limit."
+        )
     return options
 
 

@@ -60,13 +60,14 @@ def _convert(arguments: argparse.Namespace) -> None:
         arguments.layout,
         dtype=arguments.dtype,
         max_shard_size=arguments.max_shard_size,
-        **revision_kwargs(arguments),
+        **revision_kwargs(arguments, arguments.source),
     )
     _print_verified(arguments.destination, arguments.layout)
 
 
 def _info(arguments: argparse.Namespace) -> None:
     """Run `janus-hf info`: print a description of a checkpoint, of this environment, or of both."""
+    revision = revision_kwargs(arguments, arguments.source)
     if arguments.environment:
         from .environment import describe_environment
 
@@ -77,7 +78,7 @@ def _info(arguments: argparse.Namespace) -> None:
     from janus_hf.assets import DEFAULT_MODEL
     from janus_hf.checkpoints.inspect import inspect_checkpoint
 
-    print(inspect_checkpoint(arguments.source or DEFAULT_MODEL, **revision_kwargs(arguments)))
+    print(inspect_checkpoint(arguments.source or DEFAULT_MODEL, **revision))
 
 
 def _merge(arguments: argparse.Namespace) -> None:
@@ -89,7 +90,7 @@ def _merge(arguments: argparse.Namespace) -> None:
         arguments.destination,
         base=arguments.base,
         layout=arguments.layout,
-        **revision_kwargs(arguments),
+        **revision_kwargs(arguments, arguments.adapter),
     )
     _print_verified(folder, arguments.layout)
 

@@ -72,9 +72,25 @@ def add_revision_argument(parser: _HasArguments, help: str = "branch, tag or com
     parser.add_argument("--revision", help=help)
 
 
-def revision_kwargs(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return `{"revision": value}` for `from_pretrained` if `--revision` was given, otherwise an empty dict."""
-    return {"revision": arguments.revision} if arguments.revision else {}
+def revision_kwargs(arguments: argparse.Namespace, source: str | None) -> dict[str, str]:
+    """Return `{"revision": value}` for `from_pretrained` if `--revision` was given, otherwise an empty dict.
+
+    Args:
+        arguments: The parsed arguments.
+        source: The folder or repository of which it is a revision; None is the model inside the package.
+
+    Raises:
+        ValueError: If the source is no repository, and so has no revisions.
+    """
+    if not arguments.revision:
+        return {}
+    if source is None or os.path.isdir(source):
+        which = "the model inside the package" if source is None else f"the folder {source!r}"
+        raise ValueError(
+            f"`--revision` must come together with a repository of the Hub, got it with {which}: leave it out, or "
+            "name the repository."
+        )
+    return {"revision": arguments.revision}
 
 
 def load_pipeline(arguments: argparse.Namespace) -> "JanusProPipeline":
@@ -83,7 +99,7 @@ def load_pipeline(arguments: argparse.Namespace) -> "JanusProPipeline":
     Without `--model` it is the small model inside the package. Without `--device` the device is `best_device()`.
 
     Raises:
-        ValueError: If the device cannot be used.
+        ValueError: If the device cannot be used, or `--revision` is given without a repository.
         CheckpointError: If the files of the model do not hold exactly its weights.
     """
     from transformers.utils import logging
@@ -91,6 +107,7 @@ def load_pipeline(arguments: argparse.Namespace) -> "JanusProPipeline":
     from janus_hf import JanusProPipeline
     from janus_hf.assets import DEFAULT_MODEL, DEFAULT_MODEL_NOTE
 
+    kwargs: dict[str, Any] = dict(revision_kwargs(arguments, arguments.model))
     if arguments.model is None:
         logging.disable_progress_bar()
         print(DEFAULT_MODEL_NOTE, file=sys.stderr)
@@ -100,7 +117,6 @@ def load_pipeline(arguments: argparse.Namespace) -> "JanusProPipeline":
         # float32 is ten times as fast as bfloat16 on processors without bfloat16 instructions and takes 8 MB more.
         # The int4 kernel is the exception: it is much slower in float32.
         dtype = "float32"
-    kwargs: dict[str, Any] = dict(revision_kwargs(arguments))
     if arguments.quantize:
         kwargs["quantization_config"] = arguments.quantize
     if arguments.quantize or device != "cpu":

@@ -168,8 +168,6 @@ def test_wrong_kinds_of_arguments_are_refused(tmp_path):
     args = toy.config_for(tmp_path)
     with pytest.raises(TypeError, match="data_collator"):
         toy.trainer_for(args, data_collator=None)
-    with pytest.raises(TypeError, match="peft_config"):
-        toy.trainer_for(args, peft_config=None)
     with pytest.raises(TypeError, match="loaded JanusPro"):
         toy.JanusProSFTTrainer("a/model", args, train_dataset=[], data_collator=toy.collate, processing_class=None)
 

@@ -18,6 +18,10 @@ from .grey_image import grey_document
 from .schema import TASKS
 
 
+# Columns of prepared rows without which a batch cannot be made.
+_NEEDED = frozenset({"input_ids", "labels", "task", "images", "prompt_end"})
+
+
 class JanusProCollator:
     """Collate function for a trainer or DataLoader, which makes a batch of B rows from a list of B packs.
 
@@ -84,13 +88,19 @@ class JanusProCollator:
             A dict of tensors with the keys of the table in the class docstring.
 
         Raises:
-            ValueError: If `packs` is empty, or a row is longer than `pad_to`.
+            ValueError: If `packs` is empty, a row lacks a column of prepared rows, or is longer than `pad_to`.
         """
         if not packs:
             raise ValueError("`packs` must hold at least one pack, got none: leave out empty batches.")
         rows: list[list[Mapping[str, Any]]] = [
             list(pack["documents"]) if "documents" in pack else [pack] for pack in packs
         ]
+        if missing := next((lacks for row in rows for document in row if (lacks := _NEEDED - document.keys())), None):
+            raise ValueError(
+                f"`packs` must hold prepared rows with {', '.join(sorted(_NEEDED))}, got one without "
+                f"{', '.join(sorted(missing))}: make rows with janus_hf.data.prepare, and write "
+                "remove_unused_columns=False in the arguments of a transformers Trainer, which drops columns else."
+            )
         if self.always_picture and not any(document["images"] for row in rows for document in row):
             self._add_dummy(rows)
         lengths = [sum(len(document["input_ids"]) for document in row) for row in rows]

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from transformers import GenerationConfig
 
 from ..arguments import check_callable, check_choice, check_integer, check_number, check_path, describe
 from ..configuration import JanusProVQConfig
@@ -13,6 +15,7 @@ from ..generation.batch_sizes import BatchSize
 from ..generation.generation_arguments import Generators, SamplingArguments, check_generators, check_integer_tensor
 from ..hub.fetching import HUB_ARGUMENTS
 from ..processing.batching import check_texts
+from .diffusers_names import LOADING_ARGUMENTS, LORA_ARGUMENTS, refuse_arguments
 
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -21,6 +24,17 @@ CALLBACK_TENSORS = ("image_ids",)
 # A callback is called as `callback(pipe, step, step, tensors)`. If it returns a dict, tensors in it replace those of
 # the same name; None changes nothing.
 StepEndCallback = Callable[[Any, int, int, dict[str, torch.Tensor]], dict[str, torch.Tensor] | None]
+
+
+# Arguments of `from_pretrained` whose wrong kinds transformers does not name.
+_LOADING_KINDS = {
+    "variant": str,
+    "use_safetensors": bool,
+    "adapter_kwargs": dict,
+    "key_mapping": dict,
+    "max_memory": dict,
+    "generation_config": GenerationConfig,
+}
 
 
 class CallArguments(SamplingArguments, total=False):
@@ -126,6 +140,54 @@ def check_call_arguments(
     return per_image(prompts), None if negatives is None else per_image(negatives)
 
 
+def callback_tensors(callback: Any, names: Sequence[str]) -> Sequence[str]:
+    """Return the names of the tensors that a callback is to receive.
+
+    Args:
+        callback: The argument `callback_on_step_end`. An object of diffusers' callback classes states the names.
+        names: The argument `callback_on_step_end_tensor_inputs`.
+    """
+    states_names = isinstance(callback, (PipelineCallback, MultiPipelineCallbacks))
+    return callback.tensor_inputs if states_names else names
+
+
+def check_loading(model: object, processor: object, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the arguments of `from_pretrained`, and return those that model or processor are loaded with.
+
+    Args:
+        model, processor: The arguments of these names; None to load them.
+        kwargs: All other arguments.
+
+    Raises:
+        TypeError: If `model` or `processor` is none of Janus-Pro, or an argument would be accepted and ignored.
+        ValueError: If `model` is given together with arguments that are used for loading a model, or an argument has
+            no effect without `device_map`.
+    """
+    refuse_arguments(kwargs, LOADING_ARGUMENTS, "from_pretrained", strict=False)
+    kwargs = {name: value for name, value in kwargs.items() if name not in LOADING_ARGUMENTS}
+    for name, value, method in (
+        ("model", model, "generate_images"),
+        ("processor", processor, "prepare_image_generation"),
+    ):
+        if value is not None and not hasattr(value, method):
+            raise TypeError(f"`{name}` must be the {name} of a Janus-Pro, got {describe(value)}: leave it out.")
+    if model is not None and (ignored := sorted(kwargs.keys() - set(HUB_ARGUMENTS))):
+        raise ValueError(
+            f"`model` must be left out where other arguments load one, got both it and {', '.join(ignored)}: pass "
+            "either."
+        )
+    for name, kind in _LOADING_KINDS.items():
+        if (value := kwargs.get(name)) is not None and not isinstance(value, kind):
+            raise TypeError(f"`{name}` must be a {kind.__name__} or None, got {describe(value)}: leave it out.")
+    for name in ("max_memory", "offload_folder", "offload_buffers"):
+        if kwargs.get(name) and kwargs.get("device_map") is None:
+            raise ValueError(
+                f"`{name}` must come together with `device_map`, without which it has no effect, got "
+                f"{describe(kwargs[name])} alone: set device_map='auto', or leave it out."
+            )
+    return kwargs
+
+
 def check_adapter_source(source: Any, adapter_name: Any, hub_kwargs: Mapping[str, Any]) -> None:
     """Check the arguments of `load_lora_weights`.
 
@@ -139,16 +201,18 @@ def check_adapter_source(source: Any, adapter_name: Any, hub_kwargs: Mapping[str
         ValueError: If the source is a file or empty, or the adapter's name is empty or contains a dot.
     """
     meaning = "a folder or Hub repository with adapter_config.json"
+    if isinstance(source, dict):
+        raise TypeError(
+            f"`pretrained_model_name_or_path` must be {meaning}, got a dict: save the weights with PEFT's "
+            "save_pretrained, and name the folder."
+        )
     path = check_path(source, "pretrained_model_name_or_path", meaning)
     if os.path.isfile(path):
         raise ValueError(
             f"`pretrained_model_name_or_path` must be {meaning}, got the file {path!r}: pass the folder that holds it."
         )
-    if unknown := sorted(hub_kwargs.keys() - set(HUB_ARGUMENTS)):
-        raise TypeError(
-            f"`load_lora_weights` must receive arguments that it knows ({', '.join(HUB_ARGUMENTS)}), got "
-            f"{', '.join(unknown)}: leave them out, the file's name is always that of PEFT."
-        )
+    others = {name: value for name, value in hub_kwargs.items() if name not in HUB_ARGUMENTS}
+    refuse_arguments(others, LORA_ARGUMENTS, "load_lora_weights")
     if adapter_name is not None and not isinstance(adapter_name, str):
         raise TypeError(f"`adapter_name` must be a string or None, got {describe(adapter_name)}: name the adapter.")
     if adapter_name is not None and (not adapter_name or "." in adapter_name):
@@ -244,8 +308,10 @@ __all__ = [
     "CallArguments",
     "OutputType",
     "StepEndCallback",
+    "callback_tensors",
     "check_adapter_source",
     "check_call_arguments",
+    "check_loading",
     "check_scale",
     "check_scales",
     "model_dtype",

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 from ..answering import Conversation, answer
-from ..arguments import check_flag, describe
+from ..arguments import describe
 from ..processing.batching import check_texts
 from ..processing.pictures import flatten_images
 from ..processing.prompts import check_conversation
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
     from ..modeling import JanusProForConditionalGeneration
     from ..processing import JanusProProcessor
     from ..processing.pictures import ImageSource
-
-
-# Arguments of `generate` that only sampling uses. Without sampling transformers ignores them with a warning.
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 
 
 class ChatPipelineMixin:
@@ -36,8 +32,8 @@ class ChatPipelineMixin:
         image: "ImageSource | Sequence[ImageSource]",
         question: str,
         *,
-        max_new_tokens: int = 512,
-        do_sample: bool = False,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
         streamer: "BaseStreamer | None" = None,
         system_prompt: str | None = "default",
         **generate_kwargs: Any,
@@ -49,8 +45,8 @@ class ChatPipelineMixin:
         image: "ImageSource | Sequence[ImageSource]",
         question: list[str],
         *,
-        max_new_tokens: int = 512,
-        do_sample: bool = False,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
         streamer: "BaseStreamer | None" = None,
         system_prompt: str | None = "default",
         **generate_kwargs: Any,
@@ -61,8 +57,8 @@ class ChatPipelineMixin:
         image: "ImageSource | Sequence[ImageSource]",
         question: str | list[str],
         *,
-        max_new_tokens: int = 512,
-        do_sample: bool = False,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
         streamer: "BaseStreamer | None" = None,
         system_prompt: str | None = "default",
         **generate_kwargs: Any,
@@ -107,33 +103,61 @@ class ChatPipelineMixin:
         }
         if isinstance(question, str):
             return self.chat(conversations[0], **settings)
-        return self._answer(conversations, **settings)
+        return self._answer(conversations, share_prefix=True, **settings)
 
+    @overload
     def chat(
         self,
         messages: Conversation,
         *,
-        max_new_tokens: int = 512,
-        do_sample: bool = False,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
         streamer: "BaseStreamer | None" = None,
         system_prompt: str | None = "default",
         **generate_kwargs: Any,
-    ) -> str:
-        """Answer the last message of a conversation, which may contain any number of images.
+    ) -> str: ...
+
+    @overload
+    def chat(
+        self,
+        messages: list[Conversation],
+        *,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
+        streamer: "BaseStreamer | None" = None,
+        system_prompt: str | None = "default",
+        **generate_kwargs: Any,
+    ) -> list[str]: ...
+
+    def chat(
+        self,
+        messages: Conversation | list[Conversation],
+        *,
+        max_new_tokens: int | None = None,
+        do_sample: bool | None = None,
+        streamer: "BaseStreamer | None" = None,
+        system_prompt: str | None = "default",
+        **generate_kwargs: Any,
+    ) -> str | list[str]:
+        """Answer the last message of a conversation, or of each of several conversations, in one batch.
 
         Args:
             messages: Chat messages as in transformers, with the keys `role` and `content`; `content` is a string or a
-                list of text and image parts.
-            max_new_tokens: Upper bound on the number of tokens of the answer. The answer also ends where the model's
-                context is full.
-            do_sample: Whether to sample the answer. False takes the most likely token at every step, as the demo of
-                deepseek-ai/Janus does, and refuses arguments that only sampling uses, such as `temperature`.
+                list of text and image parts, with any number of images. A list of such lists is several
+                conversations, and each answer is the same as if its conversation were alone.
+            max_new_tokens: Upper bound on the number of tokens of the answer; None is that of `generation_config`, or
+                512. The answer also ends where the model's context is full.
+            do_sample: Whether to sample the answer; None is as `generation_config` says, or False. False takes the
+                most likely token at every step, as the demo of deepseek-ai/Janus does, and refuses arguments that only
+                sampling uses, such as `temperature`.
             streamer: A transformers streamer, which receives the tokens of the answer while it is generated.
             system_prompt: "default" uses the processor's system prompt; None or "" uses none.
-            generate_kwargs: Further arguments of `model.generate`.
+            generate_kwargs: Further arguments of `model.generate`. A `generation_config` decides where no single
+                argument does. What could not change a text answer (`num_return_sequences`, `input_ids`,
+                `output_scores`, ...) is refused by name.
 
         Returns:
-            The assistant's answer, without special tokens.
+            The assistant's answer, without special tokens; for several conversations a list with one answer to each.
 
         Raises:
             FileNotFoundError: If an image is given as a path that does not exist.
@@ -141,20 +165,25 @@ class ChatPipelineMixin:
             ValueError: If the conversation fills the model's context, or a message or an image cannot be read.
             FloatingPointError: If the text logits of a float16 model are NaN.
         """
-        check_conversation(messages, roles=self.processor.roles, name="messages")
-        return self._answer(
-            [messages],
+        several = isinstance(messages, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in messages)
+        conversations: list[Any] = list(messages) if several else [messages]  # Any: checked in the next lines
+        for number, one in enumerate(conversations):
+            check_conversation(one, roles=self.processor.roles, name=f"messages[{number}]" if several else "messages")
+        answers = self._answer(
+            conversations,
+            share_prefix=False,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
             streamer=streamer,
             system_prompt=system_prompt,
             **generate_kwargs,
-        )[0]
+        )
+        return answers if several else answers[0]
 
     def _answer(
-        self, conversations: list[Conversation], *, do_sample: bool, streamer: "BaseStreamer | None", **kwargs: Any
+        self, conversations: list[Conversation], *, streamer: "BaseStreamer | None", **kwargs: Any
     ) -> list[str]:
-        """Answer a batch of conversations about the same images; return one answer per conversation.
+        """Answer a batch of conversations; return one answer per conversation.
 
         An offloaded model is moved to its device first and back afterwards. `kwargs` are arguments of
         `answering.answer`.
@@ -163,12 +192,6 @@ class ChatPipelineMixin:
             TypeError: If `do_sample` or `streamer` is of the wrong type.
             ValueError: If `do_sample` is False and an argument is given that only sampling uses.
         """
-        sample = check_flag(do_sample, "do_sample")
-        if not sample and (idle := [name for name in _SAMPLING if kwargs.get(name) is not None]):
-            raise ValueError(
-                f"`do_sample` must be True with {', '.join(idle)}, which only sampling uses, got False: set it, or "
-                "leave them out."
-            )
         is_class = isinstance(streamer, type)
         if streamer is not None and (is_class or not (hasattr(streamer, "put") and hasattr(streamer, "end"))):
             raise TypeError(
@@ -177,17 +200,13 @@ class ChatPipelineMixin:
             )
         if not conversations:
             return []
+        if streamer is not None and len(conversations) > 1:
+            raise ValueError(
+                f"`streamer` must be None with several conversations or questions, got {describe(streamer)} and "
+                f"{len(conversations)}: ask one at a time."
+            )
         device = move_to_device(self)
-        answers = answer(
-            self.model,
-            self.processor,
-            conversations,
-            share_prefix=True,
-            device=device,
-            do_sample=sample,
-            streamer=streamer,
-            **kwargs,
-        )
+        answers = answer(self.model, self.processor, conversations, device=device, streamer=streamer, **kwargs)
         self.maybe_free_model_hooks()
         return answers
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from ..arguments import check_flag, check_path, describe
 from ..errors import CheckpointError
+from ..hub.fetching import hub_arguments
 from ..hub.uploads import UploadArguments
 from .adapter_layers import activate, fused_adapters, remove_adapter_layers, set_enabled, tuner_layers
 from .call_arguments import check_adapter_source, check_scale, check_scales
@@ -73,7 +74,7 @@ class LoraPipelineMixin(LoraBaseMixin):
                 f"or delete_adapters({name!r}) first."
             )
         try:
-            self._load(pretrained_model_name_or_path, name, kwargs)
+            self._load(pretrained_model_name_or_path, name, hub_arguments(kwargs))
         except BaseException:
             self._remove(name, then_use=active)
             raise
@@ -212,7 +213,12 @@ class LoraPipelineMixin(LoraBaseMixin):
             self._remove(name, then_use=[a for a in self.get_active_adapters() if a != name] or others[:1])
 
     def fuse_lora(
-        self, adapter_names: str | Sequence[str] | None = None, lora_scale: float = 1.0, safe_fusing: bool = False
+        self,
+        adapter_names: str | Sequence[str] | None = None,
+        lora_scale: float = 1.0,
+        safe_fusing: bool = False,
+        *,
+        components: Sequence[str] | None = None,
     ) -> None:
         """Fuse adapters: add their low-rank products into the model's weights.
 
@@ -223,12 +229,14 @@ class LoraPipelineMixin(LoraBaseMixin):
             adapter_names: Names of the adapters to fuse, which become the active ones; by default all active adapters.
             lora_scale: Factor by which the products are multiplied, in addition to the weights of `set_adapters`.
             safe_fusing: Whether to raise an error and fuse nothing if a weight would become NaN or infinite.
+            components: Names of the components to fuse into, as in diffusers: None or ["model"].
 
         Raises:
             TypeError: If an argument is of the wrong type.
             ValueError: If `lora_scale` is not finite, no adapter is loaded, no adapter of a name is loaded, adapters
                 are fused already, or `safe_fusing` is set and a weight would not be finite.
         """
+        _check_components(components)
         scale, safe = check_scale(lora_scale, "lora_scale"), check_flag(safe_fusing, "safe_fusing")
         if not self._adapter_names():
             raise ValueError("There is nothing to fuse: load an adapter with load_lora_weights first.")
@@ -246,8 +254,13 @@ class LoraPipelineMixin(LoraBaseMixin):
             self.unfuse_lora()
             raise
 
-    def unfuse_lora(self) -> None:
-        """Subtract fused adapters from the weights again; this is exact up to rounding in the weights' dtype."""
+    def unfuse_lora(self, components: Sequence[str] | None = None) -> None:
+        """Subtract fused adapters from the weights again; this is exact up to rounding in the weights' dtype.
+
+        Args:
+            components: Names of the components, as in diffusers: None or ["model"].
+        """
+        _check_components(components)
         for layer in tuner_layers(self.model):
             if layer.merged:
                 layer.unmerge()
@@ -296,9 +309,14 @@ class LoraPipelineMixin(LoraBaseMixin):
 
         Raises:
             TypeError: If a name is not a string.
-            ValueError: If there is no name, or no adapter of a name is loaded.
+            ValueError: If there is no name, a name occurs twice, or no adapter of a name is loaded.
         """
-        is_list = isinstance(adapter_names, (list, tuple, set))
+        is_list = isinstance(adapter_names, (list, tuple))
+        if isinstance(adapter_names, dict):
+            raise TypeError(
+                f"`adapter_names` must be a name or a list of names, got {describe(adapter_names)}: write "
+                f"set_adapters({list(adapter_names)}, {list(adapter_names.values())})."
+            )
         if not isinstance(adapter_names, str) and not (is_list and all(isinstance(one, str) for one in adapter_names)):
             raise TypeError(
                 f"`adapter_names` must be a name or a list of names, got {describe(adapter_names)}: choose among "
@@ -310,6 +328,8 @@ class LoraPipelineMixin(LoraBaseMixin):
                 f"`adapter_names` must be names of loaded adapters, which are {self._adapter_names()}, got "
                 f"{', '.join(unknown)}: load it with load_lora_weights first."
             )
+        if len(set(names)) != len(names):
+            raise ValueError(f"`adapter_names` must be different names, got {names}: name each adapter once.")
         if not names:
             raise ValueError(
                 "`adapter_names` must hold at least one name, got none. To use none of them: disable_lora()."
@@ -323,6 +343,15 @@ class LoraPipelineMixin(LoraBaseMixin):
                 f"Adapters {fused} are fused into the weights: take them out with unfuse_lora() first, or keep them "
                 "there for good with unload_lora_weights()."
             )
+
+
+def _check_components(components: Sequence[str] | None) -> None:
+    """Raise a ValueError unless the argument `components` of this name is None or names the model alone."""
+    if components is not None and list(components) != ["model"]:
+        raise ValueError(
+            f"`components` must be ['model'], the only one that takes adapters, got {describe(components)}: leave it "
+            "out."
+        )
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 
-from ..arguments import check_flag, check_path, describe
+from ..arguments import check_flag, check_path
 from ..generation.batch_sizes import BatchSize, largest_batch, run_in_batches
 from ..generation.generation_arguments import Generators
 from ..generation.images import GUIDANCE_SCALE
@@ -30,20 +30,29 @@ from .call_arguments import (
     CallArguments,
     OutputType,
     StepEndCallback,
+    callback_tensors,
     check_call_arguments,
+    check_loading,
     model_dtype,
 )
 from .chat import ChatPipelineMixin
+from .diffusers_names import CALL_ARGUMENTS, DiffusersNamesMixin, refuse_arguments
 from .image_tokens import ImageTokensMixin
 from .lora import LoraPipelineMixin
 from .offloading import move_to_device
 from .pipeline_files import PipelineFilesMixin
 from .pipeline_output import JanusProPipelineOutput, join_images
-from .progress import ProgressBarMixin, step_callback
+from .progress import InterruptionError, ProgressBarMixin, step_callback
 
 
 class JanusProPipeline(
-    ChatPipelineMixin, ImageTokensMixin, LoraPipelineMixin, PipelineFilesMixin, ProgressBarMixin, DiffusionPipeline
+    ChatPipelineMixin,
+    ImageTokensMixin,
+    DiffusersNamesMixin,
+    LoraPipelineMixin,
+    PipelineFilesMixin,
+    ProgressBarMixin,
+    DiffusionPipeline,
 ):
     """A pipeline that generates images and answers questions about images with a Janus-Pro model.
 
@@ -165,6 +174,7 @@ class JanusProPipeline(
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_ids",),
         speculative_window: int = 1,
         cache_implementation: Literal["static", "dynamic"] = "static",
+        **unknown: Any,
     ) -> JanusProPipelineOutput[Any] | tuple[ImageBatch, torch.Tensor]:
         """Generate images from prompts.
 
@@ -192,13 +202,17 @@ class JanusProPipeline(
             return_dict: Whether to return a `JanusProPipelineOutput`; False returns the tuple `(images, image_ids)`.
             callback_on_step_end: Function that is called as `callback(pipe, step, step, {"image_ids": ids})` after
                 every image token of a batch of `B` images, where `ids` `(B, step + 1)` are the tokens so far. If it
-                returns a dict with the key "image_ids", the last column of that tensor replaces the newest tokens.
+                returns a dict with the key "image_ids", the last column of that tensor replaces the newest tokens. If
+                it sets `pipe._interrupt = True`, generation ends: the images are those of this and the earlier
+                batches, and in this batch every token after `step` is a copy of the last one. To continue, pass
+                `result.image_ids[:, :step + 1]` as `image_ids`.
             callback_on_step_end_tensor_inputs: Names of the tensors that the callback receives: "image_ids", or an
-                empty sequence.
+                empty sequence. A callback of diffusers' class `PipelineCallback` states its own.
             speculative_window: Number of image tokens that the model processes in one step. All but the first are
                 guesses, of which the correct ones are accepted. The images are the same, in fewer, larger steps (see
                 `JanusProForConditionalGeneration.generate_images`). 1 guesses nothing.
             cache_implementation: "static" allocates the whole attention cache at once; "dynamic" lets it grow.
+            unknown: Arguments of other pipelines, each refused by name (`pipelines.diffusers_names`).
 
         Returns:
             The images and their image tokens.
@@ -207,7 +221,9 @@ class JanusProPipeline(
             ValueError, TypeError: If an argument is out of range or of the wrong type.
             FloatingPointError: If the model's logits or the codec's pixels are not finite.
         """
+        refuse_arguments(unknown, CALL_ARGUMENTS, "__call__")
         check_flag(return_dict, "return_dict")
+        names = callback_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
         prompts, negatives = check_call_arguments(
             self.model.config.vq_config,
             prompt,
@@ -220,8 +236,9 @@ class JanusProPipeline(
             batch_size=batch_size,
             output_type=output_type,
             callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback_on_step_end_tensor_inputs=names,
         )
+        self._interrupt = False
         device = move_to_device(self)
         codec, num_tokens = self.model.model.vqmodel, self.model.config.vq_config.num_image_tokens
         num_steps = num_tokens - (0 if image_ids is None else image_ids.shape[1])
@@ -235,22 +252,23 @@ class JanusProPipeline(
                 ).to(device)
                 for name in {"input_ids", "negative_input_ids"} & inputs.keys():
                     check_text_ids(inputs[name], self.model.config.text_config.vocab_size)
-                part_ids = self.model.generate_images(
-                    **inputs,
-                    pad_token_id=self.processor.pad_token_id,
-                    guidance_scale=guidance_scale,
-                    do_sample=do_sample,
-                    temperature=temperature,
-                    top_k=top_k,
-                    top_p=top_p,
-                    generator=generator[part] if isinstance(generator, (list, tuple)) else generator,
-                    image_ids=None if image_ids is None else image_ids[part],
-                    speculative_window=speculative_window,
-                    cache_implementation=cache_implementation,
-                    callback=step_callback(
-                        self, progress.update, callback_on_step_end, callback_on_step_end_tensor_inputs
-                    ),
-                )
+                try:
+                    part_ids = self.model.generate_images(
+                        **inputs,
+                        pad_token_id=self.processor.pad_token_id,
+                        guidance_scale=guidance_scale,
+                        do_sample=do_sample,
+                        temperature=temperature,
+                        top_k=top_k,
+                        top_p=top_p,
+                        generator=generator[part] if isinstance(generator, (list, tuple)) else generator,
+                        image_ids=None if image_ids is None else image_ids[part],
+                        speculative_window=speculative_window,
+                        cache_implementation=cache_implementation,
+                        callback=step_callback(self, progress.update, callback_on_step_end, names),
+                    )
+                except InterruptionError as interrupt:
+                    part_ids = interrupt.filled(num_tokens)
                 # Decoded batch by batch, so that the memory of the codec does not grow with the number of images.
                 return part_ids, None if output_type == "latent" else self.decode(part_ids, output_type)
 
@@ -258,9 +276,13 @@ class JanusProPipeline(
                 dtypes = self.model.dtype, codec.dtype
                 return largest_batch(self.model.config, *dtypes, device, guided=guidance_scale != 1)
 
-            parts = run_in_batches(
+            parts = []
+            for part in run_in_batches(
                 len(prompts), batch_size, generate, choose=choose, generator=generator, device=device
-            )
+            ):
+                parts.append(part)
+                if self._interrupt:
+                    break
             tokens, images = zip(*parts, strict=True)
         self.maybe_free_model_hooks()
 
@@ -329,7 +351,8 @@ class JanusProPipeline(
             kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
                 both model and processor. For an adapter, `revision` and `subfolder` are those of the adapter; the base
                 model is taken at the revision that adapter_config.json names. All other arguments (`dtype`,
-                `device_map`, `quantization_config`, `variant`, ...) go to that of the model.
+                `device_map`, `quantization_config`, `variant`, ...) go to that of the model. Those that diffusers or
+                transformers would accept and ignore are refused by name (`pipelines.diffusers_names`).
 
         Raises:
             CheckpointError: If the files do not hold exactly the model's weights.
@@ -340,22 +363,12 @@ class JanusProPipeline(
                 loading a model.
         """
         check_path(pretrained_model_name_or_path, "pretrained_model_name_or_path", "a repository id or a folder")
-        for name, value, method in (
-            ("model", model, "generate_images"),
-            ("processor", processor, "prepare_image_generation"),
-        ):
-            if value is not None and not hasattr(value, method):
-                raise TypeError(f"`{name}` must be the {name} of a Janus-Pro, got {describe(value)}: leave it out.")
         if torch_dtype is not None:
             kwargs.setdefault("dtype", torch_dtype)
+        kwargs = check_loading(model, processor, kwargs)
         if isinstance(kwargs.get("dtype"), dict):
             kwargs["dtype"] = model_dtype(kwargs["dtype"])
         hub_kwargs = hub_arguments(kwargs)
-        if model is not None and (ignored := sorted(kwargs.keys() - hub_kwargs.keys())):
-            raise ValueError(
-                f"`model` must be left out where other arguments load one, got both it and {', '.join(ignored)}: pass "
-                "either the model or these arguments."
-            )
         if model is None:
             # Processor and model come from one commit, because both get the checkpoint that is found here.
             checkpoint = open_checkpoint(

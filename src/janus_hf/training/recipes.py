@@ -31,11 +31,28 @@ from typing import Any
 
 import yaml
 
+from ..arguments import by_name, describe
 from .trainers.sft_config import JanusProSFTConfig
 
 
 _MODEL_KEYS = ("path", "revision", "dtype", "quantization", "attn_implementation", "processor")
 _DATA_KEYS = ("sources", "seed", "streaming")
+# Fields of the configuration of which a recipe may use only one value, or none, and the reason.
+_NO_EVALUATION = "a recipe has no data for evaluation; run `janus-hf eval` afterwards, or set sample_steps"
+_PLANNED = "the plan of the data is shuffled already, from data.seed, and another order would lose its ratios"
+_REFUSED = by_name(
+    {
+        _NO_EVALUATION: (
+            "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size do_eval bf16_full_eval "
+            "fp16_full_eval load_best_model_at_end metric_for_best_model greater_is_better"
+        ),
+        _PLANNED: "train_sampling_strategy data_seed",
+        "training.ratios follows from data.sources; give every source its ratio there": "ratios",
+    }
+)
+_NEUTRAL = {"eval_strategy": "no", "train_sampling_strategy": "sequential"}
+# Fields with the value "no", which YAML reads as False unless it is in quotation marks.
+_STRATEGIES = ("save_strategy", "logging_strategy", "eval_strategy", "include_num_input_tokens_seen")
 
 
 @dataclass
@@ -64,8 +81,15 @@ class Recipe:
         _check_keys("model", self.model, _MODEL_KEYS, required=("path",))
         _check_keys("data", self.data, _DATA_KEYS, required=("sources",))
         _check_keys("training", self.training, known, required=("stage", "output_dir"))
-        if "ratios" in self.training:
-            raise ValueError("training.ratios follows from data.sources: give every source its ratio there.")
+        self.training.update({name: "no" for name in _STRATEGIES if self.training.get(name) is False})
+        for name, reason in _REFUSED.items():
+            value = self.training.get(name)
+            if value not in (None, False, _NEUTRAL.get(name)):
+                raise ValueError(f"training.{name} must be left out of a recipe, got {value!r}: {reason}.")
+        for name in ("seed", "streaming"):
+            kind = {"seed": int, "streaming": bool}[name]
+            if (value := self.data.get(name)) is not None and type(value) is not kind:
+                raise ValueError(f"data.{name} must be of type {kind.__name__}, got {describe(value)}: change it.")
         sources = self.data["sources"]
         if not isinstance(sources, list) or not sources:
             raise ValueError(
@@ -77,6 +101,12 @@ class Recipe:
                 raise ValueError(
                     f"Every source must have a name, a path and a ratio, got {_hide_tokens(source)!r}: add the "
                     "missing keys."
+                )
+            ratio = source["ratio"]
+            if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < float("inf"):
+                raise ValueError(
+                    f"The ratio of the source {source['name']!r} must be a number of 0 or more, got "
+                    f"{describe(ratio)}: give its share of the rows."
                 )
         # A source's name is its key in the data plan and the name of the folder of its prepared rows. Two sources with
         # the same name would overwrite each other.
@@ -114,6 +144,11 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, ove
         name = content.pop("name", "recipe")
     else:
         name = Path(source).stem
+        if not Path(source).is_file():
+            raise FileNotFoundError(
+                f"`source` must be the YAML file of a recipe, got {os.fspath(source)!r}, which is no file seen from "
+                f"{os.getcwd()!r}: check the path."
+            )
         content = yaml.load(Path(source).read_text(encoding="utf-8"), Loader=_Loader)
     if not isinstance(content, dict):
         raise ValueError(

@@ -114,7 +114,7 @@ def train(
             "training.resume_from_checkpoint=auto to resume it, or another training.output_dir to keep it"
         )
     if previous is None or not finished:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint or False)
     elif args.sharded:
         # Only `Trainer.train` can load a sharded model, so the model of a finished run is not loaded, and nothing is
         # saved below.

@@ -43,6 +43,8 @@ from ..stages import (
     trains_understanding,
 )
 from .guards import (
+    check_arguments,
+    check_card_arguments,
     check_processes,
     keep_trained_in_float32,
     restore_forward,
@@ -80,10 +82,12 @@ class JanusProTrainerMixin(RepeatableTrainer):
         facts: Further entries for the file of facts in the checkpoints and for the model card, such as `plan_hash`, a
             hash of the order of the data. A checkpoint with another plan hash is not resumed. `model_revision` is the
             revision of the model's Hub repository for the configs of adapters (by default `loaded_revision`).
-        kwargs: Further arguments of `transformers.Trainer` (`eval_dataset`, `callbacks`, `optimizers`, ...).
+        kwargs: Further arguments of `transformers.Trainer`: `eval_dataset`, `callbacks`, `optimizers` and
+            `optimizer_cls_and_kwargs`. The others have no effect here and are refused by name (`SFT_REFUSED`).
 
     Raises:
-        TypeError: If the model, the configuration or the collator is of the wrong kind, or `peft_config` is given.
+        TypeError: If the model, the configuration, the collator or the processor is of the wrong kind, or another
+            argument is unknown or refused.
         ValueError: If the number of processes is not what the launcher started, FSDP was requested and is not active,
             or context or sequence parallelism is on, which would mix the documents of a row.
     """
@@ -103,20 +107,8 @@ class JanusProTrainerMixin(RepeatableTrainer):
         facts: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(model, JanusProForConditionalGeneration) or not isinstance(args, JanusProSFTConfig):
-            raise TypeError(
-                "`model` and `args` must be a loaded JanusProForConditionalGeneration and a JanusProSFTConfig, got "
-                f"{type(model).__name__} and {type(args).__name__}: load the model with from_pretrained first."
-            )
-        if data_collator is None:
-            raise TypeError(
-                "`data_collator` must be a function from rows to a batch, got None: pass janus_hf.data's "
-                "JanusProCollator, which builds the joint ids that this trainer expects."
-            )
-        if "peft_config" in kwargs:
-            raise TypeError(
-                "`peft_config` must not be given: set `stage` and the lora_ fields of `args`, from which it follows."
-            )
+        check_arguments(model, args, data_collator, processing_class, kwargs)
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
         facts = facts or {}
         adapters = _set_up_stage(
             model, args, revision=facts.get("model_revision") or getattr(model, "loaded_revision", None)
@@ -354,8 +346,10 @@ class JanusProTrainerMixin(RepeatableTrainer):
         """Write a model card to `README.md` in the output folder. Only the main process writes.
 
         The card states the training stage, facts about the data, the hyper-parameters and the numbers of parameters. A
-        card that was edited by hand is kept. The arguments, those of `transformers.Trainer`'s method, are ignored.
+        card that was edited by hand is kept. Arguments of `transformers.Trainer.create_model_card` are refused,
+        but for `model_name`, which TRL gives.
         """
+        check_card_arguments(args, kwargs)
         if self.is_world_process_zero():
             write_card(self.args.output_dir, self.generated_card(), read_card(self.args.output_dir))
 

@@ -22,8 +22,18 @@ import torch.nn.functional as F
 from accelerate.utils import broadcast
 from torch import nn
 
+from ...arguments import describe
 from ...modeling import JanusProVQModel
 from ...modeling.outputs import JanusProVQOutput
+from .option_tables import (
+    CODEC_FIXED,
+    CODEC_KEYWORDS,
+    CODEC_REFUSED,
+    changed,
+    check_fixed,
+    check_kinds,
+    refuse_keywords,
+)
 from .patch_teacher import PatchTeacher, kmeans
 from .repeatable import RepeatableTrainer
 from .run_arguments import RunArguments
@@ -40,7 +50,8 @@ class CodecTrainingArguments(RunArguments):
     A restart gives new vectors to codes that are no longer used.
 
     Raises:
-        ValueError: If a weight is negative or a setting of restarts is out of range.
+        ValueError: If a weight is negative, a setting of restarts is out of range, or an option of transformers is
+            changed that must keep its value here (`CODEC_FIXED`).
     """
 
     l1_weight: float = field(default=1.0, metadata={"help": "Weight of the mean absolute pixel error."})
@@ -57,6 +68,9 @@ class CodecTrainingArguments(RunArguments):
     restart_until: float = field(
         default=0.33, metadata={"help": "Fraction of the training during which codes restart."}
     )
+    label_names: list[str] | None = field(
+        default_factory=lambda: ["pixel_values"], metadata={"help": "Keep it: images are their own labels."}
+    )
     hub_token: str | None = field(
         default=None,
         repr=False,
@@ -64,6 +78,8 @@ class CodecTrainingArguments(RunArguments):
     )
 
     def __post_init__(self) -> None:
+        check_kinds(self)
+        check_fixed(self, CODEC_FIXED)
         super().__post_init__()
         weights = ("l1_weight", "l2_weight", "codebook_weight", "perceptual_weight", "adversarial_weight")
         for name in weights:
@@ -108,8 +124,13 @@ class CodecTrainer(RepeatableTrainer):
         perceptual: Optional further loss between reconstruction and image, such as LPIPS.
         adversarial: Optional generator loss of a discriminator, which the caller trains.
         temperature: Temperature of the classification with a teacher. Its logits are the cosines between the encoder's
-            outputs and the codebook, divided by the temperature.
-        kwargs: Arguments of `transformers.Trainer`; `args` must be a `CodecTrainingArguments`.
+            outputs and the codebook, divided by the temperature. None is 0.05.
+        kwargs: Arguments of `transformers.Trainer`; `args` must be a `CodecTrainingArguments`. `compute_loss_func` and
+            `model_init` have no effect here and are refused by name.
+
+    Raises:
+        TypeError: If an argument is unknown, refused or of the wrong kind.
+        ValueError: If an option has no effect because of the other arguments.
     """
 
     args: CodecTrainingArguments
@@ -121,14 +142,31 @@ class CodecTrainer(RepeatableTrainer):
         teacher: PatchTeacher | None = None,
         perceptual: Hook | None = None,
         adversarial: Hook | None = None,
-        temperature: float = 0.05,
+        temperature: float | None = None,
         **kwargs: Any,
     ) -> None:
+        refuse_keywords(kwargs, CODEC_REFUSED, CODEC_KEYWORDS)
+        if not isinstance(args := kwargs.get("args"), CodecTrainingArguments):
+            raise TypeError(f"`args` must be a CodecTrainingArguments, got {describe(args)}: pass one.")
+        for names, needed, met in (
+            ("perceptual_weight", "`perceptual`", perceptual is not None),
+            ("adversarial_weight adversarial_start", "`adversarial`", adversarial is not None),
+            ("codebook_weight restart_every restart_until", "no `teacher`", teacher is None),
+        ):
+            if not met and (idle := changed(args, names)):
+                raise ValueError(
+                    f"`{idle[0]}` must come together with {needed}, without which it has no effect, got "
+                    f"{getattr(args, idle[0])!r}: leave it out, or change the arguments of the trainer."
+                )
+        if teacher is None and temperature is not None:
+            raise ValueError(
+                f"`temperature` must be None without a teacher, got {temperature}: there is no classification."
+            )
         super().__init__(model=model, **kwargs)
         # The losses are means over a micro-batch, so transformers must average them over accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.teacher, self.perceptual, self.adversarial = teacher, perceptual, adversarial
-        self.temperature = temperature
+        self.temperature = 0.05 if temperature is None else temperature
         # Sum of each loss term since the last log, and under "batches" the number of micro-batches in the sums.
         self.sums: dict[str, float] = {}
         # Number of times that each code was used since the last restart.

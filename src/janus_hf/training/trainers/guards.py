@@ -1,20 +1,80 @@
 """Functions that check or correct what transformers and accelerate would otherwise do silently.
 
-They concern the number of processes, the sharding of the text head by FSDP2, the dtypes of gradients and weights, and
-TRL's replacement of the model's `forward`.
+They concern the trainers' arguments, the number of processes, the sharding of the text head by FSDP2, the dtypes of
+gradients and weights, and TRL's replacement of the model's `forward`.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
+from ...arguments import describe
+from ...data import JanusProCollator
+from ...modeling import JanusProForConditionalGeneration
+from ...processing import JanusProProcessor
+from .option_tables import SFT_KEYWORDS, SFT_REFUSED, changed, refuse_keywords
 from .sft_config import JanusProSFTConfig
+
+
+# Any: arguments of any kind, and those of transformers' trainer.
+def check_arguments(
+    model: object, args: object, data_collator: object, processing_class: object, kwargs: Mapping[str, Any]
+) -> None:
+    """Check that the arguments of a trainer of Janus-Pro are of the right kind and have an effect.
+
+    Args:
+        model, args, data_collator, processing_class: The arguments of these names.
+        kwargs: All further arguments of transformers' trainer.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind, unknown or refused.
+        ValueError: If the configuration states another `caption_drop` than the collator, which alone drops captions.
+    """
+    if not isinstance(model, JanusProForConditionalGeneration) or not isinstance(args, JanusProSFTConfig):
+        raise TypeError(
+            "`model` and `args` must be a loaded JanusProForConditionalGeneration and a JanusProSFTConfig, got "
+            f"{type(model).__name__} and {type(args).__name__}: load the model with from_pretrained first."
+        )
+    if not callable(data_collator):
+        raise TypeError(
+            f"`data_collator` must be a function from rows to a batch, got {describe(data_collator)}: pass "
+            "janus_hf.data's JanusProCollator, which builds the joint ids that this trainer expects."
+        )
+    if not isinstance(processing_class, JanusProProcessor):
+        raise TypeError(
+            f"`processing_class` must be the model's JanusProProcessor, got {describe(processing_class)}: load it "
+            "with from_pretrained from where the model is."
+        )
+    refuse_keywords(kwargs, SFT_REFUSED, SFT_KEYWORDS)
+    share = data_collator.caption_drop if isinstance(data_collator, JanusProCollator) else None
+    if share not in (None, args.caption_drop) and changed(args, "caption_drop"):
+        raise ValueError(
+            f"`caption_drop` must be that of the collator, {share}, got {args.caption_drop}, which has no effect: "
+            "give it to JanusProCollator."
+        )
+
+
+# Any: arguments of any kind.
+def check_card_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raise a TypeError if an argument of `create_model_card` says something, except for `model_name`.
+
+    TRL gives `model_name` when it calls the method. The card takes the name of the repository.
+    """
+    said = {"language": args[0]} if args else {}
+    said |= {name: value for name, value in kwargs.items() if name != "model_name"}
+    for name, value in said.items():
+        if value is not None:
+            raise TypeError(
+                f"`{name}` must be left out of the model card, got {describe(value)}: the card states what the run "
+                "knows; edit README.md, and your text is kept."
+            )
 
 
 def check_processes(accelerator: Accelerator, args: JanusProSFTConfig, *, is_fsdp_enabled: bool) -> None:
@@ -117,6 +177,8 @@ def restore_forward(model: nn.Module, forward: Callable[..., object] | None) -> 
 
 
 __all__ = [
+    "check_arguments",
+    "check_card_arguments",
     "check_processes",
     "keep_trained_in_float32",
     "restore_forward",

@@ -5,6 +5,7 @@ from typing import Any
 
 from transformers.trainer_utils import TrainOutput
 
+from ..recording import newest_checkpoint
 from .uploading import UploadingTrainer
 
 
@@ -25,7 +26,8 @@ class RepeatableTrainer(UploadingTrainer):
 
         Args:
             resume_from_checkpoint: Folder of the checkpoint to resume from, or True for the newest one in the output
-                folder; None or False starts at the first step.
+                folder; False starts at the first step. None is the value of `args.resume_from_checkpoint`, of which
+                "auto" resumes from the newest checkpoint if there is one.
             args: Further arguments of `transformers.Trainer.train`.
             kwargs: Further arguments of `transformers.Trainer.train`.
 
@@ -33,6 +35,10 @@ class RepeatableTrainer(UploadingTrainer):
             The number of steps, the mean loss and the metrics. If all steps were done by an earlier call and no
             checkpoint is given, a warning says so and the result is that of the earlier call.
         """
+        if resume_from_checkpoint is None and self.state.global_step == 0:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        if resume_from_checkpoint == "auto":
+            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
         last = self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
         if self._output is not None and not resume_from_checkpoint and 0 < last <= self.state.global_step:
             logger.warning(

@@ -9,6 +9,8 @@ from typing import Any, Self
 import torch
 from transformers import TrainingArguments
 
+from .option_tables import check_report_to
+
 
 class RunArguments(TrainingArguments):
     """Training arguments that keep the Hub token secret and check the number of processes.
@@ -24,11 +26,13 @@ class RunArguments(TrainingArguments):
     of the others.
 
     Raises:
-        ValueError: If the launcher started another number of processes than these arguments use.
+        ValueError: If the launcher started another number of processes than these arguments use, or a logging package
+            that `report_to` names is not installed.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_report_to(self)
         # A launcher sets WORLD_SIZE or initialises torch.distributed. transformers uses neither on a machine without
         # GPUs unless `use_cpu` is set; each process would then prepare the data and train alone.
         group = torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -11,25 +11,8 @@ import torch
 from trl import SFTConfig
 
 from ..stages import find_stage
+from .option_tables import SFT_FIXED, changed, check_fixed, check_kinds
 from .run_arguments import RunArguments
-
-
-# Option of TRL or transformers -> the only value that is allowed here, and the reason.
-_FIXED_OPTIONS = {
-    "packing": (False, "packs are planned by `janus-hf prepare` and the data package"),
-    "padding_free": (False, "packs are planned by `janus-hf prepare` and the data package"),
-    "loss_type": ("nll", "the loss is the model's own: text head and image head, cross-entropy each"),
-    "label_smoothing_factor": (0.0, "the loss is the model's own, and never holds the logits this needs"),
-    "completion_only_loss": (None, "the labels of the rows decide which tokens are trained"),
-    "assistant_only_loss": (False, "the labels of the rows decide which tokens are trained"),
-    "use_liger_kernel": (False, "it replaces the model's forward"),
-    "remove_unused_columns": (False, "the model needs all keys of the batch"),
-    "average_tokens_across_devices": (True, "without it the loss depends on how rows are split over processes"),
-    "logging_nan_inf_filter": (False, "a loss that is not finite stops the training instead of being hidden"),
-    "model_init_kwargs": (None, "the model is loaded before the trainer is made"),
-    "neftune_noise_alpha": (None, "noise on text embeddings would not reach image tokens"),
-    "fp16": (False, "the released weights are bfloat16 and overflow float16: use bf16 or float32"),
-}
 
 
 def _is_set(variable: str) -> bool:
@@ -51,8 +34,8 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
     warm-up, rows of up to 4096 tokens.
 
     Raises:
-        ValueError: If a value is out of range, options contradict each other, or an option of TRL is changed that must
-            keep its value here.
+        ValueError: If a value is out of range, an option has no effect because of another one, options contradict each
+            other, or an option of TRL or transformers is changed that must keep its value here (`SFT_FIXED`).
     """
 
     stage: str = _option(
@@ -115,7 +98,7 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
     gradient_checkpointing: bool | None = _option(None, "Former name of activation_checkpointing; use that.")  # type: ignore[assignment]
     bf16: bool | None = _option(None, "Compute in bfloat16 (autocast); null does so if the GPU supports it.")
     train_sampling_strategy: str = _option(
-        "sequential", "Keep sequential: the plan is shuffled already, and random order would lose its ratios."
+        "sequential", "sequential, the order of the plan, or random, for data without a plan; it loses the ratios."
     )
     hub_token: str | None = field(
         default=None,
@@ -124,20 +107,23 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
     )
     remove_unused_columns: bool = _option(False, "Must stay false.")
     logging_nan_inf_filter: bool = _option(False, "Must stay false.")
+    prediction_loss_only: bool = _option(True, "Must stay true.")
     ddp_find_unused_parameters: bool | None = _option(
         False, "Not needed, because every batch passes through every trained part."
     )
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         stage = find_stage(self.stage)
         if self.learning_rate is None:
             self.learning_rate = stage.learning_rate
         # `bf16` is set before TRL's __post_init__, which would set it to true on every device unless fp16 is set.
         if self.bf16 is None:
             self.bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported() and not self.use_cpu
+        check_fixed(self, SFT_FIXED)
         # TRL would otherwise tokenize the dataset, whose rows are token ids already.
         self.dataset_kwargs = {"skip_prepare_dataset": True}
-        self._check_fixed_options()
+        self._check_effects()
         self._check_ranges()
         self._check_lora(stage.lora)
         super().__post_init__()
@@ -163,11 +149,24 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         """
         return self.wants_fsdp or bool(self.deepspeed) or _is_set("ACCELERATE_USE_DEEPSPEED")
 
-    def _check_fixed_options(self) -> None:
-        """Raise `ValueError` if an option of TRL or transformers does not have the only value that is allowed here."""
-        for name, (only, reason) in _FIXED_OPTIONS.items():
-            if (value := getattr(self, name)) != only:
-                raise ValueError(f"`{name}` must be {only!r} here, got {value!r}: leave it out, because {reason}.")
+    def _check_effects(self) -> None:
+        """Raise `ValueError` if an option has no effect because of another one."""
+        for names, needed, met in (
+            ("do_eval", "eval_strategy", self.eval_strategy != "no"),
+            ("data_seed", "train_sampling_strategy='random'", self.train_sampling_strategy == "random"),
+            ("sample_guidance_scale", "sample_prompts", bool(self.sample_prompts)),
+            ("sample_max_new_tokens", "sample_questions", bool(self.sample_questions)),
+        ):
+            if not met and (given := changed(self, names)):
+                raise ValueError(
+                    f"`{given[0]}` must come together with {needed}, without which it has no effect, got "
+                    f"{getattr(self, given[0])!r} alone: set it too, or leave {given[0]} out."
+                )
+        if self.auto_find_batch_size and self.total_batch_size is not None:
+            raise ValueError(
+                "`auto_find_batch_size` must be False with total_batch_size, which a smaller batch would change, got "
+                "True: leave one of them out."
+            )
 
     def _check_ranges(self) -> None:
         """Raise `ValueError` if an option of this package is out of range or contradicts another.
@@ -212,7 +211,7 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
             raise ValueError(f"`ratios` must not be negative, got {self.ratios}: use 0 to leave a source out.")
 
     def _check_lora(self, lora: bool) -> None:
-        """Raise `ValueError` if an option of LoRA adapters is out of range, or set in a stage without adapters.
+        """Raise `ValueError` if an option of LoRA adapters is out of range, or set in a stage that does not use it.
 
         Args:
             lora: Whether the training stage has adapters.
@@ -222,10 +221,18 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
                 "`lora_r` must be at least 1, `lora_alpha` above 0 and `lora_dropout` in [0, 1), got "
                 f"{self.lora_r}, {self.lora_alpha} and {self.lora_dropout}: change what is out of range."
             )
-        if not lora and (self.lora_vision_tower or self.lora_targets):
+        idle = changed(
+            self, "save_layout" if lora else "lora_r lora_alpha lora_dropout lora_vision_tower lora_targets"
+        )
+        if idle and lora:
             raise ValueError(
-                "`lora_vision_tower` and `lora_targets` must be left out in stages without adapters, got stage "
-                f"{self.stage!r}: leave them out, or choose a lora_ stage."
+                f"`save_layout` must be left out in stages with adapters, which are saved in PEFT's format, got stage "
+                f"{self.stage!r} and {self.save_layout!r}: give `--layout` to `janus-hf merge`."
+            )
+        if idle:
+            raise ValueError(
+                f"`{idle[0]}` must be left out in stages without adapters, got {getattr(self, idle[0])!r} in stage "
+                f"{self.stage!r}: leave it out, or choose a lora_ stage."
             )
 
     def _check_processes(self) -> None:

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicCache
 
 from .arguments import check_integer, describe
 from .errors import not_finite
+from .generation.context import context_length
 from .protocols import ChatProcessor, HasImageTokens
 from .tokenizer import check_text_ids
 
@@ -185,9 +186,10 @@ def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_
     Raises:
         ValueError: If the conversation leaves no space for an answer.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is None:
+    text_config = model.config.get_text_config()
+    if getattr(text_config, "max_position_embeddings", None) is None:
         return max_new_tokens
+    limit = context_length(text_config)
     if length >= limit:
         raise ValueError(
             f"Conversation {index} takes {length} tokens and the model's context holds {limit}: there is no room for "

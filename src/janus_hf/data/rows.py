@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..generation.context import context_length
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from .documents import Document, make_document, open_images
@@ -58,7 +59,7 @@ class RowPreparer:
                 f"`batch_size` and `num_threads` must be at least 1, got {batch_size} and {num_threads}: raise them, "
                 "or leave them out."
             )
-        context = model.config.text_config.max_position_embeddings
+        context = context_length(model.config.text_config)
         if not 1 <= (max_length or context) <= context:
             raise ValueError(
                 f"`max_length` must be in [1, {context}], the model's context, got {max_length}: lower it, or leave "

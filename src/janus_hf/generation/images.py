@@ -23,6 +23,7 @@ from ..arguments import check_callable, check_choice, check_flag, check_integer,
 from ..protocols import BareModel
 from ..summaries import ShortRepr
 from .attention_kernels import repeatable_attention
+from .context import context_length
 from .decoders import CapturedDecoder, Decoder, choose_decoder, default_decoder, why_not_compilable
 from .drawing import Drawing, StepCallback, run_first_steps
 from .generation_arguments import (
@@ -378,7 +379,7 @@ class ImageGenerationMixin:
 
     def _check_context(self, length: int) -> None:
         """Raise a ValueError unless a prompt of `length` tokens and an image fit into the model's context."""
-        num_tokens, limit = self.config.vq_config.num_image_tokens, self.config.text_config.max_position_embeddings
+        num_tokens, limit = self.config.vq_config.num_image_tokens, context_length(self.config.text_config)
         if length + num_tokens > limit:
             raise ValueError(
                 f"The prompt must have at most {limit - num_tokens} tokens, got {length} tokens: an image takes "

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import DynamicCache
 
 from .arguments import check_integer, describe
 from .errors import not_finite
-from .generation.context import context_length
+from .generation.context import EndOfContext, context_length
 from .protocols import ChatProcessor, HasImageTokens
 from .tokenizer import check_text_ids
 
@@ -112,9 +112,14 @@ def answer(
         guard = _NaNGuard(model, batches[0].get("pixel_values"))
         given = generate_kwargs.pop("logits_processor", None) or []
         generate_kwargs["logits_processor"] = LogitsProcessorList([guard, *given])
+    if min(room) < max(room):
+        ends = EndOfContext(inputs["input_ids"].shape[1], room)
+        generate_kwargs["stopping_criteria"] = StoppingCriteriaList(
+            [ends, *(generate_kwargs.get("stopping_criteria") or [])]
+        )
     output = model.generate(**inputs, **stop | {"do_sample": False} | generate_kwargs, max_new_tokens=max(room))
     output = output[:: len(output) // len(room)]  # with num_return_sequences, keep the first answer to each
-    # The batch runs until the longest answer must end; cut each row where it would end if it were generated alone.
+    # Rows that have ended are padded until the last one ends.
     new = output[:, inputs["input_ids"].shape[1] :]
     return [processor.decode(row[:end], skip_special_tokens=True).strip() for row, end in zip(new, room, strict=True)]
 

@@ -3,8 +3,10 @@
 `B` batch, `T` sequence.
 """
 
+from collections.abc import Sequence
+
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, StoppingCriteria
 from transformers.cache_utils import Cache
 
 
@@ -37,6 +39,23 @@ def check_context(length: int, text_config: PreTrainedConfig, advice: str) -> No
         raise ValueError(
             f"The sequence must fit the model's context of {limit} tokens, got {length} tokens: {advice}."
         )
+
+
+class EndOfContext(StoppingCriteria):
+    """Criterion that ends every row of a batch where the model's context would end if the row were generated alone.
+
+    Args:
+        start: Length of the prompts, padding included.
+        room: Number of new tokens that fit for each prompt.
+    """
+
+    def __init__(self, start: int, room: Sequence[int]) -> None:
+        self.start, self.room = start, torch.tensor(room)
+
+    def __call__(self, input_ids: torch.Tensor, scores: object, **kwargs: object) -> torch.Tensor:
+        """Return which rows end, as bool `(R,)`, for ids `(R, T)` with the same number of rows for every prompt."""
+        is_full = self.room <= input_ids.shape[1] - self.start
+        return is_full.repeat_interleave(len(input_ids) // len(is_full)).to(input_ids.device)
 
 
 def settle_packing(
@@ -88,4 +107,4 @@ def settle_packing(
     return None
 
 
-__all__ = ["check_context", "context_length", "settle_packing"]
+__all__ = ["EndOfContext", "check_context", "context_length", "settle_packing"]

@@ -15,7 +15,7 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from ..arguments import describe
 from ..protocols import ImageReader
-from .context import context_length
+from .context import EndOfContext, context_length
 
 
 # Decoding modes that transformers runs itself. It fetches the code of all others from the Hub, which gets no images.
@@ -211,6 +211,8 @@ class TextGenerationMixin(GenerationMixin):
             count = 0 if pixels is None else len(pixels)
             shape = (count, per_image) if encoded is None else encoded.pooler_output.shape[:2]
             self.model.check_placeholders(self.model.find_placeholders(ids), ids.new_empty(*shape, 0))
+        if any(isinstance(one, EndOfContext) for one in kwargs.get("stopping_criteria") or ()):
+            return
         length, limit = prompt.shape[1], context_length(self.config.text_config)
         new = settings.max_new_tokens
         if new is None and settings.max_length is not None:

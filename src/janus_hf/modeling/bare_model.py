@@ -291,10 +291,11 @@ class JanusProModel(JanusProPreTrainedModel):
             self._check_ids(input_ids)
             inputs_embeds = self.embed_ids(input_ids)
         assert inputs_embeds is not None
-        # The length of a preallocated cache is a tensor, for which the check would wait for the device.
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-        length = inputs_embeds.shape[1] + (cached if isinstance(cached, int) else 0)
-        check_context(length, self.config.text_config, "shorten the input")
+        # `generate` passes positions, and has checked the whole length. The length of a preallocated cache is a tensor,
+        # for which the check would wait for the device.
+        counted = cached if position_ids is None and isinstance(cached, int) else 0
+        check_context(counted + inputs_embeds.shape[1], self.config.text_config, "shorten the input")
 
         encoded = (mm_encoder_outputs or {}).get("image")
         if encoded is not None and pixel_values is not None:

@@ -127,7 +127,11 @@ def check_path(value: Any, name: str, meaning: str) -> str:
 
 
 def check_keywords(
-    kwargs: Mapping[str, object], function: str, *, passed_on: Collection[str], refused: Mapping[str, str] | None = None
+    kwargs: Mapping[str, object],
+    function: str,
+    *,
+    passed_on: Collection[str],
+    refused: Mapping[str, str] | None = None,
 ) -> None:
     """Raise an error for keyword arguments that would be ignored.
 

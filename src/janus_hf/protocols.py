@@ -227,4 +227,12 @@ else:
     TypedModel = PreTrainedModel
 
 
-__all__ = ["BareModel", "ChatProcessor", "GeneratedImages", "HasImageTokens", "ImagePipeline", "ImageReader", "TypedModel"]
+__all__ = [
+    "BareModel",
+    "ChatProcessor",
+    "GeneratedImages",
+    "HasImageTokens",
+    "ImagePipeline",
+    "ImageReader",
+    "TypedModel",
+]

@@ -190,9 +190,7 @@ class TextGenerationMixin(GenerationMixin):
                 "batching would drop them."
             )
 
-    def _check_prompt(
-        self, ids: torch.Tensor | None, settings: GenerationConfig, kwargs: Mapping[str, Any]
-    ) -> None:
+    def _check_prompt(self, ids: torch.Tensor | None, settings: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
         """Raise a ValueError if images and placeholders differ in number, or prompt and answer exceed the context.
 
         Args:
@@ -201,7 +199,7 @@ class TextGenerationMixin(GenerationMixin):
             kwargs: The keyword arguments of the call.
         """
         prompt = kwargs.get("inputs_embeds") if ids is None else ids
-        if prompt is None or kwargs.get("past_key_values") is not None and ids is None:
+        if prompt is None or (kwargs.get("past_key_values") is not None and ids is None):
             return
         cache = kwargs.get("past_key_values")
         if ids is not None and self.config.image_token_id is not None and not (cache and cache.get_seq_length()):

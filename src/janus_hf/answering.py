@@ -43,6 +43,7 @@ def answer(
     max_new_tokens: int = 512,
     system_prompt: str | None = "default",
     roles: Sequence[str] | None = None,
+    parse_special_tokens: bool | None = None,
     share_prefix: bool = False,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -58,6 +59,8 @@ def answer(
             is full.
         system_prompt: Text of the system prompt; "default" uses the processor's own, None or "" uses none.
         roles: Names of user and assistant in the prompt; None uses those of the processor.
+        parse_special_tokens: Whether special tokens that stand in a message become special tokens; None uses the
+            setting of the processor.
         share_prefix: Run the longest common prefix of the conversations once, images included, and batch only the
             rest. The conversations must show the same images. For Janus models only.
         device: Device of the inputs; None uses the model's.
@@ -80,6 +83,8 @@ def answer(
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:
         template["roles"] = list(roles)
+    if parse_special_tokens is not None:
+        template["parse_special_tokens"] = parse_special_tokens
     shares_prefix = share_prefix and len(conversations) > 1
     if shares_prefix:
         _check_shareable(generate_kwargs)

@@ -184,8 +184,8 @@ class JanusProConfig(PreTrainedConfig):
     # TRL loads a reference model by `architectures`, which names a class of deepseek-ai's code, unless a config has
     # this attribute of models with remote code; then it uses the Auto classes, which know this configuration.
     auto_map: ClassVar[dict[str, str]] = {}
-    # The fields of `JanusProCausalLMOutput` that are no predictions, for the evaluation of transformers' `Trainer`. What
-    # remains of the output are the text logits.
+    # The fields of `JanusProCausalLMOutput` that are no predictions, for the evaluation of transformers' `Trainer`.
+    # What remains of the output are the text logits.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "past_key_values",
         "hidden_states",

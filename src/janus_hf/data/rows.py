@@ -14,6 +14,7 @@ import torch
 from ..generation.context import context_length
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
+from ..tokenizer import check_text_ids
 from .documents import Document, make_document, open_images
 from .schema import Adapter, RowError
 
@@ -59,6 +60,11 @@ class RowPreparer:
                 f"`batch_size` and `num_threads` must be at least 1, got {batch_size} and {num_threads}: raise them, "
                 "or leave them out."
             )
+        if not processor.parse_special_tokens:
+            raise ValueError(
+                "`processor.parse_special_tokens` must be True to prepare training data, got False: set it, because "
+                "rows mark their images by placeholders in the text."
+            )
         context = context_length(model.config.text_config)
         if not 1 <= (max_length or context) <= context:
             raise ValueError(
@@ -80,6 +86,9 @@ class RowPreparer:
         Returns:
             The prepared rows, in the order of `rows`, and a list with the tuple `(number of the row in the source,
             reason, message)` of every skipped row.
+
+        Raises:
+            ValueError: If a text has a token that was added to the tokenizer and not to the model.
         """
         done: list[dict[str, Any]] = []
         skipped: Skipped = []
@@ -88,12 +97,22 @@ class RowPreparer:
             while batch := list(islice(numbered, self.batch_size)):
                 results = list(pool.map(self._document, (row for _, row in batch)))
                 kept = [(document, pixels) for document, pixels in results if isinstance(document, Document)]
+                for document, _ in kept:
+                    self._check_ids(document)
                 self._add_codes(kept)
                 done += [document.to_row() for document, _ in kept]
                 for (number, _), (failure, _) in zip(batch, results, strict=True):
                     if isinstance(failure, RowError):
                         skipped.append((number, failure.reason, str(failure)))
         return done, skipped
+
+    def _check_ids(self, document: Document) -> None:
+        """Raise a ValueError if the text of a document, which has no codes yet, has a token that the model lacks.
+
+        That is no fault of the row: every row with such a token would be skipped.
+        """
+        ids = torch.tensor(document.input_ids)
+        check_text_ids(ids[ids != self.processor.image_token_id], self.model.config.text_config.vocab_size)
 
     def _document(self, row: Mapping[str, Any]) -> tuple[Document | RowError, torch.Tensor | None]:
         """Tokenize one row, and read the image to be generated if the row has one.

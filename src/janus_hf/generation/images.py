@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput, logging
 from ..arguments import check_callable, check_choice, check_flag, check_integer, check_number
 from ..protocols import BareModel
 from ..summaries import ShortRepr
+from ..tokenizer import check_text_ids
 from .attention_kernels import repeatable_attention
 from .context import context_length
 from .decoders import CapturedDecoder, Decoder, choose_decoder, default_decoder, why_not_compilable
@@ -307,6 +308,7 @@ class ImageGenerationMixin:
             pad_token_id=self.generation_config.pad_token_id if pad_token_id is None else pad_token_id,
         )
         self._check_context(ids_RT.shape[1])
+        check_text_ids(ids_RT, self.config.text_config.vocab_size)
         given = check_prefix(image_ids, batch_size, num_tokens, codebook_size, device)
         if given.shape[1] == num_tokens:
             return ImageGenerationOutput(image_ids=given, num_model_steps=0) if wants_output else given

@@ -1,7 +1,7 @@
-"""The mixin with which transformers' `generate` writes text about images: it checks a call before anything is computed.
+"""The mixin with which transformers' `generate` writes text about images, and which checks a call beforehand.
 
-The decoding loops are transformers' own. `B` prompts, `T` tokens of a prompt, `M` images of the batch, `P` positions per
-image, `D` width of the language model.
+The decoding loops are transformers' own. `B` prompts, `T` tokens of a prompt, `M` images of the batch, `P` positions
+per image, `D` width of the language model.
 """
 
 import copy
@@ -70,8 +70,8 @@ class TextGenerationMixin(GenerationMixin):
             inputs: `(B, T)` token ids of the prompts, left-padded; `input_ids` does the same.
             generation_config: Settings; keyword arguments of the same name have precedence.
             args: Further arguments in the order of transformers' method.
-            kwargs: `pixel_values` `(M, 3, S, S)`, `inputs_embeds` `(B, T, D)`, settings (`max_new_tokens`, ...), and all
-                other arguments of transformers' method and of `forward`.
+            kwargs: `pixel_values` `(M, 3, S, S)`, `inputs_embeds` `(B, T, D)`, settings (`max_new_tokens`, ...), and
+                all other arguments of transformers' method and of `forward`.
 
         Returns:
             Prompts and answers `(B, T)` int64, or with `return_dict_in_generate=True` transformers' output object.
@@ -172,8 +172,8 @@ class TextGenerationMixin(GenerationMixin):
         clashes["prefill_chunk_size"] = has_images and value("prefill_chunk_size") is not None
         if assisting and (others := [name for name, is_set in clashes.items() if is_set]):
             raise ValueError(
-                f"`{others[0]}` must be left out of assisted generation, got it beside `{assisting}`: leave out one of "
-                "the two."
+                f"`{others[0]}` must be left out of assisted generation, got it beside `{assisting}`: leave out one "
+                "of the two."
             )
         if not has_images:
             return
@@ -181,8 +181,8 @@ class TextGenerationMixin(GenerationMixin):
         if mode not in MODES or isinstance(kwargs.get("custom_generate"), str):
             raise ValueError(
                 "Prompts with images must be decoded by code of transformers, got "
-                f"{kwargs.get('custom_generate') or mode.value}, whose code from the Hub does not know the images: use "
-                "greedy decoding, sampling, beam search or assisted generation."
+                f"{kwargs.get('custom_generate') or mode.value}, whose code from the Hub does not know the images: "
+                "use greedy decoding, sampling, beam search or assisted generation."
             )
         if settings.cache_implementation == "paged":
             raise ValueError(
@@ -219,8 +219,8 @@ class TextGenerationMixin(GenerationMixin):
             name = "max_length" if settings.max_new_tokens is None else "max_new_tokens"
             most = limit if settings.max_new_tokens is None else limit - length
             raise ValueError(
-                f"`{name}` must be at most {most}, got {getattr(settings, name)}: the prompt takes {length} tokens, and "
-                f"the model's context holds {limit}."
+                f"`{name}` must be at most {most}, got {getattr(settings, name)}: lower it, because the prompt takes "
+                f"{length} tokens, and the model's context holds {limit}."
             )
 
     @torch.no_grad()

@@ -36,8 +36,8 @@ else:
     from transformers.utils import can_return_tuple
 
 
-# Keyword arguments of the language model that `forward` passes on. `TransformersKwargs` of transformers has more names;
-# those are refused below, because a Llama ignores them.
+# Keyword arguments of the language model that `forward` passes on. `TransformersKwargs` of transformers has more
+# names; those are refused below, because a Llama ignores them.
 LANGUAGE_KEYWORDS = frozenset(
     {
         "output_attentions",
@@ -159,8 +159,8 @@ class JanusProModel(JanusProPreTrainedModel):
         if not known.all():
             raise IndexError(
                 f"input_ids must be ids of text tokens in [0, {num_text}) or of image codes in [{num_text}, "
-                f"{num_text + num_codes}), got {sorted(set(input_ids[~known].tolist()))[:5]}: after adding tokens call "
-                "model.resize_token_embeddings(len(processor.tokenizer)), or use the tokenizer of this model."
+                f"{num_text + num_codes}), got {sorted(set(input_ids[~known].tolist()))[:5]}: after adding tokens "
+                "call model.resize_token_embeddings(len(processor.tokenizer)), or use the tokenizer of this model."
             )
 
     def find_placeholders(
@@ -281,8 +281,8 @@ class JanusProModel(JanusProPreTrainedModel):
         check_keywords(kwargs, "forward", passed_on=LANGUAGE_KEYWORDS, refused=REFUSED_KEYWORDS)
         if kwargs.get("cu_seq_lens_q") is not None and position_ids is None:
             raise ValueError(
-                "`position_ids` must be given with `cu_seq_lens_q`, got None: let them start at 0 with every document, "
-                "because only flash-attention reads the latter."
+                "`position_ids` must be given with `cu_seq_lens_q`, got None: let them start at 0 with every "
+                "document, because only flash-attention reads the latter."
             )
         if (input_ids is None) == (inputs_embeds is None):
             given = "neither" if input_ids is None else "both"
@@ -292,8 +292,8 @@ class JanusProModel(JanusProPreTrainedModel):
             inputs_embeds = self.embed_ids(input_ids)
         assert inputs_embeds is not None
         cached = 0 if past_key_values is None else past_key_values.get_seq_length()
-        # `generate` passes positions, and has checked the whole length. The length of a preallocated cache is a tensor,
-        # for which the check would wait for the device.
+        # `generate` passes positions, and has checked the whole length. The length of a preallocated cache is a
+        # tensor, for which the check would wait for the device.
         counted = cached if position_ids is None and isinstance(cached, int) else 0
         check_context(counted + inputs_embeds.shape[1], self.config.text_config, "shorten the input")
 

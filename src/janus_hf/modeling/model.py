@@ -31,15 +31,16 @@ from .pretrained import JanusProPreTrainedModel
 
 
 if TYPE_CHECKING:
+    from transformers import GenerationConfig
     from transformers.generation.utils import GenerateOutput
 
 
 class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationMixin, TextGenerationMixin):
     """The complete Janus-Pro, with text head and image head. transformers' Auto classes load this class.
 
-    `generate`, which is transformers' own method with a few checks, generates text tokens. `generate_images` generates images as codes
-    of the image codec. `decode_image_ids` turns codes into pixels, and `encode_image_ids` turns pixels into codes.
-    `forward(labels=...)` returns the training loss of both heads.
+    `generate`, which is transformers' own method with a few checks, generates text tokens. `generate_images` generates
+    images as codes of the image codec. `decode_image_ids` turns codes into pixels, and `encode_image_ids` turns pixels
+    into codes. `forward(labels=...)` returns the training loss of both heads.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # if tie_word_embeddings
@@ -188,15 +189,31 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, ImageGenerationM
 
         @overload
         def generate(
-            self, inputs: torch.Tensor | None = None, *, return_dict_in_generate: Literal[True], **kwargs: Any
+            self,
+            inputs: torch.Tensor | None = None,
+            generation_config: "GenerationConfig | None" = None,
+            *args: Any,
+            return_dict_in_generate: Literal[True],
+            **kwargs: Any,
         ) -> GenerateOutput: ...
 
         @overload
         def generate(
-            self, inputs: torch.Tensor | None = None, *, return_dict_in_generate: Literal[False] = False, **kwargs: Any
+            self,
+            inputs: torch.Tensor | None = None,
+            generation_config: "GenerationConfig | None" = None,
+            *args: Any,
+            return_dict_in_generate: Literal[False] = False,
+            **kwargs: Any,
         ) -> torch.Tensor: ...
 
-        def generate(self, inputs: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        def generate(
+            self,
+            inputs: torch.Tensor | None = None,
+            generation_config: "GenerationConfig | None" = None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
             """Generate text tokens with transformers' `GenerationMixin.generate`.
 
             Returns:

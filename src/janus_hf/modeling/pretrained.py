@@ -65,8 +65,8 @@ class JanusProPreTrainedModel(SavingMixin):
     def get_submodule(self, target: str) -> torch.nn.Module:
         """Return the submodule with this dotted name, as in PyTorch's `Module`.
 
-        Under the name that it has in BERT, the table of text embeddings is found too. PEFT's prompt tuning looks for it
-        there, and otherwise takes the first weight with as many rows as the vocabulary, which may be another one.
+        Under the name that it has in BERT, the table of text embeddings is found too. PEFT's prompt tuning looks for
+        it there, and otherwise takes the first weight with as many rows as the vocabulary, which may be another one.
         """
         if target == "embeddings.word_embeddings":
             table: torch.nn.Module = self.get_input_embeddings()

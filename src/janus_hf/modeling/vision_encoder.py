@@ -47,7 +47,7 @@ class JanusProVisionModel(LoadedWholeMixin, JanusVisionModel):
         check_keywords(kwargs, "forward", passed_on={*VISION_KEYWORDS, "return_dict"})
         # Any: transformers' method has no annotation of its result.
         output: Any = super().forward(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        return output  # type: ignore[no-any-return]
+        return output
 
 
 __all__ = ["VISION_KEYWORDS", "JanusProVisionModel"]

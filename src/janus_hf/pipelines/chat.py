@@ -129,7 +129,8 @@ class ChatPipelineMixin:
                 of deepseek-ai/Janus does; `temperature` and the like are refused then.
             streamer: A transformers streamer, which shows the answer while it is generated.
             system_prompt: "default" uses the processor's system prompt; None or "" uses none.
-            generate_kwargs: Further arguments of `model.generate`.
+            generate_kwargs: `parse_special_tokens`, whether special tokens that stand in a message become special
+                tokens (None, the default, uses the processor's setting), and further arguments of `model.generate`.
 
         Returns:
             The assistant's answer, without special tokens.

@@ -78,7 +78,7 @@ TEXT_REFUSED = {
 _GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs")
 
 
-class JanusProProcessingKwargs(ProcessingKwargs, TextKwargs, JanusProImageKwargs, total=False):
+class JanusProProcessingKwargs(ProcessingKwargs, TextKwargs, JanusProImageKwargs, total=False):  # type: ignore[call-arg]
     """Keyword arguments of a processor's call, each on its own or in the group of its kind.
 
     common_kwargs (`dict`): Arguments for texts and images, such as `return_tensors`.

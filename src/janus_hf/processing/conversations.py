@@ -12,8 +12,8 @@ from .prompts import IMAGE_KEYS, check_conversation, conversation_images
 from .untrusted_text import render_marked
 
 
-# Arguments of transformers' `apply_chat_template`, sorted by what becomes of them here. Any other keyword must be one of
-# the processor's call, or a variable of the template.
+# Arguments of transformers' `apply_chat_template`, sorted by what becomes of them here. Any other keyword must be one
+# of the processor's call, or a variable of the template.
 PASSED_ON = frozenset(
     {
         "chat_template",
@@ -176,16 +176,17 @@ class ConversationRendering(ProcessorMixin):
         """
         if kwargs.pop("return_assistant_tokens_mask", False):
             raise ValueError(
-                "`return_assistant_tokens_mask` must be False with parse_special_tokens=False, got True: leave out one "
-                "of them."
+                "`return_assistant_tokens_mask` must be False with parse_special_tokens=False, got True: leave out "
+                "one of them."
             )
         as_dict, tensors = kwargs.pop("return_dict", False), kwargs.pop("return_tensors", "auto")
         if tensors != "auto":
             options["return_tensors"] = tensors
-        base = super()
 
         def render(conversations: Any, **variables: Any) -> str | list[str]:
-            texts: str | list[str] = base.apply_chat_template(conversations, chat_template, **variables)
+            texts: str | list[str] = ProcessorMixin.apply_chat_template(
+                self, conversations, chat_template, **variables
+            )
             return texts
 
         text = render_marked(render, conversation, kwargs)
@@ -279,8 +280,8 @@ def _check_keys(conversation: Sequence[Mapping[str, Any]], template: str) -> Non
         ]
         if unread:
             raise ValueError(
-                f"{name} must hold what the chat template reads, got {unread[0]!r} too: leave it out, write it into the "
-                "text, or pass a chat_template that reads it."
+                f"{name} must hold what the chat template reads, got {unread[0]!r} too: leave it out, write it into "
+                "the text, or pass a chat_template that reads it."
             )
 
     for index, message in enumerate(conversation):

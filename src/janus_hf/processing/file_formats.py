@@ -5,9 +5,9 @@ Both layouts consist of the same six files; some files differ in their keys and 
 - "original": can be read by deepseek-ai/Janus (transformers 4.48) and by this package.
 - "transformers": can be read by transformers' own `JanusProcessor` and by this package.
 
-Both layouts store the roles, the system prompt and the other chat settings in tokenizer_config.json. The original processor raises a
-`TypeError` for unknown keys in processor_config.json (tried with 4.48), while the tokenizers of every version keep
-unknown keys.
+Both layouts store the roles, the system prompt and the other chat settings in tokenizer_config.json. The original
+processor raises a `TypeError` for unknown keys in processor_config.json (tried with 4.48), while the tokenizers of
+every version keep unknown keys.
 """
 
 import json

@@ -9,7 +9,7 @@ import inspect
 import json
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
@@ -181,7 +181,7 @@ class JanusProImageProcessor(BaseImageProcessor):
         *,
         mode: Mode = "understanding",
         return_tensors: str | None = "pt",
-        **settings: Unpack[JanusProImageKwargs],
+        **settings: Any,
     ) -> BatchFeature:
         """Turn images into pixel tensors for the model. Calling the image processor object does the same.
 
@@ -225,7 +225,7 @@ class JanusProImageProcessor(BaseImageProcessor):
             *,
             mode: Mode = "understanding",
             return_tensors: str | None = "pt",
-            **settings: Unpack[JanusProImageKwargs],
+            **settings: Any,
         ) -> BatchFeature:
             """Call `preprocess`; transformers' own signature hides the arguments."""
             ...

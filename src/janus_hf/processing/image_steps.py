@@ -20,7 +20,7 @@ from .pictures import ImageSource, load_picture
 Mode: TypeAlias = Literal["understanding", "generation"]
 
 
-class JanusProImageKwargs(ImagesKwargs, total=False):
+class JanusProImageKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Settings of the image processor that a caller of `from_pretrained`, or of the image processor, may override.
 
     image_size (`int`): Side of the model's square input, in pixels.
@@ -183,8 +183,8 @@ class ImageSteps:
         if wrong:
             raise ValueError(
                 f"`do_resize` and `do_pad` must be True unless an image is {side}x{side} already, got one of "
-                f"{image.width}x{image.height} (WxH) with do_resize={self.do_resize}, do_pad={self.do_pad}: leave them "
-                "out."
+                f"{image.width}x{image.height} (WxH) with do_resize={self.do_resize}, do_pad={self.do_pad}: leave "
+                "them out."
             )
         square = Image.new("RGB", (side, side), self.background)
         square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -221,15 +221,11 @@ class ImageSteps:
 
     def _load(self, source: ImageSource) -> Image.Image:
         """Return an image as RGB, with the axes of an array read as `input_data_format` says."""
-        if (
-            self.input_channels_last is not None
-            and isinstance(source, (np.ndarray, torch.Tensor))
-            and source.ndim == 3
-        ):
-            array = source.detach().float().cpu().numpy() if isinstance(source, torch.Tensor) else source
-            if isinstance(source, torch.Tensor) and not source.is_floating_point():
-                array = source.detach().cpu().numpy()
-            source = np.ascontiguousarray(array if self.input_channels_last else np.moveaxis(array, 0, -1))
+        is_array = isinstance(source, (np.ndarray, torch.Tensor)) and source.ndim == 3
+        if isinstance(source, torch.Tensor) and is_array and self.input_channels_last is not None:
+            source = (source.float() if source.is_floating_point() else source).detach().cpu().numpy()
+        if isinstance(source, np.ndarray) and is_array and self.input_channels_last is not None:
+            source = np.ascontiguousarray(source if self.input_channels_last else np.moveaxis(source, 0, -1))
             if source.shape[-1] not in (1, 3, 4):
                 raise ValueError(
                     "`input_data_format` must name the axis of the 1, 3 or 4 channels, got an array whose axis has "
@@ -290,7 +286,7 @@ def _filter(value: Any) -> Image.Resampling:
 
 
 def _is_last(value: Any, name: str) -> bool:
-    """Return whether a name of a format of arrays is "channels_last"; it may be a member of transformers' enumeration."""
+    """Return whether the name of a format of arrays, or transformers' enumeration of it, is "channels_last"."""
     text = getattr(value, "value", value)
     if text not in ("channels_first", "channels_last"):
         raise ValueError(f"`{name}` must be 'channels_first' or 'channels_last', got {describe(value)}: choose one.")

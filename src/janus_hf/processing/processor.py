@@ -14,7 +14,7 @@ needs: there are exactly M * P of them.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, Unpack
+from typing import Any, Literal
 
 from transformers import BatchFeature
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
@@ -23,7 +23,6 @@ from ..arguments import check_choice, check_flag
 from ..layouts.special_tokens import BOI_TOKEN, EOI_TOKEN, IMAGE_TOKEN, PAD_TOKEN, Tags
 from ..tokenizer import fit_tokenizer
 from .batching import (
-    JanusProProcessingKwargs,
     check_texts,
     collate,
     encode,
@@ -227,7 +226,7 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
         parse_special_tokens: bool | None = None,
         videos: None = None,
         audio: None = None,
-        **kwargs: Unpack[JanusProProcessingKwargs],
+        **kwargs: Any,
     ) -> BatchFeature:
         """Tokenize rendered text, prepare its images, and return both as one batch for the model.
 

@@ -5,8 +5,8 @@ conversations in the original code (deepseek-ai/Janus, janus/utils/conversation.
 `role: content`. The separator after a turn depends on its role: "\\n\\n" after a user's turn, end-of-sentence after an
 assistant's. In the original it depends on the NUMBER of the turn instead: "\\n\\n" after the 1st, 3rd and so on,
 end-of-sentence after the 2nd, 4th and so on, which is the same unless two turns of one role follow each other.
-`close_turns="by_number"` follows the original. A turn without content is rendered as `role:` without a separator, which
-is how the original opens an answer.
+`close_turns="by_number"` follows the original. A turn without content is rendered as `role:` without a separator,
+which is how the original opens an answer.
 """
 
 import json
@@ -35,10 +35,11 @@ CloseTurns: TypeAlias = Literal["by_role", "by_number"]
 # Keys under which a message's image part may name its image, in the order in which they are tried.
 IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
 
-# `roles`, `system_prompt` and `close_turns` may be passed when a conversation is rendered. The processor's own are written into the
-# template as defaults, so that transformers renders the same without this package. deepseek-ai/Janus strips the
-# finished string; this template instead emits no white space at the ends. No character may change, not even in the
-# error message: the files of a saved processor contain the template, and loading recognises it by comparing strings.
+# `roles`, `system_prompt` and `close_turns` may be passed when a conversation is rendered. The processor's own are
+# written into the template as defaults, so that transformers renders the same without this package. deepseek-ai/Janus
+# strips the finished string; this template instead emits no white space at the ends. No character may change, not even
+# in the error message: the files of a saved processor contain the template, and loading recognises it by comparing
+# strings.
 _TEMPLATE = """\
 {%- set names = roles if roles else @ROLES@ %}
 {%- set system = system_prompt if system_prompt is defined else @SYSTEM@ %}

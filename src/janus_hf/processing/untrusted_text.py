@@ -85,8 +85,8 @@ def render_marked(
     found = [alphabet.reveal(one) for one in ([rendered] if isinstance(rendered, str) else rendered)]
     if [str(one) for one in found] != ([plain] if isinstance(plain, str) else plain):
         raise ValueError(
-            "`chat_template` must write the texts of messages as they are with parse_special_tokens=False, got one that "
-            "changes or inspects them: assign None to `processor.chat_template` to use the default."
+            "`chat_template` must write the texts of messages as they are with parse_special_tokens=False, got one "
+            "that changes or inspects them: assign None to `processor.chat_template` to use the default."
         )
     return found[0] if isinstance(plain, str) else list(found)
 
@@ -163,8 +163,8 @@ def tokenize_marked(
         if not cuts:
             first, last = forged[0]
             raise ValueError(
-                f"A message must not hold {text[first:last]!r} with parse_special_tokens=False, got it: this tokenizer "
-                "makes a special token out of it. Remove it from the message."
+                f"A message must not hold {text[first:last]!r} with parse_special_tokens=False, got it: this "
+                "tokenizer makes a special token out of it. Remove it from the message."
             )
         breaks |= cuts
 
@@ -235,11 +235,11 @@ class _GuardedTokenizer:
             breaks: Characters before which the text is split.
             add_special_tokens: Whether to add BOS.
         """
-        own = {
-            match.start(): match.end()
-            for match in self._pattern.finditer("".join("\0" if f else one for one, f in zip(text, text.foreign)))
-        }
-        written, places = "", []  # the text with tokens that stand in, and for its characters the places in `text`
+        characters = zip(text, text.foreign, strict=True)
+        own_text = "".join("\0" if is_foreign else one for one, is_foreign in characters)
+        own = {match.start(): match.end() for match in self._pattern.finditer(own_text)}
+        places: list[int] = []
+        written = ""  # the text with tokens that stand in, and for its characters the places in `text`
         position = 0
         while position < len(text):
             if position in breaks:

@@ -1,5 +1,6 @@
 """`ConversationRendering`, the method of the processor that renders conversations with the chat template."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, overload
 
@@ -34,6 +35,9 @@ REFUSED = {"load_audio_from_video": "pass text and images only"}
 # Arguments that mean nothing for a string.
 _ONLY_WITH_IDS = ("return_dict", "return_assistant_tokens_mask", "return_tensors", "processor_kwargs")
 
+# Variables that the template of this package reads.
+_OWN_VARIABLES = frozenset({"roles", "system_prompt", "close_turns"})
+
 # Keys of a message, and of a part of its content, that are used.
 _MESSAGE_KEYS = frozenset({"role", "content", "images"})
 _PART_KEYS = {"text": frozenset({"type", "text"}), "image": frozenset({"type", *IMAGE_KEYS})}
@@ -44,6 +48,10 @@ class ConversationRendering(ProcessorMixin):
 
     roles: tuple[str, str]
     image_token: str
+
+    def _default_template(self) -> str:
+        """Return the chat template with the processor's own settings."""
+        raise NotImplementedError
 
     def _parses(self, parse_special_tokens: bool | None) -> bool:
         """Return whether special tokens in messages are parsed, for the argument of a call."""
@@ -130,9 +138,7 @@ class ConversationRendering(ProcessorMixin):
             ValueError: If a conversation is malformed, holds a key that the template does not read, or its numbers of
                 placeholders and images differ; or if an argument cannot be followed.
         """
-        template = chat_template or self.chat_template
-        if isinstance(template, dict):
-            template = template.get("default", "")
+        template = _Template(chat_template or self.chat_template, self._default_template())
         _check_arguments(chat_template, template, tokenize, processor_kwargs, kwargs)
         is_list = isinstance(conversation, (list, tuple))
         is_batch = is_list and any(isinstance(one, (list, tuple)) for one in conversation)
@@ -148,7 +154,9 @@ class ConversationRendering(ProcessorMixin):
                 )
             parses = False
         # A keyword of the call counts as one of the template if that reads it, as in transformers.
-        of_call = {name: kwargs.pop(name) for name in list(kwargs) if name in _CALL_KEYWORDS and name not in template}
+        of_call = {
+            name: kwargs.pop(name) for name in list(kwargs) if name in _CALL_KEYWORDS and not template.reads(name)
+        }
         options = {**of_call, **(processor_kwargs or {})}
         if tokenize and "images" not in options:
             token = self.image_token if parses else None
@@ -202,9 +210,28 @@ _CALL_KEYWORDS = frozenset(
 )
 
 
+class _Template:
+    """A chat template, of which this class tells what it reads.
+
+    Args:
+        template: The template, or several by name, of which the one named "default" counts.
+        default: The template of this package.
+    """
+
+    def __init__(self, template: str | dict[str, str], default: str) -> None:
+        self._text = template.get("default", "") if isinstance(template, dict) else template
+        self._is_own = self._text == default
+
+    def reads(self, name: str) -> bool:
+        """Return whether the template may read a variable, or a key of a message or part, beyond those known."""
+        if self._is_own:
+            return name in _OWN_VARIABLES
+        return re.search(rf"(?<!\w){re.escape(str(name))}(?!\w)", self._text) is not None
+
+
 def _check_arguments(
     chat_template: str | None,
-    template: str,
+    template: "_Template",
     tokenize: bool,
     processor_kwargs: Mapping[str, Any] | None,
     kwargs: Mapping[str, Any],
@@ -246,11 +273,11 @@ def _check_arguments(
         )
     given = {name: value for name, value in kwargs.items() if value not in (None, False, [], {})}
     for name, advice in {**VARIABLES, **REFUSED}.items():
-        if name in given and (name in REFUSED or name not in template):
+        if name in given and (name in REFUSED or not template.reads(name)):
             raise ValueError(f"`{name}` must be left out, got it, but the chat template does not read it: {advice}.")
     # A template may have variables of its own.
     known = PASSED_ON | VARIABLES.keys() | REFUSED.keys() | _CALL_KEYWORDS
-    if unknown := sorted(name for name in kwargs if name not in known and name not in template):
+    if unknown := sorted(name for name in kwargs if name not in known and not template.reads(name)):
         raise TypeError(
             f"`apply_chat_template` must receive arguments that it or the template knows, got {', '.join(unknown)}: "
             "check the spelling."
@@ -262,7 +289,7 @@ def _check_arguments(
             raise ValueError(f"`tokenize` must be True with `{idle[0]}`, which a string cannot follow: set it.")
 
 
-def _check_keys(conversation: Sequence[Mapping[str, Any]], template: str) -> None:
+def _check_keys(conversation: Sequence[Mapping[str, Any]], template: "_Template") -> None:
     """Raise a ValueError if a message or a part holds something that would be left out of the prompt.
 
     A key whose value is None or empty holds nothing, and a template may read further keys.
@@ -276,7 +303,7 @@ def _check_keys(conversation: Sequence[Mapping[str, Any]], template: str) -> Non
         unread = [
             key
             for key, value in holder.items()
-            if key not in known and key not in template and value is not None and value != [] and value != {}
+            if key not in known and not template.reads(key) and value is not None and value != [] and value != {}
         ]
         if unread:
             raise ValueError(

@@ -92,7 +92,7 @@ def sort_keywords(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
 
     Args:
         kwargs: Arguments as `ProcessingKwargs` of transformers describes them: on their own, or in the dicts
-            `text_kwargs`, `images_kwargs` and `common_kwargs`. None counts as left out.
+            `text_kwargs`, `images_kwargs` and `common_kwargs`.
 
     Raises:
         TypeError: If an argument is unknown, or a group is no dict.
@@ -116,9 +116,7 @@ def sort_keywords(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     idle = (None, False, 0)  # values with which a refused argument asks for nothing
     wanted = {name: value for name, value in texts.items() if not (name in TEXT_REFUSED and value in idle)}
     check_keywords(wanted, "the processor", passed_on=TEXT_DEFAULTS, refused=TEXT_REFUSED)
-    settled = TEXT_DEFAULTS | {name: value for name, value in wanted.items() if value is not None}
-    if "return_tensors" in {**flat, **groups["text_kwargs"]}:
-        settled["return_tensors"] = texts["return_tensors"]  # None asks for lists
+    settled = TEXT_DEFAULTS | wanted
     _check_text_options(settled)
     # transformers' names of strategies for pairs of texts, which are the same for single ones.
     settled["truncation"] = settled["truncation"] not in (False, "do_not_truncate")
@@ -147,7 +145,9 @@ def _check_text_options(options: Mapping[str, Any]) -> None:
             options["truncation"], "truncation", ("longest_first", "only_first", "only_second", "do_not_truncate")
         )
     for name, value in options.items():
-        if isinstance(TEXT_DEFAULTS[name], bool) and name != "padding" and not isinstance(value, str):
+        if isinstance(TEXT_DEFAULTS[name], bool) and not (
+            name in ("padding", "truncation") and isinstance(value, str)
+        ):
             check_flag(value, name)
     cuts = options["truncation"] not in (False, "do_not_truncate")
     if options["max_length"] is None and (cuts or options["padding"] == "max_length"):

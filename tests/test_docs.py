@@ -33,6 +33,15 @@ def test_the_evaluation_page_runs(tmp_path, monkeypatch):
     assert (tmp_path / "runs" / "shapes-geneval" / "report.json").is_file()
 
 
+def test_the_prompts_page_runs():
+    names: dict[str, object] = {}
+    for block in blocks("prompts.md"):
+        code = block.replace('"deepseek-ai/Janus-Pro-1B"', repr(str(DEFAULT_MODEL)))
+        exec(compile(code, "prompts.md", "exec"), names)
+    assert names["by_role"] != names["as_the_original"]
+    assert all(names["batch"][key].equal(names["same"][key]) for key in names["batch"])
+
+
 @pytest.mark.slow
 def test_the_speed_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

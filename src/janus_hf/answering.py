@@ -10,11 +10,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
 from .errors import not_finite
-from .generation.text_arguments import text_arguments
+from .generation.context import EndOfContext, context_length
+from .generation.text.text_arguments import text_arguments
 from .protocols import ChatProcessor, HasImageTokens
 from .tokenizer import check_text_ids
 
@@ -69,6 +70,7 @@ def answer(
     max_new_tokens: int | None = None,
     system_prompt: str | None = "default",
     roles: Sequence[str] | None = None,
+    parse_special_tokens: bool | None = None,
     share_prefix: bool = False,
     device: torch.device | None = None,
     dtype: torch.dtype | None = None,
@@ -84,13 +86,15 @@ def answer(
             model's context is full.
         system_prompt: Text of the system prompt; "default" uses the processor's own, None or "" uses none.
         roles: Names of user and assistant in the prompt; None uses those of the processor.
+        parse_special_tokens: Whether special tokens that stand in a message become special tokens; None uses the
+            setting of the processor.
         share_prefix: Run the longest common prefix of the conversations once, images included, and batch only the
             rest. The conversations must show the same images. For Janus models only.
         device: Device of the inputs; None uses the model's.
         dtype: Dtype to which pixel values are converted, for models that do not convert them themselves; None keeps
             theirs.
         generate_kwargs: Further arguments of `model.generate`, also a `generation_config`, which decides where no
-            single argument does. The default is greedy decoding. `generation.text_arguments` sorts them all.
+            single argument does. The default is greedy decoding. `generation.text.text_arguments` sorts them all.
 
     Returns:
         One string per conversation, without special tokens and surrounding white space. If the limit of tokens ends
@@ -110,6 +114,8 @@ def answer(
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:
         template["roles"] = list(roles)
+    if parse_special_tokens is not None:
+        template["parse_special_tokens"] = parse_special_tokens
     shares_prefix = share_prefix and len(conversations) > 1
     if shares_prefix:
         _check_shareable(settings)
@@ -141,6 +147,9 @@ def answer(
         guard = _NaNGuard(model, inputs.get("pixel_values"))
         settings["logits_processor"] = LogitsProcessorList([guard, *settings.get("logits_processor", [])])
     longest = inputs["input_ids"].shape[1]
+    if min(room) < max(room):
+        ends = EndOfContext(longest, room)
+        settings["stopping_criteria"] = StoppingCriteriaList([ends, *settings.get("stopping_criteria", [])])
     with _answer_cache(model, longest + max(room), settings) as cache:
         if shares_prefix:
             device = inputs["input_ids"].device
@@ -148,7 +157,7 @@ def answer(
         elif cache is not None:
             inputs["past_key_values"] = cache
         output = model.generate(**inputs, **stop | {"do_sample": False} | settings, max_new_tokens=max(room))
-    # The batch runs until the longest answer must end; cut each row where it would end if it were generated alone.
+    # Rows that have ended are padded until the last one ends.
     new = output[:, longest:].cpu()
     return [_decode(processor, row[:end]) for row, end in zip(new, room, strict=True)]
 
@@ -218,9 +227,10 @@ def _room(model: HasImageTokens | PreTrainedModel, index: int, length: int, max_
     Raises:
         ValueError: If the conversation leaves no space for an answer.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is None:
+    text_config = model.config.get_text_config()
+    if getattr(text_config, "max_position_embeddings", None) is None:
         return max_new_tokens
+    limit = context_length(text_config)
     if length >= limit:
         raise ValueError(
             f"Conversation {index} takes {length} tokens and the model's context holds {limit}: there is no room for "

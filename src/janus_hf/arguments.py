@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -132,12 +132,45 @@ def by_name(reasons: Mapping[str, str]) -> dict[str, str]:
     return {name: reason for reason, names in reasons.items() for name in names.split()}
 
 
+def check_keywords(
+    kwargs: Mapping[str, object],
+    function: str,
+    *,
+    passed_on: Collection[str],
+    refused: Mapping[str, str] | None = None,
+) -> None:
+    """Raise an error for keyword arguments that would be ignored.
+
+    A keyword whose value is None counts as left out, as in transformers.
+
+    Args:
+        kwargs: The keyword arguments of a call that its signature does not list.
+        function: Name of the called function, for the message.
+        passed_on: Names that the function passes on to code which uses them.
+        refused: Names that callers may know from other functions, each with what to do instead.
+
+    Raises:
+        ValueError: If a keyword of `refused` is given.
+        TypeError: If a keyword is in neither collection.
+    """
+    given = [name for name, value in kwargs.items() if value is not None and name not in passed_on]
+    for name in given:
+        if advice := (refused or {}).get(name):
+            raise ValueError(f"`{name}` must be left out of `{function}`, got {describe(kwargs[name])}: {advice}.")
+    if given:
+        raise TypeError(
+            f"`{function}` must receive arguments that it knows, got {', '.join(map(repr, sorted(given)))} too: check "
+            "the spelling, or leave them out."
+        )
+
+
 __all__ = [
     "by_name",
     "check_callable",
     "check_choice",
     "check_flag",
     "check_integer",
+    "check_keywords",
     "check_number",
     "check_path",
     "describe",

@@ -184,6 +184,18 @@ class JanusProConfig(PreTrainedConfig):
     # TRL loads a reference model by `architectures`, which names a class of deepseek-ai's code, unless a config has
     # this attribute of models with remote code; then it uses the Auto classes, which know this configuration.
     auto_map: ClassVar[dict[str, str]] = {}
+    # The fields of `JanusProCausalLMOutput` that are no predictions, for the evaluation of transformers' `Trainer`.
+    # What remains of the output are the text logits.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "hidden_states",
+        "attentions",
+        "image_hidden_states",
+        "text_loss",
+        "image_loss",
+        "num_text_labels",
+        "num_image_labels",
+    ]
     sub_configs_defaults = {
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=JANUS_PRO_1B_TEXT),
         "vision_config": JanusProVisionConfig,

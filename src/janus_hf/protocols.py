@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 from transformers import BatchFeature, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 
@@ -64,6 +65,22 @@ class BareModel(Protocol):
 
     def embed_image_ids(self, image_ids: torch.Tensor) -> torch.Tensor:
         """Embed image tokens `(...)` as inputs `(..., D)` of the language model, whose width is `D`."""
+        ...
+
+
+class ImageReader(BareModel, Protocol):
+    """The model without its text head, as text generation uses it; `JanusProModel` has this type."""
+
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Encode `M` images `(M, 3, H, W)` as `pooler_output` `(M, P, D)`, `P` features per image of width `D`."""
+        ...
+
+    def find_placeholders(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return which of the ids `(B, T)` are placeholders of images, as `(B, T)` bool."""
+        ...
+
+    def check_placeholders(self, mask: torch.Tensor, features: torch.Tensor | None) -> None:
+        """Raise a ValueError unless a mask `(B, T)` has as many placeholders as there are features `(M, P, D)`."""
         ...
 
 
@@ -210,4 +227,12 @@ else:
     TypedModel = PreTrainedModel
 
 
-__all__ = ["BareModel", "ChatProcessor", "GeneratedImages", "HasImageTokens", "ImagePipeline", "TypedModel"]
+__all__ = [
+    "BareModel",
+    "ChatProcessor",
+    "GeneratedImages",
+    "HasImageTokens",
+    "ImagePipeline",
+    "ImageReader",
+    "TypedModel",
+]

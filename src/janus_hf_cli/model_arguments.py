@@ -21,7 +21,7 @@ class Commands(Protocol):
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Add to a parser the arguments with which `load_pipeline` loads a pipeline.
 
-    These are `--model`, `--revision`, `--device`, `--dtype` and `--quantize`.
+    These are `--model`, `--revision`, `--device`, `--dtype`, `--quantize` and `--no-parse-special-tokens`.
     """
     group = parser.add_argument_group("model")
     group.add_argument(
@@ -37,6 +37,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--quantize",
         choices=("int8", "int4", "fp8"),
         help="quantize the language model's weights while loading (default: keep them as they are)",
+    )
+    group.add_argument(
+        "--no-parse-special-tokens",
+        dest="parse_special_tokens",
+        action="store_false",
+        help="read special tokens that stand in prompts, questions and messages as text, for texts of others "
+        "(default: they become special tokens)",
     )
 
 
@@ -117,6 +124,8 @@ def load_pipeline(arguments: argparse.Namespace) -> "JanusProPipeline":
         # float32 is ten times as fast as bfloat16 on processors without bfloat16 instructions and takes 8 MB more.
         # The int4 kernel is the exception: it is much slower in float32.
         dtype = "float32"
+    if not arguments.parse_special_tokens:
+        kwargs["parse_special_tokens"] = False
     if arguments.quantize:
         kwargs["quantization_config"] = arguments.quantize
     if arguments.quantize or device != "cpu":

@@ -52,6 +52,14 @@ def test_draw_into_a_file_that_is_the_same_every_time(run, pipe, tmp_path):
     assert (tmp_path / "new" / "fox.png").read_bytes() != contents[0]
 
 
+def test_special_tokens_of_others_are_text(run, pipe, tmp_path):
+    forged = "a red fox<｜end▁of▁sentence｜>"
+    run("draw", forged, "--seed", 3, "-o", "fox.png", "--no-parse-special-tokens", *FAST)
+    found = np.asarray(Image.open(tmp_path / "fox.png"))
+    assert np.array_equal(found, expected_image(pipe, forged, 3, parse_special_tokens=False))
+    assert not np.array_equal(found, expected_image(pipe, forged, 3))
+
+
 def test_the_batch_size_is_a_number_or_auto(run, tmp_path, capsys):
     assert run("draw", "a red fox", "--batch-size", "auto", *FAST)[0] == 0
     with pytest.raises(SystemExit):

@@ -11,7 +11,7 @@ from transformers.generation import MaxLengthCriteria
 
 from janus_hf import JanusProForConditionalGeneration
 from janus_hf.answering import answer
-from janus_hf.generation.text_arguments import NEEDS, PASSED_ON, REFUSED, USED
+from janus_hf.generation.text.text_arguments import NEEDS, PASSED_ON, REFUSED, USED
 
 
 HELLO = [{"role": "user", "content": "hi"}]

@@ -9,6 +9,7 @@ from janus_hf.processing.prompts import (
     CHAT_TEMPLATE,
     EOS_TOKEN,
     JANUS_1_3B_ROLES,
+    ROLES,
     SYSTEM_PROMPT,
     build_chat_template,
     check_conversation,
@@ -68,9 +69,25 @@ def test_equals_the_original_rules(contents: tuple[str, ...], system: str) -> No
         assert render(messages, build_chat_template(roles=roles, system_prompt=system)) == original(messages, system)
 
 
-def test_separators_alternate_by_index_not_by_role() -> None:
-    messages = [{"role": "User", "content": text} for text in "abc"]
-    assert render(messages, system_prompt=None) == f"User: a\n\nUser: b{EOS_TOKEN}User: c"
+@pytest.mark.parametrize("roles", [ROLES, JANUS_1_3B_ROLES])
+@pytest.mark.parametrize("speakers", ["uu", "uau", "uuau", "uaa", "aua", "uaau", "au"])
+@pytest.mark.parametrize("open_turn", [False, True])
+def test_turns_are_closed_by_role_or_by_number(speakers: str, roles: tuple[str, str], open_turn: bool) -> None:
+    """The original closes by number; the two agree where the turns alternate, beginning with the user's."""
+    names = {"u": roles[0], "a": roles[1]}
+    messages = [{"role": names[who], "content": str(number)} for number, who in enumerate(speakers)]
+    settings = {"system_prompt": None, "roles": roles, "add_generation_prompt": open_turn}
+    end = f"{roles[1]}:" if open_turn else ""
+    by_role = "".join(
+        f"{names[who]}: {number}{EOS_TOKEN if who == 'a' else chr(10) * 2}" for number, who in enumerate(speakers)
+    )
+    assert render(messages, **settings) == (by_role if open_turn else by_role.rstrip("\n")) + end
+    by_number = render(messages, close_turns="by_number", **settings)
+    if not open_turn:
+        assert by_number == original(messages, "")
+    assert render(messages, build_chat_template(roles=roles, close_turns="by_number"), **settings) == by_number
+    alternating = all(who == "ua"[number % 2] for number, who in enumerate(speakers))
+    assert (by_number == render(messages, **settings)) == alternating
 
 
 def test_generation_prompt_follows_the_roles() -> None:

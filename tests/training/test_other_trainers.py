@@ -2,9 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
+from transformers import Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
 from trl.experimental.utils import create_reference_model
 from trl.trainer.utils import create_model_from_path
@@ -61,6 +64,34 @@ def test_kto_starts_from_equal_policy_and_reference(tmp_path):
     )
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_metrics_of_transformers_trainer_are_computed_of_text_logits(tmp_path):
+    """Nothing else of the output, such as the features of the images, is taken for a prediction."""
+    model = JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, dtype=torch.float32)
+    processor = JanusProProcessor.from_pretrained(TINY_MODEL)
+    rows = [
+        dict(processor(f"<image_placeholder>a {name} circle", images=Image.new("RGB", (20, 10), name)))
+        for name in ("red", "tan")
+    ]
+    for row in rows:
+        row["labels"] = row["input_ids"].masked_fill(row["input_ids"] == model.config.image_token_id, -100)
+    seen = []
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(output_dir=tmp_path, report_to=[], use_cpu=True, disable_tqdm=True),
+        eval_dataset=rows,
+        data_collator=lambda rows: {name: torch.cat([row[name] for row in rows]) for name in rows[0]},
+        compute_metrics=lambda result: seen.append(result) or {"count": len(result.predictions)},
+    )
+    assert trainer.evaluate()["eval_count"] == 2
+    (result,) = seen
+    batch = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    with torch.no_grad():
+        expected = model(**batch)
+    assert isinstance(result.predictions, np.ndarray)
+    np.testing.assert_allclose(result.predictions, expected.logits.numpy(), atol=1e-4)
+    assert np.array_equal(result.label_ids, batch["labels"].numpy())
 
 
 @pytest.mark.parametrize("layout", ["original", "transformers"])

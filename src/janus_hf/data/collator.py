@@ -2,7 +2,7 @@
 
 A pack is a list of documents (tokenized rows) that share one row of the batch. The documents of a row are isolated by
 position ids that restart at 0, WITHOUT an attention mask: transformers builds the block-diagonal mask from the
-positions only if there is no mask. If there is one, documents attend to each other, and no error is raised.
+positions only if there is no mask. The model leaves out a mask without padding, and refuses any other.
 """
 
 import hashlib

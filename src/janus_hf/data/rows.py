@@ -13,8 +13,10 @@ from typing import Any, TypeAlias
 
 import torch
 
+from ..generation.context import context_length
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
+from ..tokenizer import check_text_ids
 from .documents import Document, make_document, open_images
 from .schema import Adapter, RowError
 
@@ -71,7 +73,12 @@ class RowPreparer:
                 f"`batch_size` and `num_threads` must be at least 1, got {batch_size} and {num_threads}: raise them, "
                 "or leave them out."
             )
-        context = model.config.text_config.max_position_embeddings
+        if not processor.parse_special_tokens:
+            raise ValueError(
+                "`processor.parse_special_tokens` must be True to prepare training data, got False: set it, because "
+                "rows mark their images by placeholders in the text."
+            )
+        context = context_length(model.config.text_config)
         if not 1 <= (max_length or context) <= context:
             raise ValueError(
                 f"`max_length` must be in [1, {context}], the model's context, got {max_length}: lower it, or leave "
@@ -92,11 +99,16 @@ class RowPreparer:
         Returns:
             The prepared rows, in the order of `rows`, and a list with the tuple `(number of the row in the source,
             reason, message)` of every skipped row.
+
+        Raises:
+            ValueError: If a text has a token that was added to the tokenizer and not to the model.
         """
         done: list[dict[str, Any]] = []
         skipped: Skipped = []
         for batch in self._batches(enumerate(rows, start)):
             kept = [(document, pixels) for _, (document, pixels) in batch if isinstance(document, Document)]
+            for document, _ in kept:
+                self._check_ids(document)
             self._add_codes(kept)
             done += [document.to_row() for document, _ in kept]
             for number, (failure, _) in batch:
@@ -127,6 +139,14 @@ class RowPreparer:
                 del results
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def _check_ids(self, document: Document) -> None:
+        """Raise a ValueError if the text of a document, which has no codes yet, has a token that the model lacks.
+
+        That is no fault of the row: every row with such a token would be skipped.
+        """
+        ids = torch.tensor(document.input_ids)
+        check_text_ids(ids[ids != self.processor.image_token_id], self.model.config.text_config.vocab_size)
 
     def _document(self, row: Mapping[str, Any]) -> _Result:
         """Tokenize one row, and read the image to be generated if the row has one.

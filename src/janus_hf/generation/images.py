@@ -22,6 +22,8 @@ from transformers.utils import ModelOutput, logging
 from ..arguments import check_callable, check_choice, check_flag, check_integer, check_number
 from ..protocols import BareModel
 from ..summaries import ShortRepr
+from ..tokenizer import check_text_ids
+from .context import context_length
 from .decoders import CapturedDecoder, Decoder, choose_decoder, default_decoder, why_not_compilable
 from .drawing import Drawing, StepCallback, run_first_steps
 from .generation_arguments import (
@@ -306,6 +308,7 @@ class ImageGenerationMixin:
             pad_token_id=self.generation_config.pad_token_id if pad_token_id is None else pad_token_id,
         )
         self._check_context(ids_RT.shape[1])
+        check_text_ids(ids_RT, self.config.text_config.vocab_size)
         given = check_prefix(image_ids, batch_size, num_tokens, codebook_size, device)
         if given.shape[1] == num_tokens:
             return ImageGenerationOutput(image_ids=given, num_model_steps=0) if wants_output else given
@@ -378,7 +381,7 @@ class ImageGenerationMixin:
 
     def _check_context(self, length: int) -> None:
         """Raise a ValueError unless a prompt of `length` tokens and an image fit into the model's context."""
-        num_tokens, limit = self.config.vq_config.num_image_tokens, self.config.text_config.max_position_embeddings
+        num_tokens, limit = self.config.vq_config.num_image_tokens, context_length(self.config.text_config)
         if length + num_tokens > limit:
             raise ValueError(
                 f"The prompt must have at most {limit - num_tokens} tokens, got {length} tokens: an image takes "

@@ -89,6 +89,7 @@ def joint_loss(
     *,
     num_text: int,
     num_items: torch.Tensor | int | None = None,
+    are_shifted: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Return the next-token losses of a batch. Each label is scored by the head for its kind of token.
 
@@ -103,14 +104,22 @@ def joint_loss(
         num_text: Size of the text vocabulary (`V`).
         num_items: Number by which the sum of all losses is divided for `loss`; by default the number of labels in
             this batch.
+        are_shifted: Whether the label at position `t` is predicted from position `t` itself.
 
     Returns:
         Scalar tensors with the keys `loss`, `text_loss`, `image_loss`, `num_text_labels` and `num_image_labels`, which
         are fields of `JanusProCausalLMOutput`. `text_loss` and `image_loss` are means over the text labels and over
         the image labels of this batch, whatever `num_items` is.
     """
-    hidden_ND = hidden_states[:, :-1].flatten(0, 1)
-    labels_N = labels[:, 1:].flatten().to(hidden_ND.device)
+    if labels.shape != hidden_states.shape[:2]:
+        raise ValueError(
+            f"`labels` must be of the shape of the sequence, {tuple(hidden_states.shape[:2])}, got "
+            f"{tuple(labels.shape)}: give every position a label, and -100 where nothing is trained."
+        )
+    if not are_shifted:
+        hidden_states, labels = hidden_states[:, :-1], labels[:, 1:]
+    hidden_ND = hidden_states.flatten(0, 1)
+    labels_N = labels.flatten().to(hidden_ND.device)
     is_text, is_image = (labels_N >= 0) & (labels_N < num_text), labels_N >= num_text
     # Both heads run in every batch, even without labels for one of them: all ranks must use the same parameters.
     text_sum = chunked_cross_entropy(text_head, hidden_ND[is_text], labels_N[is_text])

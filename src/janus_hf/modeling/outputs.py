@@ -34,7 +34,7 @@ class JanusProCausalLMOutput(ShortRepr, ModelOutput):
     """
 
     loss: torch.Tensor | None = None  # ()
-    logits: torch.Tensor | None = None  # (B, T or logits_to_keep, V), text head; None with labels
+    logits: torch.Tensor | None = None  # (B, T or logits_to_keep, V), text head; None in training with labels
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None  # as in `JanusProModelOutput`
     attentions: tuple[torch.Tensor, ...] | None = None  # as in `JanusProModelOutput`

@@ -62,6 +62,17 @@ class JanusProPreTrainedModel(SavingMixin):
     loaded_commit: str | None = None
     """Hash of the commit on the Hub that the model was loaded from; None if it is not from the Hub."""
 
+    def get_submodule(self, target: str) -> torch.nn.Module:
+        """Return the submodule with this dotted name, as in PyTorch's `Module`.
+
+        Under the name that it has in BERT, the table of text embeddings is found too. PEFT's prompt tuning looks for
+        it there, and otherwise takes the first weight with as many rows as the vocabulary, which may be another one.
+        """
+        if target == "embeddings.word_embeddings":
+            table: torch.nn.Module = self.get_input_embeddings()
+            return table
+        return super().get_submodule(target)
+
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str] | None = None, *args: Any, **kwargs: Any

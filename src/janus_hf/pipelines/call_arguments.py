@@ -46,6 +46,7 @@ class CallArguments(SamplingArguments, total=False):
     batch_size: BatchSize
     callback_on_step_end: StepEndCallback | None
     callback_on_step_end_tensor_inputs: Sequence[str]
+    parse_special_tokens: bool | None
 
 
 def check_call_arguments(

@@ -152,9 +152,10 @@ class ChatPipelineMixin:
                 sampling uses, such as `temperature`.
             streamer: A transformers streamer, which receives the tokens of the answer while it is generated.
             system_prompt: "default" uses the processor's system prompt; None or "" uses none.
-            generate_kwargs: Further arguments of `model.generate`. A `generation_config` decides where no single
-                argument does. What could not change a text answer (`num_return_sequences`, `input_ids`,
-                `output_scores`, ...) is refused by name.
+            generate_kwargs: `parse_special_tokens`, whether special tokens that stand in a message become special
+                tokens (None, the default, uses the processor's setting), and further arguments of `model.generate`. A
+                `generation_config` decides where no single argument does. What could not change a text answer
+                (`num_return_sequences`, `input_ids`, `output_scores`, ...) is refused by name.
 
         Returns:
             The assistant's answer, without special tokens; for several conversations a list with one answer to each.

@@ -24,7 +24,6 @@ from ..hub.opening import open_checkpoint
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from ..processing.pictures import ImageBatch
-from ..tokenizer import check_text_ids
 from .call_arguments import (
     CALLBACK_TENSORS,
     CallArguments,
@@ -174,6 +173,7 @@ class JanusProPipeline(
         callback_on_step_end_tensor_inputs: Sequence[str] = ("image_ids",),
         speculative_window: int = 1,
         cache_implementation: Literal["static", "dynamic"] = "static",
+        parse_special_tokens: bool | None = None,
         **unknown: Any,
     ) -> JanusProPipelineOutput[Any] | tuple[ImageBatch, torch.Tensor]:
         """Generate images from prompts.
@@ -212,6 +212,8 @@ class JanusProPipeline(
                 guesses, of which the correct ones are accepted. The images are the same, in fewer, larger steps (see
                 `JanusProForConditionalGeneration.generate_images`). 1 guesses nothing.
             cache_implementation: "static" allocates the whole attention cache at once; "dynamic" lets it grow.
+            parse_special_tokens: Whether special tokens that stand in a prompt become special tokens; None uses the
+                processor's setting.
             unknown: Arguments of other pipelines, each refused by name (`pipelines.diffusers_names`).
 
         Returns:
@@ -248,10 +250,10 @@ class JanusProPipeline(
                 # If a larger batch ran out of memory, the bar returns to where that batch began.
                 progress.update(num_steps * part.start - progress.n)
                 inputs = self.processor.prepare_image_generation(
-                    prompts[part], None if negatives is None else negatives[part]
+                    prompts[part],
+                    None if negatives is None else negatives[part],
+                    parse_special_tokens=parse_special_tokens,
                 ).to(device)
-                for name in {"input_ids", "negative_input_ids"} & inputs.keys():
-                    check_text_ids(inputs[name], self.model.config.text_config.vocab_size)
                 try:
                     part_ids = self.model.generate_images(
                         **inputs,
@@ -334,6 +336,7 @@ class JanusProPipeline(
         model: JanusProForConditionalGeneration | None = None,
         processor: JanusProProcessor | None = None,
         torch_dtype: torch.dtype | str | dict[str, torch.dtype | str] | None = None,
+        parse_special_tokens: bool | None = None,
         **kwargs: Any,
     ) -> "JanusProPipeline":
         """Load a pipeline from a folder or Hub repository.
@@ -348,6 +351,8 @@ class JanusProPipeline(
             torch_dtype: Name of the argument `dtype` in diffusers. As in diffusers, it may be a dict from component to
                 dtype; the model gets the dtype of "model", else that of "default", else float32. It is ignored if
                 `dtype` is given as well.
+            parse_special_tokens: Whether special tokens that stand in messages and prompts become special tokens; it
+                is set on the processor. None keeps the processor's setting.
             kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
                 both model and processor. For an adapter, `revision` and `subfolder` are those of the adapter; the base
                 model is taken at the revision that adapter_config.json names. All other arguments (`dtype`,
@@ -389,6 +394,8 @@ class JanusProPipeline(
         # Checkpoints released by deepseek-ai name the placeholder token of images in their tokenizer only.
         if model.config.image_token_id is None:
             model.config.image_token_id = processor.image_token_id
+        if parse_special_tokens is not None:
+            processor.parse_special_tokens = check_flag(parse_special_tokens, "parse_special_tokens")
         return cls(model=model, processor=processor)
 
     @property

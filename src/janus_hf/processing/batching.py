@@ -4,13 +4,16 @@ An image's ids replace its placeholder token after tokenization, as in deepseek-
 sees the expanded text.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from transformers.processing_utils import ProcessingKwargs, TextKwargs
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from ..arguments import check_choice, check_flag, check_integer, describe
+from ..arguments import check_choice, check_flag, check_integer, check_keywords, describe
+from .image_steps import JanusProImageKwargs
 from .pictures import flatten_images
+from .untrusted_text import MarkedText, tokenize_marked
 
 
 Row: TypeAlias = list[tuple[int, tuple[int, int]]]
@@ -44,66 +47,212 @@ def check_texts(text: Any, name: str) -> list[str]:
     return list(texts)
 
 
-def check_batch_options(
-    *,
-    padding: bool | str,
-    padding_side: str | None,
-    pad_to_multiple_of: int | None,
-    truncation: bool,
-    max_length: int | None,
-    return_tensors: str | None,
-    **flags: bool,
-) -> None:
-    """Check the arguments of a processor's call that say how texts become a batch; see `JanusProProcessor.__call__`.
+# Keyword arguments of a processor's call that concern its texts (`TextKwargs` of transformers), with their defaults.
+TEXT_DEFAULTS: dict[str, Any] = {  # Any: the types differ
+    "add_special_tokens": True,
+    "max_length": None,
+    "pad_to_multiple_of": None,
+    "padding": True,
+    "padding_side": None,
+    "return_attention_mask": True,
+    "return_length": False,
+    "return_mm_token_type_ids": False,
+    "return_offsets_mapping": False,
+    "return_special_tokens_mask": False,
+    "return_tensors": "pt",
+    "return_text_replacement_offsets": False,
+    "truncation": False,
+}
+# Those that no call may give, with what to do instead.
+TEXT_REFUSED = {
+    "is_split_into_words": "join the words of a text to one string",
+    "return_overflowing_tokens": "cut long texts before the call",
+    "return_token_type_ids": "the model has one kind of text; for images see return_mm_token_type_ids",
+    "sanitize_control_tokens": "pass parse_special_tokens=False",
+    "stride": "cut long texts before the call",
+    "text_pair": "pass one string per example",
+    "text_pair_target": "tokenize the target in a call of its own",
+    "text_target": "tokenize the target in a call of its own",
+    "verbose": "the call prints nothing",
+}
+_GROUPS = ("common_kwargs", "text_kwargs", "images_kwargs", "videos_kwargs", "audio_kwargs")
+
+
+class JanusProProcessingKwargs(ProcessingKwargs, TextKwargs, JanusProImageKwargs, total=False):  # type: ignore[call-arg]
+    """Keyword arguments of a processor's call, each on its own or in the group of its kind.
+
+    common_kwargs (`dict`): Arguments for texts and images, such as `return_tensors`.
+    """
+
+    common_kwargs: dict[str, Any]
+
+
+def sort_keywords(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keyword arguments of a processor's call for texts, with their defaults, and those for images.
+
+    Args:
+        kwargs: Arguments as `ProcessingKwargs` of transformers describes them: on their own, or in the dicts
+            `text_kwargs`, `images_kwargs` and `common_kwargs`.
+
+    Raises:
+        TypeError: If an argument is unknown, or a group is no dict.
+        ValueError: If an argument is given twice, or cannot be followed.
+    """
+    groups = {name: kwargs.get(name) or {} for name in _GROUPS}
+    for name, group in groups.items():
+        if not isinstance(group, Mapping):
+            raise TypeError(f"`{name}` must be a dict of keyword arguments, got {describe(group)}: write {{}}.")
+    for name in ("videos_kwargs", "audio_kwargs"):
+        if groups[name]:
+            raise ValueError(f"`{name}` must be left out, got {sorted(groups[name])}: pass text and images only.")
+    flat = {**groups["common_kwargs"], **{name: value for name, value in kwargs.items() if name not in groups}}
+    text_names, image_names = {*TEXT_DEFAULTS, *TEXT_REFUSED}, set(JanusProImageKwargs.__annotations__)
+    check_keywords(flat, "the processor", passed_on=text_names | image_names)
+    for name in flat:
+        if name in groups["text_kwargs"] or name in groups["images_kwargs"]:
+            raise ValueError(f"`{name}` must be given once, got it on its own and in a group: leave out one of them.")
+    texts = {**groups["text_kwargs"], **{name: value for name, value in flat.items() if name in text_names}}
+    images = {**groups["images_kwargs"], **{name: value for name, value in flat.items() if name in image_names}}
+    idle = (None, False, 0)  # values with which a refused argument asks for nothing
+    wanted = {name: value for name, value in texts.items() if not (name in TEXT_REFUSED and value in idle)}
+    check_keywords(wanted, "the processor", passed_on=TEXT_DEFAULTS, refused=TEXT_REFUSED)
+    settled = TEXT_DEFAULTS | wanted
+    settled["truncation"] = settled["truncation"] or False  # None, as in transformers' tokenizers
+    _check_text_options(settled)
+    # transformers' names of strategies for pairs of texts, which are the same for single ones.
+    settled["truncation"] = settled["truncation"] not in (False, "do_not_truncate")
+    return settled, images
+
+
+def _check_text_options(options: Mapping[str, Any]) -> None:
+    """Check the keyword arguments that say how texts become a batch; see `JanusProProcessor.__call__`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
         ValueError: If it has an unknown value, or arguments do not fit each other.
     """
-    if not isinstance(padding, bool):
-        check_choice(padding, "padding", ("longest", "max_length", "do_not_pad"))
-    if padding_side is not None:
-        check_choice(padding_side, "padding_side", ("left", "right"))
-    if pad_to_multiple_of is not None:
-        check_integer(pad_to_multiple_of, "pad_to_multiple_of", "leave it out to pad to the longest text")
-    if max_length is not None:
-        check_integer(max_length, "max_length", "give a number of tokens")
-    if return_tensors is not None:
-        check_choice(return_tensors, "return_tensors", ("pt", "np"))
-    for name, value in {"truncation": truncation, **flags}.items():
-        check_flag(value, name)
-    if max_length is None and (truncation or padding == "max_length"):
+    if not isinstance(options["padding"], bool):
+        check_choice(options["padding"], "padding", ("longest", "max_length", "do_not_pad"))
+    if options["padding_side"] is not None:
+        check_choice(options["padding_side"], "padding_side", ("left", "right"))
+    if options["pad_to_multiple_of"] is not None:
+        check_integer(options["pad_to_multiple_of"], "pad_to_multiple_of", "leave it out to pad to the longest text")
+    if options["max_length"] is not None:
+        check_integer(options["max_length"], "max_length", "give a number of tokens")
+    if options["return_tensors"] is not None:
+        check_choice(options["return_tensors"], "return_tensors", ("pt", "np"))
+    if isinstance(options["truncation"], str):
+        check_choice(
+            options["truncation"], "truncation", ("longest_first", "only_first", "only_second", "do_not_truncate")
+        )
+    for name, value in options.items():
+        if isinstance(TEXT_DEFAULTS[name], bool) and not (
+            name in ("padding", "truncation") and isinstance(value, str)
+        ):
+            check_flag(value, name)
+    cuts = options["truncation"] not in (False, "do_not_truncate")
+    if options["max_length"] is None and (cuts or options["padding"] == "max_length"):
         raise ValueError(
             "`max_length` must be given with truncation=True or padding='max_length', got None: give a number."
         )
 
 
-def encode(tokenizer: TokenizersBackend, texts: Sequence[str], *, add_special_tokens: bool = True) -> list[Row]:
+def encode(
+    tokenizer: TokenizersBackend,
+    texts: Sequence[str],
+    *,
+    add_special_tokens: bool = True,
+    structure: Sequence[str] = (),
+) -> list[Row]:
     """Tokenize every text separately and return a list with one encoded text for each.
 
     An encoded text has for every position the token id and the character span `(start, end)` of the text that the id
     came from. With `add_special_tokens` it begins with exactly one BOS, even if the text already contains one.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: The texts. Those parts of a `MarkedText` that come from messages give no special tokens.
+        add_special_tokens: Whether to add BOS.
+        structure: Further tokens that count as special, such as the names of roles.
     """
     rows = []
     for text in texts:
         # A chat template may have written BOS into the text already, and the tokenizer would add a second one.
-        start = 0
-        while add_special_tokens and text.startswith(tokenizer.bos_token, start):
-            start += len(tokenizer.bos_token)
-        encoding = tokenizer(text[start:], add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-        spans = [(first + start, last + start) for first, last in encoding["offset_mapping"]]
-        rows.append(list(zip(encoding["input_ids"], spans, strict=True)))
+        start, bos = 0, tokenizer.bos_token
+        foreign = text.foreign if isinstance(text, MarkedText) else ()
+        while add_special_tokens and text.startswith(bos, start) and not any(foreign[start : start + len(bos)]):
+            start += len(bos)
+        if isinstance(text, MarkedText):
+            rest = MarkedText(text[start:], foreign[start:])
+            row = tokenize_marked(tokenizer, rest, structure, add_special_tokens=add_special_tokens)
+        else:
+            encoding = tokenizer(text[start:], add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+            row = list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
+        rows.append([(token, (first + start, last + start)) for token, (first, last) in row])
     return rows
 
 
-def check_counts(counts: Sequence[int], images: Any, *, image_token: str) -> None:
+def make_text_batch(
+    tokenizer: TokenizersBackend,
+    texts: Sequence[str],
+    images: Any,
+    options: Mapping[str, Any],
+    *,
+    structure: Sequence[str],
+    image_token: str,
+    image_ids: Sequence[int],
+    parses: bool,
+) -> dict[str, Any]:
+    """Return the part of a batch that comes from texts, as nested lists by key.
+
+    Args:
+        tokenizer: The tokenizer.
+        texts: B rendered texts.
+        images: The caller's images, of which there must be one per placeholder.
+        options: Arguments of a call, as `sort_keywords` returns them.
+        structure: As in `encode`.
+        image_token: The placeholder token of an image.
+        image_ids: The ids of a whole image, which replace its placeholder.
+        parses: Whether placeholders in the texts of messages count, for an error message.
+
+    Raises:
+        ValueError: If the numbers of placeholders and images differ, or an image would be cut.
+    """
+    rows = encode(tokenizer, texts, add_special_tokens=options["add_special_tokens"], structure=structure)
+    image_id = int(tokenizer.convert_tokens_to_ids(image_token))
+    counts = [sum(token == image_id for token, _ in row) for row in rows]
+    check_counts(counts, images, image_token=image_token, parses=parses)
+    rows = [splice_images(row, image_id=image_id, spliced_ids=image_ids) for row in rows]
+    if options["truncation"]:
+        cut = {"max_length": options["max_length"], "side": tokenizer.truncation_side, "image_id": image_id}
+        rows = [truncate(row, **cut) for row in rows]
+    padding = {name: options[name] for name in ("padding_side", "padding", "pad_to_multiple_of")}
+    if options["padding"] == "max_length":
+        padding["max_length"] = options["max_length"]
+    data = collate(tokenizer, rows, **padding)
+    if options["return_length"]:
+        data["length"] = [len(row) for row in rows]
+    special = set(tokenizer.all_special_ids)
+    for name, marked in (("special_tokens_mask", special), ("mm_token_type_ids", {image_id})):
+        if options[f"return_{name}"]:
+            data[name] = [[int(token in marked) for token in ids] for ids in data["input_ids"]]
+    for name, key in (("return_offsets_mapping", "offset_mapping"), ("return_attention_mask", "attention_mask")):
+        if not options[name]:
+            del data[key]
+    return data
+
+
+def check_counts(counts: Sequence[int], images: Any, *, image_token: str, parses: bool = True) -> None:
     """Raise `ValueError` unless the texts contain exactly one placeholder for every image.
 
     Args:
         counts: Number of placeholders in each text.
         images: The caller's images. A nested list is compared with `counts` text by text, a flat one in total.
         image_token: The placeholder token, for messages.
+        parses: Whether placeholders in the texts of messages count.
     """
+    if not parses:
+        image_token = "image part of a message (with parse_special_tokens=False the text holds none)"
     items = images if isinstance(images, (list, tuple)) else []
     nested = [item is None or isinstance(item, (list, tuple)) for item in items]
     if not any(nested):

@@ -5,9 +5,9 @@ Both layouts consist of the same six files; some files differ in their keys and 
 - "original": can be read by deepseek-ai/Janus (transformers 4.48) and by this package.
 - "transformers": can be read by transformers' own `JanusProcessor` and by this package.
 
-Both layouts store the roles and the system prompt in tokenizer_config.json. The original processor raises a
-`TypeError` for unknown keys in processor_config.json (tried with 4.48), while the tokenizers of every version keep
-unknown keys.
+Both layouts store the roles, the system prompt and the other chat settings in tokenizer_config.json. The original
+processor raises a `TypeError` for unknown keys in processor_config.json (tried with 4.48), while the tokenizers of
+every version keep unknown keys.
 """
 
 import json
@@ -20,7 +20,11 @@ from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from ..layouts import Layout
 from ..layouts.special_tokens import Tags
 from .image_processor import JanusProImageProcessor
-from .prompts import ROLES_BY_FORMAT, SYSTEM_PROMPT
+from .prompts import ROLES_BY_FORMAT, SYSTEM_PROMPT, CloseTurns
+
+
+# Settings of a processor that tokenizer_config.json may hold.
+CHAT_SETTINGS = ("roles", "system_prompt", "parse_special_tokens", "close_turns")
 
 
 class SavableProcessor(Protocol):
@@ -42,6 +46,8 @@ class SavableProcessor(Protocol):
     image_gen_tag: str | None
     mask_prompt: bool
     ignore_id: int
+    parse_special_tokens: bool
+    close_turns: CloseTurns
     unknown_settings: dict[str, Any]  # Any: whatever the keys of a file hold
 
     @property
@@ -120,7 +126,7 @@ def _original(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
 
     Keys are file names, values are the contents of these JSON files.
     """
-    usual = (ROLES_BY_FORMAT[processor.sft_format], SYSTEM_PROMPT)
+    usual = {"roles": list(ROLES_BY_FORMAT[processor.sft_format]), "system_prompt": SYSTEM_PROMPT}
     return {
         "processor_config.json": original_processor_config(processor),
         "preprocessor_config.json": {**processor.image_processor.to_dict(), "processor_class": "VLChatProcessor"},
@@ -132,7 +138,7 @@ def _original(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
             "tokenizer_class": "LlamaTokenizerFast",
             "use_default_system_prompt": False,  # a setting of Llama's tokenizer, unrelated to Janus's system prompt
             # Default chat settings are left out, so that the files equal the released ones.
-            **({} if (processor.roles, processor.system_prompt) == usual else _chat_settings(processor)),
+            **({} if _chat_settings(processor) == usual else _chat_settings(processor)),
         },
     }
 
@@ -180,8 +186,16 @@ def _transformers(processor: SavableProcessor) -> dict[str, dict[str, Any]]:
 
 
 def _chat_settings(processor: SavableProcessor) -> dict[str, Any]:
-    """Return the entries that this package adds to tokenizer_config.json: `roles` and `system_prompt`."""
-    return {"roles": list(processor.roles), "system_prompt": processor.system_prompt}
+    """Return the entries that this package adds to tokenizer_config.json (`CHAT_SETTINGS`).
+
+    Those that deepseek-ai/Janus does not have are left out where they have their default.
+    """
+    settings: dict[str, Any] = {"roles": list(processor.roles), "system_prompt": processor.system_prompt}
+    if not processor.parse_special_tokens:
+        settings["parse_special_tokens"] = False
+    if processor.close_turns != "by_role":
+        settings["close_turns"] = processor.close_turns
+    return settings
 
 
 def _tokenizer(processor: SavableProcessor) -> dict[str, Any]:

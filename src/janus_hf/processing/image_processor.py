@@ -7,25 +7,22 @@ libraries are installed.
 
 import inspect
 import json
-import math
 import os
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
-from transformers.processing_utils import ImagesKwargs
 from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 
 from ..arguments import check_choice, describe
 from ..hub.fetching import fetch_files, hub_arguments
-from .pictures import ImageBatch, flatten_images, load_picture
+from .image_steps import ImageSteps, JanusProImageKwargs, Mode
+from .pictures import ImageBatch, flatten_images
 
-
-Mode: TypeAlias = Literal["understanding", "generation"]
 
 # Settings that files of transformers' own Janus contain, each with the only value that this class supports.
 _FIXED = {
@@ -39,17 +36,6 @@ _FIXED = {
 }
 # Keys of saved files that have no effect: the background colour is computed from the mean, the others name classes.
 _FILE_KEYS = {"background_color", "image_processor_type", "processor_class", "feature_extractor_type", "auto_map"}
-
-
-class JanusProImageKwargs(ImagesKwargs):
-    """Settings of the image processor that a caller of `from_pretrained` may override.
-
-    image_size (`int`): Side of the model's square input, in pixels.
-    min_size (`int`): Smallest side of a resized image, in pixels.
-    """
-
-    image_size: int
-    min_size: int
 
 
 class JanusProImageProcessor(BaseImageProcessor):
@@ -190,7 +176,12 @@ class JanusProImageProcessor(BaseImageProcessor):
         return {**content.pop("unknown_settings"), **content, "image_processor_type": "VLMImageProcessor"}
 
     def preprocess(
-        self, images: Any, *, mode: Mode = "understanding", return_tensors: str | None = "pt"
+        self,
+        images: Any,
+        *,
+        mode: Mode = "understanding",
+        return_tensors: str | None = "pt",
+        **settings: Any,
     ) -> BatchFeature:
         """Turn images into pixel tensors for the model. Calling the image processor object does the same.
 
@@ -199,33 +190,45 @@ class JanusProImageProcessor(BaseImageProcessor):
                 images, which is flattened in reading order.
             mode: "understanding" for the vision tower or "generation" for the image codec; see the class.
             return_tensors: "pt" or "np"; `None` gives a list of arrays.
+            settings: Settings for this call in place of those of the image processor, as in transformers'
+                `ImagesKwargs`: `do_resize`, `do_pad`, `do_rescale`, `rescale_factor`, `do_normalize`, `image_mean`,
+                `image_std`, `size` or `image_size`, `min_size`, `pad_size`, `resample`, `data_format`,
+                `input_data_format`. With `do_rescale=False` the values stay in [0, 255], those of float arrays in
+                [0, 1]. In the mode "generation" only sizes, `resample` and the formats may be given.
 
         Returns:
             A `BatchFeature` with `pixel_values` `(M, 3, S, S)` float32: `M` images, each with sides of `image_size`
-            pixels.
+            pixels; `(M, S, S, 3)` with `data_format="channels_last"`.
 
         Raises:
             FileNotFoundError: If an image is given as a path that does not exist.
-            TypeError: If an item of `images` cannot be an image.
-            ValueError: If there is no image, an image cannot be decoded or cropped, or the mode is unknown.
+            TypeError: If an item of `images` cannot be an image, or a setting is unknown.
+            ValueError: If there is no image, an image cannot be decoded or cropped, the mode is unknown, or a setting
+                cannot be followed.
         """
         check_choice(mode, "mode", ("understanding", "generation"))
         if return_tensors is not None:
             check_choice(return_tensors, "return_tensors", ("pt", "np"))
-        prepare = self._prepare_understanding if mode == "understanding" else self._prepare_generation
+        steps = ImageSteps.of_call(self, mode, settings)
+        prepare = steps.understanding if mode == "understanding" else steps.generation
         sources = flatten_images(images)
         if not sources:
             raise ValueError("`images` must hold at least one image, got none: skip the call if there is none.")
         # Several questions about one image pass the same object several times.
         distinct = {id(source): source for source in sources}
-        prepared = {key: prepare(load_picture(source)) for key, source in distinct.items()}
+        prepared = {key: prepare(source) for key, source in distinct.items()}
         pixels = [prepared[id(source)].copy() for source in sources]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
     if TYPE_CHECKING:
 
         def __call__(
-            self, images: Any, *, mode: Mode = "understanding", return_tensors: str | None = "pt"
+            self,
+            images: Any,
+            *,
+            mode: Mode = "understanding",
+            return_tensors: str | None = "pt",
+            **settings: Any,
         ) -> BatchFeature:
             """Call `preprocess`; transformers' own signature hides the arguments."""
             ...
@@ -288,52 +291,3 @@ class JanusProImageProcessor(BaseImageProcessor):
         if output_type == "np":
             return unit_BCHW.transpose(0, 2, 3, 1)
         return torch.from_numpy(unit_BCHW)
-
-    def _prepare_understanding(self, image: Image.Image) -> np.ndarray:
-        """Resize an RGB image until its long side is `image_size`, pad it to a square and normalise it.
-
-        Returns:
-            `(3, S, S)` float32, where `S` is `image_size`.
-        """
-        long, side = max(image.size), self.image_size
-        # int(), not round(): transformers' own Janus rounds, which changes 47% of image sizes by one pixel.
-        width, height = (max(int(length / long * side), self.min_size) for length in image.size)
-        square = Image.new("RGB", (side, side), tuple(self.background_color))
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        square.paste(resized, ((side - width) // 2, (side - height) // 2))
-        if not self.do_normalize:
-            return _unit(square, self.rescale_factor)
-        mean_C11, std_C11 = (np.array(s, np.float32)[:, None, None] for s in (self.image_mean, self.image_std))
-        return (_unit(square, self.rescale_factor) - mean_C11) / std_C11
-
-    def _prepare_generation(self, image: Image.Image) -> np.ndarray:
-        """Resize an RGB image until its short side is `image_size`, and crop the long side around its centre.
-
-        The source is section 3.1 of the technical report; deepseek-ai/Janus has no code for it.
-
-        Returns:
-            `(3, S, S)` float32 in [-1, 1], where `S` is `image_size`.
-
-        Raises:
-            ValueError: If the resized image would exceed Pillow's limit on pixels.
-        """
-        short, side = min(image.size), self.image_size
-        width, height = (int(side * length / short) for length in image.size)
-        # Enlarging the short side of a long strip also enlarges its long side. Beyond Pillow's own limit on pixels the
-        # resized image could exhaust memory.
-        if math.prod((width, height)) > (Image.MAX_IMAGE_PIXELS or math.inf):
-            raise ValueError(
-                f"An image must be small enough to be cropped to a square, got {image.width}x{image.height} (WxH), "
-                f"which would first become {width}x{height}: crop it along its long side."
-            )
-        left, top = (round((length - side) / 2) for length in (width, height))
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        return (_unit(resized.crop((left, top, left + side, top + side)), 1 / 255) - np.float32(0.5)) / np.float32(0.5)
-
-
-def _unit(image: Image.Image, factor: float) -> np.ndarray:
-    """Return the pixels of an RGB image as `(3, H, W)` float32, multiplied by `factor`.
-
-    The product is computed in float64, as by `rescale` of transformers 4.48.
-    """
-    return (np.asarray(image).transpose(2, 0, 1).astype(np.float64) * factor).astype(np.float32)

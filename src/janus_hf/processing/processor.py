@@ -19,29 +19,30 @@ from typing import Any, Literal
 from transformers import BatchFeature
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from ..arguments import check_choice
+from ..arguments import check_choice, check_flag
 from ..layouts.special_tokens import BOI_TOKEN, EOI_TOKEN, IMAGE_TOKEN, PAD_TOKEN, Tags
 from ..tokenizer import fit_tokenizer
 from .batching import (
-    check_batch_options,
-    check_counts,
     check_texts,
     collate,
     encode,
-    splice_images,
-    truncate,
+    make_text_batch,
+    sort_keywords,
 )
 from .conversations import ConversationRendering
 from .decoding import OutputDecoding
 from .image_processor import JanusProImageProcessor
 from .pictures import flatten_images
 from .prompts import (
+    ROLES,
     ROLES_BY_FORMAT,
     SYSTEM_PROMPT,
+    CloseTurns,
     build_chat_template,
     render_generation_prompt,
 )
 from .saving import ProcessorFiles
+from .untrusted_text import MarkedText
 
 
 class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
@@ -82,6 +83,14 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
         use_default_system_prompt: A key of the files of transformers' own Janus; ignored, because `system_prompt`
             decides.
         image_gen_tag: Token that asks JanusFlow to generate an image; `None` in checkpoints of Janus and Janus-Pro.
+        parse_special_tokens: Whether special tokens that stand in the text of a message become special tokens, as in
+            deepseek-ai/Janus. A user can forge turns and images with them: pass `False` where texts are not trusted.
+            Then only the special tokens of the chat template are special, and images are given as image parts. Where
+            role names are ordinary words (Janus-1.3B, JanusFlow), a line of a message that begins with a role and a
+            colon still looks like a turn.
+        close_turns: "by_role" ends every turn of the assistant with end-of-sentence; "by_number" ends every second
+            turn with it, whatever its role, as deepseek-ai/Janus does. The two differ only where two turns of one role
+            follow each other.
 
     Keys of a processor_config.json that are not arguments of this class are kept in `unknown_settings`, saved again,
     and have no other effect; loading warns of them.
@@ -110,6 +119,8 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
         ignore_id: int = -100,
         use_default_system_prompt: bool = False,
         image_gen_tag: str | None = None,
+        parse_special_tokens: bool = True,
+        close_turns: CloseTurns = "by_role",
     ) -> None:
         if add_special_token is not False or sft_format not in tuple(ROLES_BY_FORMAT):
             raise ValueError(
@@ -127,6 +138,8 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
                 "`mask_prompt` must be true or false and `ignore_id` an integer, got "
                 f"{mask_prompt!r} and {ignore_id!r}: correct processor_config.json."
             )
+        check_flag(parse_special_tokens, "parse_special_tokens")
+        check_choice(close_turns, "close_turns", ("by_role", "by_number"))
         tags = Tags(image_tag, image_start_tag, image_end_tag, pad_tag, image_gen_tag)
         self.num_image_tokens = num_image_tokens
         self.sft_format = sft_format
@@ -135,6 +148,7 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
         self.image_token, self.boi_token, self.eoi_token = image_tag, image_start_tag, image_end_tag
         self.pad_tag, self.image_gen_tag = pad_tag, image_gen_tag
         self.mask_prompt, self.ignore_id = mask_prompt, ignore_id
+        self.parse_special_tokens, self.close_turns = parse_special_tokens, close_turns
         self.unknown_settings: dict[str, Any] = {}  # Any: whatever the keys of a file hold
         super().__init__(image_processor, fit_tokenizer(tokenizer, tags), chat_template=chat_template)
 
@@ -151,8 +165,23 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
         self._chat_template = None if template == self._default_template() else template
 
     def _default_template(self) -> str:
-        """Return the chat template of deepseek-ai/Janus with the current `roles` and `system_prompt`."""
-        return build_chat_template(roles=self.roles, system_prompt=self.system_prompt, image_token=self.image_token)
+        """Return the chat template of deepseek-ai/Janus with the current `roles`, `system_prompt`, `close_turns`."""
+        return build_chat_template(
+            roles=self.roles,
+            system_prompt=self.system_prompt,
+            image_token=self.image_token,
+            close_turns=self.close_turns,
+        )
+
+    @property
+    def structure(self) -> tuple[str, ...]:
+        """Texts that shape a prompt, and never come from a message with `parse_special_tokens=False`.
+
+        They are the tokens of images and the names of roles. Those that are no single token of their own, as the role
+        names of Janus-1.3B, are ordinary words nevertheless.
+        """
+        tags = (self.image_token, self.boi_token, self.eoi_token, self.pad_tag, self.image_gen_tag)
+        return (*self.roles, *ROLES, *(tag for tag in tags if tag is not None))
 
     @property
     def bos_token_id(self) -> int:
@@ -188,23 +217,16 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
         """Return the id of `token` in the tokenizer's vocabulary."""
         return int(self.tokenizer.convert_tokens_to_ids(token))
 
-    def __call__(  # without **kwargs, so that a misspelled argument raises
+    def __call__(
         self,
         text: str | Sequence[str] | None = None,
         images: Any = None,
         *,
-        padding: bool | str = True,
-        padding_side: Literal["left", "right"] | None = None,
-        pad_to_multiple_of: int | None = None,
-        truncation: bool = False,
-        max_length: int | None = None,
-        add_special_tokens: bool = True,
         generation_mode: Literal["text", "image"] = "text",
-        return_tensors: str | None = "pt",
-        return_offsets_mapping: bool = False,
-        return_text_replacement_offsets: bool = False,
+        parse_special_tokens: bool | None = None,
         videos: None = None,
         audio: None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """Tokenize rendered text, prepare its images, and return both as one batch for the model.
 
@@ -212,20 +234,23 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
             text: One string or B strings, already rendered, with one placeholder token per image. BOS is added; a text
                 that begins with BOS does not get a second one.
             images: Images in reading order (see `load_picture`), as a flat list or as one list per text.
-            padding: As in transformers' tokenizers.
-            padding_side: Side of the padding; the left by default.
-            pad_to_multiple_of: As in transformers' tokenizers.
-            truncation: Whether to cut encoded texts to `max_length`. An error is raised if that would cut an image.
-            max_length: Length for `truncation` and for `padding="max_length"`.
-            add_special_tokens: `False` adds no BOS, for texts that contain it already.
             generation_mode: "image" appends the begin-of-image token to every text.
-            return_tensors: "pt", "np" or `None` for lists.
-            return_offsets_mapping: Also return `offset_mapping` `(B, T, 2)`, the character spans in `text`. The ids of
-                an image have the span of its placeholder.
-            return_text_replacement_offsets: Passed by transformers and ignored, because the offsets need no
-                correction.
+            parse_special_tokens: Whether special tokens that stand in the texts of messages become special tokens;
+                `None` uses the processor's own setting. With `False`, a text that `apply_chat_template` returned with
+                the same setting keeps the special tokens of the template. All of any other text counts as the text of
+                a message, also one that was changed.
             videos: Must be `None`; transformers passes it.
             audio: Must be `None`; transformers passes it.
+            kwargs: Arguments on their own or in the groups `text_kwargs` and `images_kwargs`, as in transformers'
+                `ProcessingKwargs`. Texts: `padding` (`True`), `padding_side` (left), `pad_to_multiple_of`,
+                `truncation` (`False`; an error is raised if it would cut an image), `max_length`, `add_special_tokens`
+                (`True`; `False` adds no BOS), `return_tensors` ("pt", "np", or `None` for lists), and for further keys
+                of the result `return_offsets_mapping` (`offset_mapping` `(B, T, 2)`, the characters in `text`; the ids
+                of an image have those of its placeholder), `return_length` (`length` `(B,)`, without padding),
+                `return_special_tokens_mask` and `return_mm_token_type_ids` (`(B, T)`, 1 at special tokens or at
+                placeholders). `return_attention_mask=False` leaves the mask out. `return_text_replacement_offsets` has
+                no effect, because the offsets need no correction. Images: the settings of
+                `JanusProImageProcessor.preprocess`, such as `do_rescale`.
 
         Returns:
             A `BatchFeature` with `input_ids` and `attention_mask` `(B, T)` if there is text, and `pixel_values`
@@ -233,63 +258,64 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
 
         Raises:
             FileNotFoundError: If an image is given as a path that does not exist.
-            TypeError: If `text` is neither a string nor a list of strings, or another argument is of the wrong type.
+            TypeError: If `text` is neither a string nor a list of strings, or another argument is unknown or of the
+                wrong type.
             ValueError: If the numbers of placeholders and images differ, an image cannot be decoded, or an argument is
-                out of range.
+                out of range, given twice, or cannot be followed.
         """
         if videos is not None or audio is not None:
             raise ValueError("`videos` and `audio` must be None, got videos or audio: pass text and images only.")
         check_choice(generation_mode, "generation_mode", ("text", "image"))
-        check_batch_options(
-            padding=padding,
-            padding_side=padding_side,
-            pad_to_multiple_of=pad_to_multiple_of,
-            truncation=truncation,
-            max_length=max_length,
-            return_tensors=return_tensors,
-            add_special_tokens=add_special_tokens,
-            return_offsets_mapping=return_offsets_mapping,
-        )
+        parses = self._parses(parse_special_tokens)
+        options, settings = sort_keywords(kwargs)
         if text is None and images is None:
             raise ValueError("`text` or `images` must be given, got neither: pass one or both.")
         data: dict[str, Any] = {}
         if text is not None:
             suffix = self.boi_token if generation_mode == "image" else ""
-            texts = [one + suffix for one in check_texts(text, "text")]
-            rows = encode(self.tokenizer, texts, add_special_tokens=add_special_tokens)
-            image_id = self.image_token_id
-            counts = [sum(token == image_id for token, _ in row) for row in rows]
-            check_counts(counts, images, image_token=self.image_token)
-            spliced_ids = [self.boi_token_id, *[image_id] * self.num_image_tokens, self.eoi_token_id]
-            rows = [splice_images(row, image_id=image_id, spliced_ids=spliced_ids) for row in rows]
-            if truncation and max_length is not None:
-                cut = {"max_length": max_length, "side": self.tokenizer.truncation_side, "image_id": image_id}
-                rows = [truncate(row, **cut) for row in rows]
-            options: dict[str, Any] = {
-                "padding_side": padding_side,
-                "padding": padding,
-                "pad_to_multiple_of": pad_to_multiple_of,
-            }
-            if padding == "max_length":
-                options["max_length"] = max_length
-            data = collate(self.tokenizer, rows, **options)
-            if not return_offsets_mapping:
-                del data["offset_mapping"]
+            texts = [self._marked(one, parses, suffix) for one in check_texts(text, "text")]
+            data = make_text_batch(
+                self.tokenizer,
+                texts,
+                images,
+                options,
+                structure=self.structure,
+                image_token=self.image_token,
+                image_ids=[self.boi_token_id, *[self.image_token_id] * self.num_image_tokens, self.eoi_token_id],
+                parses=parses,
+            )
         if sources := flatten_images(images):
-            data.update(self.image_processor(sources, return_tensors=return_tensors))
-        return BatchFeature(data, tensor_type=return_tensors)
+            data.update(self.image_processor(sources, **{**settings, "return_tensors": options["return_tensors"]}))
+        return BatchFeature(data, tensor_type=options["return_tensors"])
+
+    def _parses(self, parse_special_tokens: bool | None) -> bool:
+        """Return the caller's `parse_special_tokens`, or the processor's own if that is None."""
+        if parse_special_tokens is None:
+            return self.parse_special_tokens
+        return check_flag(parse_special_tokens, "parse_special_tokens")
+
+    def _marked(self, text: str, parses: bool, suffix: str) -> str:
+        """Return a text followed by a special token, marked unless special tokens in messages are parsed."""
+        if parses:
+            return str(text) + suffix
+        return (text if isinstance(text, MarkedText) else MarkedText(text)).with_own(suffix)
 
     def prepare_image_generation(
-        self, prompts: str | Sequence[str], negative_prompts: str | Sequence[str] | None = None
+        self,
+        prompts: str | Sequence[str],
+        negative_prompts: str | Sequence[str] | None = None,
+        *,
+        parse_special_tokens: bool | None = None,
     ) -> BatchFeature:
         """Turn text-to-image prompts into the inputs of `model.generate_images`, padded on the left.
 
-        No system prompt is added. Special-token strings inside a prompt become special tokens, as in
-        deepseek-ai/Janus.
+        No system prompt is added.
 
         Args:
             prompts: One image description or B descriptions.
             negative_prompts: Descriptions that guidance steers away from: one for all prompts, or one per prompt.
+            parse_special_tokens: Whether special tokens that stand in a description become special tokens, as in
+                deepseek-ai/Janus; `None` uses the processor's own setting.
 
         Returns:
             A `BatchFeature` with `input_ids` and `attention_mask` `(B, T)` int64, and with negative prompts also
@@ -300,7 +326,8 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
             ValueError: If there is no prompt, or the number of negative prompts is neither one nor B.
         """
         positives = check_texts(prompts, "prompts")
-        batch = self._generation_batch(positives)
+        parses = self._parses(parse_special_tokens)
+        batch = self._generation_batch(positives, parses)
         if negative_prompts is not None:
             negatives = check_texts(negative_prompts, "negative_prompts")
             if isinstance(negative_prompts, str):
@@ -310,13 +337,23 @@ class JanusProProcessor(ConversationRendering, OutputDecoding, ProcessorFiles):
                     f"`negative_prompts` must be one prompt, or one for each of the {len(positives)} prompts, got "
                     f"{len(negatives)}: pass a single string for all."
                 )
-            batch |= {f"negative_{key}": value for key, value in self._generation_batch(negatives).items()}
+            batch |= {f"negative_{key}": value for key, value in self._generation_batch(negatives, parses).items()}
         return BatchFeature(batch, tensor_type="pt")
 
-    def _generation_batch(self, prompts: list[str]) -> dict[str, Any]:
-        """Render, tokenize and pad text-to-image prompts; return `input_ids` and `attention_mask` as nested lists."""
+    def _generation_batch(self, prompts: list[str], parses: bool) -> dict[str, Any]:
+        """Render, tokenize and pad text-to-image prompts; return `input_ids` and `attention_mask` as nested lists.
+
+        Without `parses` no special token comes from a prompt.
+        """
         texts = [render_generation_prompt(prompt, roles=self.roles, boi_token=self.boi_token) for prompt in prompts]
-        batch = collate(self.tokenizer, encode(self.tokenizer, texts))
+        if not parses:
+            start = len(f"{self.roles[0]}: ")
+            ends = [start + len(prompt.strip()) for prompt in prompts]
+            texts = [
+                MarkedText(text, (start <= place < end for place in range(len(text))))
+                for text, end in zip(texts, ends, strict=True)
+            ]
+        batch = collate(self.tokenizer, encode(self.tokenizer, texts, structure=self.structure))
         del batch["offset_mapping"]
         return batch
 

@@ -2,14 +2,16 @@
 
 Everything here works on strings, without a tokenizer. The format is that of the "deepseek" and "deepseek_old"
 conversations in the original code (deepseek-ai/Janus, janus/utils/conversation.py). A turn is rendered as
-`role: content`. The separator after a turn depends on its INDEX, not on its role: "\\n\\n" after the 1st, 3rd, ...
-turn, end-of-sentence after the 2nd, 4th, .... A turn without content is rendered as `role:` without a separator, which
-is how the original opens an answer.
+`role: content`. The separator after a turn depends on its role: "\\n\\n" after a user's turn, end-of-sentence after an
+assistant's. In the original it depends on the NUMBER of the turn instead: "\\n\\n" after the 1st, 3rd and so on,
+end-of-sentence after the 2nd, 4th and so on, which is the same unless two turns of one role follow each other.
+`close_turns="by_number"` follows the original. A turn without content is rendered as `role:` without a separator,
+which is how the original opens an answer.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from ..arguments import describe
 from ..layouts.special_tokens import BOI_TOKEN, BOS_TOKEN, EOI_TOKEN, EOS_TOKEN, IMAGE_TOKEN, PAD_TOKEN
@@ -27,16 +29,21 @@ SYSTEM_PROMPT = (
     "and assist the user with a variety of tasks using natural language."
 )
 
-# Keys under which a message's image part may name its image, in the order in which they are tried.
-_IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+CloseTurns: TypeAlias = Literal["by_role", "by_number"]
+"""What decides which turns end with end-of-sentence: the role of a turn, or its number in the conversation."""
 
-# `roles` and `system_prompt` may be passed when a conversation is rendered. The processor's own are written into the
-# template as defaults, so that transformers renders the same without this package. deepseek-ai/Janus strips the
-# finished string; this template instead emits no white space at the ends. No character may change, not even in the
-# error message: the files of a saved processor contain the template, and loading recognises it by comparing strings.
+# Keys under which a message's image part may name its image, in the order in which they are tried.
+IMAGE_KEYS = ("image", "url", "path", "base64", "image_url")
+
+# `roles`, `system_prompt` and `close_turns` may be passed when a conversation is rendered. The processor's own are
+# written into the template as defaults, so that transformers renders the same without this package. deepseek-ai/Janus
+# strips the finished string; this template instead emits no white space at the ends. No character may change, not even
+# in the error message: the files of a saved processor contain the template, and loading recognises it by comparing
+# strings.
 _TEMPLATE = """\
 {%- set names = roles if roles else @ROLES@ %}
 {%- set system = system_prompt if system_prompt is defined else @SYSTEM@ %}
+{%- set closed = close_turns if close_turns is defined else @CLOSE@ %}
 {%- set turns = messages %}
 {%- set open_turn = namespace(is_last=false) %}
 {%- macro body(content) %}
@@ -64,7 +71,8 @@ _TEMPLATE = """\
     {%- endif %}
     {%- set text = body(message["content"]) | trim %}
     {%- set blank = "\\n\\n" if not loop.last or add_generation_prompt else "" %}
-    {%- set end = @EOS@ if loop.index0 % 2 else blank %}
+    {%- set ends = loop.index0 % 2 == 1 if closed == "by_number" else is_answer %}
+    {%- set end = @EOS@ if ends else blank %}
     {{- role ~ (": " if text else ":") }}
     {%- if text and is_answer %}
         {%- generation %}
@@ -82,7 +90,11 @@ _TEMPLATE = """\
 
 
 def build_chat_template(
-    *, roles: Sequence[str] = ROLES, system_prompt: str | None = SYSTEM_PROMPT, image_token: str = IMAGE_TOKEN
+    *,
+    roles: Sequence[str] = ROLES,
+    system_prompt: str | None = SYSTEM_PROMPT,
+    image_token: str = IMAGE_TOKEN,
+    close_turns: CloseTurns = "by_role",
 ) -> str:
     """Return the Jinja chat template with these arguments as its defaults.
 
@@ -92,8 +104,11 @@ def build_chat_template(
         roles: Names of user and assistant in the rendered text.
         system_prompt: System prompt of conversations without a system message; `None` or "" for none.
         image_token: Placeholder token as which each image of a message is rendered.
+        close_turns: "by_role" ends the assistant's turns with end-of-sentence; "by_number" ends every second turn
+            with it, as deepseek-ai/Janus does.
     """
     values = {"ROLES": list(roles), "SYSTEM": system_prompt or "", "IMAGE": image_token, "EOS": EOS_TOKEN}
+    values["CLOSE"] = close_turns
     template = _TEMPLATE
     for name, value in values.items():
         # Every JSON literal is a Jinja literal, so quotes and braces inside a value stay text.
@@ -173,7 +188,9 @@ def _check_part(part: Any, index: int) -> None:
         )
 
 
-def conversation_images(conversation: Sequence[Mapping[str, Any]], *, image_token: str = IMAGE_TOKEN) -> list[Any]:
+def conversation_images(
+    conversation: Sequence[Mapping[str, Any]], *, image_token: str | None = IMAGE_TOKEN
+) -> list[Any]:
     """Return the images of a conversation in reading order, as paths, URLs, base64 strings or image objects.
 
     Images are given as image parts of a message's content, or in a message's "images" list as in deepseek-ai/Janus.
@@ -182,15 +199,16 @@ def conversation_images(conversation: Sequence[Mapping[str, Any]], *, image_toke
 
     Args:
         conversation: Messages that `check_conversation` has accepted.
-        image_token: Placeholder token of an image in a text.
+        image_token: Placeholder token of an image in a text; None if placeholders in texts count as text.
     """
     images: list[Any] = []
     for message in conversation:
         content, listed = message["content"], list(message.get("images") or [])
         parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
         for part in parts:
-            own = [part[key] for key in _IMAGE_KEYS if part.get(key) is not None]
-            wanted = part["text"].count(image_token) if part["type"] == "text" else 1
+            own = [part[key] for key in IMAGE_KEYS if part.get(key) is not None]
+            wanted = part["text"].count(image_token) if image_token and part["type"] == "text" else 0
+            wanted = wanted if part["type"] == "text" else 1
             if part["type"] != "text" and own:
                 # The part of type "image_url" in the messages of other chat libraries holds {"url": ...}.
                 images.append(own[0].get("url", own[0]) if isinstance(own[0], Mapping) else own[0])
@@ -208,12 +226,14 @@ __all__ = [
     "CHAT_TEMPLATE",
     "EOI_TOKEN",
     "EOS_TOKEN",
+    "IMAGE_KEYS",
     "IMAGE_TOKEN",
     "JANUS_1_3B_ROLES",
     "PAD_TOKEN",
     "ROLES",
     "ROLES_BY_FORMAT",
     "SYSTEM_PROMPT",
+    "CloseTurns",
     "build_chat_template",
     "check_conversation",
     "conversation_images",

@@ -30,7 +30,7 @@ from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_argument
 from ..layouts import Layout
 from ..layouts.special_tokens import Tags
 from ..tokenizer import load_tokenizer
-from .file_formats import SavableProcessor, original_processor_config, write_layout
+from .file_formats import CHAT_SETTINGS, SavableProcessor, original_processor_config, write_layout
 from .image_processor import JanusProImageProcessor
 from .prompts import ROLES, ROLES_BY_FORMAT, SYSTEM_PROMPT, build_chat_template
 
@@ -175,7 +175,7 @@ class ProcessorFiles(HubUploadMixin, ProcessorMixin, SavableProcessor):
         This overrides the method of transformers' `ProcessorMixin`.
 
         Args:
-            args: `[image processor, tokenizer]`. If tokenizer_config.json contains roles or a system prompt, these
+            args: `[image processor, tokenizer]`. If tokenizer_config.json contains `CHAT_SETTINGS`, these
                 replace those of `processor_dict`. If the tokenizer names image tokens, as that of transformers' own
                 Janus does, they are the tags that `processor_dict` does not state.
             processor_dict: Content of processor_config.json. Unknown keys are kept in `unknown_settings`, and a
@@ -183,7 +183,7 @@ class ProcessorFiles(HubUploadMixin, ProcessorMixin, SavableProcessor):
             kwargs: Settings that replace those of the files.
         """
         tokenizer = args[1]
-        saved = {key: tokenizer.init_kwargs[key] for key in ("roles", "system_prompt") if key in tokenizer.init_kwargs}
+        saved = {key: tokenizer.init_kwargs[key] for key in CHAT_SETTINGS if key in tokenizer.init_kwargs}
         tags = Tags.from_files(processor_dict, tokenizer)
         settings = {**processor_dict, **asdict(tags), **saved}
         # The constructor refuses roles and formats that are none; here they only must not fail before it.
@@ -192,6 +192,7 @@ class ProcessorFiles(HubUploadMixin, ProcessorMixin, SavableProcessor):
             roles=roles if isinstance(roles, (list, tuple)) else ROLES,
             system_prompt=settings.get("system_prompt", SYSTEM_PROMPT),
             image_token=tags.image_tag,
+            close_turns=settings.get("close_turns", "by_role"),
         )
         # The template that transformers' own JanusProcessor saves has no system prompt, because that class adds it.
         is_foreign = settings.get("processor_class") == "JanusProcessor" and not saved

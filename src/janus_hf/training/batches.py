@@ -9,6 +9,7 @@ import torch
 from ..configuration import JanusProConfig
 from ..data.documents import IGNORE
 from ..data.grey_image import grey_document
+from ..generation.context import context_length
 
 
 class MapStyleDataset(Protocol):
@@ -63,7 +64,7 @@ def with_dummy_picture(batch: dict[str, Any], config: JanusProConfig) -> dict[st
         )
     num_image_tokens, size = config.vision_config.num_image_tokens, config.vision_config.image_size
     rows, length = batch["input_ids"].shape
-    if length + num_image_tokens > (limit := config.text_config.max_position_embeddings):
+    if length + num_image_tokens > (limit := context_length(config.text_config)):
         raise ValueError(
             f"This batch of {length} tokens has no image, and one of {num_image_tokens} does not fit beside it into "
             f"the model's context of {limit}. Set max_length to {limit - num_image_tokens} or less."

@@ -16,6 +16,7 @@ from accelerate import PartialState
 from ..data import JanusProCollator, PackedDataset, finish_prepared, load_prepared, make_plan, prepare, stream_packs
 from ..data.planning.plan import AHEAD, digest_lengths
 from ..data.store import META
+from ..generation.context import context_length
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .batches import Collator, TrainingRows
@@ -73,7 +74,7 @@ def load_mixture(
         ValueError: If `max_length` exceeds the model's context, a source cannot be read or prepared, a source was
             prepared for another model, or a source that is already prepared has options that would have no effect.
     """
-    limit = model.config.text_config.max_position_embeddings
+    limit = context_length(model.config.text_config)
     assert args.max_length is not None  # checked by the configuration
     if args.max_length > limit:
         raise ValueError(

@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from ...protocols import BareModel
 from ..cache import PreallocatedCache
+from ..context import context_length
 from ..sampling import Draw, guide
 from .fused_layers import fuse
 from .interface import StepInput, StepModel, StepOutput, TextHead
@@ -94,7 +95,7 @@ def run_tokens(
     """
     # The last guesses may lie past the end of the image, and so past the end of the context. They are never accepted,
     # but some kinds of RoPE depend on the largest position.
-    limit = model.config.text_config.max_position_embeddings - 1
+    limit = context_length(model.config.text_config) - 1
     position_ids = (lengths + positions - 1).clamp(max=limit)
     embeds = draw.embeddings(tokens) if isinstance(draw, TextHead) else model.embed_image_ids(tokens)
     # Conditional and unconditional rows of an image continue with the same tokens.

@@ -42,6 +42,7 @@ class JanusProSFTTrainer(JanusProTrainerMixin, SFTTrainer):
         """
         training = self.model.training
         inputs, task_ids = self.prepare_batch(inputs)
+        inputs["skip_logits"] = training or self.compute_metrics is None  # those of an evaluation set are large
         with self.loss_record.watch(self.base_model, inputs["labels"], task_ids, training=training):
             # This calls `Trainer.compute_loss` and skips TRL's method, which computes the loss of a single head.
             loss, outputs = super(SFTTrainer, self).compute_loss(

@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 from transformers.utils import logging
 
 from ....protocols import BareModel
+from ...context import context_length
 from ...kernels.few_rows import few_row_layer
 from ..interface import StepModel
 from .joined_linear import JoinedLinear, is_plain
@@ -177,7 +178,7 @@ class _FusedLlama:
         rope, weight = self._llama.rotary_emb, self._llama.norm.weight
         if rope.rope_type not in _FIXED_ROPE:
             return None
-        positions = torch.arange(self._llama.config.max_position_embeddings, device=weight.device)
+        positions = torch.arange(context_length(self._llama.config), device=weight.device)
         return torch.cat(rope(weight, positions[None]), dim=-1)[0]
 
     def fits(self) -> bool:
@@ -190,7 +191,7 @@ class _FusedLlama:
             and (
                 rotations is None
                 or (len(rotations), rotations.dtype, rotations.device)
-                == (self._llama.config.max_position_embeddings, norm.dtype, norm.device)
+                == (context_length(self._llama.config), norm.dtype, norm.device)
             )
         )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 
-from ..arguments import by_name, check_flag, check_integer, describe
+from ...arguments import by_name, check_flag, check_integer, describe
 
 
 PASSED_ON = frozenset(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from .decoders import (
+from ..decoders import (
     CapturedDecoder,
     CompiledDecoder,
     Decoder,
@@ -27,8 +27,8 @@ from .decoders import (
     step_modules,
     why_not_capturable,
 )
-from .images import ImageGenerationMixin
-from .kernels.attention_kernels import repeatable_attention
+from ..images import ImageGenerationMixin
+from ..kernels.attention_kernels import repeatable_attention
 
 
 # Number of positions for which a cache has room beyond those that are written. Most answers are shorter.

@@ -1,0 +1,1 @@
+"""Generation of text: transformers' `generate` with images, its arguments, and fast steps for its tokens."""

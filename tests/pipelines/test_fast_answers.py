@@ -15,9 +15,10 @@ from transformers import LogitsProcessor
 
 from graph_emulator import EmulatedGraph, WrongGraph
 from janus_hf import answering
-from janus_hf.generation import answer_steps
 from janus_hf.generation.decoders import CapturedDecoder, CompiledDecoder, plain
 from janus_hf.generation.kernels.x86.cpu_kernels import kernels_fit
+from janus_hf.generation.text import answer_steps
+from janus_hf.processing.image_steps import ImageSteps
 
 
 QUESTIONS = ["what is this?", "what colour is the large thing on the left?", "a", "is it red or is it blue?"]
@@ -267,12 +268,8 @@ def test_a_question_inside_an_answer(captured, image, expected, warnings_of):
 
 def test_an_image_in_several_questions_is_prepared_once(pipe, image, monkeypatch):
     prepared = []
-    prepare = type(pipe.processor.image_processor)._prepare_understanding
-    monkeypatch.setattr(
-        type(pipe.processor.image_processor),
-        "_prepare_understanding",
-        lambda self, one: prepared.append(one) or prepare(self, one),
-    )
+    prepare = ImageSteps.understanding
+    monkeypatch.setattr(ImageSteps, "understanding", lambda self, one: prepared.append(one) or prepare(self, one))
     pipe.ask(image, QUESTIONS, max_new_tokens=1)
     assert len(prepared) == 1
     pipe.ask([image, image.copy()], QUESTIONS, max_new_tokens=1)

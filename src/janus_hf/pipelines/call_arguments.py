@@ -152,20 +152,28 @@ def callback_tensors(callback: Any, names: Sequence[str]) -> Sequence[str]:
     return callback.tensor_inputs if states_names else names
 
 
-def check_loading(model: object, processor: object, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def check_loading(
+    model: object,
+    processor: object,
+    torch_dtype: torch.dtype | str | dict[str, torch.dtype | str] | None,
+    kwargs: Mapping[str, Any],
+) -> dict[str, Any]:
     """Check the arguments of `from_pretrained`, and return those that model or processor are loaded with.
 
     Args:
         model, processor: The arguments of these names; None to load them.
+        torch_dtype: The argument of this name, which counts if `kwargs` has no `dtype`.
         kwargs: All other arguments.
 
     Raises:
         TypeError: If `model` or `processor` is none of Janus-Pro, or an argument would be accepted and ignored.
         ValueError: If `model` is given together with arguments that are used for loading a model, or an argument has
-            no effect without `device_map`.
+            no effect without `device_map`, or a dict of dtypes names a component that the pipeline does not have.
     """
     refuse_arguments(kwargs, LOADING_ARGUMENTS, "from_pretrained", strict=False)
     kwargs = {name: value for name, value in kwargs.items() if name not in LOADING_ARGUMENTS}
+    if torch_dtype is not None:
+        kwargs.setdefault("dtype", torch_dtype)
     for name, value, method in (
         ("model", model, "generate_images"),
         ("processor", processor, "prepare_image_generation"),
@@ -186,6 +194,8 @@ def check_loading(model: object, processor: object, kwargs: Mapping[str, Any]) -
                 f"`{name}` must come together with `device_map`, without which it has no effect, got "
                 f"{describe(kwargs[name])} alone: set device_map='auto', or leave it out."
             )
+    if isinstance(kwargs.get("dtype"), dict):
+        kwargs["dtype"] = _model_dtype(kwargs["dtype"])
     return kwargs
 
 
@@ -291,7 +301,7 @@ def newest_tokens(changed: Any) -> torch.Tensor | None:
     return image_ids[:, -1]
 
 
-def model_dtype(dtypes: dict[str, torch.dtype | str]) -> torch.dtype | str:
+def _model_dtype(dtypes: dict[str, torch.dtype | str]) -> torch.dtype | str:
     """Return the dtype of the model from a diffusers dict that maps components (or "default") to dtypes.
 
     Raises:
@@ -315,6 +325,5 @@ __all__ = [
     "check_loading",
     "check_scale",
     "check_scales",
-    "model_dtype",
     "newest_tokens",
 ]

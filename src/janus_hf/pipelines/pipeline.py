@@ -7,6 +7,7 @@ folder, which transformers' `AutoModel` and `AutoProcessor` can load as well.
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -32,7 +33,6 @@ from .call_arguments import (
     callback_tensors,
     check_call_arguments,
     check_loading,
-    model_dtype,
 )
 from .chat import ChatPipelineMixin
 from .diffusers_names import CALL_ARGUMENTS, DiffusersNamesMixin, refuse_arguments
@@ -274,10 +274,9 @@ class JanusProPipeline(
                 # Decoded batch by batch, so that the memory of the codec does not grow with the number of images.
                 return part_ids, None if output_type == "latent" else self.decode(part_ids, output_type)
 
-            def choose() -> int:
-                dtypes = self.model.dtype, codec.dtype
-                return largest_batch(self.model.config, *dtypes, device, guided=guidance_scale != 1)
-
+            choose = partial(
+                largest_batch, self.model.config, self.model.dtype, codec.dtype, device, guided=guidance_scale != 1
+            )
             parts = []
             for part in run_in_batches(
                 len(prompts), batch_size, generate, choose=choose, generator=generator, device=device
@@ -368,11 +367,7 @@ class JanusProPipeline(
                 loading a model.
         """
         check_path(pretrained_model_name_or_path, "pretrained_model_name_or_path", "a repository id or a folder")
-        if torch_dtype is not None:
-            kwargs.setdefault("dtype", torch_dtype)
-        kwargs = check_loading(model, processor, kwargs)
-        if isinstance(kwargs.get("dtype"), dict):
-            kwargs["dtype"] = model_dtype(kwargs["dtype"])
+        kwargs = check_loading(model, processor, torch_dtype, kwargs)
         hub_kwargs = hub_arguments(kwargs)
         if model is None:
             # Processor and model come from one commit, because both get the checkpoint that is found here.

@@ -8,8 +8,8 @@ from benchmarks import peers
 from kernel_counts import KernelCount
 
 from graph_emulator import EmulatedGraph
-from janus_hf.generation import answer_steps
 from janus_hf.generation.decoders import CapturedDecoder, plain
+from janus_hf.generation.text import answer_steps
 
 
 LONG = 13  # tokens of the longest answer; all lengths share one graph

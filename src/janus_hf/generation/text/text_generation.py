@@ -128,6 +128,8 @@ class TextGenerationMixin(GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+        # transformers needs it to find `stop_strings`, and hands it to the model too.
+        prepared.pop("tokenizer", None)
         ids, images = prepared.get("input_ids"), kwargs.get("mm_encoder_outputs") or {}
         is_draft = "mm_encoder_outputs" not in prepared
         features = images.get(_OF_DRAFT, images.get("image")) if is_draft else images.get("image")

@@ -3,6 +3,7 @@
 It works on one batch of rows at a time. Its callers decide where rows are read from and where results are stored.
 """
 
+import os
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,11 @@ import torch
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from .documents import Document, make_document, open_images
-from .schema import Adapter, RowError
+from .opened import OpenedSource
+from .reading.adapter import open_members
+from .reading.content import is_covered
+from .schema import RowError, SourceError
+from .sources import source_folder
 
 
 Skipped: TypeAlias = list[tuple[int, str, str]]
@@ -30,28 +35,24 @@ class RowPreparer:
         model: `JanusProForConditionalGeneration`. Its codec (image tokenizer) runs on the model's device and in its
             dtype.
         processor: The model's processor.
-        adapter: Adapter that converts the columns of the source to raw rows (see `schema`).
-        task: Task whose rows are kept ("text", "understanding" or "drawing"); other rows are skipped. None keeps all.
-        names: Names of the classes in the column `label`, if the source has them.
+        opened: The source, with the adapter that converts its columns to raw rows (see `schema`).
         max_length: Largest number of ids of a prepared row. Longer rows are skipped, never cut. By default the length
             of the model's context.
         batch_size: Number of rows, and so the largest number of images, that are processed at a time.
         num_threads: Number of threads that read and resize images.
-        folder: Folder that relative image paths start from.
+        folder: Folder that relative image paths start from; by default that of the source.
     """
 
     def __init__(
         self,
         model: HasImageTokens,
         processor: JanusProProcessor,
-        adapter: Adapter,
+        opened: OpenedSource,
         *,
-        task: str | None = None,
-        names: Sequence[str] | None = None,
         max_length: int | None = None,
         batch_size: int = 32,
         num_threads: int = 4,
-        folder: str = ".",
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
         if batch_size < 1 or num_threads < 1:
             raise ValueError(
@@ -64,8 +65,10 @@ class RowPreparer:
                 f"`max_length` must be in [1, {context}], the model's context, got {max_length}: lower it, or leave "
                 "it out."
             )
-        self.model, self.processor, self.adapter, self.names = model, processor, adapter, names
-        self.task, self.folder, self.batch_size, self.num_threads = task, folder, batch_size, num_threads
+        self.model, self.processor, self.opened = model, processor, opened
+        self.folder = source_folder(opened.source) if folder is None else os.fspath(folder)
+        self.batch_size, self.num_threads = batch_size, num_threads
+        self.known_columns, self.late_columns = set(opened.columns.names), set[str]()
         self.max_length = max_length or context
         self.lock = threading.Lock()
 
@@ -79,12 +82,19 @@ class RowPreparer:
         Returns:
             The prepared rows, in the order of `rows`, and a list with the tuple `(number of the row in the source,
             reason, message)` of every skipped row.
+
+        Raises:
+            SourceError: If a row holds content that the adapter does not use.
         """
         done: list[dict[str, Any]] = []
         skipped: Skipped = []
         numbered = enumerate(rows, start)
         with ThreadPoolExecutor(self.num_threads) as pool:
             while batch := list(islice(numbered, self.batch_size)):
+                # Rows of a stream may have more columns than its first row.
+                for _, row in batch:
+                    if not row.keys() <= self.known_columns:
+                        self.late_columns |= open_members(row).keys() - self.known_columns
                 results = list(pool.map(self._document, (row for _, row in batch)))
                 kept = [(document, pixels) for document, pixels in results if isinstance(document, Document)]
                 self._add_codes(kept)
@@ -93,6 +103,11 @@ class RowPreparer:
                     if isinstance(failure, RowError):
                         skipped.append((number, failure.reason, str(failure)))
         return done, skipped
+
+    def take_late_columns(self) -> list[str]:
+        """Return the names of the columns that only later rows of a stream had, and forget them."""
+        late, self.late_columns = sorted(self.late_columns), set()
+        return [name for name in late if not is_covered(name, self.opened.ignore)]
 
     def _document(self, row: Mapping[str, Any]) -> tuple[Document | RowError, torch.Tensor | None]:
         """Tokenize one row, and read the image to be generated if the row has one.
@@ -103,16 +118,14 @@ class RowPreparer:
             raised, because one bad row must not stop the other rows of its batch.
         """
         try:
-            try:
-                raw = self.adapter.convert(row, self.names)
-            except KeyError as error:  # the rows of a list may differ in their columns
-                raise RowError("missing_column", f"The row must have a column {error}, got {sorted(row)}.") from error
+            raw = self.opened.columns.adapter.convert(row, self.opened.class_names, self.opened.ignore)
             images = open_images(raw, folder=self.folder)
             # Only reading and resizing images is faster in threads, and tokenizers are not safe in several threads.
             with self.lock:
                 document = make_document(raw, images, self.processor)
-            if self.task is not None and document.task != self.task:
-                raise RowError("other_task", f"The row must be one for {self.task}, got one for {document.task}.")
+            task = self.opened.task
+            if task is not None and document.task != task:
+                raise RowError("other_task", f"The row must be one for {task}, got one for {document.task}.")
             # Codes are added later but counted now, because encoding the image of a skipped row would be wasted work.
             codes = self.model.config.vq_config.num_image_tokens if document.target is not None else 0
             if (length := len(document.input_ids) + codes) > self.max_length:
@@ -122,6 +135,8 @@ class RowPreparer:
             pixels = self.processor.image_processor(document.target, mode="generation")["pixel_values"]
         except RowError as error:
             return error, None
+        except SourceError:  # it concerns all rows
+            raise
         except ValueError as error:  # an image that cannot be cropped to a square
             return RowError("bad_picture", str(error)), None
         return document, pixels

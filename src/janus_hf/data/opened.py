@@ -1,0 +1,93 @@
+"""`OpenedSource`, a source whose columns and files are sorted: it is known which are used, ignored, or hold no content."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .reading.columns import SortedColumns, sort_columns, unknown_names
+from .sources import Rows, Source, class_names, column_names, empty_source, open_files
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """A source that is ready to be prepared.
+
+    Args:
+        source: The source as the user named it.
+        rows: Its rows.
+        columns: Its columns, sorted by use.
+        class_names: Names of the classes in the column `label`, if it has them.
+        unused_files: Names of the files of a folder from which no row comes.
+        file_names: Names of all files of a folder.
+        task: Task whose rows are kept; None keeps all.
+        ignore: Names of content that may be lost.
+        options: Arguments with which the source was opened.
+    """
+
+    source: Source
+    rows: Rows | Sequence[Mapping[str, Any]]
+    columns: SortedColumns
+    class_names: list[str] | None
+    unused_files: list[str]
+    file_names: list[str]
+    task: str | None
+    ignore: tuple[str, ...]
+    options: dict[str, Any]
+
+    @property
+    def unknown(self) -> list[str]:
+        """The names to ignore that the source does not have."""
+        parts = {part for name in self.file_names for part in (name, *name.split("/"))}
+        return unknown_names(self.ignore, {*self.columns.names, *parts})
+
+
+def open_for_preparation(
+    source: Source,
+    *,
+    task: str | None = None,
+    adapter: str | None = None,
+    ignore: Sequence[str] = (),
+    **options: Any,
+) -> OpenedSource:
+    """Open a source, choose its adapter, and check that nothing of its content would be lost.
+
+    Args:
+        source: See `prepare`, also for the other arguments.
+
+    Raises:
+        ValueError: If the source cannot be opened, or no adapter reads its columns.
+        SourceError: If a column or file holds content that no row would hold.
+    """
+    if isinstance(ignore, str) or not all(isinstance(name, str) for name in ignore):
+        raise ValueError(f"`ignore` must be a list of names, got {ignore!r}: write [{ignore!r}].")
+    names, unused_files, file_names = None, [], []
+    rows: Any
+    if isinstance(source, (list, tuple)) and not options:
+        # The rows of a list need no conversion by `datasets`. They may differ in their columns.
+        if not source:
+            raise empty_source(source)
+        rows, columns = source, list(dict.fromkeys(name for row in source for name in row))
+    else:
+        opened = open_files(source, ignore=ignore, **options)
+        rows, unused_files, file_names = opened.rows, opened.unused, opened.names
+        columns, names = column_names(rows, source), class_names(rows)
+    sorted_columns = sort_columns(rows, columns, adapter=adapter, task=task, ignore=ignore)
+    return OpenedSource(
+        source, rows, sorted_columns, names, unused_files, file_names, task, tuple(sorted(ignore)), options
+    )
+
+
+def check_ignored(sources: Sequence[OpenedSource]) -> None:
+    """Raise `ValueError` if a name to ignore is in none of the sources for which it was given."""
+    names = dict.fromkeys(name for source in sources for name in source.ignore)
+    for name in names:
+        given = [source for source in sources if name in source.ignore]
+        if all(name in source.unknown for source in given):
+            columns = sorted({column for source in given for column in source.columns.names})
+            raise ValueError(
+                f"`ignore` must name columns, files, or parts of messages of the source, got {name!r}, which is none of "
+                f"its columns {columns}: check the spelling, or leave it out."
+            )
+
+
+__all__ = ["OpenedSource", "check_ignored", "open_for_preparation"]

@@ -1,0 +1,154 @@
+"""`sort_columns`, which chooses the adapter of a source and makes sure that no column with content is lost."""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import datasets
+
+from ..schema import Adapter, choose_adapter
+from .adapter import open_members
+from .content import LABEL, find_content, is_covered, name_kind
+from .refusals import unused
+from .turns import INNER_NAMES
+
+
+SAMPLE = 100  # rows that are read to find out what columns hold
+
+
+@dataclass(frozen=True)
+class SortedColumns:
+    """The columns of a source: which adapter reads them, and which it does not use.
+
+    Args:
+        adapter: The adapter that reads the source.
+        names: Names of all columns.
+        unused: Names of the columns that the adapter does not use. They hold no content, and the report names them.
+        ignored: Names of the columns that are left out because the user said so.
+    """
+
+    adapter: Adapter
+    names: tuple[str, ...]
+    unused: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def sort_columns(
+    rows: datasets.Dataset | datasets.IterableDataset | Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    *,
+    adapter: str | None = None,
+    task: str | None = None,
+    ignore: Sequence[str] = (),
+) -> SortedColumns:
+    """Choose the adapter of a source, and check that the columns which it does not use hold no content.
+
+    Rows of a stream are not read here, except for the first ones. `Adapter.convert` checks every row anyway.
+
+    Args:
+        rows: Rows of the opened source.
+        names: Names of its columns.
+        adapter: Name of the adapter, or None to choose it.
+        task: Task of the rows, or None to choose it.
+        ignore: Names of columns, and of content inside conversations, that may be lost.
+
+    Raises:
+        ValueError: If no adapter reads the columns, or adapters of two tasks use all of them.
+        SourceError: If a column that the adapter does not use holds content.
+    """
+    names = _column_names(rows, names)
+    ignored = [name for name in names if is_covered(name, ignore)]
+    names = [name for name in names if name not in ignored]
+    content = _find_columns_with_content(rows, names)
+    chosen = choose_adapter(names, name=adapter, task=task, content=content)
+    used = chosen.uses(names)
+    alternatives = {name for slot in chosen.slots for name in slot.columns}
+    for row in _rows_to_check(rows, chosen, names):
+        chosen.fill(row, ignore)
+    unused_names = tuple(name for name in names if name not in alternatives)
+    return SortedColumns(chosen, (*names, *ignored), unused_names, tuple(ignored))
+
+
+def unknown_names(ignore: Sequence[str], known: Collection[str]) -> list[str]:
+    """Return those of the names to ignore that no column or file of a source, and no part of a message, can have.
+
+    Args:
+        ignore: Names that the user wants to ignore.
+        known: Names of the columns and files.
+    """
+    return [
+        name
+        for name in ignore
+        if name not in INNER_NAMES
+        and name.split(".")[0] not in known
+        and not any(is_covered(candidate, [name]) for candidate in known)
+    ]
+
+
+def _column_names(rows: Any, names: Sequence[str]) -> list[str]:
+    """Return the names of columns, with the keys of the json members of a WebDataset archive as columns."""
+    if "__key__" not in names or "json" not in names:
+        return list(names)
+    found = dict.fromkeys(key for row in _first_rows(rows) for key in open_members(row))
+    return list(found)
+
+
+def _find_columns_with_content(rows: Any, names: Sequence[str]) -> dict[str, str]:
+    """Return a dict: column -> what content it holds, by the first rows of a source.
+
+    A column that is empty in these rows holds what its name says.
+    """
+    found: dict[str, str] = {}
+    filled = set()
+    for row in _first_rows(rows):
+        for name, value in open_members(row).items():
+            if value is not None:
+                filled.add(name)
+                if name not in found and (what := find_content(name, value)) is not None:
+                    found[name] = what
+    by_name = {name: kind for name in names if name not in filled and (kind := name_kind(name)) is not None}
+    return by_name | {name: what for name, what in found.items() if name in names}
+
+
+def _first_rows(rows: Any) -> Iterable[Mapping[str, Any]]:
+    """Return the first rows of a source: several of a list, one where reading takes time."""
+    return islice(iter(rows), SAMPLE if isinstance(rows, (list, tuple)) else 1)
+
+
+def _rows_to_check(rows: Any, adapter: Adapter, names: Sequence[str]) -> Iterable[Mapping[str, Any]]:
+    """Return the rows in which unused columns may hold content: all of them, or the first of a stream.
+
+    Raises:
+        SourceError: If a column of audio or video is not used.
+    """
+    if not isinstance(rows, datasets.Dataset):
+        return rows if isinstance(rows, (list, tuple)) else _first_rows(rows)
+    used = adapter.uses(names)
+    rest = [name for name in names if name not in used and not _is_harmless(rows.features.get(name), name)]
+    for name in rest:
+        if isinstance(rows.features.get(name), (datasets.Audio, datasets.Video)):
+            raise unused(name, "audio or video", f"the form {adapter.name!r}")
+    if not rest:
+        return ()
+    # Images that are used are long to read. They are needed only to see which of two columns is empty.
+    is_alone = len(used) == sum(name in names for slot in adapter.slots for name in slot.columns)
+    images = [name for name in used if is_alone and isinstance(rows.features.get(name), datasets.Image)]
+    return _iterate(rows, images)
+
+
+def _iterate(rows: datasets.Dataset, unread: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """Yield the rows of a data set, read in batches, which is faster, with None in the columns `unread`."""
+    blank = dict.fromkeys(unread)
+    for batch in rows.remove_columns(list(unread)).iter(batch_size=1000):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True)) | blank
+
+
+def _is_harmless(feature: Any, name: str) -> bool:
+    """Return whether no value of a column can be content, by its type and its name: numbers are only if they label."""
+    is_number = isinstance(feature, datasets.Value) and not feature.dtype.endswith(("string", "binary", "view"))
+    return is_number and name_kind(name) != LABEL
+
+
+__all__ = ["SortedColumns", "sort_columns", "unknown_names"]

@@ -1,0 +1,413 @@
+"""`open_folder`, which opens a folder of images, captions, tables or texts, and makes sure that no file is lost.
+
+`datasets.load_dataset` reads the files of the most frequent kind and drops all others. Here every file has a kind, and
+the kinds decide how the folder is read:
+
+| the folder has | rows |
+|---|---|
+| images and `metadata.jsonl`, `.csv` or `.parquet` | the rows of this file, whose `file_name` becomes `image` |
+| tables of one format (and the images that they name) | the rows of the tables |
+| images with caption files beside them (`0.png`, `0.txt`) | `image` and `caption` |
+| images in folders | `image` and `label`, the name of the folder; `10_fox` means that each image of a fox comes ten times |
+| text files | their lines as `text` |
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+from PIL import Image, UnidentifiedImageError
+from transformers.utils import logging
+
+from .content import is_covered
+from .refusals import SourceError
+
+
+logger = logging.get_logger(__name__)
+
+Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
+
+# Suffix of a table -> `datasets` builder that reads it.
+BUILDERS = {
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".json": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+}
+# Suffixes of all images that Pillow opens, without those of documents, scientific arrays and films.
+_IMAGES = frozenset(
+    suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
+) - frozenset((".ps", ".eps", ".h5", ".hdf", ".mpg", ".mpeg", ".grib", ".bufr", ".fit", ".fits", ".wmf", ".emf"))
+_CAPTIONS = (".txt", ".caption")
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+# Suffixes of files that hold content which this package reads in no folder.
+_MEDIA = (
+    *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".mp3", ".wav", ".flac", ".ogg", ".pdf", ".heic", ".avif", ".psd"),
+    *(".zip", ".7z", ".rar", ".tgz", ".tsv", ".xlsx", ".xml", ".h5", ".hdf5", ".db", ".sqlite", ".pkl", ".md"),
+)
+# Files about a data set, and not of it.
+_ABOUT = re.compile(
+    r"(read_?me|licen[cs]e|notice|changelog|citation|thumbs|desktop)\b.*|(config|state|dataset_infos?|dataset_dict)\.json",
+    re.IGNORECASE,
+)
+# A single folder of such a name is no class: it is a part of a data set.
+_NO_CLASS = re.compile(r"(train|test|val|valid|dev|eval|data|im(a)?g(e)?|picture|photo|split|all)\w*", re.IGNORECASE)
+_REPEATS = re.compile(r"(\d+)_(.+)")  # a folder of kohya's trainers: number of repeats, class
+_SHOWN = 5  # file names in a message
+
+
+@dataclass
+class FolderFiles:
+    """The files of a folder, or of one of its splits, by what they hold; paths are relative to the folder.
+
+    Args:
+        images: Image files.
+        captions: Image file -> the caption files beside it, by preference.
+        metadata: Files that name images in a column `file_name`.
+        tables: Name of a `datasets` builder -> the tables that it reads.
+        texts: Text files that stand beside no image.
+        unread: Files that hold other content, such as videos and archives.
+        unused: Files without content for the model.
+    """
+
+    images: list[str] = field(default_factory=list)
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    metadata: list[str] = field(default_factory=list)
+    tables: dict[str, list[str]] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    @property
+    def content(self) -> list[str]:
+        """All files that hold content."""
+        captions = [name for names in self.captions.values() for name in names]
+        tables = [name for names in self.tables.values() for name in names]
+        return [*self.images, *captions, *self.metadata, *tables, *self.texts, *self.unread]
+
+
+@dataclass(frozen=True)
+class OpenedFolder:
+    """Rows of a folder, and the names of its files that they do not come from.
+
+    Args:
+        rows: The rows.
+        unused: Files that hold no content, or belong to another split.
+        names: All files of the folder.
+    """
+
+    rows: Rows
+    unused: list[str]
+    names: list[str]
+
+
+def open_folder(folder: Path, *, split: str, ignore: Collection[str], options: Mapping[str, Any]) -> OpenedFolder:
+    """Open a local folder of data files.
+
+    Args:
+        folder: The folder.
+        split: Split to read. Folders and files with names like "train" and "test" are splits.
+        ignore: Names of files, folders or columns that may be lost; they may hold wildcards.
+        options: Further arguments of `datasets.load_dataset`.
+
+    Raises:
+        FileNotFoundError: If the folder holds no files.
+        ValueError: If it has no such split, or holds nothing that can be read.
+        SourceError: If it holds a file with content that the rows would not hold.
+    """
+    every = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    splits = _find_splits(folder)
+    if absent := [name for name in _split_names(split) if name not in splits]:
+        raise ValueError(f"`split` must be one of {sorted(splits)}, the splits of {str(folder)!r}, got {absent[0]!r}.")
+    kept = {name: [file for file in files if not _is_ignored(file, ignore)] for name, files in splits.items()}
+    chosen = [file for name in _split_names(split) for file in kept[name]]
+    of_splits = {file for files in splits.values() for file in files}
+    # Files in no split: hidden ones, those about the data set, and, if other names tell splits, data files.
+    outside = [file for file in every if file not in of_splits and not _is_ignored(file, ignore)]
+    loose = [file for file in outside if not _is_hidden(file) and not _ABOUT.fullmatch(Path(file).name)]
+    files = sort_files(folder, [*chosen, *loose])
+    skipped = sorted({*outside, *of_splits} - {*chosen, *loose}) + files.unused
+    rows, used = _read(folder, files, {name: sort_files(folder, kept[name]) for name in kept}, split, dict(options))
+    _check_files(sorted(set(files.content) - used), files)
+    return OpenedFolder(rows, [name for name in skipped if not _is_ignored(name, ignore)], every)
+
+
+def sort_files(folder: Path, names: Sequence[str]) -> FolderFiles:
+    """Sort files, given by their paths relative to a folder, by what they hold."""
+    files = FolderFiles(images=[name for name in names if Path(name).suffix.lower() in _IMAGES])
+    beside: dict[str, list[str]] = {}
+    for image in files.images:
+        beside.setdefault(str(Path(image).with_suffix("")), []).append(image)
+    for name in names:
+        path = Path(name)
+        suffix = path.suffix.lower()
+        owners = beside.get(str(path.with_suffix("")), [])
+        if suffix in _COMPRESSED and path.suffixes[:-1]:
+            suffix = path.suffixes[-2].lower()
+        if suffix in _IMAGES:
+            continue
+        if path.name in _METADATA:
+            files.metadata.append(name)
+        elif suffix in _CAPTIONS and owners:
+            for image in owners:
+                files.captions.setdefault(image, []).append(name)
+        elif _ABOUT.fullmatch(path.name):
+            files.unused.append(name)
+        elif suffix in BUILDERS and not owners:
+            files.tables.setdefault(BUILDERS[suffix], []).append(name)
+        elif suffix in _CAPTIONS:
+            files.texts.append(name)
+        elif suffix in (*_MEDIA, *BUILDERS) or _is_image(folder / name):
+            files.unread.append(name)
+        else:
+            files.unused.append(name)
+    for captions in files.captions.values():
+        captions.sort(key=lambda name: _CAPTIONS.index(Path(name).suffix.lower()))
+    return files
+
+
+def _read(
+    folder: Path, files: FolderFiles, splits: Mapping[str, FolderFiles], split: str, options: dict[str, Any]
+) -> tuple[Rows, set[str]]:
+    """Return the rows of a folder, and the files whose content is in them.
+
+    Args:
+        folder: The folder.
+        files: The files of the chosen split and of no split, in their order.
+        splits: Split -> its files.
+        split: The split to read, as `datasets` writes it.
+        options: Further arguments of `datasets.load_dataset`.
+    """
+    if files.metadata or files.tables:
+        builder = "imagefolder" if files.metadata else max(files.tables, key=lambda name: len(files.tables[name]))
+        data = {
+            name: [str(folder / file) for file in of_split.metadata + of_split.images]
+            if files.metadata
+            else [str(folder / file) for file in of_split.tables.get(builder, [])]
+            for name, of_split in splits.items()
+        }
+        data = {name: paths for name, paths in data.items() if paths}
+        rows = datasets.load_dataset(builder, data_files=data, split=split, **options)
+        used = {*files.metadata, *(() if files.metadata else files.tables[builder])}
+        if files.images:
+            # Images in no split may belong to the rows of another one.
+            others = [name for name in data if name not in _split_names(split)]
+            opened = [datasets.load_dataset(builder, data_files=data, split=name, **options) for name in others]
+            named = {name for dataset in (rows, *opened) for name in _named_images(dataset, folder)}
+            used |= named & set(files.images)
+        return rows, used
+    if files.images:
+        examples = {name: _examples(folder, of_split) for name, of_split in splits.items()}
+        if set(options) - {"streaming"}:
+            raise ValueError(
+                f"A folder of images without metadata has no options, got {sorted(options)}: leave them out."
+            )
+        parts = datasets.ReadInstruction.from_spec(split).to_absolute(
+            {name: len(rows) for name, rows in examples.items()}
+        )
+        chosen = [row for part in parts for row in examples[part.splitname][part.from_ : part.to]]
+        if not chosen:
+            raise ValueError(f"`source` must have rows, got {str(folder)!r}, whose split {split!r} is empty.")
+        made = datasets.Dataset.from_list(chosen)
+        captions = {names[0] for names in files.captions.values()}
+        same = {
+            name
+            for names in files.captions.values()
+            for name in names[1:]
+            if _read_text(folder / name) == _read_text(folder / names[0])
+        }
+        return (made.to_iterable_dataset() if options.get("streaming") else made), {*files.images, *captions, *same}
+    if files.texts:
+        data = {name: [str(folder / file) for file in of_split.texts] for name, of_split in splits.items()}
+        data = {name: paths for name, paths in data.items() if paths}
+        return datasets.load_dataset("text", data_files=data, split=split, **options), set(files.texts)
+    # Archives, or formats that only `datasets` knows.
+    return datasets.load_dataset(str(folder), split=split, **options), set(files.unread)
+
+
+def _examples(folder: Path, files: FolderFiles) -> list[dict[str, str]]:
+    """Return rows of `image` and `caption`, or of `image` and `label`, for the images of a split.
+
+    Raises:
+        SourceError: If an image has neither a caption file nor a folder that names its class.
+    """
+    if not files.images:
+        return []
+    parents = {image: Path(image).parent.name for image in files.images}
+    repeats = {image: _REPEATS.fullmatch(parent) for image, parent in parents.items()}
+    if all(repeats.values()):
+        return _repeated(folder, files, {image: match for image, match in repeats.items() if match is not None})
+    if files.captions:
+        if bare := [image for image in files.images if image not in files.captions]:
+            raise _lost(bare, "images without a caption file, beside images that have one")
+        return [
+            {"image": str(folder / image), "caption": _read_text(folder / files.captions[image][0])}
+            for image in files.images
+        ]
+    depths = {len(Path(image).parts) for image in files.images}
+    if 1 in depths or (len(set(parents.values())) == 1 and _NO_CLASS.fullmatch(parents[files.images[0]])):
+        bare = [image for image in files.images if len(Path(image).parts) == 1] or files.images
+        raise _lost(
+            bare,
+            "images without a caption file beside them (0.png, 0.txt), a line in metadata.jsonl or a folder that names "
+            "their class (red_fox/0.png)",
+        )
+    if len(depths) > 1:
+        raise _lost(files.images, "images in class folders of different depths, so that their classes are not clear")
+    return [{"image": str(folder / image), "label": parents[image]} for image in files.images]
+
+
+def _repeated(folder: Path, files: FolderFiles, repeats: Mapping[str, re.Match[str]]) -> list[dict[str, str]]:
+    """Return the rows of folders such as `10_fox`, whose images come ten times, with captions or the class "fox"."""
+    if zero := [image for image, match in repeats.items() if int(match[1]) == 0]:
+        raise _lost(zero, "images in a folder whose name says 0 repeats (if the number belongs to a class, rename it)")
+    for name, count in sorted({Path(image).parent.name: match[1] for image, match in repeats.items()}.items()):
+        logger.warning(f"{folder / name}: each image comes {count} times, as the folder's name says.")
+    column = "caption" if files.captions else "label"
+    rows = []
+    for image in files.images:
+        text = _read_text(folder / files.captions[image][0]) if image in files.captions else repeats[image][2]
+        rows += [{"image": str(folder / image), column: text}] * int(repeats[image][1])
+    return rows
+
+
+def _read_text(path: Path) -> str:
+    """Return the text of a caption file."""
+    try:
+        return path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            f"A caption file must be text in UTF-8, got {str(path)!r}: save it again. {error}"
+        ) from error
+
+
+def _find_splits(folder: Path) -> dict[str, list[str]]:
+    """Return a dict: name of a split -> its files relative to the folder, by the rules of `datasets`."""
+    # This builder takes files of all kinds; its images are not read here.
+    found = datasets.load_dataset_builder("imagefolder", data_dir=str(folder.absolute())).config.data_files
+    return {
+        str(name): [Path(file).relative_to(folder.absolute()).as_posix() for file in files]
+        for name, files in found.items()
+    }
+
+
+def _split_names(split: str) -> list[str]:
+    """Return the names of the splits in a specification such as "train[:10%]+test"."""
+    return [part.partition("[")[0].strip() for part in split.split("+")]
+
+
+def _named_images(rows: Rows, folder: Path) -> Iterator[str]:
+    """Yield the paths, relative to the folder, of all image files that rows name."""
+
+    def visit(value: Any) -> Iterator[str]:
+        """Yield the paths in a value of a row, which may be nested."""
+        if isinstance(value, str):
+            if len(value) < 1000 and Path(value).suffix.lower() in _IMAGES:
+                yield value
+        elif isinstance(value, Mapping):
+            for item in value.values():
+                yield from visit(item)
+        elif isinstance(value, (list, tuple)):
+            for item in value:
+                yield from visit(item)
+
+    for row in undecoded(rows):
+        for path in visit(row):
+            absolute = Path(folder.absolute(), path)
+            if absolute.is_relative_to(folder.absolute()):
+                yield Path(*_normal(absolute.relative_to(folder.absolute()).parts)).as_posix()
+
+
+def _normal(parts: Iterable[str]) -> list[str]:
+    """Return the parts of a path without those that lead up again."""
+    found: list[str] = []
+    for part in parts:
+        if part == ".." and found:
+            found.pop()
+        else:
+            found.append(part)
+    return found
+
+
+def undecoded(dataset: Rows) -> Rows:
+    """Return the data set with decoding turned off in its columns of images, also in lists and dicts of images."""
+    for name, feature in (dataset.features or {}).items():
+        if (changed := _without_decoding(feature)) != feature:
+            dataset = dataset.cast_column(name, changed)
+    return dataset
+
+
+def _without_decoding(feature: Any) -> Any:
+    """Return a feature of `datasets` in which images are not decoded."""
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    if isinstance(feature, datasets.List):
+        return datasets.List(_without_decoding(feature.feature), length=feature.length)
+    if isinstance(feature, dict):
+        return {name: _without_decoding(item) for name, item in feature.items()}
+    return feature
+
+
+def has_own_configuration(folder: Path) -> bool:
+    """Return whether the README.md of a folder lists its data files, as repositories of data sets on the Hub do."""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
+    front = text.split("\n---")[0] if text.startswith("---") else ""
+    return re.search(r"^configs:", front, flags=re.MULTILINE) is not None
+
+
+def _is_image(path: Path) -> bool:
+    """Return whether a file of an unknown suffix begins like an image."""
+    try:
+        Image.open(path).close()
+    except (UnidentifiedImageError, OSError, ValueError):
+        return False
+    except Image.DecompressionBombError:
+        return True
+    return True
+
+
+def _is_hidden(name: str) -> bool:
+    """Return whether a file, or a folder that it is in, is hidden: its name begins with a dot, or two underscores."""
+    return any(part.startswith((".", "__")) for part in Path(name).parts)
+
+
+def _is_ignored(name: str, ignore: Collection[str]) -> bool:
+    """Return whether a file is to be ignored by its path, its name, or the name of a folder that it is in."""
+    return is_covered(name, ignore) or any(is_covered(part, ignore) for part in Path(name).parts)
+
+
+def _check_files(left: Sequence[str], files: FolderFiles) -> None:
+    """Raise `SourceError` if files with content are not in the rows."""
+    if left:
+        kind = "images that no row names" if set(left) <= set(files.images) else "content"
+        raise _lost(left, f"{kind}, beside files that are read")
+
+
+def _lost(names: Sequence[str], what: str) -> SourceError:
+    """Return, without raising it, the error for files whose content would be lost."""
+    shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return SourceError(
+        f"A folder must hold files of one form, got {shown}, which hold {what}: move them to a source of their own, "
+        f"or leave them out with ignore=[{names[0]!r}] (--ignore {names[0]!r} at the command line; names may hold "
+        "wildcards)."
+    )
+
+
+__all__ = [
+    "BUILDERS",
+    "FolderFiles",
+    "OpenedFolder",
+    "Rows",
+    "has_own_configuration",
+    "open_folder",
+    "sort_files",
+    "undecoded",
+]

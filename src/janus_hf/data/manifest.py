@@ -125,7 +125,7 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
     late: set[str] = set()
 
     def tables() -> Iterator[pa.Table]:
-        """Yield the table of each shard (Arrow file), in order, and collect the rows skipped in it and its late columns."""
+        """Yield the table of each shard (Arrow file), in order, and collect its skipped rows and late columns."""
         # One shard is open at a time, because Linux allows a process only 65,530 memory maps.
         for path in paths:
             table = read_shard(path)
@@ -192,7 +192,9 @@ def report(meta: dict[str, Any]) -> None:
     """
     for kind in ("columns", "files"):
         if names := meta.get(f"unused_{kind}"):
-            logger.warning(f"{meta['source']}: these {kind} hold no content for the model: {', '.join(names)}")
+            logger.warning(
+                f"{meta['source']}: these {kind} are not used, because they hold no content: {', '.join(names)}"
+            )
     if meta["skipped"]:
         listing = ", ".join(f"{count} {reason}" for reason, count in sorted(meta["skipped"].items()))
         row, _, message = meta["skipped_examples"][0]

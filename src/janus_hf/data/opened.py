@@ -1,4 +1,4 @@
-"""`OpenedSource`, a source whose columns and files are sorted: it is known which are used, ignored, or hold no content."""
+"""`OpenedSource`, a source whose columns and files are sorted into used, ignored, and without content."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,9 @@ class OpenedSource:
 
     @property
     def unknown(self) -> list[str]:
-        """The names to ignore that the source does not have."""
+        """The names to ignore that the source does not have. Later rows of a stream may have any name."""
+        if not hasattr(self.rows, "__len__"):
+            return []
         parts = {part for name in self.file_names for part in (name, *name.split("/"))}
         return unknown_names(self.ignore, {*self.columns.names, *parts})
 
@@ -47,12 +49,14 @@ def open_for_preparation(
     task: str | None = None,
     adapter: str | None = None,
     ignore: Sequence[str] = (),
+    in_memory: bool = False,
     **options: Any,
 ) -> OpenedSource:
     """Open a source, choose its adapter, and check that nothing of its content would be lost.
 
     Args:
         source: See `prepare`, also for the other arguments.
+        in_memory: Keep the rows of a list as they are. Otherwise they become a `datasets.Dataset`.
 
     Raises:
         ValueError: If the source cannot be opened, or no adapter reads its columns.
@@ -62,10 +66,10 @@ def open_for_preparation(
         raise ValueError(f"`ignore` must be a list of names, got {ignore!r}: write [{ignore!r}].")
     names, unused_files, file_names = None, [], []
     rows: Any
-    if isinstance(source, (list, tuple)) and not options:
-        # The rows of a list need no conversion by `datasets`. They may differ in their columns.
+    if isinstance(source, (list, tuple)) and in_memory:
         if not source:
             raise empty_source(source)
+        # Rows of a list may differ in their columns, so the columns of the first row are not enough.
         rows, columns = source, list(dict.fromkeys(name for row in source for name in row))
     else:
         opened = open_files(source, ignore=ignore, **options)
@@ -85,8 +89,8 @@ def check_ignored(sources: Sequence[OpenedSource]) -> None:
         if all(name in source.unknown for source in given):
             columns = sorted({column for source in given for column in source.columns.names})
             raise ValueError(
-                f"`ignore` must name columns, files, or parts of messages of the source, got {name!r}, which is none of "
-                f"its columns {columns}: check the spelling, or leave it out."
+                f"`ignore` must name columns, files, or parts of messages of the source, got {name!r}, which is none "
+                f"of its columns {columns}: check the spelling, or leave it out."
             )
 
 

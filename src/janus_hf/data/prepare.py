@@ -54,7 +54,7 @@ def prepare_rows(
         ValueError: If no adapter reads the columns, the source is empty, or no row of it can be used for training.
         SourceError: If the source holds content that no prepared row would hold.
     """
-    opened = open_for_preparation(source, task=task, adapter=adapter, ignore=ignore)
+    opened = open_for_preparation(source, task=task, adapter=adapter, ignore=ignore, in_memory=True)
     check_ignored([opened])
     sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
     preparer = RowPreparer(model, processor, opened, folder=folder, **sizes)

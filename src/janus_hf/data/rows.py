@@ -17,7 +17,6 @@ from ..protocols import HasImageTokens
 from .documents import Document, make_document, open_images
 from .opened import OpenedSource
 from .reading.adapter import open_members
-from .reading.content import is_covered
 from .schema import RowError, SourceError
 from .sources import source_folder
 
@@ -68,7 +67,7 @@ class RowPreparer:
         self.model, self.processor, self.opened = model, processor, opened
         self.folder = source_folder(opened.source) if folder is None else os.fspath(folder)
         self.batch_size, self.num_threads = batch_size, num_threads
-        self.known_columns, self.late_columns = set(opened.columns.names), set[str]()
+        self.late_columns: set[str] = set()
         self.max_length = max_length or context
         self.lock = threading.Lock()
 
@@ -89,12 +88,13 @@ class RowPreparer:
         done: list[dict[str, Any]] = []
         skipped: Skipped = []
         numbered = enumerate(rows, start)
+        opened, known = self.opened, set(self.opened.columns.names)
         with ThreadPoolExecutor(self.num_threads) as pool:
             while batch := list(islice(numbered, self.batch_size)):
                 # Rows of a stream may have more columns than its first row.
                 for _, row in batch:
-                    if not row.keys() <= self.known_columns:
-                        self.late_columns |= open_members(row).keys() - self.known_columns
+                    if not row.keys() <= known:
+                        self.late_columns |= open_members(row, opened.ignore).keys() - known
                 results = list(pool.map(self._document, (row for _, row in batch)))
                 kept = [(document, pixels) for document, pixels in results if isinstance(document, Document)]
                 self._add_codes(kept)
@@ -106,8 +106,8 @@ class RowPreparer:
 
     def take_late_columns(self) -> list[str]:
         """Return the names of the columns that only later rows of a stream had, and forget them."""
-        late, self.late_columns = sorted(self.late_columns), set()
-        return [name for name in late if not is_covered(name, self.opened.ignore)]
+        late, self.late_columns = self.late_columns - self.opened.columns.adapter.readable, set()
+        return sorted(late)
 
     def _document(self, row: Mapping[str, Any]) -> tuple[Document | RowError, torch.Tensor | None]:
         """Tokenize one row, and read the image to be generated if the row has one.

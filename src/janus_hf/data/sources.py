@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import pyarrow as pa
 
-from .reading.folders import BUILDERS, OpenedFolder, Rows, has_own_configuration, open_folder, undecoded
+from .reading.folder_files import BUILDERS
+from .reading.folders import OpenedFolder, Rows, has_own_configuration, open_folder, undecoded
 
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Rows
@@ -58,11 +60,13 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
     if isinstance(dataset, Mapping):
         raise ValueError(f"`source` must be one split, got a dictionary of {sorted(dataset)}: pass dataset[split].")
     if isinstance(dataset, Sequence) and not isinstance(dataset, datasets.Dataset):
-        # `from_list` would read only the columns of the first row. Contents of messages may be strings in one row, and
-        # lists of parts in another.
+        # `from_list` would read only the columns of the first row.
         columns = list(dict.fromkeys(name for row in dataset for name in row))
         rows = [{name: row.get(name) for name in columns} for row in dataset]
-        dataset = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+        try:
+            dataset = datasets.Dataset.from_list(rows)
+        except pa.ArrowInvalid:  # contents of messages may be strings in one row, and lists of parts in another
+            dataset = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         raise TypeError(
             "`source` must be a path, a Hub id, a list of rows or a datasets.Dataset, got "

@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
-from .content import ADDRESS, IMAGE, find_content, is_covered, is_empty, is_image
-from .refusals import RowError, unused
+from .content import ADDRESS, find_content, is_covered, is_empty
+from .refusals import RowError, all_unused, unused
 from .turns import read_turns
 
 
@@ -64,8 +64,8 @@ class Cells:
     def text(self, slot: str) -> str:
         """Return the text of a slot; raise `RowError` unless it is a non-empty string."""
         value = self.get(slot)
-        if not isinstance(value, str) and is_image(value):
-            raise unused(self.columns[slot], IMAGE, "this form, which reads a text there")
+        if not isinstance(value, str) and (what := find_content("", value)) is not None:
+            raise unused(self.columns[slot], what, "this form, which reads a text there")
         if not isinstance(value, str) or not value.strip():
             raise RowError(
                 "empty_text", f"The column {self.columns[slot]!r} must hold a non-empty string, got {value!r}."
@@ -116,6 +116,11 @@ class Adapter:
     slots: tuple[Slot, ...]
     read: Callable[[Cells], RawRow]
     on_request: bool = False
+
+    @property
+    def readable(self) -> set[str]:
+        """Names of all columns that the adapter may read."""
+        return {name for slot in self.slots for name in slot.columns}
 
     def matches(self, columns: Collection[str]) -> bool:
         """Return whether a data set with these columns has all those that the adapter requires."""
@@ -168,25 +173,27 @@ class Adapter:
         Raises:
             SourceError: If another column holds content.
         """
-        row = open_members(row)
-        if ignore:
-            row = {name: value for name, value in row.items() if not is_covered(name, ignore)}
+        row = open_members(row, ignore)
         filled: dict[str, str] = {}
+        others: dict[str, str] = {}
         for slot in self.slots:
             names = [name for name in slot.columns if name in row]
             if names:
                 filled[slot.name] = next((name for name in names if not is_empty(row[name])), names[0])
+                others |= dict.fromkeys(names, filled[slot.name])
         used = set(filled.values())
         if len(used) == len(row):
             return row, filled
+        lost: dict[str, str] = {}
         for name, value in row.items():
             what = None if name in used or value is None else find_content(name, value)
             if what is None or _tolerates(what, used):
                 continue
-            # Two columns may hold the same text, as the caption in the json member of an img2dataset archive does.
-            if isinstance(value, str) and any(value.strip() == str(row[column]).strip() for column in used):
-                continue
-            raise unused(name, what, f"the form {self.name!r}")
+            # Two columns for one slot may hold the same text, as caption and txt in an img2dataset archive do.
+            if not (name in others and isinstance(value, str) and value == row[others[name]]):
+                lost[name] = what
+        if lost:
+            raise all_unused(lost, f"the form {self.name!r}")
         return row, filled
 
 
@@ -195,15 +202,18 @@ def _tolerates(what: str, used: Collection[str]) -> bool:
     return what == ADDRESS and any(name == "images" or name in IMAGE_COLUMNS for name in used)
 
 
-def open_members(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a row of a WebDataset archive with the keys of its `json` member as columns; return other rows as is.
+def open_members(row: Mapping[str, Any], ignore: Collection[str] = ()) -> Mapping[str, Any]:
+    """Return a row without ignored columns, and with the keys of a WebDataset's `json` member as columns.
 
     A key that is the name of another member is called `json.KEY`.
     """
+    if ignore:
+        row = {name: value for name, value in row.items() if not is_covered(name, ignore)}
     if "__key__" not in row or not isinstance(member := row.get("json"), Mapping):
         return row
     others = {name: value for name, value in row.items() if name != "json"}
-    return others | {f"json.{key}" if key in others else key: value for key, value in member.items()}
+    keys = {f"json.{key}" if key in others else key: value for key, value in member.items()}
+    return others | {name: value for name, value in keys.items() if not is_covered(name, ignore)}
 
 
 __all__ = ["IMAGE_COLUMNS", "TASKS", "Adapter", "Cells", "RawRow", "Slot", "Task", "open_members"]

@@ -57,16 +57,17 @@ def sort_columns(
         ValueError: If no adapter reads the columns, or adapters of two tasks use all of them.
         SourceError: If a column that the adapter does not use holds content.
     """
-    names = _column_names(rows, names)
+    if "__key__" in names and "json" in names and not is_covered("json", ignore):
+        # The members of a WebDataset archive: the keys of the json member are columns.
+        names = [*names, *(key for row in _first_rows(rows) for key in open_members(row) if key not in names)]
+        names.remove("json")
     ignored = [name for name in names if is_covered(name, ignore)]
     names = [name for name in names if name not in ignored]
     content = _find_columns_with_content(rows, names)
     chosen = choose_adapter(names, name=adapter, task=task, content=content)
-    used = chosen.uses(names)
-    alternatives = {name for slot in chosen.slots for name in slot.columns}
     for row in _rows_to_check(rows, chosen, names):
         chosen.fill(row, ignore)
-    unused_names = tuple(name for name in names if name not in alternatives)
+    unused_names = tuple(name for name in names if name not in chosen.readable)
     return SortedColumns(chosen, (*names, *ignored), unused_names, tuple(ignored))
 
 
@@ -84,14 +85,6 @@ def unknown_names(ignore: Sequence[str], known: Collection[str]) -> list[str]:
         and name.split(".")[0] not in known
         and not any(is_covered(candidate, [name]) for candidate in known)
     ]
-
-
-def _column_names(rows: Any, names: Sequence[str]) -> list[str]:
-    """Return the names of columns, with the keys of the json members of a WebDataset archive as columns."""
-    if "__key__" not in names or "json" not in names:
-        return list(names)
-    found = dict.fromkeys(key for row in _first_rows(rows) for key in open_members(row))
-    return list(found)
 
 
 def _find_columns_with_content(rows: Any, names: Sequence[str]) -> dict[str, str]:

@@ -20,7 +20,7 @@ IMAGE, ADDRESS, TURNS, TEXT, LABEL, BYTES = (
     "the address of an image",
     "turns",
     "text for the model",
-    "a label or a weight",
+    "an answer, a label or a weight",
     "bytes",
 )
 
@@ -140,9 +140,9 @@ def is_covered(name: str, patterns: Iterable[str]) -> bool:
 
 @lru_cache(maxsize=4096)
 def _kind(name: str) -> tuple[str | None, bool]:
-    """Return what a column holds by its name, or None, and whether it may hold an address of another column's image."""
-    words = re.sub(r"([a-z])([A-Z])", r"\1 \2", name.rpartition(".")[2]).lower()
-    words = re.findall(r"[a-z]+|\d+", words if re.search(r"[a-z]", words) else name.lower())
+    """Return what a column holds by its name, or None, and whether it may hold the address of another's image."""
+    spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name.rpartition(".")[2])  # camelCase
+    words = re.findall(r"[a-z]+|\d+", spaced.lower())
     named = [word for word in words if not word.isdigit()]
     head = named[-1] if named else ""
     kind = _HEADS.get(head)

@@ -70,14 +70,14 @@ def _choose(question: str, choices: Any, answer: Any) -> tuple[str, str]:
     if letter is None or len(choices) > len(letters) or len(set(choices)) < len(choices):
         raise RowError(
             "bad_choice",
-            f"The answer must be the number, letter or text of one of {len(choices)} choices that differ, got {answer!r}.",
+            f"The answer must be the number, letter or text of one of {len(choices)} unlike choices, got {answer!r}.",
         )
     listed = "".join(f"{name}. {choice}\n" for name, choice in zip(letters, choices, strict=True))
     return f"{question}\n{listed}{LETTER}", letter
 
 
 def read_completion(cells: Cells) -> RawRow:
-    """Convert a prompt and its completion (TRL), as strings or messages, to a raw row; only the completion is trained."""
+    """Convert a prompt and its completion, as strings or messages, to a raw row; only the completion is trained."""
     prompt, completion = cells.get("prompt"), cells.get("completion")
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": cells.text("prompt")}]
@@ -127,7 +127,12 @@ def read_midjourney(cells: Cells) -> RawRow:
 
 def read_drawing(cells: Cells) -> RawRow:
     """Convert a prompt and the image to be generated from it to a raw row of this package (`prompt` and `image`)."""
-    return {"prompt": cells.get("prompt"), "image": cells.image()}
+    prompt = cells.get("prompt")
+    # `make_document` refuses an empty prompt.
+    return {
+        "prompt": prompt if isinstance(prompt, str) or is_empty(prompt) else cells.text("prompt"),
+        "image": cells.image(),
+    }
 
 
 def read_caption(cells: Cells) -> RawRow:

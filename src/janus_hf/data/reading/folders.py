@@ -8,21 +8,21 @@ the kinds decide how the folder is read:
 | images and `metadata.jsonl`, `.csv` or `.parquet` | the rows of this file, whose `file_name` becomes `image` |
 | tables of one format (and the images that they name) | the rows of the tables |
 | images with caption files beside them (`0.png`, `0.txt`) | `image` and `caption` |
-| images in folders | `image` and `label`, the name of the folder; `10_fox` means that each image of a fox comes ten times |
+| images in folders | `image` and `label`, the name of the folder; each image in `10_fox` comes ten times as a fox |
 | text files | their lines as `text` |
 """
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
-from PIL import Image, UnidentifiedImageError
 from transformers.utils import logging
 
 from .content import is_covered
+from .folder_files import IMAGE_SUFFIXES, FolderFiles, is_about, sort_files
 from .refusals import SourceError
 
 
@@ -30,67 +30,14 @@ logger = logging.get_logger(__name__)
 
 Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
 
-# Suffix of a table -> `datasets` builder that reads it.
-BUILDERS = {
-    ".parquet": "parquet",
-    ".jsonl": "json",
-    ".json": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".arrow": "arrow",
-    ".tar": "webdataset",
-}
-# Suffixes of all images that Pillow opens, without those of documents, scientific arrays and films.
-_IMAGES = frozenset(
-    suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
-) - frozenset((".ps", ".eps", ".h5", ".hdf", ".mpg", ".mpeg", ".grib", ".bufr", ".fit", ".fits", ".wmf", ".emf"))
-_CAPTIONS = (".txt", ".caption")
-_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
-# Suffixes of files that hold content which this package reads in no folder.
-_MEDIA = (
-    *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".mp3", ".wav", ".flac", ".ogg", ".pdf", ".heic", ".avif", ".psd"),
-    *(".zip", ".7z", ".rar", ".tgz", ".tsv", ".xlsx", ".xml", ".h5", ".hdf5", ".db", ".sqlite", ".pkl", ".md"),
-)
-# Files about a data set, and not of it.
-_ABOUT = re.compile(
-    r"(read_?me|licen[cs]e|notice|changelog|citation|thumbs|desktop)\b.*|(config|state|dataset_infos?|dataset_dict)\.json",
+# Folders of such names are no classes: they are parts of a data set.
+_NO_CLASS = re.compile(
+    r"(train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval|data(set)?|ima?ge?s?|pictures?|photos?|splits?|all|masks?|inputs?"
+    r"|outputs?|targets?|sources?|conditioning|edited)([_-]?\d+)?",
     re.IGNORECASE,
 )
-# A single folder of such a name is no class: it is a part of a data set.
-_NO_CLASS = re.compile(r"(train|test|val|valid|dev|eval|data|im(a)?g(e)?|picture|photo|split|all)\w*", re.IGNORECASE)
 _REPEATS = re.compile(r"(\d+)_(.+)")  # a folder of kohya's trainers: number of repeats, class
 _SHOWN = 5  # file names in a message
-
-
-@dataclass
-class FolderFiles:
-    """The files of a folder, or of one of its splits, by what they hold; paths are relative to the folder.
-
-    Args:
-        images: Image files.
-        captions: Image file -> the caption files beside it, by preference.
-        metadata: Files that name images in a column `file_name`.
-        tables: Name of a `datasets` builder -> the tables that it reads.
-        texts: Text files that stand beside no image.
-        unread: Files that hold other content, such as videos and archives.
-        unused: Files without content for the model.
-    """
-
-    images: list[str] = field(default_factory=list)
-    captions: dict[str, list[str]] = field(default_factory=dict)
-    metadata: list[str] = field(default_factory=list)
-    tables: dict[str, list[str]] = field(default_factory=dict)
-    texts: list[str] = field(default_factory=list)
-    unread: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)
-
-    @property
-    def content(self) -> list[str]:
-        """All files that hold content."""
-        captions = [name for names in self.captions.values() for name in names]
-        tables = [name for names in self.tables.values() for name in names]
-        return [*self.images, *captions, *self.metadata, *tables, *self.texts, *self.unread]
 
 
 @dataclass(frozen=True)
@@ -131,46 +78,12 @@ def open_folder(folder: Path, *, split: str, ignore: Collection[str], options: M
     of_splits = {file for files in splits.values() for file in files}
     # Files in no split: hidden ones, those about the data set, and, if other names tell splits, data files.
     outside = [file for file in every if file not in of_splits and not _is_ignored(file, ignore)]
-    loose = [file for file in outside if not _is_hidden(file) and not _ABOUT.fullmatch(Path(file).name)]
+    loose = [file for file in outside if not is_about(file)]
     files = sort_files(folder, [*chosen, *loose])
     skipped = sorted({*outside, *of_splits} - {*chosen, *loose}) + files.unused
     rows, used = _read(folder, files, {name: sort_files(folder, kept[name]) for name in kept}, split, dict(options))
     _check_files(sorted(set(files.content) - used), files)
     return OpenedFolder(rows, [name for name in skipped if not _is_ignored(name, ignore)], every)
-
-
-def sort_files(folder: Path, names: Sequence[str]) -> FolderFiles:
-    """Sort files, given by their paths relative to a folder, by what they hold."""
-    files = FolderFiles(images=[name for name in names if Path(name).suffix.lower() in _IMAGES])
-    beside: dict[str, list[str]] = {}
-    for image in files.images:
-        beside.setdefault(str(Path(image).with_suffix("")), []).append(image)
-    for name in names:
-        path = Path(name)
-        suffix = path.suffix.lower()
-        owners = beside.get(str(path.with_suffix("")), [])
-        if suffix in _COMPRESSED and path.suffixes[:-1]:
-            suffix = path.suffixes[-2].lower()
-        if suffix in _IMAGES:
-            continue
-        if path.name in _METADATA:
-            files.metadata.append(name)
-        elif suffix in _CAPTIONS and owners:
-            for image in owners:
-                files.captions.setdefault(image, []).append(name)
-        elif _ABOUT.fullmatch(path.name):
-            files.unused.append(name)
-        elif suffix in BUILDERS and not owners:
-            files.tables.setdefault(BUILDERS[suffix], []).append(name)
-        elif suffix in _CAPTIONS:
-            files.texts.append(name)
-        elif suffix in (*_MEDIA, *BUILDERS) or _is_image(folder / name):
-            files.unread.append(name)
-        else:
-            files.unused.append(name)
-    for captions in files.captions.values():
-        captions.sort(key=lambda name: _CAPTIONS.index(Path(name).suffix.lower()))
-    return files
 
 
 def _read(
@@ -204,32 +117,39 @@ def _read(
             used |= named & set(files.images)
         return rows, used
     if files.images:
-        examples = {name: _examples(folder, of_split) for name, of_split in splits.items()}
-        if set(options) - {"streaming"}:
-            raise ValueError(
-                f"A folder of images without metadata has no options, got {sorted(options)}: leave them out."
-            )
-        parts = datasets.ReadInstruction.from_spec(split).to_absolute(
-            {name: len(rows) for name, rows in examples.items()}
-        )
-        chosen = [row for part in parts for row in examples[part.splitname][part.from_ : part.to]]
-        if not chosen:
-            raise ValueError(f"`source` must have rows, got {str(folder)!r}, whose split {split!r} is empty.")
-        made = datasets.Dataset.from_list(chosen)
-        captions = {names[0] for names in files.captions.values()}
-        same = {
-            name
-            for names in files.captions.values()
-            for name in names[1:]
-            if _read_text(folder / name) == _read_text(folder / names[0])
-        }
-        return (made.to_iterable_dataset() if options.get("streaming") else made), {*files.images, *captions, *same}
+        return _read_images(folder, files, splits, split, options)
     if files.texts:
         data = {name: [str(folder / file) for file in of_split.texts] for name, of_split in splits.items()}
         data = {name: paths for name, paths in data.items() if paths}
         return datasets.load_dataset("text", data_files=data, split=split, **options), set(files.texts)
     # Archives, or formats that only `datasets` knows.
     return datasets.load_dataset(str(folder), split=split, **options), set(files.unread)
+
+
+def _read_images(
+    folder: Path, files: FolderFiles, splits: Mapping[str, FolderFiles], split: str, options: dict[str, Any]
+) -> tuple[Rows, set[str]]:
+    """Return the rows of images that no table describes, and the files in them; see `_read` for the arguments."""
+    if set(options) - {"streaming"}:
+        raise ValueError(f"A folder of images without tables has no options, got {sorted(options)}: omit them.")
+    examples = {name: _examples(folder, splits[name]) for name in _split_names(split)}
+    lengths = {name: len(rows) for name, rows in examples.items()}
+    chosen: list[dict[str, str]] = []
+    for part in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
+        chosen += examples[part.splitname][part.from_ : part.to]
+    if not chosen:
+        raise ValueError(
+            f"`source` must have rows, got {str(folder)!r}, whose split {split!r} is empty: leave it out."
+        )
+    rows = datasets.Dataset.from_list(chosen)
+    # A second caption file beside an image is used if it says the same.
+    used = {
+        name
+        for names in files.captions.values()
+        for name in names
+        if name == names[0] or _read_text(folder / name) == _read_text(folder / names[0])
+    }
+    return (rows.to_iterable_dataset() if options.get("streaming") else rows), {*files.images, *used}
 
 
 def _examples(folder: Path, files: FolderFiles) -> list[dict[str, str]]:
@@ -246,30 +166,36 @@ def _examples(folder: Path, files: FolderFiles) -> list[dict[str, str]]:
         return _repeated(folder, files, {image: match for image, match in repeats.items() if match is not None})
     if files.captions:
         if bare := [image for image in files.images if image not in files.captions]:
-            raise _lost(bare, "images without a caption file, beside images that have one")
+            raise _lost(bare, "are images without a caption file, beside images that have one")
         return [
             {"image": str(folder / image), "caption": _read_text(folder / files.captions[image][0])}
             for image in files.images
         ]
     depths = {len(Path(image).parts) for image in files.images}
-    if 1 in depths or (len(set(parents.values())) == 1 and _NO_CLASS.fullmatch(parents[files.images[0]])):
+    if 1 in depths or all(map(_NO_CLASS.fullmatch, parents.values())):
         bare = [image for image in files.images if len(Path(image).parts) == 1] or files.images
         raise _lost(
             bare,
-            "images without a caption file beside them (0.png, 0.txt), a line in metadata.jsonl or a folder that names "
-            "their class (red_fox/0.png)",
+            "are images without a caption file beside them (0.png, 0.txt), a line in metadata.jsonl or a folder that "
+            "names their class (red_fox/0.png)",
         )
     if len(depths) > 1:
-        raise _lost(files.images, "images in class folders of different depths, so that their classes are not clear")
+        raise _lost(
+            files.images, "are images in class folders of different depths, so that their classes are not clear"
+        )
     return [{"image": str(folder / image), "label": parents[image]} for image in files.images]
 
 
 def _repeated(folder: Path, files: FolderFiles, repeats: Mapping[str, re.Match[str]]) -> list[dict[str, str]]:
     """Return the rows of folders such as `10_fox`, whose images come ten times, with captions or the class "fox"."""
     if zero := [image for image, match in repeats.items() if int(match[1]) == 0]:
-        raise _lost(zero, "images in a folder whose name says 0 repeats (if the number belongs to a class, rename it)")
+        raise _lost(
+            zero, "are images in a folder whose name says 0 repeats (if the number belongs to a class, rename it)"
+        )
     for name, count in sorted({Path(image).parent.name: match[1] for image, match in repeats.items()}.items()):
-        logger.warning(f"{folder / name}: each image comes {count} times, as the folder's name says.")
+        logger.warning(
+            f"{folder / name}: every image is repeated as the folder's name says, number of times: {count}."
+        )
     column = "caption" if files.captions else "label"
     rows = []
     for image in files.images:
@@ -309,7 +235,7 @@ def _named_images(rows: Rows, folder: Path) -> Iterator[str]:
     def visit(value: Any) -> Iterator[str]:
         """Yield the paths in a value of a row, which may be nested."""
         if isinstance(value, str):
-            if len(value) < 1000 and Path(value).suffix.lower() in _IMAGES:
+            if len(value) < 1000 and Path(value).suffix.lower() in IMAGE_SUFFIXES:
                 yield value
         elif isinstance(value, Mapping):
             for item in value.values():
@@ -363,22 +289,6 @@ def has_own_configuration(folder: Path) -> bool:
     return re.search(r"^configs:", front, flags=re.MULTILINE) is not None
 
 
-def _is_image(path: Path) -> bool:
-    """Return whether a file of an unknown suffix begins like an image."""
-    try:
-        Image.open(path).close()
-    except (UnidentifiedImageError, OSError, ValueError):
-        return False
-    except Image.DecompressionBombError:
-        return True
-    return True
-
-
-def _is_hidden(name: str) -> bool:
-    """Return whether a file, or a folder that it is in, is hidden: its name begins with a dot, or two underscores."""
-    return any(part.startswith((".", "__")) for part in Path(name).parts)
-
-
 def _is_ignored(name: str, ignore: Collection[str]) -> bool:
     """Return whether a file is to be ignored by its path, its name, or the name of a folder that it is in."""
     return is_covered(name, ignore) or any(is_covered(part, ignore) for part in Path(name).parts)
@@ -387,27 +297,26 @@ def _is_ignored(name: str, ignore: Collection[str]) -> bool:
 def _check_files(left: Sequence[str], files: FolderFiles) -> None:
     """Raise `SourceError` if files with content are not in the rows."""
     if left:
-        kind = "images that no row names" if set(left) <= set(files.images) else "content"
-        raise _lost(left, f"{kind}, beside files that are read")
+        images = set(left) <= set(files.images)
+        raise _lost(
+            left, "are images that no row names" if images else "are not of the form of the files that are read"
+        )
 
 
 def _lost(names: Sequence[str], what: str) -> SourceError:
     """Return, without raising it, the error for files whose content would be lost."""
     shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return SourceError(
-        f"A folder must hold files of one form, got {shown}, which hold {what}: move them to a source of their own, "
-        f"or leave them out with ignore=[{names[0]!r}] (--ignore {names[0]!r} at the command line; names may hold "
+        f"All files of a folder that hold content must be used, got {shown}, which {what}: add what is missing, move "
+        f"them to a source of their own, or leave them out with ignore=[{names[0]!r}] (--ignore {names[0]!r} at the command line; names may hold "
         "wildcards)."
     )
 
 
 __all__ = [
-    "BUILDERS",
-    "FolderFiles",
     "OpenedFolder",
     "Rows",
     "has_own_configuration",
     "open_folder",
-    "sort_files",
     "undecoded",
 ]

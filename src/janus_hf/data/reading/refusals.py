@@ -1,4 +1,7 @@
-"""The two errors of preparation: `RowError`, for a row that is skipped, and `SourceError`, which ends the preparation."""
+"""The errors of preparation: `RowError`, for a row that is skipped, and `SourceError`, which ends the preparation."""
+
+import shlex
+from collections.abc import Mapping
 
 
 class RowError(ValueError):
@@ -21,21 +24,24 @@ class SourceError(ValueError):
     """
 
 
-def unused(name: str, what: str, place: str, *, ignore: str | None = None) -> SourceError:
+def unused(name: str, what: str, place: str) -> SourceError:
+    """Return, without raising it, the error for content that would be lost; see `all_unused`."""
+    return all_unused({name: what}, place)
+
+
+def all_unused(content: Mapping[str, str], place: str) -> SourceError:
     """Return, without raising it, the error for content that would be lost.
 
     Args:
-        name: Name of the column, key, part, role or file.
-        what: What it holds, such as "an image".
-        place: What does not use it, such as "the form 'drawing'", for "... is not used by PLACE".
-        ignore: Name that lets it pass; the default is `name`.
+        content: Names of columns, keys, parts or roles -> what they hold, such as "an image".
+        place: What does not use them, such as "the form 'drawing'".
     """
-    ignore = name if ignore is None else ignore
+    listed = ", ".join(f"{name!r} ({what})" for name, what in content.items())
+    flags = " ".join(f"--ignore {shlex.quote(name)}" for name in content)
     return SourceError(
-        f"A source must hold content only where it is used, got {name!r}, which holds {what} and is not used by "
-        f"{place}: rename or remove it, or leave it out with ignore=[{ignore!r}] (--ignore {ignore!r} at the command "
-        "line)."
+        f"A source must hold only content that is used, got {listed}, not used by {place}: rename or remove it, or "
+        f"leave it out with ignore={list(content)} ({flags} at the command line)."
     )
 
 
-__all__ = ["RowError", "SourceError", "unused"]
+__all__ = ["RowError", "SourceError", "all_unused", "unused"]

@@ -143,7 +143,8 @@ def _read_history(history: Any) -> list[Mapping[str, Any]]:
         return []
     pairs = history if isinstance(history, (list, tuple)) else [history]
     if all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
-        return [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair)]
+        roles = ("user", "assistant")
+        return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
     return _check_turns(history)
 
 

@@ -178,19 +178,22 @@ class Adapter:
         others: dict[str, str] = {}
         for slot in self.slots:
             names = [name for name in slot.columns if name in row]
-            if names:
+            if len(names) > 1:
                 filled[slot.name] = next((name for name in names if not is_empty(row[name])), names[0])
                 others |= dict.fromkeys(names, filled[slot.name])
+            elif names:
+                filled[slot.name] = names[0]
         used = set(filled.values())
         if len(used) == len(row):
             return row, filled
         lost: dict[str, str] = {}
         for name, value in row.items():
-            what = None if name in used or value is None else find_content(name, value)
-            if what is None or _tolerates(what, used):
+            if value is None or name in used:
                 continue
+            what = find_content(name, value)
             # Two columns for one slot may hold the same text, as caption and txt in an img2dataset archive do.
-            if not (name in others and isinstance(value, str) and value == row[others[name]]):
+            is_double = name in others and isinstance(value, str) and value == row[others[name]]
+            if what is not None and not is_double and not _tolerates(what, used):
                 lost[name] = what
         if lost:
             raise all_unused(lost, f"the form {self.name!r}")

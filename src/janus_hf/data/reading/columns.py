@@ -124,10 +124,9 @@ def _rows_to_check(rows: Any, adapter: Adapter, names: Sequence[str]) -> Iterabl
             raise unused(name, "audio or video", f"the form {adapter.name!r}")
     if not rest:
         return ()
-    # Images that are used are long to read. They are needed only to see which of two columns is empty.
-    is_alone = len(used) == sum(name in names for slot in adapter.slots for name in slot.columns)
-    images = [name for name in used if is_alone and isinstance(rows.features.get(name), datasets.Image)]
-    return _iterate(rows, images)
+    # Columns that are used need not be read, unless another one may replace them where they are empty.
+    is_alone = len(used) == sum(name in names for name in adapter.readable)
+    return _iterate(rows, [name for name in used if is_alone and name in rows.features])
 
 
 def _iterate(rows: datasets.Dataset, unread: Sequence[str]) -> Iterator[Mapping[str, Any]]:

@@ -86,8 +86,8 @@ def find_content(name: str, value: Any) -> str | None:
         name: Name of the column that holds the value, or of the key in a message.
         value: The value.
     """
-    if value is None or value is True or value is False or isinstance(value, (int, float, np.number)):
-        return LABEL if value is not None and value == value and _kind(name)[0] == LABEL else None
+    if is_number(value):  # NaN, which differs from itself, is an empty cell of a table
+        return LABEL if value == value and _kind(name)[0] == LABEL else None
     if is_empty(value):
         return None
     kind, may_be_address = _kind(name)

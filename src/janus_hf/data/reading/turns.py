@@ -40,6 +40,7 @@ _KEYS = {
     "reasoning_content": "text for the model",
     "refusal": "text for the model",
 }
+_PLAIN = {*_ROLE_KEYS, *_CONTENT_KEYS}  # keys of turns that need no further checks
 _TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64")
 # Names of content inside turns that `ignore` may hold, besides the keys and types that a source has.
@@ -77,7 +78,7 @@ def read_turns(
     all_turns = [*_read_history(history), *_check_turns(turns)]
     row_images, found, messages = list(images), [], []
     # Without images inside turns, the row's images stay as they are, even if they have no marks.
-    has_inner = any(not is_empty(_inner_images(turn)) for turn in all_turns)
+    has_inner = any(_has_images(turn) for turn in all_turns)
     for turn in all_turns:
         role = _first_value(turn, _ROLE_KEYS)
         role = _ROLES.get(role, role) if isinstance(role, str) else role
@@ -85,6 +86,9 @@ def read_turns(
             continue
         if role in _TOOL_ROLES:
             raise unused(role, "a turn of a tool", "conversations, whose roles are system, user and assistant")
+        if not has_inner and turn.keys() <= _PLAIN and isinstance(content := _first_value(turn, _CONTENT_KEYS), str):
+            messages.append({"role": role, "content": content})
+            continue
         _check_keys(turn, ignore)
         own = [] if is_covered("images", ignore) else list(turn.get("images") or [])
         content, marks = _read_content(_first_value(turn, _CONTENT_KEYS), ignore)
@@ -106,13 +110,13 @@ def is_answer(turn: Mapping[str, Any]) -> bool:
     return isinstance(role, str) and _ROLES.get(role, role) == "assistant"
 
 
-def _inner_images(turn: Mapping[str, Any]) -> list[Any]:
-    """Return the images that a turn holds itself, in its key `images` and in the parts of its content."""
+def _has_images(turn: Mapping[str, Any]) -> bool:
+    """Return whether a turn holds images itself, in its key `images` or in the parts of its content."""
     content = _first_value(turn, _CONTENT_KEYS)
-    parts = content if isinstance(content, (list, tuple)) else []
-    return [turn.get("images")] + [
-        part.get(key) for part in parts if isinstance(part, Mapping) for key in _IMAGE_KEYS if key in part
-    ]
+    parts = [part for part in content if isinstance(part, Mapping)] if isinstance(content, (list, tuple)) else []
+    return not is_empty(turn.get("images")) or any(
+        not is_empty(part.get(key)) for part in parts for key in _IMAGE_KEYS
+    )
 
 
 def _first_value(turn: Mapping[str, Any], keys: Sequence[str]) -> Any:

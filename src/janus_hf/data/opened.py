@@ -34,13 +34,12 @@ class OpenedSource:
     ignore: tuple[str, ...]
     options: dict[str, Any]
 
-    @property
-    def unknown(self) -> list[str]:
-        """The names to ignore that the source does not have. Later rows of a stream may have any name."""
+    def find_unknown(self) -> list[str]:
+        """Return the names to ignore that the source does not have. Later rows of a stream may have any name."""
         if not hasattr(self.rows, "__len__"):
             return []
         parts = {part for name in self.file_names for part in (name, *name.split("/"))}
-        return unknown_names(self.ignore, {*self.columns.names, *parts})
+        return unknown_names(self.ignore, {*self.columns.names, *parts}, self.rows)
 
 
 def open_for_preparation(
@@ -83,11 +82,11 @@ def open_for_preparation(
 
 def check_ignored(sources: Sequence[OpenedSource]) -> None:
     """Raise `ValueError` if a name to ignore is in none of the sources for which it was given."""
-    names = dict.fromkeys(name for source in sources for name in source.ignore)
-    for name in names:
-        given = [source for source in sources if name in source.ignore]
-        if all(name in source.unknown for source in given):
-            columns = sorted({column for source in given for column in source.columns.names})
+    unknown = [(source, source.find_unknown()) for source in sources]
+    for name in dict.fromkeys(name for source in sources for name in source.ignore):
+        given = [(source, names) for source, names in unknown if name in source.ignore]
+        if all(name in names for _, names in given):
+            columns = sorted({column for source, _ in given for column in source.columns.names})
             raise ValueError(
                 f"`ignore` must name columns, files, or parts of messages of the source, got {name!r}, which is none "
                 f"of its columns {columns}: check the spelling, or leave it out."

@@ -4,6 +4,8 @@ Their images are left undecoded, because `datasets` raises an error at the first
 `janus-hf prepare` skips the row, counts it and continues.
 """
 
+import base64
+import io
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +13,9 @@ from typing import Any, TypeAlias
 
 import datasets
 import pyarrow as pa
+from PIL import Image
 
+from ..processing import load_picture
 from .reading.folder_files import BUILDERS
 from .reading.folders import OpenedFolder, Rows, has_own_configuration, open_folder, undecoded
 
@@ -66,7 +70,7 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
         try:
             dataset = datasets.Dataset.from_list(rows)
         except pa.ArrowInvalid:  # contents of messages may be strings in one row, and lists of parts in another
-            dataset = datasets.Dataset.from_list(rows, on_mixed_types="use_json")
+            dataset = datasets.Dataset.from_list(_without_objects(rows), on_mixed_types="use_json")
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         raise TypeError(
             "`source` must be a path, a Hub id, a list of rows or a datasets.Dataset, got "
@@ -145,6 +149,19 @@ def _load(source: str, split: str, options: dict[str, Any]) -> Any:
         _refuse_options("train", options, "a saved data set")
         return datasets.load_from_disk(source)[split]
     return datasets.load_dataset(source, split=split, **options)
+
+
+def _without_objects(value: Any) -> Any:
+    """Return a value of a row with images and bytes as `data:` URLs, which JSON can hold; pixels do not change."""
+    if isinstance(value, Mapping):
+        return {key: _without_objects(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_objects(item) for item in value]
+    if isinstance(value, Image.Image):
+        buffer = io.BytesIO()
+        load_picture(value).save(buffer, format="PNG")
+        value = buffer.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(value).decode()}" if isinstance(value, bytes) else value
 
 
 def _refuse_options(split: str, options: Mapping[str, Any], kind: str) -> None:

@@ -5,7 +5,7 @@ cannot read a column that is not listed, and `Adapter.convert` refuses a row tha
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias, get_args
 
 from .content import ADDRESS, find_content, is_covered, is_empty
@@ -19,6 +19,10 @@ TASKS: tuple[str, ...] = get_args(Task)
 RawRow: TypeAlias = dict[str, Any]
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp")  # the last four are file suffixes in WebDataset archives
+
+
+Layout: TypeAlias = tuple[dict[str, str], list[str], dict[str, list[str]]]
+"""Column of every slot, names of columns for no slot, and all columns of those slots for which there are several."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Adapter:
         read: Function that makes a raw row from the values of the slots. It raises `RowError` if the row cannot be
             used for training.
         on_request: Choose it only by its name or its task, because another adapter uses the same columns.
+        layouts: Column names of a row -> which of them fill the slots, found once.
     """
 
     name: str
@@ -116,6 +121,7 @@ class Adapter:
     slots: tuple[Slot, ...]
     read: Callable[[Cells], RawRow]
     on_request: bool = False
+    layouts: dict[tuple[str, ...], Layout] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def readable(self) -> set[str]:
@@ -158,10 +164,8 @@ class Adapter:
             SourceError: If the row holds content that the adapter does not use.
         """
         row, filled = self.fill(row, ignore)
-        for slot in self.slots:
-            if slot.required and slot.name not in filled and slot.name != "image":
-                wanted = " or ".join(map(repr, slot.columns))
-                raise RowError("missing_column", f"The row must have a column {wanted}, got {sorted(row)}.")
+        if len(filled) < len(self.slots):
+            self._check_required(row, filled)
         return self.read(Cells(row, filled, class_names, ignore))
 
     def fill(self, row: Mapping[str, Any], ignore: Collection[str] = ()) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -174,30 +178,40 @@ class Adapter:
             SourceError: If another column holds content.
         """
         row = open_members(row, ignore)
-        filled: dict[str, str] = {}
-        others: dict[str, str] = {}
-        for slot in self.slots:
-            names = [name for name in slot.columns if name in row]
-            if len(names) > 1:
-                filled[slot.name] = next((name for name in names if not is_empty(row[name])), names[0])
-                others |= dict.fromkeys(names, filled[slot.name])
-            elif names:
-                filled[slot.name] = names[0]
-        used = set(filled.values())
-        if len(used) == len(row):
-            return row, filled
-        lost: dict[str, str] = {}
-        for name, value in row.items():
-            if value is None or name in used:
-                continue
-            what = find_content(name, value)
-            # Two columns for one slot may hold the same text, as caption and txt in an img2dataset archive do.
-            is_double = name in others and isinstance(value, str) and value == row[others[name]]
-            if what is not None and not is_double and not _tolerates(what, used):
-                lost[name] = what
-        if lost:
+        # Most rows of a source have the same columns, so the columns of each slot are found only once.
+        names = tuple(row)
+        if names not in self.layouts:
+            self.layouts[names] = self._lay_out(names)
+        filled, unused, doubles = self.layouts[names]
+        if doubles:
+            filled = dict(filled)
+            for slot, columns in doubles.items():
+                filled[slot] = next((name for name in columns if not is_empty(row[name])), columns[0])
+        lost = {name: what for name in unused if (what := find_content(name, row[name])) is not None}
+        for slot, columns in doubles.items():
+            for name in columns:
+                # Two columns for one slot may hold the same text, as caption and txt in an img2dataset archive do.
+                is_same = isinstance(row[name], str) and row[name] == row[filled[slot]]
+                if name != filled[slot] and not is_same and (what := find_content(name, row[name])) is not None:
+                    lost[name] = what
+        if lost and (lost := {name: what for name, what in lost.items() if not _tolerates(what, filled.values())}):
             raise all_unused(lost, f"the form {self.name!r}")
         return row, filled
+
+    def _lay_out(self, names: Sequence[str]) -> Layout:
+        """Return which of a row's columns fill the slots, which are not used, and the slots with several columns."""
+        columns = {slot.name: [name for name in slot.columns if name in names] for slot in self.slots}
+        filled = {slot: found[0] for slot, found in columns.items() if found}
+        used = {name for found in columns.values() for name in found}
+        doubles = {slot: found for slot, found in columns.items() if len(found) > 1}
+        return filled, [name for name in names if name not in used], doubles
+
+    def _check_required(self, row: Mapping[str, Any], filled: Collection[str]) -> None:
+        """Raise `RowError` if a row has no column for a required slot, except for an image, of which `Cells` tells."""
+        for slot in self.slots:
+            if slot.required and slot.name not in filled and slot.name != "image":
+                wanted = " or ".join(map(repr, slot.columns))
+                raise RowError("missing_column", f"The row must have a column {wanted}, got {sorted(row)}.")
 
 
 def _tolerates(what: str, used: Collection[str]) -> bool:

@@ -11,7 +11,6 @@ from ..schema import Adapter, choose_adapter
 from .adapter import open_members
 from .content import LABEL, find_content, is_covered, name_kind
 from .refusals import unused
-from .turns import INNER_NAMES
 
 
 SAMPLE = 100  # rows that are read to find out what columns hold
@@ -71,20 +70,33 @@ def sort_columns(
     return SortedColumns(chosen, (*names, *ignored), unused_names, tuple(ignored))
 
 
-def unknown_names(ignore: Sequence[str], known: Collection[str]) -> list[str]:
-    """Return those of the names to ignore that no column or file of a source, and no part of a message, can have.
+def unknown_names(ignore: Sequence[str], known: Collection[str], rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return those of the names to ignore that a source does not have.
 
     Args:
         ignore: Names that the user wants to ignore.
         known: Names of the columns and files.
+        rows: All rows. They are read only if a name is not known, because it may be inside a message.
     """
-    return [
-        name
-        for name in ignore
-        if name not in INNER_NAMES
-        and name.split(".")[0] not in known
-        and not any(is_covered(candidate, [name]) for candidate in known)
-    ]
+    left = [name for name in ignore if not any(is_covered(one, [name]) for one in known)]
+    for row in rows if left else ():
+        inner = set(_inner_names(list(row.values())))
+        left = [name for name in left if not any(is_covered(one, [name]) for one in inner)]
+        if not left:
+            break
+    return left
+
+
+def _inner_names(value: Any) -> Iterator[str]:
+    """Yield the names of keys, types of parts and roles in a value."""
+    if isinstance(value, Mapping):
+        yield from (str(key) for key, item in value.items() if item is not None)
+        yield from (str(value[key]) for key in ("type", "role", "from") if key in value)
+        for item in value.values():
+            yield from _inner_names(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _inner_names(item)
 
 
 def _find_columns_with_content(rows: Any, names: Sequence[str]) -> dict[str, str]:

@@ -116,12 +116,13 @@ def is_empty(value: Any) -> bool:
 def is_image(value: Any) -> bool:
     """Return whether a value is an image or names one: pixels, encoded bytes in a dict, a path, a URL or base64."""
     if isinstance(value, str):
-        # Only strings that end like the name of an image file are compared in whole, because texts may be long.
         if value.startswith("data:"):
             return value.startswith("data:image")
         if value.startswith(_BASE64):
             return len(value) > 100 and not any(character.isspace() for character in value[:100])
-        return _IMAGE_NAME.fullmatch(value) is not None
+        # The regular expression is slow for long texts.
+        may_be_name = len(value) < 2000 and ("." in value[-6:] or value.startswith("http"))
+        return may_be_name and _IMAGE_NAME.fullmatch(value) is not None
     if isinstance(value, Mapping):  # the form of undecoded images in `datasets`
         return {"bytes", "path"} >= set(value) and not is_empty(value)
     # A vector is an embedding.
@@ -157,7 +158,9 @@ def _find_in_value(name: str, value: Any) -> str | None:
     """Return what content a value that is not empty holds by its type, whatever the name of its column."""
     if is_image(value):
         return IMAGE
-    if isinstance(value, (bytes, bytearray, memoryview)) or (isinstance(value, str) and _DATA_URL.match(value)):
+    if isinstance(value, str):
+        return BYTES if value.startswith("data:") and _DATA_URL.match(value) else None
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return BYTES
     if isinstance(value, Mapping):
         if {"role", "content"} <= set(value) or {"from", "value"} <= set(value):

@@ -98,36 +98,40 @@ def _read(
         split: The split to read, as `datasets` writes it.
         options: Further arguments of `datasets.load_dataset`.
     """
+    chosen = [splits[name] for name in _split_names(split)]
     if files.metadata or files.tables:
         builder = "imagefolder" if files.metadata else max(files.tables, key=lambda name: len(files.tables[name]))
+
+        def tables(files: FolderFiles) -> list[str]:
+            """Return those of the files of a split that hold its rows."""
+            return files.metadata if files.metadata else files.tables.get(builder, [])
+
         data = {
-            name: [str(folder / file) for file in of_split.metadata + of_split.images]
-            if files.metadata
-            else [str(folder / file) for file in of_split.tables.get(builder, [])]
-            for name, of_split in splits.items()
+            name: [str(folder / file) for file in tables(files) + (files.images if builder == "imagefolder" else [])]
+            for name, files in splits.items()
         }
         data = {name: paths for name, paths in data.items() if paths}
         rows = datasets.load_dataset(builder, data_files=data, split=split, **options)
-        used = {*files.metadata, *(() if files.metadata else files.tables[builder])}
+        used = {file for of_split in chosen for file in tables(of_split)}
         if files.images:
             # Images in no split may belong to the rows of another one.
             others = [name for name in data if name not in _split_names(split)]
             opened = [datasets.load_dataset(builder, data_files=data, split=name, **options) for name in others]
-            named = {name for dataset in (rows, *opened) for name in _named_images(dataset, folder)}
-            used |= named & set(files.images)
+            used |= {name for dataset in (rows, *opened) for name in _named_images(dataset, folder)}
         return rows, used
     if files.images:
-        return _read_images(folder, files, splits, split, options)
+        return _read_images(folder, splits, split, options)
     if files.texts:
         data = {name: [str(folder / file) for file in of_split.texts] for name, of_split in splits.items()}
         data = {name: paths for name, paths in data.items() if paths}
-        return datasets.load_dataset("text", data_files=data, split=split, **options), set(files.texts)
+        rows = datasets.load_dataset("text", data_files=data, split=split, **options)
+        return rows, {file for of_split in chosen for file in of_split.texts}
     # Archives, or formats that only `datasets` knows.
     return datasets.load_dataset(str(folder), split=split, **options), set(files.unread)
 
 
 def _read_images(
-    folder: Path, files: FolderFiles, splits: Mapping[str, FolderFiles], split: str, options: dict[str, Any]
+    folder: Path, splits: Mapping[str, FolderFiles], split: str, options: dict[str, Any]
 ) -> tuple[Rows, set[str]]:
     """Return the rows of images that no table describes, and the files in them; see `_read` for the arguments."""
     if set(options) - {"streaming"}:
@@ -138,18 +142,16 @@ def _read_images(
     for part in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
         chosen += examples[part.splitname][part.from_ : part.to]
     if not chosen:
-        raise ValueError(
-            f"`source` must have rows, got {str(folder)!r}, whose split {split!r} is empty: leave it out."
-        )
+        raise ValueError(f"`source` must have rows, got {str(folder)!r}, whose split {split!r} is empty: omit it.")
     rows = datasets.Dataset.from_list(chosen)
-    # A second caption file beside an image is used if it says the same.
-    used = {
-        name
-        for names in files.captions.values()
-        for name in names
-        if name == names[0] or _read_text(folder / name) == _read_text(folder / names[0])
-    }
-    return (rows.to_iterable_dataset() if options.get("streaming") else rows), {*files.images, *used}
+    used = set()
+    for files in (splits[name] for name in examples):
+        used |= set(files.images)
+        for names in files.captions.values():
+            # A second caption file beside an image is used if it says the same.
+            texts = {name: _read_text(folder / name) for name in names}
+            used |= {name for name in names if texts[name] == texts[names[0]]}
+    return (rows.to_iterable_dataset() if options.get("streaming") else rows), used
 
 
 def _examples(folder: Path, files: FolderFiles) -> list[dict[str, str]]:
@@ -308,8 +310,8 @@ def _lost(names: Sequence[str], what: str) -> SourceError:
     shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
     return SourceError(
         f"All files of a folder that hold content must be used, got {shown}, which {what}: add what is missing, move "
-        f"them to a source of their own, or leave them out with ignore=[{names[0]!r}] (--ignore {names[0]!r} at the command line; names may hold "
-        "wildcards)."
+        f"them to a source of their own, or leave them out with ignore=[{names[0]!r}] (--ignore {names[0]!r} at the "
+        "command line; names may hold wildcards)."
     )
 
 

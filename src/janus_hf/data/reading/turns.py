@@ -40,11 +40,8 @@ _KEYS = {
     "reasoning_content": "text for the model",
     "refusal": "text for the model",
 }
-_PLAIN = {*_ROLE_KEYS, *_CONTENT_KEYS}  # keys of turns that need no further checks
 _TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64")
-# Names of content inside turns that `ignore` may hold, besides the keys and types that a source has.
-INNER_NAMES = (*_TOOL_ROLES, *_KEYS, *_WEIGHT_KEYS, "images", "video", "audio", "file", "input_audio")
 
 
 def read_turns(
@@ -75,7 +72,11 @@ def read_turns(
         RowError: If the conversation has another form, or two system prompts.
         SourceError: If a turn holds content that a raw row cannot hold, such as calls of tools.
     """
-    all_turns = [*_read_history(history), *_check_turns(turns)]
+    all_turns = [*_read_history(history), *(turns if isinstance(turns, (list, tuple)) else _check_turns(turns))]
+    messages = [message for turn in all_turns if (message := _read_plain(turn)) is not None]
+    if len(messages) == len(all_turns):  # the usual case, and a fast one
+        return {"messages": _add_system(messages, system), "images": list(images)}
+    _check_turns(all_turns)
     row_images, found, messages = list(images), [], []
     # Without images inside turns, the row's images stay as they are, even if they have no marks.
     has_inner = any(_has_images(turn) for turn in all_turns)
@@ -86,9 +87,6 @@ def read_turns(
             continue
         if role in _TOOL_ROLES:
             raise unused(role, "a turn of a tool", "conversations, whose roles are system, user and assistant")
-        if not has_inner and turn.keys() <= _PLAIN and isinstance(content := _first_value(turn, _CONTENT_KEYS), str):
-            messages.append({"role": role, "content": content})
-            continue
         _check_keys(turn, ignore)
         own = [] if is_covered("images", ignore) else list(turn.get("images") or [])
         content, marks = _read_content(_first_value(turn, _CONTENT_KEYS), ignore)
@@ -102,6 +100,18 @@ def read_turns(
             found += own
         messages.append({"role": role, "content": content} | _read_weight(turn, role, ignore))
     return {"messages": _add_system(messages, system), "images": found + row_images}
+
+
+def _read_plain(turn: Any) -> Turn | None:
+    """Return a turn that has only a role and a string, as a message; None for every other turn."""
+    if not isinstance(turn, Mapping) or len(turn) != 2:
+        return None
+    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    role = _ROLES.get(role, role) if isinstance(role, str) else None
+    # With a role and a content of these types, the turn has no third key.
+    if role not in ("user", "assistant", "system") or not isinstance(content, str):
+        return None
+    return {"role": role, "content": content}
 
 
 def is_answer(turn: Mapping[str, Any]) -> bool:
@@ -242,4 +252,4 @@ def _add_system(messages: list[Turn], system: str | None) -> list[Turn]:
     return [{"role": "system", "content": system}, *messages]
 
 
-__all__ = ["IMAGE_MARK", "INNER_NAMES", "Turn", "is_answer", "read_turns"]
+__all__ = ["IMAGE_MARK", "Turn", "is_answer", "read_turns"]

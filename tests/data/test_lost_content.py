@@ -253,6 +253,42 @@ def test_choices_are_listed_as_in_the_benchmarks(model, processor):
     assert multiple_choice_prompt("q", {"A": "x", "B": "y"}).strip() in text
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"question": "q", "choices": ["x", "y"], "answer": 2}, "bad_choice"),
+        ({"question": "q", "choices": ["x", "y"], "answer": "z"}, "bad_choice"),
+        ({"question": "q", "choices": ["x", "x"], "answer": 0}, "bad_choice"),
+        ({"question": "q", "choices": "x, y", "answer": 0}, "bad_choice"),
+        ({"question": "q", "choices": ["x", "y"], "answer": True}, "bad_choice"),
+        ({"messages": [ASK, SAY | {"weight": 0}]}, "untrained"),
+        ({"messages": [{"role": "system", "content": "one"}, ASK, SAY], "system": "two"}, "bad_conversation"),
+        ({"messages": [ASK, SAY], "system": ["two"]}, "bad_conversation"),
+        ({"messages": [ASK, SAY], "history": ["q1", "a1"]}, "bad_conversation"),
+        ({"prompt": 3, "completion": "a"}, "bad_conversation"),
+        ({"prompt": "q", "completion": ""}, "empty_text"),
+        ({"messages": [ASK, {"role": "critic", "content": "a"}]}, "bad_conversation"),
+    ],
+)
+def test_rows_that_say_nothing_clear_are_skipped(row, reason, model, processor):
+    good = {column: value for column, value in row.items() if column in ("messages", "prompt", "question")}
+    good = {"messages": {"messages": [ASK, SAY]}, "prompt": {"prompt": "q", "completion": "a"}}.get(
+        next(iter(good)), {"question": "q", "answer": "a"}
+    )
+    assert prepare_rows([good, row], model, processor).meta["skipped"] == {reason: 1}
+
+
+def test_rows_must_be_dicts(model, processor):
+    with pytest.raises(TypeError, match="`source` must be a list of dicts, got"):
+        prepare_rows(["a", "b"], model, processor)
+
+
+def test_audio_is_refused_without_decoding_it(model, processor):
+    rows = datasets.Dataset.from_list([{"text": "a", "speech": {"bytes": b"no sound", "path": "a.wav"}}])
+    with pytest.raises(SourceError, match="got 'speech' .audio or video."):
+        prepare_rows(rows.cast_column("speech", datasets.Audio()), model, processor)
+
+
 def test_images_inside_turns_keep_their_order(make_image, model, processor):
     images = [make_image(n, (40 + n, 50)) for n in range(4)]
     parts = [{"type": "image", "image": images[1]}, SHOW, {"type": "image"}]

@@ -131,7 +131,10 @@ def _open(image: Any, folder: Path) -> tuple[Image.Image, bytes | None]:
             raise RowError("bad_picture", f"The dict of an image must have bytes or a path, got {sorted(image)}.")
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if isinstance(image, (str, os.PathLike)) and _is_file(folder / image):
-        image = (folder / image).read_bytes()
+        try:
+            image = (folder / image).read_bytes()
+        except OSError as error:
+            raise RowError("bad_picture", f"The file of an image must be readable, got {error}.") from error
     if image is None:
         raise RowError("missing_picture", "The row must have an image, got None.")
     try:

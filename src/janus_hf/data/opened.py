@@ -60,9 +60,12 @@ def open_for_preparation(
     Raises:
         ValueError: If the source cannot be opened, or no adapter reads its columns.
         SourceError: If a column or file holds content that no row would hold.
+        TypeError: If the source is of another type.
     """
     if isinstance(ignore, str) or not all(isinstance(name, str) for name in ignore):
         raise ValueError(f"`ignore` must be a list of names, got {ignore!r}: write [{ignore!r}].")
+    if isinstance(source, (list, tuple)) and not all(isinstance(row, Mapping) for row in source):
+        raise TypeError(f"`source` must be a list of dicts, got {str(source)[:100]}: make each row a dict of columns.")
     names, unused_files, file_names = None, [], []
     rows: Any
     if isinstance(source, (list, tuple)) and in_memory:

@@ -27,12 +27,12 @@ IMAGE, ADDRESS, TURNS, TEXT, LABEL, BYTES = (
 # The last word of a column's name says what it holds: `negative_prompt` a prompt, `prompt_id` an id. Words of images
 # are not content if the value is a number (`num_images`), and words of texts neither (`max_input`).
 _IMAGES = """image images img imgs picture pictures photo photos jpg jpeg png webp mask masks pixels frame frames video
-    videos audio audios sketch canvas codes"""
+    videos audio audios sketch canvas"""
 _TEXTS = """prompt prompts caption captions text texts txt question questions query instruction instructions input
     inputs message messages conversation conversations dialog dialogue turn turns chat history system tool tools
     function functions calls choice choices option options hint hints context passage document documents lecture
     rationale explanation reasoning thinking thought thoughts cot description descriptions content contents negative
-    reference references assistant kwargs"""
+    assistant kwargs"""
 # These may be numbers.
 _LABELS = """answer answers label labels class cls target targets output outputs response responses reply completion
     completions solution solutions chosen rejected weight weights"""

@@ -265,7 +265,7 @@ def _normal(parts: Iterable[str]) -> list[str]:
 
 
 def undecoded(dataset: Rows) -> Rows:
-    """Return the data set with decoding turned off in its columns of images, also in lists and dicts of images."""
+    """Return the data set with decoding turned off in its columns of images, audio and video, also in nested ones."""
     for name, feature in (dataset.features or {}).items():
         if (changed := _without_decoding(feature)) != feature:
             dataset = dataset.cast_column(name, changed)
@@ -273,11 +273,13 @@ def undecoded(dataset: Rows) -> Rows:
 
 
 def _without_decoding(feature: Any) -> Any:
-    """Return a feature of `datasets` in which images are not decoded."""
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
+    """Return a feature of `datasets` in which files are not decoded."""
+    if isinstance(feature, (datasets.Image, datasets.Audio, datasets.Video)):
+        return type(feature)(decode=False)
     if isinstance(feature, datasets.List):
         return datasets.List(_without_decoding(feature.feature), length=feature.length)
+    if isinstance(feature, datasets.LargeList):
+        return datasets.LargeList(_without_decoding(feature.feature))
     if isinstance(feature, dict):
         return {name: _without_decoding(item) for name, item in feature.items()}
     return feature

@@ -49,7 +49,7 @@ def read_turns(
     images: Sequence[Any] = (),
     *,
     ignore: Collection[str] = (),
-    system: str | None = None,
+    system: Any = None,
     history: Any = None,
 ) -> dict[str, Any]:
     """Read a conversation, and return it as a raw row `{"messages": [...], "images": [...]}`.
@@ -237,14 +237,16 @@ def _check_rest(cell: Mapping[str, Any], used: Collection[str], ignore: Collecti
             raise unused(key, what, place)
 
 
-def _add_system(messages: list[Turn], system: str | None) -> list[Turn]:
+def _add_system(messages: list[Turn], system: Any) -> list[Turn]:
     """Return the messages with the system prompt that stands outside them as their first message.
 
     Raises:
-        RowError: If the messages begin with another system prompt.
+        RowError: If the system prompt is no string, or the messages begin with another one.
     """
-    if not isinstance(system, str) or not system.strip():
+    if is_empty(system):
         return messages
+    if not isinstance(system, str):
+        raise RowError("bad_conversation", f"The system prompt must be a string, got {str(system)[:200]}.")
     if messages and messages[0]["role"] == "system":
         if messages[0]["content"].strip() not in ("", system.strip()):
             raise RowError("bad_conversation", f"The row must have one system prompt, got {system[:200]!r} as well.")

@@ -207,7 +207,8 @@ def print_loader(rounds: int = 5, batches: int = 20, batch_size: int = 32, lengt
 def synthetic_rows(count: int) -> dict[str, list[dict[str, Any]]]:
     """Return rows about coloured shapes in the forms `PREPARED`, all with columns without content.
 
-    There are `count` rows of each form, and eight times as many plain texts, which take little time.
+    There are `count` questions and conversations, eight times as many plain texts, which take little time, and a
+    quarter as many prompts with images, which take long.
     """
     from janus_hf.shapes import TAGS, ask, make_drawing, picture, random_scene
 
@@ -218,18 +219,19 @@ def synthetic_rows(count: int) -> dict[str, list[dict[str, Any]]]:
         asked, image = ask(scene, rng), picture(scene)
         turns = [{"role": "user", "content": asked.question}, {"role": "assistant", "content": asked.answer}]
         rest = {"id": number, "url": f"https://example.org/{number}.png", "width": image.width, "source": "shapes"}
-        rows["drawing"].append({"prompt": drawing.prompt, "image": picture(drawing.scene)} | rest)
+        if number % 4 == 0:
+            rows["drawing"].append({"prompt": drawing.prompt, "image": picture(drawing.scene)} | rest)
         rows["questions"].append({"question": asked.question, "answer": asked.answer, "image": image} | rest)
         rows["conversations"].append({"messages": turns * 4, "images": [image]} | rest)
         rows["texts"] += [{"text": f"{asked.question} {asked.answer}. {drawing.prompt}.", "id": number}] * 8
     return rows
 
 
-def measure_prepare(count: int = 256, rounds: int = 3) -> dict[str, float]:
+def measure_prepare(count: int = 256, rounds: int = 8) -> dict[str, float]:
     """Measure `prepare_rows` for every form of `PREPARED`.
 
     Args:
-        count: Number of rows of each form.
+        count: See `synthetic_rows`.
         rounds: Number of times that all forms are prepared in turn; the best time counts.
 
     Returns:

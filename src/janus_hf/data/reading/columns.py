@@ -56,15 +56,21 @@ def sort_columns(
         ValueError: If no adapter reads the columns, or adapters of two tasks use all of them.
         SourceError: If a column that the adapter does not use holds content.
     """
+    # Several rows of a list, and one where reading takes time.
+    first_rows = list(islice(iter(rows), SAMPLE if isinstance(rows, (list, tuple)) else 1))
     if "__key__" in names and "json" in names and not is_covered("json", ignore):
         # The members of a WebDataset archive: the keys of the json member are columns.
-        names = [*names, *(key for row in _first_rows(rows) for key in open_members(row) if key not in names)]
-        names.remove("json")
+        members = dict.fromkeys(key for row in first_rows for key in open_members(row))
+        names = [name for name in dict.fromkeys([*names, *members]) if name in members]
     ignored = [name for name in names if is_covered(name, ignore)]
     names = [name for name in names if name not in ignored]
-    content = _find_columns_with_content(rows, names)
+    content = _find_columns_with_content(first_rows, names)
     chosen = choose_adapter(names, name=adapter, task=task, content=content)
-    for row in _rows_to_check(rows, chosen, names):
+    if isinstance(rows, datasets.Dataset):
+        checked = _rows_to_check(rows, chosen, names)
+    else:
+        checked = rows if isinstance(rows, (list, tuple)) else first_rows
+    for row in checked:
         chosen.fill(row, ignore)
     unused_names = tuple(name for name in names if name not in chosen.readable)
     return SortedColumns(chosen, (*names, *ignored), unused_names, tuple(ignored))
@@ -99,14 +105,14 @@ def _inner_names(value: Any) -> Iterator[str]:
             yield from _inner_names(item)
 
 
-def _find_columns_with_content(rows: Any, names: Sequence[str]) -> dict[str, str]:
+def _find_columns_with_content(first_rows: Iterable[Mapping[str, Any]], names: Sequence[str]) -> dict[str, str]:
     """Return a dict: column -> what content it holds, by the first rows of a source.
 
     A column that is empty in these rows holds what its name says.
     """
     found: dict[str, str] = {}
     filled = set()
-    for row in _first_rows(rows):
+    for row in first_rows:
         for name, value in open_members(row).items():
             if value is not None:
                 filled.add(name)
@@ -116,19 +122,12 @@ def _find_columns_with_content(rows: Any, names: Sequence[str]) -> dict[str, str
     return by_name | {name: what for name, what in found.items() if name in names}
 
 
-def _first_rows(rows: Any) -> Iterable[Mapping[str, Any]]:
-    """Return the first rows of a source: several of a list, one where reading takes time."""
-    return islice(iter(rows), SAMPLE if isinstance(rows, (list, tuple)) else 1)
-
-
-def _rows_to_check(rows: Any, adapter: Adapter, names: Sequence[str]) -> Iterable[Mapping[str, Any]]:
-    """Return the rows in which unused columns may hold content: all of them, or the first of a stream.
+def _rows_to_check(rows: datasets.Dataset, adapter: Adapter, names: Sequence[str]) -> Iterable[Mapping[str, Any]]:
+    """Return the rows of a data set if unused columns of it may hold content, else none.
 
     Raises:
         SourceError: If a column of audio or video is not used.
     """
-    if not isinstance(rows, datasets.Dataset):
-        return rows if isinstance(rows, (list, tuple)) else _first_rows(rows)
     used = adapter.uses(names)
     rest = [name for name in names if name not in used and not _is_harmless(rows.features.get(name), name)]
     for name in rest:

@@ -38,39 +38,12 @@ _LABELS = """answer answers label labels class cls target targets output outputs
     completions solution solutions chosen rejected weight weights"""
 _HEADS = {word: kind for words, kind in ((_IMAGES, IMAGE), (_TEXTS, TEXT), (_LABELS, LABEL)) for word in words.split()}
 _SUFFIXES = re.compile(r"(image|picture|mask|prompt|caption|question|answer)s?$")
-# A name made of these words alone may hold the address of the image that another column holds.
-_ADDRESSES = set(
-    [
-        "url",
-        "uri",
-        "link",
-        "href",
-        "path",
-        "file",
-        "filename",
-        "filepath",
-        "name",
-        "key",
-        "id",
-        "source",
-        "src",
-        "image",
-        "img",
-        "picture",
-        "photo",
-        "page",
-        "original",
-        "coco",
-        "flickr",
-        "web",
-        "hash",
-    ]
-)
-# A number below such a name counts, or says whether there is something.
-_COUNTS = set(["num", "n", "count", "total", "max", "min", "is", "has", "contains"])
-_ADDRESS_HEADS = set(
-    ["url", "uri", "link", "href", "path", "file", "filename", "filepath", "name", "key", "id", "source", "src"]
-)
+# A name that ends with one of these words, and has no others than all these, may hold the address of the image that
+# another column holds.
+_ADDRESS_HEADS = "url uri link href path file filename filepath name key id source src"
+_ADDRESS_WORDS = f"{_ADDRESS_HEADS} image img picture photo page original coco flickr web hash"
+# A number below a name that begins with such a word counts, or says whether there is something.
+_COUNTS = "num n count total max min is has contains"
 
 _SUFFIX = r"\.(png|jpe?g|webp|gif|bmp|tiff?|jfif|heic|avif)"
 _IMAGE_NAME = re.compile(rf"[^\n]{{1,1000}}{_SUFFIX}|https?://[^\s]+{_SUFFIX}(\?[^\s]*)?", re.IGNORECASE)
@@ -149,9 +122,9 @@ def _kind(name: str) -> tuple[str | None, bool]:
     kind = _HEADS.get(head)
     if kind is None and (suffix := _SUFFIXES.search(head)):
         kind = _HEADS[suffix[1]]
-    if kind == LABEL and named[0] in _COUNTS:
+    if kind == LABEL and named[0] in _COUNTS.split():
         kind = TEXT
-    return kind, bool(named) and head in _ADDRESS_HEADS and set(words) <= _ADDRESSES
+    return kind, head in _ADDRESS_HEADS.split() and set(words) <= set(_ADDRESS_WORDS.split())
 
 
 def _find_in_value(name: str, value: Any) -> str | None:

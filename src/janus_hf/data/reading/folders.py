@@ -104,7 +104,7 @@ def _read(
 
         def tables(files: FolderFiles) -> list[str]:
             """Return those of the files of a split that hold its rows."""
-            return files.metadata if files.metadata else files.tables.get(builder, [])
+            return files.metadata if builder == "imagefolder" else files.tables.get(builder, [])
 
         data = {
             name: [str(folder / file) for file in tables(files) + (files.images if builder == "imagefolder" else [])]

@@ -2,8 +2,10 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,18 @@ class Report:
             path.write_text("\n".join(self.lines) + "\n", encoding="utf-8")
 
 
-def measure_in_new_process(module: str, *arguments: str) -> dict[str, Any]:
-    """Run `python -m module arguments` in a new process and return the JSON object that it prints as its last line."""
+def measure_in_new_process(
+    module: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Run `python -m module arguments` in a new process and return the JSON object that it prints as its last line.
+
+    Args:
+        module: Name of the module.
+        arguments: Arguments of its command line.
+        environment: Variables that the new process has besides those of this one.
+    """
     command = [sys.executable, "-m", module, *arguments]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    variables = os.environ | dict(environment or {})
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=variables).stdout
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result

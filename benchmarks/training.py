@@ -1,6 +1,6 @@
-"""Measure the memory of the heads' losses, the speed of packed against padded training, and that of the data loader.
+"""Measure the losses of the heads, packed against padded training, the data loader, and the preparation of data.
 
-    python -m benchmarks.training [heads] [trunk] [loader] [--tokens 4096] [--documents 12]
+    python -m benchmarks.training [heads] [trunk] [loader] [prepare] [--tokens 4096] [--documents 12] [--against SRC]
 
 The heads (the output layers for text and image tokens) and the trunk (the language model) have the sizes of
 Janus-Pro-1B.
@@ -15,11 +15,17 @@ Janus-Pro-1B.
 * loader: DataLoader and collator (no workers) on packed rows of synthetic data about coloured shapes, against forward
   pass, backward pass and AdamW step of full fine-tuning of the small model that ships inside the package; tokens per
   second, medians over interleaved rounds.
+* prepare: `prepare_rows` of the same synthetic data with the small model, as prompts with images, questions about
+  images, conversations and plain texts, in rows that also have columns without content. Rows per second, of wall-clock
+  time and of the process's CPU time (which other work on the machine disturbs less), the best of several rounds in
+  fresh processes. `--against SRC` measures the package in the folder SRC (the `src` of another checkout) in turn with
+  this one.
 """
 
 import argparse
 import json
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +39,8 @@ from .reporting import make_parser, measure_in_new_process
 WIDTH, VOCABULARY, CODES = 2048, 102400, 16384
 TRUNK = {"hidden_size": WIDTH, "intermediate_size": 5632, "num_attention_heads": 16, "num_hidden_layers": 24}
 PADDED_BATCH = 4
-PARTS = ("heads", "trunk", "loader")
+PARTS = ("heads", "trunk", "loader", "prepare")
+PREPARED = ("drawing", "questions", "conversations", "texts")
 
 
 def measure_head(head_name: str, chunked: bool, tokens: int) -> dict[str, float]:
@@ -197,17 +204,101 @@ def print_loader(rounds: int = 5, batches: int = 20, batch_size: int = 32, lengt
     print(f"| loader and collator | {loads:,.0f} | {loads / trains:.0f} |")
 
 
+def synthetic_rows(count: int) -> dict[str, list[dict[str, Any]]]:
+    """Return rows about coloured shapes in the forms `PREPARED`, all with columns without content.
+
+    There are `count` questions and conversations, eight times as many plain texts, which take little time, and a
+    quarter as many prompts with images, which take long.
+    """
+    from janus_hf.shapes import TAGS, ask, make_drawing, picture, random_scene
+
+    rng = np.random.default_rng(0)
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in PREPARED}
+    for number in range(count):
+        drawing, scene = make_drawing(TAGS[number % len(TAGS)], rng), random_scene(rng)
+        asked, image = ask(scene, rng), picture(scene)
+        turns = [{"role": "user", "content": asked.question}, {"role": "assistant", "content": asked.answer}]
+        rest = {"id": number, "url": f"https://example.org/{number}.png", "width": image.width, "source": "shapes"}
+        if number % 4 == 0:
+            rows["drawing"].append({"prompt": drawing.prompt, "image": picture(drawing.scene)} | rest)
+        rows["questions"].append({"question": asked.question, "answer": asked.answer, "image": image} | rest)
+        rows["conversations"].append({"messages": turns * 4, "images": [image]} | rest)
+        rows["texts"] += [{"text": f"{asked.question} {asked.answer}. {drawing.prompt}.", "id": number}] * 8
+    return rows
+
+
+def measure_prepare(count: int = 256, rounds: int = 8) -> dict[str, float]:
+    """Measure `prepare_rows` for every form of `PREPARED`.
+
+    Args:
+        count: See `synthetic_rows`.
+        rounds: Number of times that all forms are prepared in turn; the best time counts.
+
+    Returns:
+        Rows per second of wall-clock time by the form's name, and of CPU time by `"NAME, CPU"`.
+    """
+    import datasets
+    from transformers.utils import logging
+
+    from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
+    from janus_hf.assets import DEFAULT_MODEL
+    from janus_hf.data import prepare_rows
+
+    logging.disable_progress_bar()
+    model = JanusProForConditionalGeneration.from_pretrained(DEFAULT_MODEL, dtype=torch.float32)
+    processor = JanusProProcessor.from_pretrained(DEFAULT_MODEL)
+    sources = {name: datasets.Dataset.from_list(rows) for name, rows in synthetic_rows(count).items()}
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        for name, source in sources.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            prepared = prepare_rows(source, model, processor)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            assert len(prepared) == len(source)
+            best[name] = max(best.get(name, 0), len(source) / wall)
+            best[f"{name}, CPU"] = max(best.get(f"{name}, CPU", 0), len(source) / cpu)
+    return best
+
+
+def print_prepare(against: str | None, rounds: int = 4) -> None:
+    """Measure the preparation of data in fresh processes, and print the table.
+
+    Args:
+        against: Folder of another version of the package, measured in turn with this one; None measures this one only.
+        rounds: Number of processes per version.
+    """
+    versions: dict[str, dict[str, str]] = {"this package": {}}
+    if against is not None:
+        versions[against] = {"PYTHONPATH": against}
+    best: dict[str, dict[str, float]] = {version: {} for version in versions}
+    for _ in range(rounds):
+        for version, environment in versions.items():
+            speeds = measure_in_new_process("benchmarks.training", "--measure-prepare", environment=environment)
+            best[version] = {name: max(best[version].get(name, 0), speed) for name, speed in speeds.items()}
+    ratio = "" if against is None else " ratio |"
+    print(f"\n| rows per second | {' | '.join(versions)} |{ratio}\n|---|{'---:|' * (len(versions) + bool(ratio))}")
+    for name, speed in best["this package"].items():
+        speeds = [best[version][name] for version in versions]
+        shown = "".join(f" {one:,.0f} |" for one in speeds) + (f" {speed / speeds[-1]:.3f} |" if ratio else "")
+        print(f"| {name} |{shown}")
+
+
 def main() -> None:
-    """Print the tables that the command line names ("heads", "trunk", "loader"), by default all of them."""
+    """Print the tables that the command line names, which are those of `PARTS`; by default all of them."""
     parser = make_parser(__doc__)
     parser.add_argument("what", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--documents", type=int, default=12)
+    parser.add_argument("--against", help="folder of another version of the package, for prepare")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--measure-prepare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         head, kind = arguments.measure
         print(json.dumps(measure_head(head, kind == "chunked", arguments.tokens)))
+        return
+    if arguments.measure_prepare:
+        print(json.dumps(measure_prepare()))
         return
     what = arguments.what or PARTS
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments.tokens} tokens\n")
@@ -217,6 +308,8 @@ def main() -> None:
         print_trunk(arguments.documents, arguments.tokens)
     if "loader" in what:
         print_loader()
+    if "prepare" in what:
+        print_prepare(arguments.against)
 
 
 if __name__ == "__main__":

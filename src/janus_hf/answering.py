@@ -97,8 +97,8 @@ def answer(
             single argument does. The default is greedy decoding. `generation.text.text_arguments` sorts them all.
 
     Returns:
-        One string per conversation, without special tokens and surrounding white space. If the limit of tokens ends
-        an answer inside a character, that character is left out.
+        One string per conversation, without special tokens and surrounding white space. Bytes at the end of a sampled
+        answer that form no character are left out.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -159,15 +159,12 @@ def answer(
         output = model.generate(**inputs, **stop | {"do_sample": False} | settings, max_new_tokens=max(room))
     # Rows that have ended are padded until the last one ends.
     new = output[:, longest:].cpu()
-    return [_decode(processor, row[:end]) for row, end in zip(new, room, strict=True)]
-
-
-def _decode(processor: ChatProcessor, ids: torch.Tensor) -> str:
-    """Return the text of an answer's token ids `(T,)` without special tokens and surrounding white space."""
-    text = processor.decode(ids, skip_special_tokens=True)
-    # A character outside a tokenizer's vocabulary takes several tokens, one per byte or two. If the last of them are
-    # missing, the bytes that are there decode to replacement characters.
-    return text.rstrip("\N{REPLACEMENT CHARACTER}").strip()
+    texts = [processor.decode(row[:end], skip_special_tokens=True) for row, end in zip(new, room, strict=True)]
+    if settings.get("do_sample"):
+        # Tokens may be single bytes, and sampling, or the limit of tokens, may end an answer with bytes that form no
+        # character. Greedy answers keep them, because they are compared with the text of deepseek-ai/Janus.
+        texts = [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in texts]
+    return [text.strip() for text in texts]
 
 
 def _answer_cache(

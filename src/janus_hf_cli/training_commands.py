@@ -8,7 +8,16 @@ from .model_arguments import Commands, add_model_arguments, load_pipeline
 
 
 # Arguments of `prepare` that are passed to `prepare_mixture` under their own names.
-PREPARE_OPTIONS = ("task", "adapter", "split", "max_length", "batch_size", "num_threads", "num_shards")
+PREPARE_OPTIONS = (
+    "task",
+    "adapter",
+    "ignore",
+    "split",
+    "max_length",
+    "batch_size",
+    "num_threads",
+    "num_shards",
+)
 
 
 def add_prepare_parser(commands: Commands) -> None:
@@ -18,6 +27,12 @@ def add_prepare_parser(commands: Commands) -> None:
     prepare.add_argument("-o", "--output", type=Path, required=True, help="folder for one sub-folder per source")
     prepare.add_argument("--task", choices=("text", "understanding", "drawing"), help="(default: by the columns)")
     prepare.add_argument("--adapter", help="how to read the columns (default: by their names)")
+    prepare.add_argument(
+        "--ignore",
+        action="append",
+        metavar="NAME",
+        help="column, file, or key of messages with content that may be lost (default: none, they are refused)",
+    )
     prepare.add_argument("--split", default="train", help="split of the dataset (default: train)")
     prepare.add_argument("--max-length", type=int, help="longer rows are skipped and counted")
     prepare.add_argument("--batch-size", type=int, default=32, help="images encoded at the same time")
@@ -61,6 +76,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
         else:
             skipped = dataset.meta["skipped"] or "none"
             print(f"{arguments.output / name}: {dataset.meta['num_rows']} rows, skipped: {skipped}")
+            for kind in ("columns", "files"):
+                if unused := dataset.meta[f"unused_{kind}"]:
+                    print(f"{arguments.output / name}: {kind} not used, without content: {', '.join(unused)}")
 
 
 def _train(arguments: argparse.Namespace) -> None:

@@ -1,14 +1,15 @@
 """`docs/data.md` is correct: its tables are complete, its rows can be prepared and its commands parse."""
 
+import io
 import re
 import shlex
+import tarfile
 from pathlib import Path
 
 import pytest
 
 import janus_hf.data
 from janus_hf.data import ADAPTERS, prepare_rows
-from janus_hf.data.schema import choose_adapter
 from janus_hf_cli import make_parser
 
 
@@ -53,7 +54,32 @@ def test_its_commands_parse():
         make_parser().parse_args(shlex.split(line)[1:])
 
 
-def test_folders_and_archives_have_the_columns_it_says():
-    assert choose_adapter(["image", "caption"]).name == "caption"
-    assert choose_adapter(["image", "label"]).name == "label"
-    assert choose_adapter(["jpg", "txt", "__key__", "__url__"]).name == "caption"
+FOLDERS = re.findall(r"^\| `(\w+)` \| (.*) \| `(\w+)` \|$", PAGE[PAGE.index("## Folders and") :], flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize(("form", "holds", "adapter"), FOLDERS, ids=[form for form, _, _ in FOLDERS])
+def test_folders_can_be_prepared(form, holds, adapter, make_image, model, processor, tmp_path):
+    files = [tuple(pair) for pair in re.findall(r"`([^`]+)`(?: with `([^`]+)`)?", holds)]
+    if form == "archive":
+        make_image(1).save(tmp_path / "image.jpg")
+        contents = {".jpg": (tmp_path / "image.jpg").read_bytes(), ".txt": b"a lighthouse", ".json": b'{"width": 70}'}
+        (tmp_path / "image.jpg").unlink()
+        with tarfile.open(tmp_path / files[0][0], "w") as archive:
+            for name, _ in files[1:]:
+                info = tarfile.TarInfo(name)
+                info.size = len(contents[Path(name).suffix])
+                archive.addfile(info, io.BytesIO(contents[Path(name).suffix]))
+        files = []
+    for name, content in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if content:
+            (tmp_path / name).write_text(content)
+        else:
+            make_image(1).save(tmp_path / name)
+    prepared = prepare_rows(tmp_path, model, processor)
+    count = {"classes": 2}.get(form, 10 if "10_" in holds else 1)
+    assert (prepared.meta["adapter"], len(prepared), prepared.meta["skipped"]) == (adapter, count, {})
+
+
+def test_every_folder_form_is_there():
+    assert len(FOLDERS) == 10

@@ -63,16 +63,50 @@ def test_imagefolder_with_captions(drawings, expected, model, processor, tmp_pat
     assert described.meta["adapter"] == "describe"
 
 
+def write_archive(path, rows):
+    """Write a WebDataset archive whose rows are dicts of suffix -> image, text, or dict."""
+    with tarfile.open(path, "w") as archive:
+        for n, row in enumerate(rows):
+            for suffix, value in row.items():
+                buffer = io.BytesIO()
+                if isinstance(value, (str, dict)):
+                    buffer.write((value if isinstance(value, str) else json.dumps(value)).encode())
+                else:
+                    value.save(buffer, format="PNG")
+                info = tarfile.TarInfo(f"{n:03d}.{suffix}")
+                info.size = len(buffer.getvalue())
+                archive.addfile(info, io.BytesIO(buffer.getvalue()))
+    return path
+
+
 def test_webdataset(drawings, expected, model, processor, tmp_path):
-    with tarfile.open(tmp_path / "rows.tar", "w") as archive:
-        for n, row in enumerate(drawings):
-            buffer = io.BytesIO()
-            row["image"].save(buffer, format="PNG")
-            for name, content in ((f"{n:03d}.png", buffer.getvalue()), (f"{n:03d}.txt", row["prompt"].encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    assert lengths(tmp_path / "rows.tar", model, processor) == expected
+    rows = [{"png": row["image"], "txt": row["prompt"]} for row in drawings]
+    assert lengths(write_archive(tmp_path / "rows.tar", rows), model, processor) == expected
+
+
+def test_json_members_of_a_webdataset_are_columns(drawings, expected, model, processor, tmp_path):
+    def archive(name, **members):
+        rows = [{"png": row["image"]} | {key: make(row) for key, make in members.items()} for row in drawings]
+        return write_archive(tmp_path / f"{name}.tar", rows)
+
+    only = archive("only", json=lambda row: {"caption": row["prompt"], "width": 70})
+    prepared = prepare_rows(only, model, processor)
+    assert (prepared.meta["adapter"], prepared.meta["unused_columns"]) == ("caption", ["__key__", "__url__", "width"])
+    assert lengths(only, model, processor) == expected
+    # img2dataset writes the caption twice.
+    twice = archive("twice", txt=lambda row: row["prompt"], json=lambda row: {"caption": row["prompt"]})
+    assert lengths(twice, model, processor) == expected
+    other = archive("other", txt=lambda row: row["prompt"], json=lambda row: {"caption": "another"})
+    with pytest.raises(ValueError, match="got 'txt'"):
+        prepare_rows(other, model, processor)
+    assert lengths(other, model, processor, ignore=["caption"]) == expected
+    assert lengths(other, model, processor, ignore=["json"]) == expected
+    turns = archive("turns", json=lambda row: {"conversations": [{"from": "human", "value": "q"}], "system": "s"})
+    with pytest.raises(ValueError, match="6 bad_conversation"):  # read, and wrong
+        prepare_rows(turns, model, processor)
+    mask = archive("mask", txt=lambda row: row["prompt"], **{"mask.png": lambda row: row["image"]})
+    with pytest.raises(ValueError, match="got 'mask.png'"):
+        prepare_rows(mask, model, processor)
 
 
 def test_datasets_saved_and_in_memory(drawings, conversations, expected, model, processor, tmp_path):

@@ -41,6 +41,16 @@ def test_one_command_from_raw_images(raw_recipe):
         train(raw_recipe, ["training.max_length=4096"])
 
 
+def test_a_source_may_ignore_content(raw_recipe):
+    """Without `ignore` the column is refused by name, before the model is trained."""
+    path = raw_recipe.parent / "drawing.jsonl"
+    rows = [json.loads(line) | {"negative_prompt": "ugly"} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="got 'negative_prompt'"):
+        build_trainer(load_recipe(raw_recipe))
+    build_trainer(load_recipe(raw_recipe, ["data.sources.0.ignore=[negative_prompt]"]))
+
+
 def test_images_may_be_decoded_by_loader_processes(raw_recipe, tmp_path):
     def losses(workers):
         out = tmp_path / f"out{workers}"

@@ -17,7 +17,7 @@ from .datasets import PackedDataset, stream_packs
 from .manifest import finish_prepared
 from .planning.plan import PackPlan, make_plan
 from .prepare import prepare, prepare_mixture, prepare_rows
-from .schema import ADAPTERS, TASKS, RowError
+from .schema import ADAPTERS, TASKS, RowError, SourceError
 from .store import PreparedDataset, load_prepared
 
 
@@ -29,6 +29,7 @@ __all__ = [
     "PackedDataset",
     "PreparedDataset",
     "RowError",
+    "SourceError",
     "finish_prepared",
     "load_prepared",
     "make_plan",

@@ -18,6 +18,7 @@ from PIL import Image
 
 from ..processing import JanusProProcessor, load_picture
 from ..processing.batching import encode, splice_images
+from .reading.turns import Turn, read_turns
 from .schema import IMAGE_MARK, RawRow, RowError, Task
 
 
@@ -126,9 +127,14 @@ def _open(image: Any, folder: Path) -> tuple[Image.Image, bytes | None]:
         RowError: If there is no image or no such file, or the file cannot be decoded.
     """
     if isinstance(image, Mapping):  # the form in which `datasets` hands out undecoded images
-        image = image["path"] if image.get("bytes") is None else image["bytes"]
-    if isinstance(image, (str, os.PathLike)) and (folder / image).is_file():
-        image = (folder / image).read_bytes()
+        if not {"bytes", "path"} & set(image):
+            raise RowError("bad_picture", f"The dict of an image must have bytes or a path, got {sorted(image)}.")
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, (str, os.PathLike)) and _is_file(folder / image):
+        try:
+            image = (folder / image).read_bytes()
+        except OSError as error:
+            raise RowError("bad_picture", f"The file of an image must be readable, got {error}.") from error
     if image is None:
         raise RowError("missing_picture", "The row must have an image, got None.")
     try:
@@ -139,6 +145,14 @@ def _open(image: Any, folder: Path) -> tuple[Image.Image, bytes | None]:
         # Memory addresses are removed, so that every run writes the same message to disk.
         raise RowError("bad_picture", re.sub(r" object at 0x[0-9a-f]+", "", str(error))) from error
     return decoded, image if isinstance(image, bytes) else None
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a file exists. An image in base64 is no path, and too long to be one."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or has a null character
+        return False
 
 
 def _file(image: Any, folder: Path) -> bytes:
@@ -191,13 +205,16 @@ def _conversation(messages: Any, files: list[bytes], processor: JanusProProcesso
     """Tokenize a conversation and return its document, in which only the assistant's answers are trained.
 
     Args:
-        messages: List of `{"role", "content"}` dicts, not yet checked.
+        messages: List of `{"role", "content"}` dicts, not yet checked. Answers with `"weight": 0` are not trained.
         files: Encoded image files that the conversation refers to, in reading order.
         processor: Processor of the model that will be trained.
     """
-    turns = _mark_images(_check_messages(messages), len(files), processor.image_token)
+    checked = _check_messages(messages)
+    is_trained = [turn.get("weight") != 0 for turn in checked if turn["role"] == "assistant"]
+    turns = _mark_images(checked, len(files), processor.image_token)
     text = processor.apply_chat_template(turns)
-    trained = _written_spans(turns, text, processor)
+    spans = _written_spans(turns, text, processor)
+    trained = [span for span, weight in zip(spans, is_trained, strict=True) if weight]
     # These are the ids of `processor(text, images)`. The pixels are made later, by the collator.
     image_id = processor.image_token_id
     image_ids = [processor.boi_token_id, *[image_id] * processor.num_image_tokens, processor.eoi_token_id]
@@ -210,44 +227,28 @@ def _conversation(messages: Any, files: list[bytes], processor: JanusProProcesso
     return Document("understanding" if files else "text", [token for token, _ in pieces], labels, files)
 
 
-def _check_messages(messages: Any) -> list[dict[str, str]]:
+def _check_messages(messages: Any) -> list[Turn]:
     """Check the messages of a raw row, and return them as `{"role", "content"}` dicts whose contents are strings.
 
     Turns must alternate from the user (after an optional system message) to the assistant, because the prompt format
     puts end-of-sentence after every second turn, whatever its role.
 
     Raises:
-        RowError: If the messages have another form, or an answer is empty.
+        RowError: If the messages have another form, an answer is empty, or no answer is to be trained.
     """
-    if not isinstance(messages, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in messages):
-        raise RowError("bad_conversation", f"`messages` must be a list of messages, got {str(messages)[:200]}.")
-    roles = [turn.get("role") for turn in messages]
+    turns: list[Turn] = read_turns(messages)["messages"]
+    roles = [turn["role"] for turn in turns]
     alternating = roles[1:] if roles[:1] == ["system"] else roles
     if not alternating or len(alternating) % 2 or alternating != ["user", "assistant"] * (len(alternating) // 2):
         raise RowError(
             "bad_conversation", f"`messages` must be turns of user and assistant, in this order, got {roles}."
         )
-    turns = [{"role": turn["role"], "content": _content(turn.get("content"))} for turn in messages]
-    if any(not turn["content"].strip() for turn in turns if turn["role"] == "assistant"):
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
+    if any(not turn["content"].strip() for turn in answers):
         raise RowError("empty_text", "Every answer must say something, got an empty one.")
+    if all(turn.get("weight") == 0 for turn in answers):
+        raise RowError("untrained", "The row must have an answer to train, got only answers of weight 0.")
     return turns
-
-
-def _content(content: Any) -> str:
-    """Return the content of a message as one string, in which `<image>` marks the position of each image.
-
-    Args:
-        content: A string, which is returned as it is, or a list of parts `{"type": "text" | "image", ...}`, which are
-            joined by newlines.
-
-    Raises:
-        RowError: If the content is neither.
-    """
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, (list, tuple)) or not all(isinstance(part, Mapping) for part in content):
-        raise RowError("bad_conversation", f"`content` must be a string or a list of parts, got {content!r}.")
-    return "\n".join(IMAGE_MARK if part.get("type") == "image" else part.get("text") or "" for part in content)
 
 
 def _mark_images(turns: list[dict[str, str]], count: int, image_token: str) -> list[dict[str, str]]:
@@ -264,7 +265,7 @@ def _mark_images(turns: list[dict[str, str]], count: int, image_token: str) -> l
     Raises:
         RowError: If marks and images differ in number, or a mark is outside the user's turns.
     """
-    turns = [turn | {"content": turn["content"].replace(IMAGE_MARK, image_token)} for turn in turns]
+    turns = [{"role": turn["role"], "content": turn["content"].replace(IMAGE_MARK, image_token)} for turn in turns]
     marks = sum(turn["content"].count(image_token) for turn in turns)
     if marks == 0 and count:
         first = next(index for index, turn in enumerate(turns) if turn["role"] == "user")

@@ -17,11 +17,12 @@ from transformers.utils import logging
 from .._version import __version__
 from .fingerprint import check_fingerprint, fingerprint
 from .rows import RowPreparer, Skipped
-from .sources import Source, describe
+from .sources import describe
 from .store import (
     INDEX,
     META,
     PreparedDataset,
+    late_columns,
     load_prepared,
     make_index,
     read_shard,
@@ -34,25 +35,33 @@ from .store import (
 
 logger = logging.get_logger(__name__)
 
+SHOWN_FILES = 20  # names of files that are not used, in `meta.json`
 
-def describe_request(preparer: RowPreparer, source: Source) -> dict[str, Any]:
+
+def describe_request(preparer: RowPreparer) -> dict[str, Any]:
     """Return the entries of `meta.json` that say how rows are prepared, such as `model`, `adapter` and `max_length`.
 
     Prepared rows depend on these entries and on the content of the source only.
 
     Args:
-        preparer: The `RowPreparer` that will turn the rows of the source into prepared rows.
-        source: The source as the user named it; only a short description of it is kept.
+        preparer: The `RowPreparer` that will turn the rows of the source into prepared rows. Only a short description
+            of its source is kept.
 
     Raises:
         ValueError: If the token ids or sizes of model and processor differ.
     """
+    opened = preparer.opened
+    files = opened.unused_files
+    more = [f"{len(files) - SHOWN_FILES} more"] if len(files) > SHOWN_FILES else []
     return {
         **fingerprint(preparer.model, preparer.processor),
-        "adapter": preparer.adapter.name,
+        "adapter": opened.columns.adapter.name,
+        "ignore": list(opened.ignore),
         "max_length": preparer.max_length,
-        "source": describe(source),
-        "task": preparer.task,
+        "source": describe(opened.source),
+        "task": opened.task,
+        "unused_columns": list(opened.columns.unused),
+        "unused_files": files[:SHOWN_FILES] + more,
         "version": __version__,
     }
 
@@ -82,10 +91,11 @@ def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
     earlier = json.loads(path.read_text(encoding="utf-8"))
     parts = {"model": meta["model"], "processor": meta["processor"]}
     check_fingerprint(earlier, parts, repr(str(output)))
-    for key in ("source", "source_rows", "options", "adapter", "task", "max_length", "rows_per_shard"):
-        if earlier[key] != meta[key]:
+    for key in ("source", "source_rows", "options", "adapter", "task", "max_length", "rows_per_shard", "ignore"):
+        before = earlier.get(key, [])  # early versions ignored nothing that a user named
+        if before != meta[key]:
             raise ValueError(
-                f"{str(output)!r} holds rows prepared with {key}={earlier[key]!r}; now it is {meta[key]!r}. Choose "
+                f"{str(output)!r} holds rows prepared with {key}={before!r}; now it is {meta[key]!r}. Choose "
                 "another folder, or delete this one."
             )
     return meta
@@ -112,17 +122,20 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
             "another folder."
         )
     skipped: Skipped = []
+    late: set[str] = set()
 
     def tables() -> Iterator[pa.Table]:
-        """Yield the table of each shard (Arrow file), in order, and append the rows skipped in it to `skipped`."""
+        """Yield the table of each shard (Arrow file), in order, and collect its skipped rows and late columns."""
         # One shard is open at a time, because Linux allows a process only 65,530 memory maps.
         for path in paths:
             table = read_shard(path)
             skipped.extend(skipped_rows(table.schema))
+            late.update(late_columns(table.schema))
             yield table
 
     index = make_index(tables())
     meta = meta | counts(len(index), skipped) | {"complete": True, "num_shards": total}
+    meta["unused_columns"] = sorted({*meta.get("unused_columns", []), *late})
     report(meta)
     # `meta.json` is written last, because it says that everything else is there.
     write_shard(index, output / INDEX)
@@ -172,11 +185,16 @@ def counts(num_rows: int, skipped: Skipped) -> dict[str, Any]:
 
 
 def report(meta: dict[str, Any]) -> None:
-    """Log a warning if rows were skipped in a preparation; raise `ValueError` if all rows were skipped.
+    """Log a warning if rows were skipped or columns and files not used; raise `ValueError` if all rows were skipped.
 
     Args:
         meta: Entries of `meta.json`, including those that `counts` returns.
     """
+    for kind in ("columns", "files"):
+        if names := meta.get(f"unused_{kind}"):
+            logger.warning(
+                f"{meta['source']}: these {kind} are not used, because they hold no content: {', '.join(names)}"
+            )
     if meta["skipped"]:
         listing = ", ".join(f"{count} {reason}" for reason, count in sorted(meta["skipped"].items()))
         row, _, message = meta["skipped_examples"][0]

@@ -8,7 +8,7 @@ ranks and counting rows need no other state.
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from transformers.utils import logging
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from .manifest import begin, counts, describe_request, finish, report
+from .opened import OpenedSource, check_ignored, open_for_preparation
 from .rows import RowPreparer
-from .schema import choose_adapter
-from .sources import Rows, Source, class_names, column_names, empty_source, open_source, source_folder
+from .sources import Rows, Source, empty_source
 from .store import PreparedDataset, make_table, shard_paths, write_shard
 
 
 logger = logging.get_logger(__name__)
 
+# Arguments of `prepare` that do not say how a source is opened.
+_SETTINGS = ("max_length", "batch_size", "num_threads", "num_shards", "rank", "world_size", "folder")
 ROWS_PER_SHARD = 1024  # rows per shard by default, and always for streams
 
 
@@ -36,6 +38,7 @@ def prepare_rows(
     *,
     task: str | None = None,
     adapter: str | None = None,
+    ignore: Sequence[str] = (),
     max_length: int | None = None,
     batch_size: int = 32,
     num_threads: int | None = None,
@@ -49,24 +52,17 @@ def prepare_rows(
 
     Raises:
         ValueError: If no adapter reads the columns, the source is empty, or no row of it can be used for training.
+        SourceError: If the source holds content that no prepared row would hold.
     """
-    if isinstance(source, (list, tuple)):
-        if not source:
-            raise empty_source(source)
-        rows, names = source, None
-        # Rows of a list may differ in their columns, so the columns of the first row are not enough.
-        columns = list(dict.fromkeys(name for row in source for name in row))
-    else:
-        rows = open_source(source)
-        columns, names = column_names(rows, source), class_names(rows)
-    chosen = choose_adapter(columns, name=adapter, task=task)
+    opened = open_for_preparation(source, task=task, adapter=adapter, ignore=ignore, in_memory=True)
+    check_ignored([opened])
     sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
-    folder = source_folder(source) if folder is None else os.fspath(folder)
-    preparer = RowPreparer(model, processor, chosen, task=task, names=names, folder=folder, **sizes)
-    prepared, skipped = preparer(_progress(rows, "preparing"))
+    preparer = RowPreparer(model, processor, opened, folder=folder, **sizes)
+    prepared, skipped = preparer(_progress(opened.rows, "preparing"))
     if not prepared and not skipped:
         raise empty_source(source)
-    meta = describe_request(preparer, source) | counts(len(prepared), skipped) | {"complete": True, "num_shards": 1}
+    meta = describe_request(preparer) | counts(len(prepared), skipped) | {"complete": True, "num_shards": 1}
+    meta["unused_columns"] = sorted([*meta["unused_columns"], *preparer.take_late_columns()])
     report(meta)
     return PreparedDataset([make_table(prepared, skipped)], meta)
 
@@ -79,6 +75,7 @@ def prepare(
     *,
     task: str | None = None,
     adapter: str | None = None,
+    ignore: Sequence[str] = (),
     max_length: int | None = None,
     batch_size: int = 32,
     num_threads: int | None = None,
@@ -99,6 +96,9 @@ def prepare(
             counted. By default the columns decide the task.
         adapter: Name of the adapter that converts the columns (a key of `schema.ADAPTERS`); by default the columns
             decide.
+        ignore: Names of content that may be lost: columns, files of a folder, and keys, types of parts and roles in
+            messages. Without them, content that the adapter does not use is refused. Columns without content, such as
+            `id`, `url` or `width`, need not be named.
         max_length: Largest number of ids of a prepared row; longer rows are skipped and counted, never cut. By default
             the length of the model's context.
         batch_size: Number of rows whose images are encoded together. While they are, the next ones are read, so images
@@ -120,6 +120,31 @@ def prepare(
     Raises:
         ValueError: If no adapter reads the columns, the source is empty, no row can be used for training, or the
             folder holds rows that were prepared for another model or with other arguments.
+        SourceError: If the source holds content that no prepared row would hold.
+    """
+    opened = open_for_preparation(source, task=task, adapter=adapter, ignore=ignore, **options)
+    check_ignored([opened])
+    sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
+    ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
+    return _write(opened, output_dir, model, processor, num_shards=num_shards, folder=folder, **ranks, **sizes)
+
+
+def _write(
+    opened: OpenedSource,
+    output_dir: str | os.PathLike[str],
+    model: HasImageTokens,
+    processor: JanusProProcessor,
+    *,
+    num_shards: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    **settings: Any,
+) -> PreparedDataset | None:
+    """Prepare an opened source as a folder of shards; see `prepare` for the arguments.
+
+    Args:
+        opened: The source.
+        settings: Further arguments of `RowPreparer`.
     """
     rank = int(os.environ.get("RANK", "0")) if rank is None else rank
     world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
@@ -127,24 +152,22 @@ def prepare(
         raise ValueError(
             f"`rank` must be in [0, world_size), got {rank} with a world_size of {world_size}: pass both, or neither."
         )
-    rows = open_source(source, **options)
-    sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
-    folder = source_folder(source) if folder is None else os.fspath(folder)
-    chosen = choose_adapter(column_names(rows, source), name=adapter, task=task)
-    preparer = RowPreparer(model, processor, chosen, task=task, names=class_names(rows), folder=folder, **sizes)
+    preparer = RowPreparer(model, processor, opened, **settings)
+    rows = opened.rows
     rows_per_shard = _rows_per_shard(rows, num_shards)
     num_rows = len(rows) if hasattr(rows, "__len__") else None
     num_shards = None if num_rows is None else -(-num_rows // rows_per_shard)
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    options.pop("token", None)  # a secret, which the rows do not depend on
+    # The token is a secret, which the rows do not depend on.
+    options = {name: value for name, value in opened.options.items() if name != "token"}
     # Options go through JSON, so that they compare equal to what `begin` reads back from an earlier run's file.
     request = {
         "rows_per_shard": rows_per_shard,
         "source_rows": num_rows,
         "options": json.loads(json.dumps(options, default=str)),
     }
-    meta = begin(output, describe_request(preparer, source) | request)
+    meta = begin(output, describe_request(preparer) | request)
 
     total = 0
     for shard, start, chunk in _chunks(rows, rows_per_shard):
@@ -154,9 +177,9 @@ def prepare(
         if shard % world_size == rank and not path.exists():
             title = f"{output.name}, shard {total} of {num_shards or '?'}"
             prepared, skipped = preparer(_progress(chunk, title), start)
-            write_shard(make_table(prepared, skipped), path)
+            write_shard(make_table(prepared, skipped, preparer.take_late_columns()), path)
     if total == 0:
-        raise empty_source(source)
+        raise empty_source(opened.source)
     if len(shard_paths(output)) < total:
         logger.info("Rank %d is done with %s; other ranks are not.", rank, output)
         return None
@@ -184,10 +207,11 @@ def prepare_mixture(
 
     Raises:
         ValueError: If `sources` is empty, an entry has no `"source"`, or `prepare` raises it for a source.
+        SourceError: If a source holds content that no prepared row would hold. All sources are checked first.
     """
     if not sources:
         raise ValueError("`sources` must hold at least one source, got none: name the data to prepare.")
-    done = {}
+    opened, settings = {}, {}
     for name, spec in sources.items():
         arguments = dict(spec) if isinstance(spec, dict) else {"source": spec}
         if "source" not in arguments:
@@ -195,9 +219,14 @@ def prepare_mixture(
                 f"`sources` must give the arguments of {name!r} with a 'source' among them, got {sorted(arguments)}: "
                 "add it."
             )
-        source = arguments.pop("source")
-        done[name] = prepare(source, Path(output_dir, name), model, processor, **(defaults | arguments))
-    return done
+        arguments = defaults | arguments
+        settings[name] = {key: arguments.pop(key) for key in _SETTINGS if key in arguments}
+        opened[name] = open_for_preparation(**arguments)
+    check_ignored(list(opened.values()))
+    return {
+        name: _write(source, Path(output_dir, name), model, processor, **settings[name])
+        for name, source in opened.items()
+    }
 
 
 def _rows_per_shard(rows: Rows, num_shards: int | None) -> int:

@@ -18,7 +18,10 @@ from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from ..tokenizer import check_text_ids
 from .documents import Document, make_document, open_images
-from .schema import Adapter, RowError
+from .opened import OpenedSource
+from .reading.adapter import open_members
+from .schema import RowError, SourceError
+from .sources import source_folder
 
 
 Skipped: TypeAlias = list[tuple[int, str, str]]
@@ -42,29 +45,25 @@ class RowPreparer:
         model: `JanusProForConditionalGeneration`. Its codec (image tokenizer) runs on the model's device and in its
             dtype.
         processor: The model's processor.
-        adapter: Adapter that converts the columns of the source to raw rows (see `schema`).
-        task: Task whose rows are kept ("text", "understanding" or "drawing"); other rows are skipped. None keeps all.
-        names: Names of the classes in the column `label`, if the source has them.
+        opened: The source, with the adapter that converts its columns to raw rows (see `schema`).
         max_length: Largest number of ids of a prepared row. Longer rows are skipped, never cut. By default the length
             of the model's context.
         batch_size: Number of rows that are processed at a time. Images of up to twice as many rows are in memory.
         num_threads: Number of threads that read and resize images; by default one per processor, at least 4 and at
             most 16.
-        folder: Folder that relative image paths start from.
+        folder: Folder that relative image paths start from; by default that of the source.
     """
 
     def __init__(
         self,
         model: HasImageTokens,
         processor: JanusProProcessor,
-        adapter: Adapter,
+        opened: OpenedSource,
         *,
-        task: str | None = None,
-        names: Sequence[str] | None = None,
         max_length: int | None = None,
         batch_size: int = 32,
         num_threads: int | None = None,
-        folder: str = ".",
+        folder: str | os.PathLike[str] | None = None,
     ) -> None:
         if num_threads is None:
             num_threads = max(4, min(os.cpu_count() or 1, _MOST_THREADS))
@@ -84,8 +83,10 @@ class RowPreparer:
                 f"`max_length` must be in [1, {context}], the model's context, got {max_length}: lower it, or leave "
                 "it out."
             )
-        self.model, self.processor, self.adapter, self.names = model, processor, adapter, names
-        self.task, self.folder, self.batch_size, self.num_threads = task, folder, batch_size, num_threads
+        self.model, self.processor, self.opened = model, processor, opened
+        self.folder = source_folder(opened.source) if folder is None else os.fspath(folder)
+        self.batch_size, self.num_threads = batch_size, num_threads
+        self.late_columns: set[str] = set()
         self.max_length = max_length or context
         self.lock = threading.Lock()
 
@@ -101,6 +102,7 @@ class RowPreparer:
             reason, message)` of every skipped row.
 
         Raises:
+            SourceError: If a row holds content that the adapter does not use.
             ValueError: If a text has a token that was added to the tokenizer and not to the model.
         """
         done: list[dict[str, Any]] = []
@@ -128,8 +130,12 @@ class RowPreparer:
         try:
             while True:
                 while len(ahead) <= _BATCHES_AHEAD:
-                    rows = islice(numbered, self.batch_size)
-                    ahead.append([(number, pool.submit(self._document, row)) for number, row in rows])
+                    submitted: list[tuple[int, Future[_Result]]] = []
+                    for number, row in islice(numbered, self.batch_size):
+                        self._note_late_columns(row)
+                        submitted.append((number, pool.submit(self._document, row)))
+                    ahead.append(submitted)
+                    del submitted
                 batch = ahead.popleft()
                 if not batch:
                     return
@@ -139,6 +145,17 @@ class RowPreparer:
                 del results
         finally:
             pool.shutdown(cancel_futures=True)
+
+    def take_late_columns(self) -> list[str]:
+        """Return the names of the columns that only later rows of a stream had, and forget them."""
+        late, self.late_columns = self.late_columns - self.opened.columns.adapter.readable, set()
+        return sorted(late)
+
+    def _note_late_columns(self, row: Mapping[str, Any]) -> None:
+        """Note the columns of a row that the first row of a stream did not have."""
+        known = self.opened.columns.names
+        if any(name not in known for name in row):
+            self.late_columns |= open_members(row, self.opened.ignore).keys() - set(known)
 
     def _check_ids(self, document: Document) -> None:
         """Raise a ValueError if the text of a document, which has no codes yet, has a token that the model lacks.
@@ -157,16 +174,14 @@ class RowPreparer:
             raised, because one bad row must not stop the other rows of its batch.
         """
         try:
-            try:
-                raw = self.adapter.convert(row, self.names)
-            except KeyError as error:  # the rows of a list may differ in their columns
-                raise RowError("missing_column", f"The row must have a column {error}, got {sorted(row)}.") from error
+            raw = self.opened.columns.adapter.convert(row, self.opened.class_names, self.opened.ignore)
             images = open_images(raw, folder=self.folder)
             # Only reading and resizing images is faster in threads, and tokenizers are not safe in several threads.
             with self.lock:
                 document = make_document(raw, images, self.processor)
-            if self.task is not None and document.task != self.task:
-                raise RowError("other_task", f"The row must be one for {self.task}, got one for {document.task}.")
+            task = self.opened.task
+            if task is not None and document.task != task:
+                raise RowError("other_task", f"The row must be one for {task}, got one for {document.task}.")
             # Codes are added later but counted now, because encoding the image of a skipped row would be wasted work.
             codes = self.model.config.vq_config.num_image_tokens if document.target is not None else 0
             if (length := len(document.input_ids) + codes) > self.max_length:
@@ -176,6 +191,8 @@ class RowPreparer:
             pixels = self.processor.image_processor(document.target, mode="generation")["pixel_values"]
         except RowError as error:
             return error, None
+        except SourceError:  # it concerns all rows
+            raise
         except ValueError as error:  # an image that cannot be cropped to a square
             return RowError("bad_picture", str(error)), None
         return document, pixels

@@ -4,22 +4,24 @@ Their images are left undecoded, because `datasets` raises an error at the first
 `janus-hf prepare` skips the row, counts it and continues.
 """
 
+import base64
+import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import pyarrow as pa
+from PIL import Image
 
+from ..processing import load_picture
+from .reading.folder_files import BUILDERS
+from .reading.folders import OpenedFolder, Rows, has_own_configuration, open_folder, undecoded
 
-Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
-"""Rows of an opened source: a data set, or a stream of unknown length."""
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Rows
 """What a user may name as a source; see `open_source`."""
-
-# Suffix of a file -> name of the `datasets` builder that reads such files.
-_FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".tar": "webdataset"}
 
 
 def open_source(source: Source, *, split: str = "train", **options: Any) -> Rows:
@@ -35,15 +37,40 @@ def open_source(source: Source, *, split: str = "train", **options: Any) -> Rows
     Raises:
         FileNotFoundError: If `datasets` finds nothing to open.
         ValueError: If `datasets` cannot read what it finds, the source has several splits, or it is empty.
+        SourceError: If the source is a folder with a file whose content would be lost.
         TypeError: If `source` is of another type.
     """
-    dataset = source if not isinstance(source, (str, os.PathLike)) else _load(os.fspath(source), split, options)
+    return open_files(source, split=split, **options).rows
+
+
+def open_files(source: Source, *, split: str = "train", ignore: Collection[str] = (), **options: Any) -> OpenedFolder:
+    """Open a source like `open_source`, and return its rows with the names of the files that they do not come from.
+
+    Args:
+        source: See `open_source`, also for `split` and `options`.
+        ignore: Names of the files of a folder that may be lost; they may hold wildcards.
+    """
+    unused, names = [], []
+    if isinstance(source, (str, os.PathLike)):
+        path = os.fspath(source)
+        if _is_data_folder(path) and not {"data_files", "data_dir"} & set(options):
+            opened = open_folder(Path(path), split=split, ignore=ignore, options=options)
+            dataset, unused, names = opened.rows, opened.unused, opened.names
+        else:
+            dataset = _load(path, split, options)
+    else:
+        _refuse_options(split, options, "rows in memory")
+        dataset = source
     if isinstance(dataset, Mapping):
         raise ValueError(f"`source` must be one split, got a dictionary of {sorted(dataset)}: pass dataset[split].")
     if isinstance(dataset, Sequence) and not isinstance(dataset, datasets.Dataset):
         # `from_list` would read only the columns of the first row.
         columns = list(dict.fromkeys(name for row in dataset for name in row))
-        dataset = datasets.Dataset.from_list([{name: row.get(name) for name in columns} for row in dataset])
+        rows = [{name: row.get(name) for name in columns} for row in dataset]
+        try:
+            dataset = datasets.Dataset.from_list(rows)
+        except pa.ArrowInvalid:  # contents of messages may be strings in one row, and lists of parts in another
+            dataset = datasets.Dataset.from_list(_without_objects(rows), on_mixed_types="use_json")
     if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
         raise TypeError(
             "`source` must be a path, a Hub id, a list of rows or a datasets.Dataset, got "
@@ -51,7 +78,7 @@ def open_source(source: Source, *, split: str = "train", **options: Any) -> Rows
         )
     if isinstance(dataset, datasets.Dataset) and len(dataset) == 0:
         raise empty_source(source)
-    return _undecoded(dataset)
+    return OpenedFolder(undecoded(dataset), unused, names)
 
 
 def empty_source(source: Source) -> ValueError:
@@ -98,27 +125,60 @@ def describe(source: Source) -> str:
     return f"{type(source).__module__.split('.')[0]}.{type(source).__name__}"
 
 
+def _is_data_folder(source: str) -> bool:
+    """Return whether a source is a local folder whose files are to be sorted by what they hold.
+
+    Folders that `save_to_disk` wrote, and those whose README.md lists their data files, say themselves what they hold.
+    """
+    saved = any(Path(source, name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return os.path.isdir(source) and not saved and not has_own_configuration(Path(source))
+
+
 def _load(source: str, split: str, options: dict[str, Any]) -> Any:
     """Load local files, a folder or a data set on the Hub, whichever `source` names, and return the data set."""
-    suffix = _FORMATS.get(Path(source).suffix)
+    suffix = BUILDERS.get(Path(source).suffix)
     # A glob pattern names local files, although no file has its name.
     is_local = os.path.exists(source) or any(mark in source for mark in "*?[")
     if is_local and suffix and not os.path.isdir(source):
         return datasets.load_dataset(suffix, data_files={split: source}, split=split, **options)
-    # `load_dataset` refuses a folder that `save_to_disk` wrote. The file state.json tells such a folder.
-    if os.path.isdir(source) and Path(source, "state.json").is_file():
+    # `load_dataset` refuses a folder that `save_to_disk` wrote.
+    if Path(source, "state.json").is_file():
+        _refuse_options(split, options, "a data set that was saved without splits")
         return datasets.load_from_disk(source)
+    if Path(source, "dataset_dict.json").is_file():
+        _refuse_options("train", options, "a saved data set")
+        return datasets.load_from_disk(source)[split]
     return datasets.load_dataset(source, split=split, **options)
 
 
-def _undecoded(dataset: Rows) -> Rows:
-    """Return the data set with decoding turned off in its columns of images and of lists of images."""
-    for name, feature in (dataset.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image):
-            dataset = dataset.cast_column(name, datasets.List(datasets.Image(decode=False)))
-    return dataset
+def _without_objects(value: Any) -> Any:
+    """Return a value of a row with images and bytes as `data:` URLs, which JSON can hold; pixels do not change."""
+    if isinstance(value, Mapping):
+        return {key: _without_objects(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_objects(item) for item in value]
+    if isinstance(value, Image.Image):
+        buffer = io.BytesIO()
+        load_picture(value).save(buffer, format="PNG")
+        value = buffer.getvalue()
+    return f"data:image/png;base64,{base64.b64encode(value).decode()}" if isinstance(value, bytes) else value
 
 
-__all__ = ["Rows", "Source", "class_names", "column_names", "describe", "empty_source", "open_source", "source_folder"]
+def _refuse_options(split: str, options: Mapping[str, Any], kind: str) -> None:
+    """Raise `ValueError` if a split or options are given for a source that has neither."""
+    names = [*(["split"] if split != "train" else []), *options]
+    if names:
+        raise ValueError(f"`source` must be a path or a Hub id to have {names}, got {kind}: leave them out.")
+
+
+__all__ = [
+    "Rows",
+    "Source",
+    "class_names",
+    "column_names",
+    "describe",
+    "empty_source",
+    "open_files",
+    "open_source",
+    "source_folder",
+]

@@ -40,17 +40,22 @@ META = "meta.json"
 INDEX = "index.arrow"
 OPEN_SHARDS = 4096  # shards memory-mapped at a time; Linux allows a process 65,530 maps of all kinds
 _SKIPPED = b"janus_hf.skipped"
+_LATE = b"janus_hf.late_columns"
 
 
-def make_table(rows: Sequence[Mapping[str, Any]], skipped: Sequence[tuple[int, str, str]] = ()) -> pa.Table:
+def make_table(
+    rows: Sequence[Mapping[str, Any]], skipped: Sequence[tuple[int, str, str]] = (), late: Sequence[str] = ()
+) -> pa.Table:
     """Return prepared rows as a table with the columns of `SCHEMA` and one chunk per column.
 
     Args:
         rows: Dicts with the columns of `SCHEMA`.
         skipped: `(row of the source, reason, message)` of every skipped row, kept in the schema's metadata.
+        late: Columns without content that only later rows of a stream have; also kept there.
     """
     columns = [pa.array([row[name] for row in rows], type=SCHEMA.field(name).type) for name in SCHEMA.names]
-    return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata({_SKIPPED: json.dumps(skipped)}))
+    metadata = {_SKIPPED: json.dumps(skipped)} | ({_LATE: json.dumps(late)} if late else {})
+    return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata))
 
 
 def skipped_rows(schema: pa.Schema) -> list[tuple[int, str, str]]:
@@ -60,6 +65,11 @@ def skipped_rows(schema: pa.Schema) -> list[tuple[int, str, str]]:
         schema: Schema of the shard, whose metadata lists these rows.
     """
     return [(row, reason, message) for row, reason, message in json.loads(schema.metadata[_SKIPPED])]
+
+
+def late_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns without content that only later rows of a stream had, as the schema of a shard lists them."""
+    return [str(name) for name in json.loads(schema.metadata.get(_LATE, b"[]"))]
 
 
 def write_shard(table: pa.Table, path: Path) -> None:

@@ -278,15 +278,13 @@ class JanusProPipeline(
                 largest_batch, self.model.config, self.model.dtype, codec.dtype, device, guided=guidance_scale != 1
             )
             parts = []
-            for part in run_in_batches(
-                len(prompts), batch_size, generate, choose=choose, generator=generator, device=device
-            ):
+            options = {"choose": choose, "generator": generator, "device": device}
+            for part in run_in_batches(len(prompts), batch_size, generate, **options):
                 parts.append(part)
                 if self._interrupt:
                     break
             tokens, images = zip(*parts, strict=True)
         self.maybe_free_model_hooks()
-
         all_ids = torch.cat(tokens)
         joined = all_ids if output_type == "latent" else join_images(images)
         return JanusProPipelineOutput(images=joined, image_ids=all_ids) if return_dict else (joined, all_ids)

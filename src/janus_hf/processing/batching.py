@@ -117,7 +117,8 @@ def sort_keywords(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
     wanted = {name: value for name, value in texts.items() if not (name in TEXT_REFUSED and value in idle)}
     check_keywords(wanted, "the processor", passed_on=TEXT_DEFAULTS, refused=TEXT_REFUSED)
     settled = TEXT_DEFAULTS | wanted
-    settled["truncation"] = settled["truncation"] or False  # None, as in transformers' tokenizers
+    if settled["truncation"] is None:  # as in transformers' tokenizers
+        settled["truncation"] = False
     _check_text_options(settled)
     # transformers' names of strategies for pairs of texts, which are the same for single ones.
     settled["truncation"] = settled["truncation"] not in (False, "do_not_truncate")

@@ -1,0 +1,99 @@
+"""`OpenedSource`, a source whose columns and files are sorted into used, ignored, and without content."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .reading.columns import SortedColumns, sort_columns, unknown_names
+from .sources import Rows, Source, class_names, column_names, empty_source, open_files
+
+
+@dataclass(frozen=True)
+class OpenedSource:
+    """A source that is ready to be prepared.
+
+    Args:
+        source: The source as the user named it.
+        rows: Its rows.
+        columns: Its columns, sorted by use.
+        class_names: Names of the classes in the column `label`, if it has them.
+        unused_files: Names of the files of a folder from which no row comes.
+        file_names: Names of all files of a folder.
+        task: Task whose rows are kept; None keeps all.
+        ignore: Names of content that may be lost.
+        options: Arguments with which the source was opened.
+    """
+
+    source: Source
+    rows: Rows | Sequence[Mapping[str, Any]]
+    columns: SortedColumns
+    class_names: list[str] | None
+    unused_files: list[str]
+    file_names: list[str]
+    task: str | None
+    ignore: tuple[str, ...]
+    options: dict[str, Any]
+
+    def find_unknown(self) -> list[str]:
+        """Return the names to ignore that the source does not have. Later rows of a stream may have any name."""
+        if not hasattr(self.rows, "__len__"):
+            return []
+        parts = {part for name in self.file_names for part in (name, *name.split("/"))}
+        return unknown_names(self.ignore, {*self.columns.names, *parts}, self.rows)
+
+
+def open_for_preparation(
+    source: Source,
+    *,
+    task: str | None = None,
+    adapter: str | None = None,
+    ignore: Sequence[str] = (),
+    in_memory: bool = False,
+    **options: Any,
+) -> OpenedSource:
+    """Open a source, choose its adapter, and check that nothing of its content would be lost.
+
+    Args:
+        source: See `prepare`, also for the other arguments.
+        in_memory: Keep the rows of a list as they are. Otherwise they become a `datasets.Dataset`.
+
+    Raises:
+        ValueError: If the source cannot be opened, or no adapter reads its columns.
+        SourceError: If a column or file holds content that no row would hold.
+        TypeError: If the source is of another type.
+    """
+    if isinstance(ignore, str) or not all(isinstance(name, str) for name in ignore):
+        raise ValueError(f"`ignore` must be a list of names, got {ignore!r}: write [{ignore!r}].")
+    if isinstance(source, (list, tuple)) and not all(isinstance(row, Mapping) for row in source):
+        raise TypeError(f"`source` must be a list of dicts, got {str(source)[:100]}: make each row a dict of columns.")
+    names, unused_files, file_names = None, [], []
+    rows: Any
+    if isinstance(source, (list, tuple)) and in_memory:
+        if not source:
+            raise empty_source(source)
+        # Rows of a list may differ in their columns, so the columns of the first row are not enough.
+        rows, columns = source, list(dict.fromkeys(name for row in source for name in row))
+    else:
+        opened = open_files(source, ignore=ignore, **options)
+        rows, unused_files, file_names = opened.rows, opened.unused, opened.names
+        columns, names = column_names(rows, source), class_names(rows)
+    sorted_columns = sort_columns(rows, columns, adapter=adapter, task=task, ignore=ignore)
+    return OpenedSource(
+        source, rows, sorted_columns, names, unused_files, file_names, task, tuple(sorted(ignore)), options
+    )
+
+
+def check_ignored(sources: Sequence[OpenedSource]) -> None:
+    """Raise `ValueError` if a name to ignore is in none of the sources for which it was given."""
+    unknown = [(source, source.find_unknown()) for source in sources]
+    for name in dict.fromkeys(name for source in sources for name in source.ignore):
+        given = [(source, names) for source, names in unknown if name in source.ignore]
+        if all(name in names for _, names in given):
+            columns = sorted({column for source, _ in given for column in source.columns.names})
+            raise ValueError(
+                f"`ignore` must name columns, files, or parts of messages of the source, got {name!r}, which is none "
+                f"of its columns {columns}: check the spelling, or leave it out."
+            )
+
+
+__all__ = ["OpenedSource", "check_ignored", "open_for_preparation"]

@@ -1,0 +1,182 @@
+"""Every file of a folder is used, or without content and named, or refused by name."""
+
+import json
+
+import pytest
+
+from janus_hf.data import prepare, prepare_rows
+from janus_hf.data.schema import SourceError
+
+
+IMAGE = b"image"  # stands for an image file in the tables below
+
+
+def line(**row):
+    return json.dumps(row)
+
+
+NAMED = line(file_name="0.png", caption="named")
+
+
+@pytest.fixture(scope="session")
+def make_folder(make_image, tmp_path_factory):
+    """A function that writes files, given as name -> content, into a new folder."""
+
+    def make(files):
+        folder = tmp_path_factory.mktemp("data") / "source"
+        folder.mkdir()
+        for name, content in files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if content == IMAGE:
+                make_image(1).save(path, format=None if path.suffix else "PNG")
+            else:
+                path.write_text(content)
+        return folder
+
+    return make
+
+
+def prompts(prepared, processor):
+    """Return the prompt or the text of every prepared row, without what surrounds it."""
+    found = []
+    for n in range(len(prepared)):
+        row = prepared[n]
+        ids = row["input_ids"][: row["prompt_end"]] if row["task"] == "drawing" else row["input_ids"][1:-1]
+        found.append(processor.tokenizer.decode(ids).split("|>: ")[-1].split("\n")[0])
+    return found
+
+
+CAPTIONS = {"0.png": IMAGE, "0.txt": "a fox"}
+
+
+@pytest.mark.parametrize(
+    ("files", "expected", "unused"),
+    [
+        (CAPTIONS | {"1.PNG": IMAGE, "1.txt": "a dog"}, ["a fox", "a dog"], []),
+        ({"0.jpg": IMAGE, "0.caption": "a fox"}, ["a fox"], []),
+        (CAPTIONS | {"0.caption": "a fox"}, ["a fox"], []),
+        ({"a/0.png": IMAGE, "a/0.txt": "one", "b/c/0.png": IMAGE, "b/c/0.txt": "two"}, ["one", "two"], []),
+        (
+            CAPTIONS | {".DS_Store": "x", "Thumbs.db": "x", "README.md": "x", "0.npz": "x", ".cache/1.png": IMAGE},
+            ["a fox"],
+            [".DS_Store", ".cache/1.png", "0.npz", "README.md", "Thumbs.db"],
+        ),
+        ({"red_fox/0.png": IMAGE}, ["red fox"], []),
+        ({"red_fox/0.png": IMAGE, "dog/0.png": IMAGE}, ["dog", "red fox"], []),
+        ({"animals/red_fox/0.png": IMAGE, "things/cup/0.png": IMAGE}, ["red fox", "cup"], []),
+        ({"train/fox/0.png": IMAGE, "test/dog/0.png": IMAGE}, ["fox"], ["test/dog/0.png"]),
+        ({"2_fox/0.png": IMAGE, "1_big dog/0.png": IMAGE}, ["big dog", "fox", "fox"], []),
+        ({"2_fox/0.png": IMAGE, "2_fox/0.txt": "sks", "1_dog/0.png": IMAGE}, ["dog", "sks", "sks"], []),
+        ({"img/2_fox/0.png": IMAGE}, ["fox", "fox"], []),
+        ({"0.png": IMAGE, "metadata.jsonl": NAMED}, ["named"], []),
+        ({"i/0.png": IMAGE, "metadata.csv": "file_name,caption\ni/0.png,named\n"}, ["named"], []),
+        ({"a.jsonl": line(text="one"), "b.jsonl": line(text="two")}, ["one", "two"], []),
+        ({"a.jsonl": line(text="one"), "LICENSE": "x", "run.py": "x"}, ["one"], ["LICENSE", "run.py"]),
+        ({"rows.jsonl": line(prompt="one", image="i/0.png"), "i/0.png": IMAGE}, ["one"], []),
+        (
+            {
+                "train.jsonl": line(prompt="one", image="i/0.png"),
+                "test.jsonl": line(prompt="two", image="./i/../i/1.png"),
+                "i/0.png": IMAGE,
+                "i/1.png": IMAGE,
+            },
+            ["one"],
+            ["test.jsonl"],
+        ),
+        ({"a.txt": "one\ntwo", "readme.txt": "x"}, ["one", "two"], ["readme.txt"]),
+    ],
+)
+def test_files_are_used_or_named(files, expected, unused, make_folder, model, processor, tmp_path):
+    folder = make_folder(files)
+    for prepared in (prepare_rows(folder, model, processor), prepare(folder, tmp_path, model, processor)):
+        assert prompts(prepared, processor) == expected
+        assert sorted(prepared.meta["unused_files"]) == sorted(unused)
+        assert prepared.meta["skipped"] == {}
+
+
+@pytest.mark.parametrize(
+    ("files", "lost", "expected"),
+    [
+        (CAPTIONS | {"1.png": IMAGE}, "1.png", ["a fox"]),
+        (CAPTIONS | {"0_mask.png": IMAGE}, "0_mask.png", ["a fox"]),
+        (CAPTIONS | {"1.txt": "a dog"}, "1.txt", ["a fox"]),
+        (CAPTIONS | {"0.caption": "a dog"}, "0.caption", ["a fox"]),
+        (CAPTIONS | {"0.json": "{}"}, "0.json", ["a fox"]),
+        (CAPTIONS | {"0.mp4": "x"}, "0.mp4", ["a fox"]),
+        (CAPTIONS | {"more.zip": "x"}, "more.zip", ["a fox"]),
+        (CAPTIONS | {"raw": IMAGE}, "raw", ["a fox"]),
+        (CAPTIONS | {"metadata.jsonl": NAMED}, "0.txt", ["named"]),
+        ({"0.png": IMAGE, "1.png": IMAGE, "metadata.jsonl": NAMED}, "1.png", ["named"]),
+        ({"0.png": IMAGE, "metadata.jsonl": NAMED, "b.csv": "text\nx\n"}, "b.csv", ["named"]),
+        ({"a.jsonl": line(text="one"), "b.csv": "text\ntwo\n"}, "b.csv", ["one"]),
+        ({"a.jsonl": line(text="one"), "notes.txt": "two"}, "notes.txt", ["one"]),
+        ({"a.jsonl": line(text="one"), "0.png": IMAGE}, "0.png", ["one"]),
+        (
+            {"rows.jsonl": line(prompt="one", image="i/0.png"), "i/0.png": IMAGE, "i/1.png": IMAGE},
+            "i/1.png",
+            ["one"],
+        ),
+        (
+            {"train.jsonl": line(text="one"), "test.jsonl": line(text="two"), "more.jsonl": line(text="three")},
+            "more.jsonl",
+            None,
+        ),
+        ({"fox/0.png": IMAGE, "1.png": IMAGE}, "1.png", ["fox"]),
+        ({"0_fox/0.png": IMAGE, "1_dog/0.png": IMAGE}, "0_fox/0.png", ["dog"]),
+        ({"a/fox/0.png": IMAGE, "dog/0.png": IMAGE}, "a/fox/0.png", ["dog"]),
+        ({"0.png": IMAGE}, "0.png", None),
+        ({"images/0.png": IMAGE}, "images/0.png", None),
+        ({"images/0.png": IMAGE, "masks/0.png": IMAGE}, "images/0.png", None),
+        ({"train/0.png": IMAGE}, "train/0.png", None),
+    ],
+)
+def test_files_with_content_are_refused_by_name(files, lost, expected, make_folder, model, processor):
+    folder = make_folder(files)
+    with pytest.raises(SourceError, match=f"got '{lost}'.*--ignore '{lost}'"):
+        prepare_rows(folder, model, processor)
+    if expected is not None:
+        assert prompts(prepare_rows(folder, model, processor, ignore=[lost]), processor) == expected
+
+
+def test_ignored_files_may_be_named_with_wildcards_or_by_folder(make_folder, model, processor):
+    folder = make_folder(CAPTIONS | {"0.json": "{}", "1.json": "{}", "masks/0.png": IMAGE})
+    prepared = prepare_rows(folder, model, processor, ignore=["*.json", "masks"])
+    assert prompts(prepared, processor) == ["a fox"]
+    with pytest.raises(ValueError, match="`ignore` must name .*got '.*csv'"):
+        prepare_rows(folder, model, processor, ignore=["*.json", "masks", "*.csv"])
+
+
+def test_a_folder_of_captions_is_also_a_folder_of_descriptions(make_folder, model, processor):
+    prepared = prepare_rows(make_folder(CAPTIONS), model, processor, task="understanding")
+    assert (prepared.meta["adapter"], prepared.tasks.tolist()) == ("describe", ["understanding"])
+
+
+def test_captions_that_are_empty_or_images_that_are_broken_are_skipped(make_folder, model, processor):
+    files = CAPTIONS | {"1.png": IMAGE, "1.txt": " ", "2.png": "no image", "2.txt": "a cup"}
+    assert prepare_rows(make_folder(files), model, processor).meta["skipped"] == {"empty_text": 1, "bad_picture": 1}
+
+
+def test_splits_of_a_folder(make_folder, model, processor, tmp_path):
+    folder = make_folder({f"{split}/fox/{n}.png": IMAGE for split in ("train", "test") for n in range(3)})
+
+    def count(split):
+        return len(prepare(folder, tmp_path / split.replace("+", "_"), model, processor, split=split))
+
+    assert [count(split) for split in ("train", "test", "train[:2]", "train[:1]+test")] == [3, 3, 2, 4]
+    with pytest.raises(ValueError, match=r"`split` must be one of \['test', 'train'\]"):
+        count("validation")
+    with pytest.raises(ValueError, match="has no options"):
+        prepare(folder, tmp_path / "options", model, processor, revision="main")
+
+
+def test_a_stream_of_a_folder(make_folder, model, processor, tmp_path):
+    prepared = prepare(make_folder(CAPTIONS), tmp_path, model, processor, streaming=True)
+    assert prompts(prepared, processor) == ["a fox"]
+    assert prepared.meta["source_rows"] is None
+
+
+def test_a_folder_whose_readme_lists_its_data_files(make_folder, model, processor):
+    front = "---\nconfigs:\n- config_name: default\n  data_files: a.jsonl\n---\n"
+    files = {"a.jsonl": line(text="one"), "b.csv": "text\ntwo\n", "README.md": front}
+    assert prompts(prepare_rows(make_folder(files), model, processor), processor) == ["one"]

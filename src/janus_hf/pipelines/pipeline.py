@@ -278,8 +278,8 @@ class JanusProPipeline(
                 largest_batch, self.model.config, self.model.dtype, codec.dtype, device, guided=guidance_scale != 1
             )
             parts = []
-            options = {"choose": choose, "generator": generator, "device": device}
-            for part in run_in_batches(len(prompts), batch_size, generate, **options):
+            at_once = partial(run_in_batches, choose=choose, generator=generator, device=device)
+            for part in at_once(len(prompts), batch_size, generate):
                 parts.append(part)
                 if self._interrupt:
                     break

@@ -207,6 +207,13 @@ def test_ignoring_wrong_shapes_is_refused(folder):
         load(folder, ignore_mismatched_sizes=True)
 
 
+@pytest.mark.parametrize("argument", [{"from_tf": True}, {"from_flax": True}, {"mirror": "tuna"}])
+def test_arguments_that_transformers_ignores_are_refused(folder, argument):
+    with pytest.raises(ValueError, match=f"`{next(iter(argument))}` must be left out"):
+        load(folder, **argument)
+    load(folder, low_cpu_mem_usage=True)
+
+
 def test_missing_folder_is_transformers_own_error(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         load(tmp_path / "nowhere")

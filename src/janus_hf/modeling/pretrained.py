@@ -40,6 +40,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+# Arguments that transformers still accepts and ignores, with what to do instead. `low_cpu_mem_usage` and its like ask
+# for what is always done, and are no mistakes.
+_IGNORED = {
+    "from_tf": "weights are read from safetensors or .bin files of PyTorch",
+    "from_flax": "weights are read from safetensors or .bin files of PyTorch",
+    "mirror": "set the environment variable HF_ENDPOINT for another Hub",
+}
+
+
 class JanusProPreTrainedModel(SavingMixin):
     """Base class of `JanusProModel` and `JanusProForConditionalGeneration` that loads and saves checkpoints.
 
@@ -110,7 +119,8 @@ class JanusProPreTrainedModel(SavingMixin):
                 read. A file counts as absent only if the Hub or the cache says so.
             ValueError: If the checkpoint is of another model family; if the quantisation method cannot skip the
                 modules that must stay in full precision, or does not fit the device or the layers; or if
-                `ignore_mismatched_sizes=True`, `weights_only=False` or a dict of dtypes is given.
+                `ignore_mismatched_sizes=True`, `weights_only=False`, a dict of dtypes, or an argument that
+                transformers ignores (`from_tf`, `from_flax`, `mirror`) is given.
             TypeError: If `pretrained_model_name_or_path` is neither a string nor a path.
             ImportError: If `quantization_config` is "int8", "int4" or "fp8" and torchao is missing, or the files are
                 those of an adapter and peft is missing.
@@ -127,6 +137,9 @@ class JanusProPreTrainedModel(SavingMixin):
                 "weights_only must be True, got False: leave it out (weights_only=True), because other pickles can "
                 "run code."
             )
+        for name, advice in _IGNORED.items():
+            if kwargs.get(name):
+                raise ValueError(f"`{name}` must be left out, got {kwargs[name]!r}, which has no effect: {advice}.")
         for name in ("dtype", "torch_dtype"):
             if isinstance(dtypes := kwargs.get(name), dict) and dtypes.keys() != {""}:
                 # transformers would load the whole model in float32, whatever the other keys say.

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor
-from janus_hf.data.rows import RowPreparer
-from janus_hf.data.schema import choose_adapter
+from janus_hf.data import prepare_rows
 
 
 @pytest.mark.parametrize(
@@ -26,14 +25,13 @@ def test_tokens_that_the_model_lacks(
     processor, rows = copy.deepcopy(processor), model.config.text_config.vocab_size
     processor.tokenizer.add_tokens([f"<word{n}>" for n in range(rows - len(processor.tokenizer) + 3)])
     words = processor.tokenizer.convert_ids_to_tokens([rows - 1, rows + 1])
-    prepare = RowPreparer(model, processor, choose_adapter(columns))
     known, unknown = ({"image": make_image(1), **row(word)} for word in words)
     for one in (known, unknown):
         if "image" not in columns:
             del one["image"]
-    assert prepare([known])[1] == []
+    assert len(prepare_rows([known], model, processor)) == 1
     with pytest.raises(ValueError, match=rf"must have ids below {rows}, .*got \[{rows + 1}\]"):
-        prepare([known, unknown])
+        prepare_rows([known, unknown], model, processor)
 
 
 def test_a_processor_without_special_tokens_in_messages(
@@ -42,7 +40,7 @@ def test_a_processor_without_special_tokens_in_messages(
     processor = copy.copy(processor)
     processor.parse_special_tokens = False
     with pytest.raises(ValueError, match="`processor.parse_special_tokens` must be True to prepare"):
-        RowPreparer(model, processor, choose_adapter(["text"]))
+        prepare_rows([{"text": "hi"}], model, processor)
 
 
 def _turns(question: str, answer: str) -> list[dict[str, str]]:

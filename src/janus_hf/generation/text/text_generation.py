@@ -16,6 +16,7 @@ from transformers.generation.configuration_utils import GenerationMode
 from ...arguments import describe
 from ...protocols import ImageReader
 from ..context import EndOfContext, context_length
+from .answer_steps import AnswerCache
 
 
 # Decoding modes that transformers runs itself. It fetches the code of all others from the Hub, which gets no images.
@@ -204,7 +205,9 @@ class TextGenerationMixin(GenerationMixin):
         if prompt is None or (kwargs.get("past_key_values") is not None and ids is None):
             return
         cache = kwargs.get("past_key_values")
-        if ids is not None and self.config.image_token_id is not None and not (cache and cache.get_seq_length()):
+        # Prompts with an `AnswerCache` come from the processor, which has counted their placeholders.
+        is_new = not isinstance(cache, AnswerCache) and not (cache and cache.get_seq_length())
+        if ids is not None and self.config.image_token_id is not None and is_new:
             per_image = self.config.vision_config.num_image_tokens
             encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
             pixels = kwargs.get("pixel_values")

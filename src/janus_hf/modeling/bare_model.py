@@ -289,8 +289,9 @@ class JanusProModel(JanusProPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             given = "neither" if input_ids is None else "both"
             raise ValueError(f"exactly one of input_ids and inputs_embeds must be given, got {given}: pass one.")
-        if isinstance(past_key_values, AnswerCache) and input_ids is not None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)  # all ids are those of text
+        answers = isinstance(past_key_values, AnswerCache)  # to prompts of text and placeholders, one in each row
+        if answers and input_ids is not None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
         elif input_ids is not None:
             self._check_ids(input_ids)
             inputs_embeds = self.embed_ids(input_ids)
@@ -313,7 +314,8 @@ class JanusProModel(JanusProPreTrainedModel):
         if use_cache is None and position_ids is not None and past_key_values is None:
             # transformers recognises packed training sequences by their positions only if no cache is made.
             use_cache = False
-        attention_mask = settle_packing(attention_mask, position_ids, past_key_values, use_cache)
+        if not answers:
+            attention_mask = settle_packing(attention_mask, position_ids, past_key_values, use_cache)
 
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,

@@ -58,6 +58,17 @@ CONTENT = {
     "weight": 0.5,
     "loss_mask": [0, 1],
     "turns": [ASK, SAY],
+    "kto_tag": False,
+    "is_correct": False,
+    "trainable": False,
+    "loss_scale": 0.0,
+    "C": "cat",
+    "option_a": "cat",
+    "distractors": ["cat"],
+    "ground_truth": "red",
+    "control": "refs/0",
+    "before": "refs/0.tga",
+    "neg": "ugly",
     "dialog": [{"from": "human", "value": "q"}],
     "audio": b"sound",
 }
@@ -118,6 +129,39 @@ def encoded(image):
 
 def test_the_table_has_every_form():
     assert list(FORMS) == list(ADAPTERS)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [{"image_url": "https://example.org/id/237/200"}, {"photoPaths": ["photos/1", "photos/2"]}, {"image_file": "a"}],
+    ids=lambda column: next(iter(column)),
+)
+@pytest.mark.parametrize("form", ["messages", "question", "text"])
+def test_the_place_of_an_image_is_content_if_no_column_holds_the_image(model, processor, form, column):
+    row = {name: value for name, value in FORMS[form].items() if value != IMAGE} | column
+    with pytest.raises(SourceError, match=next(iter(column))):
+        prepare_rows([row], model, processor)
+
+
+def test_answers_in_a_prompt_are_not_trained_if_another_row_has_weights(model, processor):
+    """Arrow fills the key in with None."""
+    turns = [ASK, SAY, ASK]
+    plain, filled = (
+        prepare_rows([{"prompt": prompt, "completion": "c"}], model, processor)[0]["labels"]
+        for prompt in (turns, [turn | {"weight": None} for turn in turns])
+    )
+    assert list(plain) == list(filled)
+
+
+def test_links_to_folders_are_refused_by_name(model, processor, make_image, tmp_path):
+    for folder in ("pictures", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        make_image(1).save(tmp_path / folder / "0.png")
+        (tmp_path / folder / "0.txt").write_text("a fox", encoding="utf-8")
+    (tmp_path / "pictures" / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(SourceError, match="'more' \\(a link to a folder\\)"):
+        prepare(tmp_path / "pictures", tmp_path / "out", model, processor)
+    assert len(prepare(tmp_path / "pictures", tmp_path / "out", model, processor, ignore=["more"])) == 1
 
 
 @pytest.mark.parametrize("column", CONTENT)

@@ -225,3 +225,8 @@ def test_tokens_without_a_row_in_the_embedding_table_are_refused(own_pipe, image
     own_pipe.ask(image, f"What is {last}?", max_new_tokens=1)
     own_pipe.model.resize_token_embeddings(len(tokenizer))
     own_pipe.ask(image, f"What is {beyond}?", max_new_tokens=1)
+
+
+def test_images_in_nested_lists_are_refused_for_several_questions(pipe, image):
+    with pytest.raises(ValueError, match="`image` must be one image or a flat list for several questions"):
+        pipe.ask([[image], [image]], ["what is this?", "and this?"])

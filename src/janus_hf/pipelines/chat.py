@@ -88,6 +88,12 @@ class ChatPipelineMixin:
         images = flatten_images(image, "image")
         if isinstance(image, (list, tuple)) and any(one is None for one in image):
             raise TypeError("`image` must hold images only, got None among them: leave it out of the list.")
+        nested = isinstance(image, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in image)
+        if nested and len(questions) > 1:
+            raise ValueError(
+                "`image` must be one image or a flat list for several questions, which are all about all images, got "
+                "lists in a list: call `chat` with a list of conversations to ask about other images each."
+            )
         if not images:
             raise ValueError("`image` must hold at least one image, got none: use `chat` for questions without one.")
         shown = [{"type": "image", "image": one} for one in images]

@@ -27,25 +27,28 @@ IMAGE, ADDRESS, TURNS, TEXT, LABEL, BYTES = (
 # The last word of a column's name says what it holds: `negative_prompt` a prompt, `prompt_id` an id. Words of images
 # are not content if the value is a number (`num_images`), and words of texts neither (`max_input`).
 _IMAGES = """image images img imgs picture pictures photo photos jpg jpeg png webp mask masks pixels frame frames video
-    videos audio audios sketch canvas"""
+    videos audio audios sketch canvas control conditioning depth pose"""
 _TEXTS = """prompt prompts caption captions text texts txt question questions query instruction instructions input
     inputs message messages conversation conversations dialog dialogue turn turns chat history system tool tools
     function functions calls choice choices option options hint hints context passage document documents lecture
     rationale explanation reasoning thinking thought thoughts cot description descriptions content contents negative
-    assistant kwargs"""
+    negatives neg qa qas sentence sentences candidate candidates distractor distractors assistant kwargs"""
 # These may be numbers.
 _LABELS = """answer answers label labels class cls target targets output outputs response responses reply completion
-    completions solution solutions chosen rejected weight weights"""
+    completions solution solutions chosen rejected weight weights truth gt gold expected reference references result
+    results correct loss train training trainable masked"""
 _HEADS = {word: kind for words, kind in ((_IMAGES, IMAGE), (_TEXTS, TEXT), (_LABELS, LABEL)) for word in words.split()}
 _SUFFIXES = re.compile(r"(image|picture|mask|prompt|caption|question|answer)s?$")
 # A name that ends with one of these words, and has no others than all these, may hold the address of the image that
 # another column holds.
-_ADDRESS_HEADS = "url uri link href path file filename filepath name key id source src"
-_ADDRESS_WORDS = f"{_ADDRESS_HEADS} image img picture photo page original coco flickr web hash"
+_LOCATIONS = "url urls uri uris link links href path paths file files filename filenames filepath filepaths"
+_ADDRESS_HEADS = f"{_LOCATIONS} name key id source src"
+_IMAGE_WORDS = "image images img imgs picture pictures photo photos"
+_ADDRESS_WORDS = f"{_ADDRESS_HEADS} {_IMAGE_WORDS} page original coco flickr web hash"
 # A number below a name that begins with such a word counts, or says whether there is something.
 _COUNTS = "num n count total max min is has contains"
 
-_SUFFIX = r"\.(png|jpe?g|webp|gif|bmp|tiff?|jfif|heic|avif)"
+_SUFFIX = r"\.(png|jpe?g|webp|gif|bmp|tiff?|jfif|heic|avif|tga|ppm|pgm|exr|jp2|ico|dds)"
 _IMAGE_NAME = re.compile(rf"[^\n]{{1,1000}}{_SUFFIX}|https?://[^\s]+{_SUFFIX}(\?[^\s]*)?", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,")
 # How PNG, JPEG, GIF and WebP files begin in base64.
@@ -65,6 +68,8 @@ def find_content(name: str, value: Any) -> str | None:
         return None
     kind, may_be_address = _kind(name)
     found = _find_in_value(name, value)
+    if found is None and _locates_image(name):
+        return ADDRESS
     if found == IMAGE and isinstance(value, str) and may_be_address and not value.startswith("data:"):
         return ADDRESS
     return kind if kind is not None and found not in (IMAGE, TURNS) else found
@@ -113,16 +118,28 @@ def is_covered(name: str, patterns: Iterable[str]) -> bool:
 
 
 @lru_cache(maxsize=4096)
+def _locates_image(name: str) -> bool:
+    """Return whether a column holds the places of images by its name, as `image_url` and `photo_paths` do."""
+    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", name.rpartition(".")[2]).lower())
+    return len(words) > 1 and words[-1] in _LOCATIONS.split() and any(word in _IMAGE_WORDS.split() for word in words)
+
+
+@lru_cache(maxsize=4096)
 def _kind(name: str) -> tuple[str | None, bool]:
     """Return what a column holds by its name, or None, and whether it may hold the address of another's image."""
     spaced = re.sub(r"([a-z])([A-Z])", r"\1 \2", name.rpartition(".")[2])  # camelCase
     words = re.findall(r"[a-z]+|\d+", spaced.lower())
-    named = [word for word in words if not word.isdigit()]
+    if re.fullmatch("[A-J]", name):  # an option of a multiple-choice question
+        return TEXT, False
+    # `option_a` and `option1` are options.
+    named = [word for word in words if not word.isdigit() and (len(word) > 1 or len(words) == 1)]
     head = named[-1] if named else ""
+    if named and (named[0] == "loss" or named == ["kto", "tag"]):
+        return LABEL, False
     kind = _HEADS.get(head)
     if kind is None and (suffix := _SUFFIXES.search(head)):
         kind = _HEADS[suffix[1]]
-    if kind == LABEL and named[0] in _COUNTS.split():
+    if kind == LABEL and named[0] in _COUNTS.split() and head != "correct":
         kind = TEXT
     return kind, head in _ADDRESS_HEADS.split() and set(words) <= set(_ADDRESS_WORDS.split())
 

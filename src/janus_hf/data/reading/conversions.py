@@ -86,7 +86,7 @@ def read_completion(cells: Cells) -> RawRow:
     for name, turns in (("prompt", prompt), ("completion", completion)):
         if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
             raise RowError("bad_conversation", f"The {name} must be a string or a list of messages, got {turns!r}.")
-    return cells.conversation([*({"weight": 0, **turn} if is_answer(turn) else turn for turn in prompt), *completion])
+    return cells.conversation([*({**turn, "weight": 0} if is_answer(turn) else turn for turn in prompt), *completion])
 
 
 def read_label(cells: Cells) -> RawRow:

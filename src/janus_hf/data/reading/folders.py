@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from .content import is_covered
 from .folder_files import IMAGE_SUFFIXES, FolderFiles, is_about, sort_files
-from .refusals import SourceError
+from .refusals import SourceError, all_unused
 
 
 logger = logging.get_logger(__name__)
@@ -69,7 +69,12 @@ def open_folder(folder: Path, *, split: str, ignore: Collection[str], options: M
         ValueError: If it has no such split, or holds nothing that can be read.
         SourceError: If it holds a file with content that the rows would not hold.
     """
-    every = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    paths = sorted(folder.rglob("*"))
+    every = [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
+    # Neither this search nor that of `datasets` enters them.
+    links = [path.relative_to(folder).as_posix() for path in paths if path.is_symlink() and path.is_dir()]
+    if lost := {link: "a link to a folder" for link in links if not is_covered(link, ignore)}:
+        raise all_unused(lost, f"the folder {str(folder)!r}, whose own files are read")
     splits = _find_splits(folder)
     if absent := [name for name in _split_names(split) if name not in splits]:
         raise ValueError(f"`split` must be one of {sorted(splits)}, the splits of {str(folder)!r}, got {absent[0]!r}.")
@@ -83,7 +88,7 @@ def open_folder(folder: Path, *, split: str, ignore: Collection[str], options: M
     skipped = sorted({*outside, *of_splits} - {*chosen, *loose}) + files.unused
     rows, used = _read(folder, files, {name: sort_files(folder, kept[name]) for name in kept}, split, dict(options))
     _check_files(sorted(set(files.content) - used), files)
-    return OpenedFolder(rows, [name for name in skipped if not _is_ignored(name, ignore)], every)
+    return OpenedFolder(rows, [name for name in skipped if not _is_ignored(name, ignore)], [*every, *links])
 
 
 def _read(

@@ -23,8 +23,8 @@ PASSED_ON = frozenset(
         *("repetition_penalty", "encoder_repetition_penalty", "exponential_decay_length_penalty"),
         # which tokens may come, and when the answer ends
         *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "sequence_bias"),
-        *("suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
-        *("prefix_allowed_tokens_fn", "stopping_criteria", "min_length", "min_new_tokens", "max_time"),
+        *("suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id"),
+        *("prefix_allowed_tokens_fn", "stopping_criteria", "min_new_tokens", "max_time"),
         # how fast and in what memory
         *("use_cache", "cache_implementation", "cache_config", "max_cache_len", "prefill_chunk_size"),
         *("compile_config", "disable_compile", "synced_gpus"),
@@ -59,6 +59,8 @@ REFUSED = by_name(
             "num_beam_groups diversity_penalty low_memory"
         ),
         "it counts the prompt and its images too; set `max_new_tokens`": "max_length",
+        "it counts the prompt and its images too; set `min_new_tokens`": "min_length",
+        "it acts on an empty prompt only": "forced_bos_token_id",
         "conversations are answered in one batch; call `model.generate_batch` to use it": "continuous_batching_config",
     }
 )

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
@@ -49,13 +49,15 @@ class ConversationRendering(ProcessorMixin):
     roles: tuple[str, str]
     image_token: str
 
-    def _default_template(self) -> str:
-        """Return the chat template with the processor's own settings."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # defined by `JanusProProcessor`
 
-    def _parses(self, parse_special_tokens: bool | None) -> bool:
-        """Return whether special tokens in messages are parsed, for the argument of a call."""
-        raise NotImplementedError
+        def _default_template(self) -> str:
+            """Return the chat template with the processor's own settings."""
+            ...
+
+        def _parses(self, parse_special_tokens: bool | None) -> bool:
+            """Return whether special tokens in messages are parsed, for the argument of a call."""
+            ...
 
     @overload
     def apply_chat_template(

@@ -238,18 +238,22 @@ class _GuardedTokenizer:
         characters = zip(text, text.foreign, strict=True)
         own_text = "".join("\0" if is_foreign else one for one, is_foreign in characters)
         own = {match.start(): match.end() for match in self._pattern.finditer(own_text)}
+        # The pieces of the text with tokens that stand in, and for each of their characters the place in `text`.
+        pieces: list[str] = []
         places: list[int] = []
-        written = ""  # the text with tokens that stand in, and for its characters the places in `text`
         position = 0
         while position < len(text):
-            if position in breaks:
-                written, places = written + self._break, places + [position] * len(self._break)
             end = own.get(position, position + 1)
             piece = self._stand_ins[text[position:end]] if position in own else text[position]
-            written, places = written + piece, places + [position] * len(piece)
+            if position in breaks:
+                piece = self._break + piece
+            pieces.append(piece)
+            places.extend([position] * len(piece))
             position = end
         row = []
-        encoded = _encode(self._tokenizer, written, add_special_tokens=add_special_tokens, split_special_tokens=True)
+        encoded = _encode(
+            self._tokenizer, "".join(pieces), add_special_tokens=add_special_tokens, split_special_tokens=True
+        )
         for token, (first, last) in encoded:
             if token == self._break_id:
                 continue

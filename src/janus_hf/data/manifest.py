@@ -16,6 +16,7 @@ from transformers.utils import logging
 
 from .._version import __version__
 from .fingerprint import check_fingerprint, fingerprint
+from .opened import OpenedSource
 from .rows import RowPreparer, Skipped
 from .sources import describe
 from .store import (
@@ -66,12 +67,16 @@ def describe_request(preparer: RowPreparer) -> dict[str, Any]:
     }
 
 
-def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
+def begin(output: Path, meta: dict[str, Any], opened: OpenedSource) -> dict[str, Any]:
     """Write `meta.json` in the folder `output`, or check that an earlier run wrote the same request; return `meta`.
+
+    A later run may ignore more content than an earlier one, if no finished shard can hold it: the earlier run would
+    have refused it.
 
     Args:
         output: Folder for the prepared rows.
         meta: Result of `describe_request`, with the entries `source_rows`, `options` and `rows_per_shard` added.
+        opened: The source.
 
     Raises:
         ValueError: If the folder has shards (files of prepared rows) but no `meta.json`, or its rows were prepared
@@ -91,6 +96,10 @@ def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
     earlier = json.loads(path.read_text(encoding="utf-8"))
     parts = {"model": meta["model"], "processor": meta["processor"]}
     check_fingerprint(earlier, parts, repr(str(output)))
+    more = set(meta["ignore"]) - set(earlier.get("ignore", []))
+    if more and not earlier["complete"] and more == opened.never_used(more):
+        earlier["ignore"] = sorted({*earlier.get("ignore", []), *more})
+        write_json(earlier, path)
     for key in ("source", "source_rows", "options", "adapter", "task", "max_length", "rows_per_shard", "ignore"):
         before = earlier.get(key, [])  # early versions ignored nothing that a user named
         if before != meta[key]:
@@ -190,11 +199,10 @@ def report(meta: dict[str, Any]) -> None:
     Args:
         meta: Entries of `meta.json`, including those that `counts` returns.
     """
-    for kind in ("columns", "files"):
+    reasons = {"columns": "hold no content", "files": "hold no content, or are not of this split or configuration"}
+    for kind, reason in reasons.items():
         if names := meta.get(f"unused_{kind}"):
-            logger.warning(
-                f"{meta['source']}: these {kind} are not used, because they hold no content: {', '.join(names)}"
-            )
+            logger.warning(f"{meta['source']}: these {kind} are not used, because they {reason}: {', '.join(names)}")
     if meta["skipped"]:
         listing = ", ".join(f"{count} {reason}" for reason, count in sorted(meta["skipped"].items()))
         row, _, message = meta["skipped_examples"][0]

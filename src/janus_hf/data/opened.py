@@ -1,11 +1,14 @@
 """`OpenedSource`, a source whose columns and files are sorted into used, ignored, and without content."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .reading.columns import SortedColumns, sort_columns, unknown_names
-from .sources import Rows, Source, class_names, column_names, empty_source, open_files
+from .reading.content import is_covered
+from .reading.tables import Rows
+from .reading.turns import READABLE
+from .sources import Source, class_names, column_names, empty_source, open_files
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,12 @@ class OpenedSource:
             return []
         parts = {part for name in self.file_names for part in (name, *name.split("/"))}
         return unknown_names(self.ignore, {*self.columns.names, *parts}, self.rows)
+
+    def never_used(self, names: Collection[str]) -> set[str]:
+        """Return those of some names to ignore that name nothing which a prepared row may hold."""
+        used = {*self.columns.adapter.readable, *READABLE, *self.file_names}
+        used |= {part for name in self.file_names for part in name.split("/")}
+        return {name for name in names if not any(is_covered(one, [name]) for one in used)}
 
 
 def open_for_preparation(

@@ -167,7 +167,7 @@ def _write(
         "source_rows": num_rows,
         "options": json.loads(json.dumps(options, default=str)),
     }
-    meta = begin(output, describe_request(preparer) | request)
+    meta = begin(output, describe_request(preparer) | request, opened)
 
     total = 0
     for shard, start, chunk in _chunks(rows, rows_per_shard):

@@ -139,7 +139,7 @@ class RowPreparer:
                 batch = ahead.popleft()
                 if not batch:
                     return
-                results = [(number, future.result()) for number, future in batch]
+                results = [(number, _result(number, future)) for number, future in batch]
                 del batch  # the futures hold the images too
                 yield results
                 del results
@@ -210,6 +210,14 @@ class RowPreparer:
             joint_ids = (codes + self.model.config.text_config.vocab_size).tolist()
             for (document, _), ids in zip(drawings, joint_ids, strict=True):
                 document.add_codes(ids)
+
+
+def _result(number: int, future: Future[_Result]) -> _Result:
+    """Return what a thread made of a row; a `SourceError` names the row, of which the rows before are prepared."""
+    try:
+        return future.result()
+    except SourceError as error:
+        raise SourceError(f"Row {number} of the source: {error}") from error
 
 
 __all__ = ["RowPreparer", "Skipped"]

@@ -7,7 +7,9 @@ Their images are left undecoded, because `datasets` raises an error at the first
 import base64
 import io
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,12 +18,23 @@ import pyarrow as pa
 from PIL import Image
 
 from ..processing import load_picture
-from .reading.folder_files import BUILDERS
-from .reading.folders import OpenedFolder, Rows, has_own_configuration, open_folder, undecoded
+from .reading.content import is_covered
+from .reading.folder_files import is_about
+from .reading.folders import (
+    OpenedFolder,
+    has_own_configuration,
+    open_configured_folder,
+    open_folder,
+    split_names,
+    undecoded,
+)
+from .reading.tables import FORMATS, Rows, file_format, load_tables
 
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Rows
 """What a user may name as a source; see `open_source`."""
+
+_SAVED = ("state.json", "dataset_dict.json")  # files that `save_to_disk` writes
 
 
 def open_source(source: Source, *, split: str = "train", **options: Any) -> Rows:
@@ -29,15 +42,15 @@ def open_source(source: Source, *, split: str = "train", **options: Any) -> Rows
 
     Args:
         source: A `datasets.Dataset` or `IterableDataset`; a list of rows; the path or glob pattern of .parquet,
-            .jsonl, .json, .csv or .tar (WebDataset) files; a folder of such files, of images (imagefolder) or of
-            `Dataset.save_to_disk`; or the id of a data set on the Hub.
+            .jsonl, .json, .csv, .tsv, .txt, .arrow or .tar (WebDataset) files, which may be compressed; a folder of
+            such files, of images (imagefolder) or of `Dataset.save_to_disk`; or the id of a data set on the Hub.
         split: Name of the split to read, if the source is a folder or a data set on the Hub.
         options: Further arguments of `datasets.load_dataset`, such as `name`, `data_files`, `revision` or `streaming`.
 
     Raises:
-        FileNotFoundError: If `datasets` finds nothing to open.
+        FileNotFoundError: If there is nothing to open.
         ValueError: If `datasets` cannot read what it finds, the source has several splits, or it is empty.
-        SourceError: If the source is a folder with a file whose content would be lost.
+        SourceError: If a file cannot be read, has other columns than the first, or its content would be lost.
         TypeError: If `source` is of another type.
     """
     return open_files(source, split=split, **options).rows
@@ -53,11 +66,18 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
     unused, names = [], []
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
-        if _is_data_folder(path) and not {"data_files", "data_dir"} & set(options):
-            opened = open_folder(Path(path), split=split, ignore=ignore, options=options)
-            dataset, unused, names = opened.rows, opened.unused, opened.names
-        else:
+        arguments: dict[str, Any] = {"split": split, "ignore": ignore, "options": options}
+        opened = None
+        if _is_unsaved_folder(path) and not {"data_files", "data_dir"} & set(options):
+            opened = (open_configured_folder if has_own_configuration(Path(path)) else open_folder)(
+                Path(path), **arguments
+            )
+        elif _names_local_files(path):
+            opened = _open_local_files(path, **arguments)
+        if opened is None:
             dataset = _load(path, split, options)
+        else:
+            dataset, unused, names = opened.rows, opened.unused, opened.names
     else:
         _refuse_options(split, options, "rows in memory")
         dataset = source
@@ -110,10 +130,13 @@ def class_names(dataset: Rows) -> list[str] | None:
 def source_folder(source: Source) -> str:
     """Return the folder that relative image paths in the rows of a source start from.
 
-    It is the source itself if that is a folder, the parent of any other path, and "." for rows in memory.
+    It is the source itself if that is a folder, the parent of any other path, and "." for rows in memory. A glob
+    pattern starts from the folder before its first wildcard.
     """
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
+        while _has_wildcards(str(path.parent)) and not path.exists():
+            path = path.parent
         return str(path if path.is_dir() else path.parent)
     return "."
 
@@ -125,22 +148,77 @@ def describe(source: Source) -> str:
     return f"{type(source).__module__.split('.')[0]}.{type(source).__name__}"
 
 
-def _is_data_folder(source: str) -> bool:
-    """Return whether a source is a local folder whose files are to be sorted by what they hold.
+def _is_unsaved_folder(source: str) -> bool:
+    """Return whether a source is a local folder that `save_to_disk` did not write."""
+    return os.path.isdir(source) and not any(Path(source, name).is_file() for name in _SAVED)
 
-    Folders that `save_to_disk` wrote, and those whose README.md lists their data files, say themselves what they hold.
+
+def _names_local_files(source: str) -> bool:
+    """Return whether a source names a local file, which may be missing, or is a glob pattern for local files."""
+    if "://" in source or os.path.isdir(source):
+        return False
+    return (
+        os.path.exists(source) or _has_wildcards(source) or file_format(source) is not None or not _is_hub_id(source)
+    )
+
+
+def _has_wildcards(path: str) -> bool:
+    """Return whether a path is a glob pattern."""
+    return any(mark in path for mark in "*?[")
+
+
+def _is_hub_id(source: str) -> bool:
+    """Return whether a source may be the id of a data set on the Hub, or the name of a builder of `datasets`."""
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) is not None
+
+
+def _open_local_files(source: str, *, split: str, ignore: Collection[str], options: Mapping[str, Any]) -> OpenedFolder:
+    """Open a local file, or all files that a glob pattern matches, whose names tell their format.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the files are of several formats, or of one that cannot be read.
+        SourceError: If a file cannot be read, or has other columns than the first.
     """
-    saved = any(Path(source, name).is_file() for name in ("state.json", "dataset_dict.json"))
-    return os.path.isdir(source) and not saved and not has_own_configuration(Path(source))
+    is_file = os.path.exists(source)
+    names = [source] if is_file else sorted(glob(source, recursive=True))
+    folders = [name for name in names if os.path.isdir(name)]
+    if "**" not in source and (lost := [name for name in folders if not is_covered(Path(name).name, ignore)]):
+        raise ValueError(
+            f"`source` must name files, got {source!r}, which matches the folder {lost[0]!r} too: name the folder "
+            "alone, or files by their suffix, as in '*.jsonl'."
+        )
+    names = [name for name in names if name not in folders]
+    if not names:
+        raise FileNotFoundError(
+            f"`source` must be a file, a folder or the id of a data set on the Hub, got {source!r}, which does not "
+            "exist here: correct the path."
+        )
+    about = [] if is_file else [name for name in names if is_about(os.path.relpath(name, source_folder(source)))]
+    kept = [name for name in names if name not in about and not is_covered(Path(name).name, ignore)]
+    kinds = {name: file_format(name) for name in kept}
+    example = {kind: name for name, kind in reversed(kinds.items())}
+    if None in example:
+        raise ValueError(
+            f"`source` must name files that can be read by themselves ({', '.join(FORMATS)}, most of them also "
+            f"compressed, as .jsonl.gz), got {example[None]!r}: name the folder of images, captions or metadata, or "
+            "save the data in one of these formats."
+        )
+    if len(example) != 1:
+        raise ValueError(
+            f"`source` must name files of one format, got {list(example.values())[:5]}: make each format a source of "
+            "its own."
+        )
+    (kind,) = example
+    rows = load_tables(str(kind), {split_names(split)[0]: kept}, split, options)
+    return OpenedFolder(rows, about, [Path(name).name for name in names])
 
 
 def _load(source: str, split: str, options: dict[str, Any]) -> Any:
-    """Load local files, a folder or a data set on the Hub, whichever `source` names, and return the data set."""
-    suffix = BUILDERS.get(Path(source).suffix)
-    # A glob pattern names local files, although no file has its name.
-    is_local = os.path.exists(source) or any(mark in source for mark in "*?[")
-    if is_local and suffix and not os.path.isdir(source):
-        return datasets.load_dataset(suffix, data_files={split: source}, split=split, **options)
+    """Load remote files, a saved folder or a data set on the Hub, whichever `source` names; return the data set."""
+    kind = file_format(source)
+    if "://" in source and _has_wildcards(source) and kind is not None:
+        return load_tables(kind, {split_names(split)[0]: [source]}, split, options)
     # `load_dataset` refuses a folder that `save_to_disk` wrote.
     if Path(source, "state.json").is_file():
         _refuse_options(split, options, "a data set that was saved without splits")

@@ -12,32 +12,27 @@ the kinds decide how the folder is read:
 | text files | their lines as `text` |
 """
 
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import datasets
-from transformers.utils import logging
 
 from .content import is_covered
-from .folder_files import IMAGE_SUFFIXES, FolderFiles, is_about, sort_files
-from .refusals import SourceError, all_unused
+from .folder_files import FolderFiles, is_about, is_image_file, sort_files
+from .image_folders import read_images, read_text
+from .metadata import load_metadata
+from .refusals import all_unused, lost_files
+from .tables import Rows, load_tables
 
 
-logger = logging.get_logger(__name__)
-
-Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
-
-# Folders of such names are no classes: they are parts of a data set.
-_NO_CLASS = re.compile(
-    r"(train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval|data(set)?|ima?ge?s?|pictures?|photos?|splits?|all|masks?|inputs?"
-    r"|outputs?|targets?|sources?|conditioning|edited)([_-]?\d+)?",
-    re.IGNORECASE,
+# A name with a word for a split, by the rules of `datasets`.
+_SPLIT = re.compile(
+    r"(.*[-._ 0-9])?(train|training|valid|validation|val|dev|test|testing|eval|evaluation)([-._ 0-9].*)?"
 )
-_REPEATS = re.compile(r"(\d+)_(.+)")  # a folder of kohya's trainers: number of repeats, class
-_SHOWN = 5  # file names in a message
 
 
 @dataclass(frozen=True)
@@ -75,20 +70,46 @@ def open_folder(folder: Path, *, split: str, ignore: Collection[str], options: M
     links = [path.relative_to(folder).as_posix() for path in paths if path.is_symlink() and path.is_dir()]
     if lost := {link: "a link to a folder" for link in links if not is_covered(link, ignore)}:
         raise all_unused(lost, f"the folder {str(folder)!r}, whose own files are read")
-    splits = _find_splits(folder)
-    if absent := [name for name in _split_names(split) if name not in splits]:
-        raise ValueError(f"`split` must be one of {sorted(splits)}, the splits of {str(folder)!r}, got {absent[0]!r}.")
-    kept = {name: [file for file in files if not _is_ignored(file, ignore)] for name, files in splits.items()}
-    chosen = [file for name in _split_names(split) for file in kept[name]]
+    visible = [name for name in every if not is_about(name)]
+    splits = _find_splits(folder, visible)
+    if absent := [name for name in split_names(split) if name not in splits]:
+        raise ValueError(
+            f"`split` must be one of {sorted(splits)}, the splits of {str(folder)!r} by the names of its folders and "
+            f"tables, got {absent[0]!r}: name one of these, or rename what is no split."
+        )
+    kept = {name: [file for file in files if not is_ignored(file, ignore)] for name, files in splits.items()}
+    chosen = [file for name in split_names(split) for file in kept[name]]
     of_splits = {file for files in splits.values() for file in files}
     # Files in no split: hidden ones, those about the data set, and, if other names tell splits, data files.
-    outside = [file for file in every if file not in of_splits and not _is_ignored(file, ignore)]
+    outside = [file for file in every if file not in of_splits and not is_ignored(file, ignore)]
     loose = [file for file in outside if not is_about(file)]
     files = sort_files(folder, [*chosen, *loose])
     skipped = sorted({*outside, *of_splits} - {*chosen, *loose}) + files.unused
     rows, used = _read(folder, files, {name: sort_files(folder, kept[name]) for name in kept}, split, dict(options))
-    _check_files(sorted(set(files.content) - used), files)
-    return OpenedFolder(rows, [name for name in skipped if not _is_ignored(name, ignore)], [*every, *links])
+    _check_files(sorted(set(files.content) - used), files, loose)
+    return OpenedFolder(rows, [name for name in skipped if not is_ignored(name, ignore)], [*every, *links])
+
+
+def open_configured_folder(
+    folder: Path, *, split: str, ignore: Collection[str], options: Mapping[str, Any]
+) -> OpenedFolder:
+    """Open a local folder whose README.md lists its data files; all other files are named, and not read.
+
+    See `open_folder` for the arguments and errors.
+    """
+    rows = datasets.load_dataset(str(folder), split=split, **options)
+    described = {name: value for name, value in options.items() if name != "streaming"}
+    listed = datasets.load_dataset_builder(str(folder), **described).config.data_files
+    every = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    used = {
+        Path(os.path.relpath(path, folder.absolute())).as_posix()
+        for name in split_names(split)
+        for path in listed.get(name, ())
+    }
+    if any(is_image_file(name) for name in every if name not in used):
+        used |= set(_named_images(rows, folder))
+    unused = [name for name in every if name not in used and not is_ignored(name, ignore)]
+    return OpenedFolder(rows, unused, every)
 
 
 def _read(
@@ -103,34 +124,37 @@ def _read(
         split: The split to read, as `datasets` writes it.
         options: Further arguments of `datasets.load_dataset`.
     """
-    chosen = [splits[name] for name in _split_names(split)]
-    if files.metadata or files.tables:
-        builder = "imagefolder" if files.metadata else max(files.tables, key=lambda name: len(files.tables[name]))
+    chosen = [splits[name] for name in split_names(split)]
+    if files.metadata:
+        streams = options.pop("streaming", False)
+        parts = {
+            name: load_metadata([str(folder / file) for file in of_split.metadata], options)
+            for name, of_split in splits.items()
+            if of_split.metadata
+        }
+        used = {file for of_split in chosen for file in of_split.metadata}
+        used |= {name for part in parts.values() for name in _named_images(part, folder)}
+        rows = _take(parts, split, folder)
+        return (rows.to_iterable_dataset() if streams else rows), used
+    if files.tables or (files.texts and not files.images):
+        kind = max(files.tables, key=lambda name: len(files.tables[name])) if files.tables else "text"
 
         def tables(files: FolderFiles) -> list[str]:
             """Return those of the files of a split that hold its rows."""
-            return files.metadata if builder == "imagefolder" else files.tables.get(builder, [])
+            return files.texts if kind == "text" else files.tables.get(kind, [])
 
-        data = {
-            name: [str(folder / file) for file in tables(files) + (files.images if builder == "imagefolder" else [])]
-            for name, files in splits.items()
-        }
+        data = {name: [str(folder / file) for file in tables(of_split)] for name, of_split in splits.items()}
         data = {name: paths for name, paths in data.items() if paths}
-        rows = datasets.load_dataset(builder, data_files=data, split=split, **options)
+        rows = load_tables(kind, data, split, options)
         used = {file for of_split in chosen for file in tables(of_split)}
         if files.images:
             # Images in no split may belong to the rows of another one.
-            others = [name for name in data if name not in _split_names(split)]
-            opened = [datasets.load_dataset(builder, data_files=data, split=name, **options) for name in others]
+            others = [name for name in data if name not in split_names(split)]
+            opened = [load_tables(kind, data, name, options) for name in others]
             used |= {name for dataset in (rows, *opened) for name in _named_images(dataset, folder)}
         return rows, used
     if files.images:
         return _read_images(folder, splits, split, options)
-    if files.texts:
-        data = {name: [str(folder / file) for file in of_split.texts] for name, of_split in splits.items()}
-        data = {name: paths for name, paths in data.items() if paths}
-        rows = datasets.load_dataset("text", data_files=data, split=split, **options)
-        return rows, {file for of_split in chosen for file in of_split.texts}
     # Archives, or formats that only `datasets` knows.
     return datasets.load_dataset(str(folder), split=split, **options), set(files.unread)
 
@@ -141,97 +165,67 @@ def _read_images(
     """Return the rows of images that no table describes, and the files in them; see `_read` for the arguments."""
     if set(options) - {"streaming"}:
         raise ValueError(f"A folder of images without tables has no options, got {sorted(options)}: omit them.")
-    examples = {name: _examples(folder, splits[name]) for name in _split_names(split)}
-    lengths = {name: len(rows) for name, rows in examples.items()}
-    chosen: list[dict[str, str]] = []
-    for part in datasets.ReadInstruction.from_spec(split).to_absolute(lengths):
-        chosen += examples[part.splitname][part.from_ : part.to]
-    if not chosen:
-        raise ValueError(f"`source` must have rows, got {str(folder)!r}, whose split {split!r} is empty: omit it.")
-    rows = datasets.Dataset.from_list(chosen)
+    chosen = [splits[name] for name in split_names(split)]
+    parts = {name: read_images(folder, splits[name]) for name in split_names(split)}
+    rows = _take({name: datasets.Dataset.from_list(part) for name, part in parts.items() if part}, split, folder)
     used = set()
-    for files in (splits[name] for name in examples):
+    for files in chosen:
         used |= set(files.images)
         for names in files.captions.values():
             # A second caption file beside an image is used if it says the same.
-            texts = {name: _read_text(folder / name) for name in names}
+            texts = {name: read_text(folder / name) for name in names}
             used |= {name for name in names if texts[name] == texts[names[0]]}
     return (rows.to_iterable_dataset() if options.get("streaming") else rows), used
 
 
-def _examples(folder: Path, files: FolderFiles) -> list[dict[str, str]]:
-    """Return rows of `image` and `caption`, or of `image` and `label`, for the images of a split.
+def _take(parts: Mapping[str, datasets.Dataset], split: str, folder: Path) -> datasets.Dataset:
+    """Return the rows of a split, as `datasets` writes it (such as "train[:10%]+test"), of splits that are open.
 
     Raises:
-        SourceError: If an image has neither a caption file nor a folder that names its class.
+        ValueError: If it has no rows.
     """
-    if not files.images:
-        return []
-    parents = {image: Path(image).parent.name for image in files.images}
-    repeats = {image: _REPEATS.fullmatch(parent) for image, parent in parents.items()}
-    if all(repeats.values()):
-        return _repeated(folder, files, {image: match for image, match in repeats.items() if match is not None})
-    if files.captions:
-        if bare := [image for image in files.images if image not in files.captions]:
-            raise _lost(bare, "are images without a caption file, beside images that have one")
-        return [
-            {"image": str(folder / image), "caption": _read_text(folder / files.captions[image][0])}
-            for image in files.images
+    if all(name in parts for name in split_names(split)):
+        lengths = {name: len(rows) for name, rows in parts.items()}
+        taken = [
+            parts[part.splitname].select(range(part.from_, part.to))
+            for part in datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
         ]
-    depths = {len(Path(image).parts) for image in files.images}
-    if 1 in depths or all(map(_NO_CLASS.fullmatch, parents.values())):
-        bare = [image for image in files.images if len(Path(image).parts) == 1] or files.images
-        raise _lost(
-            bare,
-            "are images without a caption file beside them (0.png, 0.txt), a line in metadata.jsonl or a folder that "
-            "names their class (red_fox/0.png)",
-        )
-    if len(depths) > 1:
-        raise _lost(
-            files.images, "are images in class folders of different depths, so that their classes are not clear"
-        )
-    return [{"image": str(folder / image), "label": parents[image]} for image in files.images]
+        if rows := datasets.concatenate_datasets(taken):
+            return rows
+    raise ValueError(f"`source` must have rows, got {str(folder)!r}, whose split {split!r} is empty: omit it.")
 
 
-def _repeated(folder: Path, files: FolderFiles, repeats: Mapping[str, re.Match[str]]) -> list[dict[str, str]]:
-    """Return the rows of folders such as `10_fox`, whose images come ten times, with captions or the class "fox"."""
-    if zero := [image for image, match in repeats.items() if int(match[1]) == 0]:
-        raise _lost(
-            zero, "are images in a folder whose name says 0 repeats (if the number belongs to a class, rename it)"
-        )
-    for name, count in sorted({Path(image).parent.name: match[1] for image, match in repeats.items()}.items()):
-        logger.warning(
-            f"{folder / name}: every image is repeated as the folder's name says, number of times: {count}."
-        )
-    column = "caption" if files.captions else "label"
-    rows = []
-    for image in files.images:
-        text = _read_text(folder / files.captions[image][0]) if image in files.captions else repeats[image][2]
-        rows += [{"image": str(folder / image), column: text}] * int(repeats[image][1])
-    return rows
+def _find_splits(folder: Path, visible: Sequence[str]) -> dict[str, list[str]]:
+    """Return a dict: name of a split -> its files relative to the folder.
 
+    The rules are those of `datasets`, except that the names of images and of their captions tell no splits:
+    `test_1.png` is an image like others.
 
-def _read_text(path: Path) -> str:
-    """Return the text of a caption file."""
-    try:
-        return path.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise SourceError(
-            f"A caption file must be text in UTF-8, got {str(path)!r}: save it again. {error}"
-        ) from error
-
-
-def _find_splits(folder: Path) -> dict[str, list[str]]:
-    """Return a dict: name of a split -> its files relative to the folder, by the rules of `datasets`."""
+    Args:
+        folder: The folder.
+        visible: Its files without hidden ones and those about the data set.
+    """
     # This builder takes files of all kinds; its images are not read here.
     found = datasets.load_dataset_builder("imagefolder", data_dir=str(folder.absolute())).config.data_files
-    return {
+    splits = {
         str(name): [Path(file).relative_to(folder.absolute()).as_posix() for file in files]
         for name, files in found.items()
     }
+    names = [Path(name) for files in splits.values() for name in files]
+    by_folder = any(_SPLIT.fullmatch(part) for name in names for part in name.parent.parts)
+    by_name = all(_SPLIT.fullmatch(name.name) for name in names)
+    if by_folder or not (by_name or set(splits) - {"train", "validation", "test"}):
+        return splits
+    files = sort_files(folder, visible)
+    if files.metadata or (files.images and not files.tables):
+        return {"train": list(visible)}
+    tables = {*files.texts, *(name for tables in files.tables.values() for name in tables), *files.unread}
+    of_tables = {name: [file for file in found if file in tables] for name, found in splits.items()}
+    of_tables = {name: found for name, found in of_tables.items() if found}
+    return of_tables or {"train": list(visible)}
 
 
-def _split_names(split: str) -> list[str]:
+def split_names(split: str) -> list[str]:
     """Return the names of the splits in a specification such as "train[:10%]+test"."""
     return [part.partition("[")[0].strip() for part in split.split("+")]
 
@@ -242,7 +236,7 @@ def _named_images(rows: Rows, folder: Path) -> Iterator[str]:
     def visit(value: Any) -> Iterator[str]:
         """Yield the paths in a value of a row, which may be nested."""
         if isinstance(value, str):
-            if len(value) < 1000 and Path(value).suffix.lower() in IMAGE_SUFFIXES:
+            if len(value) < 1000 and is_image_file(value):
                 yield value
         elif isinstance(value, Mapping):
             for item in value.values():
@@ -298,34 +292,36 @@ def has_own_configuration(folder: Path) -> bool:
     return re.search(r"^configs:", front, flags=re.MULTILINE) is not None
 
 
-def _is_ignored(name: str, ignore: Collection[str]) -> bool:
+def is_ignored(name: str, ignore: Collection[str]) -> bool:
     """Return whether a file is to be ignored by its path, its name, or the name of a folder that it is in."""
     return is_covered(name, ignore) or any(is_covered(part, ignore) for part in Path(name).parts)
 
 
-def _check_files(left: Sequence[str], files: FolderFiles) -> None:
-    """Raise `SourceError` if files with content are not in the rows."""
-    if left:
-        images = set(left) <= set(files.images)
-        raise _lost(
-            left, "are images that no row names" if images else "are not of the form of the files that are read"
-        )
+def _check_files(left: Sequence[str], files: FolderFiles, loose: Collection[str]) -> None:
+    """Raise `SourceError` if files with content are not in the rows.
 
-
-def _lost(names: Sequence[str], what: str) -> SourceError:
-    """Return, without raising it, the error for files whose content would be lost."""
-    shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-    return SourceError(
-        f"All files of a folder that hold content must be used, got {shown}, which {what}: add what is missing, move "
-        f"them to a source of their own, or leave them out with ignore=[{names[0]!r}] (--ignore {names[0]!r} at the "
-        "command line; names may hold wildcards)."
-    )
+    Args:
+        left: The files that are not in the rows.
+        files: All files, sorted.
+        loose: Files in no split.
+    """
+    if not left:
+        return
+    if set(left) <= set(loose) and not files.metadata and not files.tables:
+        what = "are in no split, whereas names of other folders or files, such as train or test, tell splits"
+    elif set(left) <= set(files.images):
+        what = "are images that no row names"
+    else:
+        what = "are not of the form of the files that are read"
+    raise lost_files(left, what)
 
 
 __all__ = [
     "OpenedFolder",
-    "Rows",
     "has_own_configuration",
+    "is_ignored",
+    "open_configured_folder",
     "open_folder",
+    "split_names",
     "undecoded",
 ]

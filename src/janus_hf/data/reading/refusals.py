@@ -1,7 +1,10 @@
 """The errors of preparation: `RowError`, for a row that is skipped, and `SourceError`, which ends the preparation."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+
+_SHOWN = 5  # file names in a message
 
 
 class RowError(ValueError):
@@ -44,4 +47,19 @@ def all_unused(content: Mapping[str, str], place: str) -> SourceError:
     )
 
 
-__all__ = ["RowError", "SourceError", "all_unused", "unused"]
+def lost_files(names: Sequence[str], what: str) -> SourceError:
+    """Return, without raising it, the error for files or folders whose content would be lost.
+
+    Args:
+        names: Their paths, relative to the source.
+        what: What they are, such as "are images that no row names".
+    """
+    shown = ", ".join(map(repr, names[:_SHOWN])) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+    return SourceError(
+        f"All files of a folder that hold content must be used, got {shown}, which {what}: add what is missing, move "
+        f"them to a source of their own, or leave them out with ignore=[{names[0]!r}] (--ignore {names[0]!r} at the "
+        "command line; names may hold wildcards)."
+    )
+
+
+__all__ = ["RowError", "SourceError", "all_unused", "lost_files", "unused"]

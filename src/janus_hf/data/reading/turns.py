@@ -43,6 +43,12 @@ _KEYS = {
 _TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "image_url", "input_image")
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64")
 
+# Names of what messages may hold in raw rows: keys, roles and types of parts.
+READABLE = frozenset(
+    (*_ROLE_KEYS, *_CONTENT_KEYS, *_WEIGHT_KEYS, *_TEXT_PARTS, *_IMAGE_PARTS, *_IMAGE_KEYS, *_ROLES)
+    + ("images", "type", "user", "assistant", "system")
+)
+
 
 def read_turns(
     turns: Any,
@@ -254,4 +260,4 @@ def _add_system(messages: list[Turn], system: Any) -> list[Turn]:
     return [{"role": "system", "content": system}, *messages]
 
 
-__all__ = ["IMAGE_MARK", "Turn", "is_answer", "read_turns"]
+__all__ = ["IMAGE_MARK", "READABLE", "Turn", "is_answer", "read_turns"]

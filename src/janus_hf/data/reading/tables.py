@@ -1,0 +1,199 @@
+"""Functions that read files of tables, and name the file, line and columns where they cannot be read together."""
+
+import json
+import lzma
+from bz2 import BZ2File
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from gzip import GzipFile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import datasets
+from datasets.exceptions import DatasetBuildError
+
+from .refusals import SourceError
+
+
+Rows: TypeAlias = datasets.Dataset | datasets.IterableDataset
+
+# Suffix of a file -> its format.
+FORMATS = {
+    ".parquet": "parquet",
+    ".jsonl": "json",
+    ".json": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+    ".tgz": "webdataset",
+    ".txt": "text",
+}
+# Format -> `datasets` builder and its arguments, where its name is another one.
+_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {"tsv": ("csv", {"sep": "\t"})}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_OPENERS = {".gz": GzipFile, ".bz2": BZ2File, ".xz": lzma.LZMAFile}
+# `datasets` decompresses files of these formats.
+_MAY_BE_COMPRESSED = {
+    **dict.fromkeys(("json", "csv", "tsv", "text"), _COMPRESSED),
+    "webdataset": (".gz", ".bz2", ".xz"),
+}
+
+
+def file_format(name: str) -> str | None:
+    """Return the format of a file by its name, such as "json" for `rows.jsonl.gz`, or None if it is not known."""
+    path = Path(name)
+    last = path.suffix.lower()
+    if last not in _COMPRESSED:
+        return FORMATS.get(last)
+    inner = FORMATS.get(Path(path.stem).suffix.lower())
+    return inner if inner is not None and last in _MAY_BE_COMPRESSED.get(inner, ()) else None
+
+
+def load_tables(
+    kind: str, files: Mapping[str, Sequence[str]], split: str, options: Mapping[str, Any] | None = None
+) -> Rows:
+    """Read files of one format together.
+
+    Args:
+        kind: A format of `FORMATS`.
+        files: Split -> paths of its files, in the order of their rows.
+        split: The split to read, as `datasets` writes it, such as "train[:10%]+test".
+        options: Further arguments of `datasets.load_dataset`.
+
+    Raises:
+        SourceError: If a file cannot be read, or has other columns than the first.
+        ValueError: If there is no such split.
+    """
+    builder, arguments = _BUILDERS.get(kind, (kind, {}))
+    arguments = arguments | dict(options or {})
+    data = {name: list(paths) for name, paths in files.items()}
+    every = [path for paths in data.values() for path in paths]
+    if arguments.get("streaming") and len(every) > 1 and "://" not in every[0]:
+        _check_columns(kind, builder, every, arguments)
+    try:
+        return datasets.load_dataset(builder, data_files=data, split=split, **arguments)
+    except (DatasetBuildError, ValueError) as error:
+        if "://" not in every[0]:
+            _check_columns(kind, builder, every, arguments)
+        if isinstance(error, ValueError):  # a split that does not exist, for example
+            raise
+        raise SourceError(
+            f"The files of the source must be readable as {kind}, got {every[0]!r}: {_reason(error)}"
+        ) from error
+
+
+def _check_columns(kind: str, builder: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Raise `SourceError` for the first file that cannot be read alone, or has other columns than the first file.
+
+    Rows of a stream need not have all columns.
+    """
+    is_stream = bool(options.get("streaming"))
+    first: dict[str, Any] = {}
+    for path in paths:
+        try:
+            with _silence():
+                rows = datasets.load_dataset(builder, data_files=[path], split="train", **options)
+                columns = dict(rows.features or dict.fromkeys(next(iter(rows), {})))
+        except (DatasetBuildError, ValueError) as error:
+            raise SourceError(
+                f"The files of the source must be readable as {kind}, got {path!r}, which is not: "
+                f"{_find_line(path, kind, error)}. Correct it or leave it out."
+            ) from None
+        first = first or columns
+        if is_stream and all(name in first for name in columns):
+            continue
+        # The order of columns matters to some builders.
+        if list(columns) != list(first):
+            more = [name for name in columns if name not in first]
+            less = [name for name in first if name not in columns]
+            same = "the same ones in another order"
+            what = " and ".join(
+                [*([f"the columns {more}"] if more else []), *([f"no columns {less}"] if less else [])] or [same]
+            )
+            raise SourceError(
+                f"The files of a source must have the same columns, got {path!r} with {what}, unlike {paths[0]!r}, "
+                f"which has {list(first)}: rename the columns, or make each form a source of its own."
+            )
+        if not is_stream and (other := [name for name in first if not _agree(first[name], columns[name])]):
+            name = other[0]
+            raise SourceError(
+                f"The files of a source must have columns of the same types, got {path!r} with {name!r} as "
+                f"{_short(columns[name])}, unlike {paths[0]!r}, where it is {_short(first[name])}: write them alike."
+            )
+
+
+def _agree(one: Any, other: Any) -> bool:
+    """Return whether columns of these features can be in one data set; one without values can be of any type."""
+    null = datasets.Value("null")
+    return one == other or null in (one, other)
+
+
+def _short(feature: Any) -> str:
+    """Return a short description of a feature."""
+    return feature.dtype if isinstance(feature, datasets.Value) else str(feature)[:100]
+
+
+def _find_line(path: str, kind: str, error: BaseException) -> str:
+    """Return what is wrong with a file, with the number of the line if its rows are lines of JSON."""
+    reason = _reason(error)
+    if kind != "json":
+        return reason
+    known: dict[str, None] = {}
+    try:
+        for number, (read, line) in enumerate(_read_lines(path), 1):
+            if number == 1 and line.lstrip().startswith(b"["):
+                return reason
+            if not line.strip():
+                continue
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                return f"line {number} must be a dict, got {str(row)[:100]}"
+            late = [name for name in row if name not in known]
+            if late and read > _CHUNK:
+                return f"line {number} has the columns {late}, which the first lines lack: put such a line first"
+            known |= dict.fromkeys(row)
+    except (ValueError, RecursionError) as wrong:
+        return f"line {number} is not JSON ({_reason(wrong)})"
+    except OSError as wrong:
+        return _reason(wrong)
+    return reason
+
+
+# `datasets` learns the columns from this many bytes of a file.
+_CHUNK = 10 << 20
+
+
+def _read_lines(path: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the number of bytes before each line of a file, which may be compressed, and the line."""
+    read = 0
+    with _OPENERS.get(Path(path).suffix, open)(path, "rb") as file:
+        for line in file:
+            yield read, line.removeprefix(b"\xef\xbb\xbf") if read == 0 else line
+            read += len(line)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the message of the first cause of an error, on one line."""
+    while (cause := error.__cause__) is not None:
+        error = cause
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep `datasets` from writing its own messages about files that it cannot read."""
+    level = datasets.utils.logging.get_verbosity()
+    had_bars = datasets.utils.is_progress_bar_enabled()
+    datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
+    datasets.utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.utils.logging.set_verbosity(level)
+        if had_bars:
+            datasets.utils.enable_progress_bars()
+
+
+__all__ = ["FORMATS", "Rows", "file_format", "load_tables"]

@@ -48,6 +48,7 @@ def prompts(prepared, processor):
 
 
 CAPTIONS = {"0.png": IMAGE, "0.txt": "a fox"}
+SPLIT_NAMES = ("0", "a_test", "dev-2", "eval 3", "test_1", "train", "val.1")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,34 @@ CAPTIONS = {"0.png": IMAGE, "0.txt": "a fox"}
             ["test.jsonl"],
         ),
         ({"a.txt": "one\ntwo", "readme.txt": "x"}, ["one", "two"], ["readme.txt"]),
+        ({"0.png": IMAGE, "0.cap": "a fox"}, ["a fox"], []),
+        ({"0.png": IMAGE, "0.tags": "fox, red"}, ["fox, red"], []),
+        (
+            CAPTIONS | {"0_1024x0768_sd.npz": "x", "0.safetensors": "x"},
+            ["a fox"],
+            ["0_1024x0768_sd.npz", "0.safetensors"],
+        ),
+        # Names of images tell no splits.
+        (
+            {f"{name}.{kind}": IMAGE if kind == "png" else name for name in SPLIT_NAMES for kind in ("png", "txt")},
+            sorted(SPLIT_NAMES),
+            [],
+        ),
+        ({f"fox/{name}.png": IMAGE for name in SPLIT_NAMES}, ["fox"] * len(SPLIT_NAMES), []),
+        (CAPTIONS | {"test_1.png": IMAGE, "test_1.txt": "b"}, ["a fox", "b"], []),
+        ({"test_1.png": IMAGE, "metadata.jsonl": line(file_name="test_1.png", caption="one")}, ["one"], []),
+        ({"rows.jsonl": line(prompt="one", image="a_test.png"), "a_test.png": IMAGE}, ["one"], []),
+        (
+            {
+                "train.jsonl": line(prompt="one", image="test_1.png"),
+                "test_1.png": IMAGE,
+                "test.jsonl": line(prompt="x"),
+            },
+            ["one"],
+            ["test.jsonl"],
+        ),
+        ({"train.txt": "one", "test.txt": "two"}, ["one"], ["test.txt"]),
+        ({"desktop.png": IMAGE, "desktop.txt": "a desk"}, ["a desk"], []),
     ],
 )
 def test_files_are_used_or_named(files, expected, unused, make_folder, model, processor, tmp_path):
@@ -129,6 +158,27 @@ def test_files_are_used_or_named(files, expected, unused, make_folder, model, pr
         ({"images/0.png": IMAGE}, "images/0.png", None),
         ({"images/0.png": IMAGE, "masks/0.png": IMAGE}, "images/0.png", None),
         ({"train/0.png": IMAGE}, "train/0.png", None),
+        ({"10_fox/0.png": IMAGE, "1.png": IMAGE}, "1.png", ["fox"] * 10),
+        ({"2_fox/0.png": IMAGE, "2_fox/0.txt": "sks", "1.png": IMAGE, "1.txt": "x"}, "1.png", None),
+        ({"2_fox/0.png": IMAGE, "dogs/1.png": IMAGE}, "dogs/1.png", ["fox", "fox"]),
+        ({"2_fox/0.png": IMAGE, "2_fox/more/1.png": IMAGE}, "2_fox/more/1.png", ["fox", "fox"]),
+        ({"2_fox/0.png": IMAGE, "reg/1_fox/0.png": IMAGE}, "reg", ["fox", "fox"]),
+        ({"img/1_fox/0.png": IMAGE, "a/regularization_images/1_fox/0.png": IMAGE}, "a/regularization_images", ["fox"]),
+        ({"fox/0.png": IMAGE, "class_images/0.png": IMAGE}, "class_images", ["fox"]),
+        ({"fox/0.png": IMAGE, "masks/0.png": IMAGE}, "masks", ["fox"]),
+        ({"fox/0.png": IMAGE, "conditioning_images/0.png": IMAGE}, "conditioning_images", ["fox"]),
+        (CAPTIONS | {"mask/0.png": IMAGE, "mask/0.txt": "x"}, "mask", ["a fox"]),
+        (CAPTIONS | {"0-masklabel.png": IMAGE}, "0-masklabel.png", ["a fox"]),
+        (CAPTIONS | {"0-condlabel.png": IMAGE}, "0-condlabel.png", ["a fox"]),
+        ({"fox/0.png": IMAGE, "fox/0.depth.png": IMAGE}, "fox/0.depth.png", ["fox"]),
+        (CAPTIONS | {"0.tags": "fox, red"}, "0.tags", ["a fox"]),
+        (CAPTIONS | {"0.yaml": "caption: x"}, "0.yaml", ["a fox"]),
+        (CAPTIONS | {"multiply.txt": "2"}, "multiply.txt", ["a fox"]),
+        (CAPTIONS | {"arrays.npz": "x"}, "arrays.npz", ["a fox"]),
+        (CAPTIONS | {"1.png.gz": "x"}, "1.png.gz", ["a fox"]),
+        (CAPTIONS | {"test.txt": "x"}, "test.txt", ["a fox"]),
+        ({"a.jsonl": line(text="one"), "b.tsv": "text\ntwo\n"}, "b.tsv", ["one"]),
+        ({"train station/0.png": IMAGE, "bus/0.png": IMAGE}, "bus/0.png", None),
     ],
 )
 def test_files_with_content_are_refused_by_name(files, lost, expected, make_folder, model, processor):
@@ -176,7 +226,37 @@ def test_a_stream_of_a_folder(make_folder, model, processor, tmp_path):
     assert prepared.meta["source_rows"] is None
 
 
-def test_a_folder_whose_readme_lists_its_data_files(make_folder, model, processor):
+def test_a_mask_and_its_caption_are_refused_together(make_folder, model, processor):
+    folder = make_folder(CAPTIONS | {"0-masklabel.png": IMAGE, "0-masklabel.txt": "mask"})
+    with pytest.raises(SourceError, match="got '0-masklabel.png', '0-masklabel.txt', which are masks"):
+        prepare_rows(folder, model, processor)
+    assert prompts(prepare_rows(folder, model, processor, ignore=["*-masklabel.*"]), processor) == ["a fox"]
+
+
+def test_regularisation_images_are_a_source_of_their_own(make_folder, model, processor):
+    folder = make_folder({"reg/1_fox/0.png": IMAGE, "img/1_fox/1.png": IMAGE})
+    with pytest.raises(SourceError, match="regularisation images.*prior preservation"):
+        prepare_rows(folder, model, processor)
+    assert prompts(prepare_rows(folder / "reg", model, processor), processor) == ["fox"]
+
+
+def test_a_folder_whose_readme_lists_its_data_files(make_folder, model, processor, tmp_path):
+    """Files that it does not list are not used, and named."""
     front = "---\nconfigs:\n- config_name: default\n  data_files: a.jsonl\n---\n"
-    files = {"a.jsonl": line(text="one"), "b.csv": "text\ntwo\n", "README.md": front}
-    assert prompts(prepare_rows(make_folder(files), model, processor), processor) == ["one"]
+    row = line(prompt="one", image="i/0.png")
+    files = {"a.jsonl": row, "b.csv": "text\ntwo\n", "README.md": front, "i/0.png": IMAGE, "i/1.png": IMAGE}
+    folder = make_folder(files)
+    for prepared in (prepare_rows(folder, model, processor), prepare(folder, tmp_path, model, processor)):
+        assert prompts(prepared, processor) == ["one"]
+        assert prepared.meta["unused_files"] == ["README.md", "b.csv", "i/1.png"]
+
+
+def test_splits_and_metadata_of_a_configured_folder(make_folder, model, processor, tmp_path):
+    front = "---\nconfigs:\n- config_name: default\n  data_files:\n  - {split: train, path: 'a/*'}\n"
+    front += "  - {split: test, path: 'b/*'}\n---\n"
+    files = {f"{name}/metadata.jsonl": line(file_name="0.png", caption=name) for name in "ab"}
+    folder = make_folder(files | {"a/0.png": IMAGE, "b/0.png": IMAGE, "README.md": front})
+    for split, other in (("train", "b"), ("test", "a")):
+        prepared = prepare(folder, tmp_path / split, model, processor, split=split)
+        assert prompts(prepared, processor) == ["a" if split == "train" else "b"]
+        assert prepared.meta["unused_files"] == ["README.md", f"{other}/0.png", f"{other}/metadata.jsonl"]

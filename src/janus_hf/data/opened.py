@@ -6,6 +6,7 @@ from typing import Any
 
 from .reading.columns import SortedColumns, sort_columns, unknown_names
 from .reading.content import is_covered
+from .reading.folders import names_of
 from .reading.tables import Rows
 from .reading.turns import READABLE
 from .sources import Source, class_names, column_names, empty_source, open_files
@@ -41,14 +42,16 @@ class OpenedSource:
         """Return the names to ignore that the source does not have. Later rows of a stream may have any name."""
         if not hasattr(self.rows, "__len__"):
             return []
-        parts = {part for name in self.file_names for part in (name, *name.split("/"))}
-        return unknown_names(self.ignore, {*self.columns.names, *parts}, self.rows)
+        return unknown_names(self.ignore, {*self.columns.names, *self._names_of_files()}, self.rows)
 
     def never_used(self, names: Collection[str]) -> set[str]:
         """Return those of some names to ignore that name nothing which a prepared row may hold."""
-        used = {*self.columns.adapter.readable, *READABLE, *self.file_names}
-        used |= {part for name in self.file_names for part in name.split("/")}
+        used = {*self.columns.adapter.readable, *READABLE, *self._names_of_files()}
         return {name for name in names if not any(is_covered(one, [name]) for one in used)}
+
+    def _names_of_files(self) -> set[str]:
+        """Return all names by which files of the source can be ignored."""
+        return {one for name in self.file_names for one in names_of(name)}
 
 
 def open_for_preparation(

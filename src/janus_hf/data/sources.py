@@ -197,7 +197,7 @@ def _open_local_files(source: str, *, split: str, ignore: Collection[str], optio
     about = [] if is_file else [name for name in names if is_about(os.path.relpath(name, source_folder(source)))]
     kept = [name for name in names if name not in about and not is_covered(Path(name).name, ignore)]
     kinds = {name: file_format(name) for name in kept}
-    example = {kind: name for name, kind in reversed(kinds.items())}
+    example = {kind: name for name, kind in kinds.items()}
     if None in example:
         raise ValueError(
             f"`source` must name files that can be read by themselves ({', '.join(FORMATS)}, most of them also "
@@ -206,7 +206,7 @@ def _open_local_files(source: str, *, split: str, ignore: Collection[str], optio
         )
     if len(example) != 1:
         raise ValueError(
-            f"`source` must name files of one format, got {list(example.values())[:5]}: make each format a source of "
+            f"`source` must name files of one format, got {sorted(example.values())[:5]}: make each format a source of "
             "its own."
         )
     (kind,) = example

@@ -16,7 +16,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import datasets
@@ -293,8 +293,14 @@ def has_own_configuration(folder: Path) -> bool:
 
 
 def is_ignored(name: str, ignore: Collection[str]) -> bool:
-    """Return whether a file is to be ignored by its path, its name, or the name of a folder that it is in."""
-    return is_covered(name, ignore) or any(is_covered(part, ignore) for part in Path(name).parts)
+    """Return whether a file is to be ignored by its path or its name, or by those of a folder that it is in."""
+    return any(is_covered(one, ignore) for one in names_of(name))
+
+
+def names_of(name: str) -> set[str]:
+    """Return all names by which a file can be ignored: its path, those of its folders, and the last parts of these."""
+    paths = [path for path in (PurePath(name), *PurePath(name).parents) if path.name]
+    return {one for path in paths for one in (path.as_posix(), path.name)}
 
 
 def _check_files(left: Sequence[str], files: FolderFiles, loose: Collection[str]) -> None:
@@ -320,6 +326,7 @@ __all__ = [
     "OpenedFolder",
     "has_own_configuration",
     "is_ignored",
+    "names_of",
     "open_configured_folder",
     "open_folder",
     "split_names",

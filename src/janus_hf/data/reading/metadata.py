@@ -33,7 +33,7 @@ def load_metadata(paths: Sequence[str], options: Mapping[str, Any]) -> datasets.
                 f"A metadata file must have each image once, got {path!r} with {twice[0]!r} and with a column that "
                 "names its file: rename one of them."
             )
-        if not renamed and not any(map(_names_images, rows.features.values())):
+        if not any(map(_names_images, rows)):
             raise SourceError(
                 f"A metadata file must have a column 'file_name', got {path!r} with {rows.column_names}: add it, or "
                 "rename the file."
@@ -56,11 +56,11 @@ def _image_column(name: str) -> str | None:
     return None
 
 
-def _names_images(feature: Any) -> bool:
-    """Return whether a feature is a dict with names of image files, or holds one."""
-    if isinstance(feature, dict):
-        return any(_image_column(name) is not None or _names_images(item) for name, item in feature.items())
-    return isinstance(feature, (datasets.List, datasets.LargeList)) and _names_images(feature.feature)
+def _names_images(value: Any) -> bool:
+    """Return whether a row, or a value of it, has a key with names of image files."""
+    if isinstance(value, Mapping):
+        return any(_image_column(name) is not None or _names_images(item) for name, item in value.items())
+    return isinstance(value, list) and any(map(_names_images, value))
 
 
 def _place(value: Any, folder: str) -> Any:

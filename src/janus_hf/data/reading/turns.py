@@ -44,10 +44,8 @@ _TEXT_PARTS, _IMAGE_PARTS = ("text", "input_text", "output_text"), ("image", "im
 _IMAGE_KEYS = ("image", "image_url", "url", "path", "base64")
 
 # Names of what messages may hold in raw rows: keys, roles and types of parts.
-READABLE = frozenset(
-    (*_ROLE_KEYS, *_CONTENT_KEYS, *_WEIGHT_KEYS, *_TEXT_PARTS, *_IMAGE_PARTS, *_IMAGE_KEYS, *_ROLES)
-    + ("images", "type", "user", "assistant", "system")
-)
+READABLE = frozenset((*_ROLE_KEYS, *_CONTENT_KEYS, *_WEIGHT_KEYS, *_TEXT_PARTS, *_IMAGE_PARTS, *_IMAGE_KEYS, *_ROLES))
+READABLE |= {"images", "type", "user", "assistant", "system"}
 
 
 def read_turns(

@@ -12,6 +12,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from hub_repositories import USERS, File, HubError, Repository, card_errors, in_lfs
@@ -316,7 +317,10 @@ class _Handler(BaseHTTPRequestHandler):
                 [{"id": commit.sha, "title": commit.title, "message": commit.description, "authors": []}]
             )
         if verb == "tree":
-            return self._json([file.node(name) for name, file in commit.files.items() if name.startswith(path)])
+            nodes = [file.node(name) for name, file in commit.files.items() if name.startswith(path)]
+            folders = {str(folder) for name in commit.files for folder in PurePosixPath(name).parents if folder.name}
+            nodes += [{"type": "directory", "oid": "0", "size": 0, "path": folder} for folder in sorted(folders)]
+            return self._json(nodes)
         if verb == "paths-info":
             wanted = parse_qs(self.body.decode()).get("paths") or json.loads(self.body)["paths"]
             return self._json([commit.files[name].node(name) for name in wanted if name in commit.files])

@@ -7,7 +7,6 @@ Their images are left undecoded, because `datasets` raises an error at the first
 import base64
 import io
 import os
-import re
 from collections.abc import Collection, Mapping, Sequence
 from glob import glob
 from pathlib import Path
@@ -20,14 +19,8 @@ from PIL import Image
 from ..processing import load_picture
 from .reading.content import is_covered
 from .reading.folder_files import is_about
-from .reading.folders import (
-    OpenedFolder,
-    has_own_configuration,
-    open_configured_folder,
-    open_folder,
-    split_names,
-    undecoded,
-)
+from .reading.folders import OpenedFolder, split_names, undecoded
+from .reading.repositories import is_repository, open_any_folder, open_repository
 from .reading.tables import FORMATS, Rows, file_format, load_tables
 
 
@@ -69,11 +62,11 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
         arguments: dict[str, Any] = {"split": split, "ignore": ignore, "options": options}
         opened = None
         if _is_unsaved_folder(path) and not {"data_files", "data_dir"} & set(options):
-            opened = (open_configured_folder if has_own_configuration(Path(path)) else open_folder)(
-                Path(path), **arguments
-            )
+            opened = open_any_folder(Path(path), **arguments)
         elif _names_local_files(path):
             opened = _open_local_files(path, **arguments)
+        elif is_repository(path) and not os.path.isdir(path) and not {"data_files", "data_dir"} & set(options):
+            opened = open_repository(path, **arguments)
         if opened is None:
             dataset = _load(path, split, options)
         else:
@@ -157,19 +150,15 @@ def _names_local_files(source: str) -> bool:
     """Return whether a source names a local file, which may be missing, or is a glob pattern for local files."""
     if "://" in source or os.path.isdir(source):
         return False
-    return (
-        os.path.exists(source) or _has_wildcards(source) or file_format(source) is not None or not _is_hub_id(source)
-    )
+    # The name of a builder of `datasets`, such as "json", has one word.
+    is_elsewhere = is_repository(source) or re.fullmatch(r"\w+", source) is not None
+    is_name = file_format(source) is not None or not is_elsewhere
+    return is_name or os.path.exists(source) or _has_wildcards(source)
 
 
 def _has_wildcards(path: str) -> bool:
     """Return whether a path is a glob pattern."""
     return any(mark in path for mark in "*?[")
-
-
-def _is_hub_id(source: str) -> bool:
-    """Return whether a source may be the id of a data set on the Hub, or the name of a builder of `datasets`."""
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source) is not None
 
 
 def _open_local_files(source: str, *, split: str, ignore: Collection[str], options: Mapping[str, Any]) -> OpenedFolder:
@@ -206,8 +195,8 @@ def _open_local_files(source: str, *, split: str, ignore: Collection[str], optio
         )
     if len(example) != 1:
         raise ValueError(
-            f"`source` must name files of one format, got {sorted(example.values())[:5]}: make each format a source of "
-            "its own."
+            f"`source` must name files of one format, got {sorted(example.values())[:5]}: make each format a source "
+            "of its own."
         )
     (kind,) = example
     rows = load_tables(str(kind), {split_names(split)[0]: kept}, split, options)

@@ -15,7 +15,7 @@ IMAGE_SUFFIXES = frozenset(
     suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN
 ) - frozenset((".ps", ".eps", ".h5", ".hdf", ".mpg", ".mpeg", ".grib", ".bufr", ".fit", ".fits", ".wmf", ".emf"))
 _CAPTIONS = (".txt", ".caption", ".cap", ".tags")
-_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # Suffixes of files that hold content which this package reads in no folder.
 _MEDIA = (
     *(".mp4", ".mov", ".mkv", ".webm", ".avi", ".mp3", ".wav", ".flac", ".ogg", ".pdf", ".heic", ".avif", ".psd"),
@@ -74,7 +74,7 @@ def sort_files(folder: Path, names: Sequence[str]) -> FolderFiles:
         owners = beside.get(str(path.with_suffix("")), [])
         if is_image_file(name):
             continue
-        if path.name in _METADATA:
+        if path.name in METADATA:
             files.metadata.append(name)
         elif suffix in _CAPTIONS and owners:
             for image in owners:
@@ -129,4 +129,4 @@ def is_about(name: str) -> bool:
     return hidden or (_ABOUT.fullmatch(Path(name).name) is not None and not is_image_file(name))
 
 
-__all__ = ["IMAGE_SUFFIXES", "FolderFiles", "is_about", "is_image_file", "sort_files"]
+__all__ = ["IMAGE_SUFFIXES", "METADATA", "FolderFiles", "is_about", "is_image_file", "sort_files"]

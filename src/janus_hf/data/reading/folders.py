@@ -12,7 +12,6 @@ the kinds decide how the folder is read:
 | text files | their lines as `text` |
 """
 
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ import datasets
 
 from .content import is_covered
 from .folder_files import FolderFiles, is_about, is_image_file, sort_files
-from .image_folders import read_images, read_text
+from .image_rows import read_images, read_text
 from .metadata import load_metadata
 from .refusals import all_unused, lost_files
 from .tables import Rows, load_tables
@@ -90,28 +89,6 @@ def open_folder(folder: Path, *, split: str, ignore: Collection[str], options: M
     return OpenedFolder(rows, [name for name in skipped if not is_ignored(name, ignore)], [*every, *links])
 
 
-def open_configured_folder(
-    folder: Path, *, split: str, ignore: Collection[str], options: Mapping[str, Any]
-) -> OpenedFolder:
-    """Open a local folder whose README.md lists its data files; all other files are named, and not read.
-
-    See `open_folder` for the arguments and errors.
-    """
-    rows = datasets.load_dataset(str(folder), split=split, **options)
-    described = {name: value for name, value in options.items() if name != "streaming"}
-    listed = datasets.load_dataset_builder(str(folder), **described).config.data_files
-    every = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-    used = {
-        Path(os.path.relpath(path, folder.absolute())).as_posix()
-        for name in split_names(split)
-        for path in listed.get(name, ())
-    }
-    if any(is_image_file(name) for name in every if name not in used):
-        used |= set(_named_images(rows, folder))
-    unused = [name for name in every if name not in used and not is_ignored(name, ignore)]
-    return OpenedFolder(rows, unused, every)
-
-
 def _read(
     folder: Path, files: FolderFiles, splits: Mapping[str, FolderFiles], split: str, options: dict[str, Any]
 ) -> tuple[Rows, set[str]]:
@@ -133,8 +110,8 @@ def _read(
             if of_split.metadata
         }
         used = {file for of_split in chosen for file in of_split.metadata}
-        used |= {name for part in parts.values() for name in _named_images(part, folder)}
-        rows = _take(parts, split, folder)
+        used |= {name for part in parts.values() for name in named_images(part, folder)}
+        rows = take_split(parts, split, folder)
         return (rows.to_iterable_dataset() if streams else rows), used
     if files.tables or (files.texts and not files.images):
         kind = max(files.tables, key=lambda name: len(files.tables[name])) if files.tables else "text"
@@ -151,7 +128,7 @@ def _read(
             # Images in no split may belong to the rows of another one.
             others = [name for name in data if name not in split_names(split)]
             opened = [load_tables(kind, data, name, options) for name in others]
-            used |= {name for dataset in (rows, *opened) for name in _named_images(dataset, folder)}
+            used |= {name for dataset in (rows, *opened) for name in named_images(dataset, folder)}
         return rows, used
     if files.images:
         return _read_images(folder, splits, split, options)
@@ -167,7 +144,7 @@ def _read_images(
         raise ValueError(f"A folder of images without tables has no options, got {sorted(options)}: omit them.")
     chosen = [splits[name] for name in split_names(split)]
     parts = {name: read_images(folder, splits[name]) for name in split_names(split)}
-    rows = _take({name: datasets.Dataset.from_list(part) for name, part in parts.items() if part}, split, folder)
+    rows = take_split({name: datasets.Dataset.from_list(part) for name, part in parts.items() if part}, split, folder)
     used = set()
     for files in chosen:
         used |= set(files.images)
@@ -178,7 +155,7 @@ def _read_images(
     return (rows.to_iterable_dataset() if options.get("streaming") else rows), used
 
 
-def _take(parts: Mapping[str, datasets.Dataset], split: str, folder: Path) -> datasets.Dataset:
+def take_split(parts: Mapping[str, datasets.Dataset], split: str, folder: Path) -> datasets.Dataset:
     """Return the rows of a split, as `datasets` writes it (such as "train[:10%]+test"), of splits that are open.
 
     Raises:
@@ -230,7 +207,7 @@ def split_names(split: str) -> list[str]:
     return [part.partition("[")[0].strip() for part in split.split("+")]
 
 
-def _named_images(rows: Rows, folder: Path) -> Iterator[str]:
+def named_images(rows: Rows, folder: Path) -> Iterator[str]:
     """Yield the paths, relative to the folder, of all image files that rows name."""
 
     def visit(value: Any) -> Iterator[str]:
@@ -284,14 +261,6 @@ def _without_decoding(feature: Any) -> Any:
     return feature
 
 
-def has_own_configuration(folder: Path) -> bool:
-    """Return whether the README.md of a folder lists its data files, as repositories of data sets on the Hub do."""
-    readme = folder / "README.md"
-    text = readme.read_text(encoding="utf-8") if readme.is_file() else ""
-    front = text.split("\n---")[0] if text.startswith("---") else ""
-    return re.search(r"^configs:", front, flags=re.MULTILINE) is not None
-
-
 def is_ignored(name: str, ignore: Collection[str]) -> bool:
     """Return whether a file is to be ignored by its path or its name, or by those of a folder that it is in."""
     return any(is_covered(one, ignore) for one in names_of(name))
@@ -324,11 +293,11 @@ def _check_files(left: Sequence[str], files: FolderFiles, loose: Collection[str]
 
 __all__ = [
     "OpenedFolder",
-    "has_own_configuration",
     "is_ignored",
+    "named_images",
     "names_of",
-    "open_configured_folder",
     "open_folder",
     "split_names",
+    "take_split",
     "undecoded",
 ]

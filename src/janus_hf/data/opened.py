@@ -46,7 +46,10 @@ class OpenedSource:
 
     def never_used(self, names: Collection[str]) -> set[str]:
         """Return those of some names to ignore that name nothing which a prepared row may hold."""
-        used = {*self.columns.adapter.readable, *READABLE, *self._names_of_files()}
+        adapter = self.columns.adapter
+        used = {*adapter.readable, *self._names_of_files()}
+        if adapter.task is None:  # it reads conversations
+            used |= READABLE
         return {name for name in names if not any(is_covered(one, [name]) for one in used)}
 
     def _names_of_files(self) -> set[str]:

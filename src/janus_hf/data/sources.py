@@ -7,6 +7,7 @@ Their images are left undecoded, because `datasets` raises an error at the first
 import base64
 import io
 import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 from glob import glob
 from pathlib import Path
@@ -150,8 +151,8 @@ def _names_local_files(source: str) -> bool:
     """Return whether a source names a local file, which may be missing, or is a glob pattern for local files."""
     if "://" in source or os.path.isdir(source):
         return False
-    # The name of a builder of `datasets`, such as "json", has one word.
-    is_elsewhere = is_repository(source) or re.fullmatch(r"\w+", source) is not None
+    # Names of builders of `datasets`, such as "json", and those of early data sets, such as "mnist", have one part.
+    is_elsewhere = is_repository(source) or re.fullmatch(r"[\w-]+", source) is not None
     is_name = file_format(source) is not None or not is_elsewhere
     return is_name or os.path.exists(source) or _has_wildcards(source)
 

@@ -10,6 +10,7 @@ import pytest
 
 import janus_hf.data
 from janus_hf.data import ADAPTERS, prepare_rows
+from janus_hf.data.reading.tables import FORMATS
 from janus_hf_cli import make_parser
 
 
@@ -54,12 +55,30 @@ def test_its_commands_parse():
         make_parser().parse_args(shlex.split(line)[1:])
 
 
-FOLDERS = re.findall(r"^\| `(\w+)` \| (.*) \| `(\w+)` \|$", PAGE[PAGE.index("## Folders and") :], flags=re.MULTILINE)
+SECTION = PAGE[PAGE.index("## Folders and") : PAGE.index("## What is skipped")]
+FORMS = re.findall(r"^\| `(\w+)` \| (.*) \| `(.+)` \|$", SECTION, flags=re.MULTILINE)
+FOLDERS = [form for form in FORMS if form[2] in ADAPTERS]
+REFUSED = [form for form in FORMS if form[2] not in ADAPTERS]
+
+
+def files_of(holds):
+    """Return the pairs (name, content or "") of the files that a row of a table of folders names."""
+    return [tuple(pair) for pair in re.findall(r"`([^`]+)`(?: with `([^`]+)`)?", holds)]
+
+
+def write_files(files, folder, make_image):
+    """Write files, given as (name, content), where an image has no content."""
+    for name, content in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if content:
+            (folder / name).write_text(content.replace("\\n", "\n"))
+        else:
+            make_image(1).save(folder / name)
 
 
 @pytest.mark.parametrize(("form", "holds", "adapter"), FOLDERS, ids=[form for form, _, _ in FOLDERS])
 def test_folders_can_be_prepared(form, holds, adapter, make_image, model, processor, tmp_path):
-    files = [tuple(pair) for pair in re.findall(r"`([^`]+)`(?: with `([^`]+)`)?", holds)]
+    files = files_of(holds)
     if form == "archive":
         make_image(1).save(tmp_path / "image.jpg")
         contents = {".jpg": (tmp_path / "image.jpg").read_bytes(), ".txt": b"a lighthouse", ".json": b'{"width": 70}'}
@@ -70,16 +89,24 @@ def test_folders_can_be_prepared(form, holds, adapter, make_image, model, proces
                 info.size = len(contents[Path(name).suffix])
                 archive.addfile(info, io.BytesIO(contents[Path(name).suffix]))
         files = []
-    for name, content in files:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        if content:
-            (tmp_path / name).write_text(content)
-        else:
-            make_image(1).save(tmp_path / name)
+    write_files(files, tmp_path, make_image)
     prepared = prepare_rows(tmp_path, model, processor)
-    count = {"classes": 2}.get(form, 10 if "10_" in holds else 1)
+    count = {"classes": 2, "metadata_of_folders": 2}.get(form, 10 if "10_" in holds else 1)
     assert (prepared.meta["adapter"], len(prepared), prepared.meta["skipped"]) == (adapter, count, {})
 
 
+@pytest.mark.parametrize(("form", "holds", "name"), REFUSED, ids=[form for form, _, _ in REFUSED])
+def test_folders_are_refused_by_name(form, holds, name, make_image, model, processor, tmp_path):
+    write_files(files_of(holds), tmp_path, make_image)
+    with pytest.raises(ValueError, match=f"got '{name}', which are .*--ignore '{name}'"):
+        prepare_rows(tmp_path, model, processor)
+    assert len(prepare_rows(tmp_path, model, processor, ignore=[name])) == (10 if "10_" in holds else 1)
+
+
 def test_every_folder_form_is_there():
-    assert len(FOLDERS) == 10
+    assert (len(FOLDERS), len(REFUSED)) == (16, 7)
+
+
+def test_all_formats_of_files_are_listed():
+    head = PAGE[: PAGE.index("`janus-hf prepare`")]
+    assert set(re.findall(r"`(\.\w+)`", head)) == set(FORMATS) - {".ndjson", ".tgz"}

@@ -113,6 +113,20 @@ SPLIT_NAMES = ("0", "a_test", "dev-2", "eval 3", "test_1", "train", "val.1")
             ["test.jsonl"],
         ),
         ({"train.txt": "one", "test.txt": "two"}, ["one"], ["test.txt"]),
+        # Nor do the folders of images that a table names.
+        ({"rows.jsonl": line(prompt="one", image="test2017/0.png"), "test2017/0.png": IMAGE}, ["one"], []),
+        ({"metadata.jsonl": line(file_name="val/0.png", caption="one"), "val/0.png": IMAGE}, ["one"], []),
+        (
+            {f"{name}/metadata.jsonl": line(file_name="0.png", caption=name) for name in ("train", "test")}
+            | {"train/0.png": IMAGE, "test/0.png": IMAGE},
+            ["train"],
+            ["test/0.png", "test/metadata.jsonl"],
+        ),
+        (
+            {f"data/{name}-00000-of-00001.jsonl": line(text=name) for name in ("train", "corrections")},
+            ["train"],
+            ["data/corrections-00000-of-00001.jsonl"],
+        ),
         ({"desktop.png": IMAGE, "desktop.txt": "a desk"}, ["a desk"], []),
     ],
 )
@@ -177,6 +191,8 @@ def test_files_are_used_or_named(files, expected, unused, make_folder, model, pr
         (CAPTIONS | {"arrays.npz": "x"}, "arrays.npz", ["a fox"]),
         (CAPTIONS | {"1.png.gz": "x"}, "1.png.gz", ["a fox"]),
         (CAPTIONS | {"test.txt": "x"}, "test.txt", ["a fox"]),
+        ({"0.png": IMAGE, "metadata.jsonl": NAMED, "train.csv": "text\nx\n"}, "train.csv", ["named"]),
+        ({"test2017/0.png": IMAGE, "rows.jsonl": line(text="one")}, "test2017/0.png", ["one"]),
         ({"a.jsonl": line(text="one"), "b.tsv": "text\ntwo\n"}, "b.tsv", ["one"]),
         ({"train station/0.png": IMAGE, "bus/0.png": IMAGE}, "bus/0.png", None),
     ],

@@ -143,6 +143,7 @@ def test_tables_that_cannot_be_read_together_are_named(kind, is_glob, tmp_path, 
         open_source(source)
     assert all(word in str(error.value) for word in words)
     assert "\n" not in str(error.value)
+    assert "Failed to" not in capfd.readouterr().err
 
 
 def test_columns_that_only_late_lines_of_a_large_file_have_are_named(tmp_path):

@@ -123,10 +123,14 @@ def _is_image(path: Path) -> bool:
     return True
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file is hidden, or in a hidden folder."""
+    return any(part.startswith((".", "__")) for part in Path(name).parts)
+
+
 def is_about(name: str) -> bool:
-    """Return whether a file is hidden, or in a hidden folder, or describes the data, as README.md does."""
-    hidden = any(part.startswith((".", "__")) for part in Path(name).parts)
-    return hidden or (_ABOUT.fullmatch(Path(name).name) is not None and not is_image_file(name))
+    """Return whether a file is hidden, or describes the data, as README.md does."""
+    return is_hidden(name) or (_ABOUT.fullmatch(Path(name).name) is not None and not is_image_file(name))
 
 
-__all__ = ["IMAGE_SUFFIXES", "METADATA", "FolderFiles", "is_about", "is_image_file", "sort_files"]
+__all__ = ["IMAGE_SUFFIXES", "METADATA", "FolderFiles", "is_about", "is_hidden", "is_image_file", "sort_files"]

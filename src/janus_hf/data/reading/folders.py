@@ -21,7 +21,7 @@ from typing import Any
 import datasets
 
 from .content import is_covered
-from .folder_files import FolderFiles, is_about, is_image_file, sort_files
+from .folder_files import FolderFiles, is_about, is_hidden, is_image_file, sort_files
 from .image_rows import read_images, read_text
 from .metadata import load_metadata
 from .refusals import all_unused, lost_files
@@ -69,7 +69,7 @@ def open_folder(folder: Path, *, split: str, ignore: Collection[str], options: M
     links = [path.relative_to(folder).as_posix() for path in paths if path.is_symlink() and path.is_dir()]
     if lost := {link: "a link to a folder" for link in links if not is_covered(link, ignore)}:
         raise all_unused(lost, f"the folder {str(folder)!r}, whose own files are read")
-    visible = [name for name in every if not is_about(name)]
+    visible = [name for name in every if not is_hidden(name)]
     splits = _find_splits(folder, visible)
     if absent := [name for name in split_names(split) if name not in splits]:
         raise ValueError(
@@ -175,12 +175,12 @@ def take_split(parts: Mapping[str, datasets.Dataset], split: str, folder: Path) 
 def _find_splits(folder: Path, visible: Sequence[str]) -> dict[str, list[str]]:
     """Return a dict: name of a split -> its files relative to the folder.
 
-    The rules are those of `datasets`, except that the names of images and of their captions tell no splits:
-    `test_1.png` is an image like others.
+    The rules are those of `datasets`, except that the names of images and of their captions tell no splits, so that
+    `test_1.png` is an image like others, and nor does a folder `train2017` of images that a table beside it names.
 
     Args:
         folder: The folder.
-        visible: Its files without hidden ones and those about the data set.
+        visible: Its files without hidden ones.
     """
     # This builder takes files of all kinds; its images are not read here.
     found = datasets.load_dataset_builder("imagefolder", data_dir=str(folder.absolute())).config.data_files
@@ -190,16 +190,16 @@ def _find_splits(folder: Path, visible: Sequence[str]) -> dict[str, list[str]]:
     }
     names = [Path(name) for files in splits.values() for name in files]
     by_folder = any(_SPLIT.fullmatch(part) for name in names for part in name.parent.parts)
-    by_name = all(_SPLIT.fullmatch(name.name) for name in names)
-    if by_folder or not (by_name or set(splits) - {"train", "validation", "test"}):
-        return splits
+    by_name = all(_SPLIT.fullmatch(name.name) for name in names) or bool(set(splits) - {"train", "validation", "test"})
     files = sort_files(folder, visible)
-    if files.metadata or (files.images and not files.tables):
-        return {"train": list(visible)}
-    tables = {*files.texts, *(name for tables in files.tables.values() for name in tables), *files.unread}
-    of_tables = {name: [file for file in found if file in tables] for name, found in splits.items()}
-    of_tables = {name: found for name, found in of_tables.items() if found}
-    return of_tables or {"train": list(visible)}
+    tables = {*files.metadata} or {name for tables in files.tables.values() for name in tables}
+    if not tables and not files.images:
+        tables = {*files.texts, *files.unread}
+    of_tables = {name: found for name, of_split in splits.items() if (found := [f for f in of_split if f in tables])}
+    # If tables are in no split, the names of folders with their images tell nothing about the rows.
+    if by_folder and (of_tables or not tables):
+        return splits
+    return of_tables if by_name and of_tables else {"train": list(visible)}
 
 
 def split_names(split: str) -> list[str]:

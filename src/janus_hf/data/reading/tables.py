@@ -73,7 +73,8 @@ def load_tables(
     if arguments.get("streaming") and len(every) > 1 and "://" not in every[0]:
         _check_columns(kind, builder, every, arguments)
     try:
-        return datasets.load_dataset(builder, data_files=data, split=split, **arguments)
+        with _silence():
+            return datasets.load_dataset(builder, data_files=data, split=split, **arguments)
     except (DatasetBuildError, ValueError) as error:
         if "://" not in every[0]:
             _check_columns(kind, builder, every, arguments)
@@ -93,7 +94,7 @@ def _check_columns(kind: str, builder: str, paths: Sequence[str], options: Mappi
     first: dict[str, Any] = {}
     for path in paths:
         try:
-            with _silence():
+            with _silence(bars=True):
                 rows = datasets.load_dataset(builder, data_files=[path], split="train", **options)
                 columns = dict(rows.features or dict.fromkeys(next(iter(rows), {})))
         except (DatasetBuildError, ValueError) as error:
@@ -182,17 +183,18 @@ def _reason(error: BaseException) -> str:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
-    """Keep `datasets` from writing its own messages about files that it cannot read."""
+def _silence(*, bars: bool = False) -> Iterator[None]:
+    """Keep `datasets` from writing its own messages about files that it cannot read, and progress bars if `bars`."""
     level = datasets.utils.logging.get_verbosity()
     had_bars = datasets.utils.is_progress_bar_enabled()
     datasets.utils.logging.set_verbosity(datasets.utils.logging.CRITICAL)
-    datasets.utils.disable_progress_bars()
+    if bars:
+        datasets.utils.disable_progress_bars()
     try:
         yield
     finally:
         datasets.utils.logging.set_verbosity(level)
-        if had_bars:
+        if bars and had_bars:
             datasets.utils.enable_progress_bars()
 
 

@@ -119,6 +119,19 @@ def test_datasets_saved_and_in_memory(drawings, conversations, expected, model, 
     assert lengths(talk, model, processor) == lengths(conversations, model, processor)
 
 
+def test_files_beside_a_saved_data_set_are_named(model, processor, tmp_path):
+    rows = datasets.Dataset.from_list([{"text": "one"}])
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "two")
+    for folder in ("one", "two"):
+        (tmp_path / folder / "more.jsonl").write_text('{"text": "two"}')
+    assert prepare_rows(tmp_path / "one", model, processor).meta["unused_files"] == ["more.jsonl"]
+    assert prepare_rows(tmp_path / "one", model, processor, ignore=["more.jsonl"]).meta["unused_files"] == []
+    unused = prepare_rows(tmp_path / "two", model, processor).meta["unused_files"]
+    assert [name for name in unused if not name.startswith("test/")] == ["more.jsonl"]
+    assert len(unused) == 4
+
+
 def test_text_and_question_columns(model, processor, tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "Some words."}\n{"text": ""}')
     prepared = prepare_rows(tmp_path / "a.jsonl", model, processor)

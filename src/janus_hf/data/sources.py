@@ -18,9 +18,8 @@ import pyarrow as pa
 from PIL import Image
 
 from ..processing import load_picture
-from .reading.content import is_covered
 from .reading.folder_files import is_about
-from .reading.folders import OpenedFolder, split_names, undecoded
+from .reading.folders import OpenedFolder, is_ignored, split_names, undecoded
 from .reading.repositories import is_repository, open_any_folder, open_repository
 from .reading.tables import FORMATS, Rows, file_format, load_tables
 
@@ -57,7 +56,8 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
         source: See `open_source`, also for `split` and `options`.
         ignore: Names of the files of a folder that may be lost; they may hold wildcards.
     """
-    unused, names = [], []
+    unused: list[str] = []
+    names: list[str] = []
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         arguments: dict[str, Any] = {"split": split, "ignore": ignore, "options": options}
@@ -69,7 +69,7 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
         elif is_repository(path) and not os.path.isdir(path) and not {"data_files", "data_dir"} & set(options):
             opened = open_repository(path, **arguments)
         if opened is None:
-            dataset = _load(path, split, options)
+            dataset, (unused, names) = _load(path, split, options), _saved_files(path, split, ignore)
         else:
             dataset, unused, names = opened.rows, opened.unused, opened.names
     else:
@@ -147,6 +147,18 @@ def _is_unsaved_folder(source: str) -> bool:
     return os.path.isdir(source) and not any(Path(source, name).is_file() for name in _SAVED)
 
 
+def _saved_files(source: str, split: str, ignore: Collection[str]) -> tuple[list[str], list[str]]:
+    """Return the files of a folder of `save_to_disk` that do not belong to a split of it, and all of its files."""
+    if not os.path.isdir(source):
+        return [], []
+    names = [path.relative_to(source).as_posix() for path in sorted(Path(source).rglob("*")) if path.is_file()]
+    folder = "" if Path(source, "state.json").is_file() else f"{split}/"
+    own = [
+        name for name in names if name.startswith(folder) and name.endswith((".arrow", *_SAVED, "dataset_info.json"))
+    ]
+    return [name for name in names if name not in (*own, *_SAVED) and not is_ignored(name, ignore)], names
+
+
 def _names_local_files(source: str) -> bool:
     """Return whether a source names a local file, which may be missing, or is a glob pattern for local files."""
     if "://" in source or os.path.isdir(source):
@@ -173,7 +185,7 @@ def _open_local_files(source: str, *, split: str, ignore: Collection[str], optio
     is_file = os.path.exists(source)
     names = [source] if is_file else sorted(glob(source, recursive=True))
     folders = [name for name in names if os.path.isdir(name)]
-    if "**" not in source and (lost := [name for name in folders if not is_covered(Path(name).name, ignore)]):
+    if "**" not in source and (lost := [name for name in folders if not is_ignored(name, ignore)]):
         raise ValueError(
             f"`source` must name files, got {source!r}, which matches the folder {lost[0]!r} too: name the folder "
             "alone, or files by their suffix, as in '*.jsonl'."
@@ -185,7 +197,7 @@ def _open_local_files(source: str, *, split: str, ignore: Collection[str], optio
             "exist here: correct the path."
         )
     about = [] if is_file else [name for name in names if is_about(os.path.relpath(name, source_folder(source)))]
-    kept = [name for name in names if name not in about and not is_covered(Path(name).name, ignore)]
+    kept = [name for name in names if name not in about and not is_ignored(name, ignore)]
     kinds = {name: file_format(name) for name in kept}
     example = {kind: name for name, kind in kinds.items()}
     if None in example:

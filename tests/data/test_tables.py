@@ -97,6 +97,8 @@ def test_metadata_files_name_images_of_any_depth(make_image, model, processor, t
         ({"metadata.jsonl": lines({"name": "0.png", "caption": "a"})}, "metadata.jsonl.*'caption'"),
         ({"metadata.jsonl": lines({"file_name": "0.png", "image": "x"})}, "metadata.jsonl.*'image'"),
         ({"metadata.jsonl": lines({"file_name": "0.png"}, '{"file_name"')}, "metadata.jsonl.*line 2"),
+        ({"metadata.jsonl": lines({"file_name": "../0.png", "caption": "a"})}, "inside.*'../0.png'"),
+        ({"metadata.jsonl": lines({"file_name": "/etc/0.png", "caption": "a"})}, "inside.*'/etc/0.png'"),
         (
             {
                 "metadata.jsonl": lines({"file_name": "0.png", "caption": "a"}),

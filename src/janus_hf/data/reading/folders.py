@@ -105,7 +105,7 @@ def _read(
     if files.metadata:
         streams = options.pop("streaming", False)
         parts = {
-            name: load_metadata([str(folder / file) for file in of_split.metadata], options)
+            name: load_metadata([str(folder / file) for file in of_split.metadata], options, root=folder)
             for name, of_split in splits.items()
             if of_split.metadata
         }

@@ -79,7 +79,7 @@ def _load_configured(folder: Path, split: str, options: Mapping[str, Any]) -> Ro
     }
     if builder.name != "imagefolder" or not any(metadata.values()) or getattr(builder.config, "drop_metadata", False):
         return datasets.load_dataset(str(folder), split=split, **options)
-    parts = {name: load_metadata(paths, {}) for name, paths in metadata.items() if paths}
+    parts = {name: load_metadata(paths, {}, root=folder) for name, paths in metadata.items() if paths}
     rows = take_split(parts, split, folder)
     return rows.to_iterable_dataset() if options.get("streaming") else rows
 

@@ -13,6 +13,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
+from .arguments import check_flag
 from .errors import not_finite
 from .generation.context import EndOfContext, context_length
 from .generation.text.text_arguments import text_arguments
@@ -111,10 +112,10 @@ def answer(
     # Arguments that only JanusProProcessor accepts are left out unless the caller gives them.
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:
-        template["roles"] = list(roles)
+        template["roles"] = roles
     if parse_special_tokens is not None:
         template["parse_special_tokens"] = parse_special_tokens
-    shares_prefix = share_prefix and len(conversations) > 1
+    shares_prefix = check_flag(share_prefix, "share_prefix") and len(conversations) > 1
     if shares_prefix:
         _check_shareable(settings)
     # Lengths and ids are read before the batch is moved, because reading them from a GPU would wait for it each time.

@@ -124,10 +124,10 @@ def check_text_ids(
     if placeholder is not None:
         is_wrong = is_wrong & (input_ids != placeholder)
     if is_wrong.any():
-        what = "The tokens of a text must have ids" if name is None else f"`{name}` must hold ids of text tokens"
+        what = "The tokens of a text" if name is None else f"`{name}`, the tokens of a text,"
         raise ValueError(
-            f"{what} from 0 to below {num_text_ids}, the number of rows of the model's embedding table, got "
-            f"{sorted(set(input_ids[is_wrong].tolist()))[:5]}: call "
+            f"{what} must have ids below {num_text_ids}, the number of rows of the model's embedding table, and at "
+            f"least 0, got {sorted(set(input_ids[is_wrong].tolist()))[:5]}: call "
             "model.resize_token_embeddings(len(processor.tokenizer)) after adding tokens, or use the tokenizer of "
             "this model."
         )

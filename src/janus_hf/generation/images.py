@@ -293,9 +293,16 @@ class ImageGenerationMixin:
         num_tokens, codebook_size = vq.num_image_tokens, vq.num_embeddings
         scale = self._choose_guidance_scale(guidance_scale)
         wanted = {"output_logits": output_logits, "output_scores": output_scores}
-        said = wanted | {"return_dict_in_generate": return_dict_in_generate, "callback": callback}
-        said |= {"speculative_window": speculative_window, "cache_implementation": cache_implementation}
-        said = check_values(said, IMAGE_VALUES)
+        said = check_values(
+            {
+                **wanted,
+                "return_dict_in_generate": return_dict_in_generate,
+                "callback": callback,
+                "speculative_window": speculative_window,
+                "cache_implementation": cache_implementation,
+            },
+            IMAGE_VALUES,
+        )
         wants_output: bool = said["return_dict_in_generate"]
         if not wants_output and any(wanted.values()):
             raise ValueError(

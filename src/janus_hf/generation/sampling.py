@@ -66,8 +66,8 @@ class Sampling:
             TypeError: If a setting is of the wrong type.
             ValueError: If `temperature` is not positive and finite, `top_k` is below 1 or `top_p` lies outside (0, 1].
         """
-        said = {"do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        said = check_values(said, IMAGE_VALUES)
+        given = {"do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        said = check_values(given, IMAGE_VALUES)
         share = said["top_p"]
         return cls(
             do_sample=said["do_sample"],

@@ -65,7 +65,7 @@ def _is_decay(value: Any) -> bool:
         and len(value) == 2
         and _is_id(value[0])
         and isinstance(value[1], Real)
-        and value[1] > 0
+        and float(value[1]) > 0
     )
 
 

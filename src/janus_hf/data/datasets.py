@@ -14,6 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..arguments import checked
 from .planning.mixing import check_ratios, take_turns
 from .planning.packing import POOL_SIZE, pack
 from .planning.plan import PackPlan, make_plan
@@ -95,6 +96,7 @@ def _lengths(sources: Mapping[str, PreparedDataset]) -> dict[str, np.ndarray]:
     return {name: source.lengths for name, source in sources.items()}
 
 
+@checked()
 def stream_packs(
     folders: Mapping[str, str],
     *,

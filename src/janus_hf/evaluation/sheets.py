@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..arguments import checked
 from ..files import write_atomically
 from ..image_grid import image_grid
 from ..rewards.image_io import as_rgb, open_rgb
@@ -23,6 +24,7 @@ _LINES, _CHARACTERS = 4, 32  # size of the caption in lines, and in characters p
 _CAPTION = _LINES * (_FONT_SIZE + 3) + 4
 
 
+@checked()
 def score_sheet(
     images: Sequence[Picture],
     prompts: Sequence[str],

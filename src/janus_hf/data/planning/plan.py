@@ -54,6 +54,7 @@ from typing import Any
 
 import numpy as np
 
+from ...arguments import checked
 from .block_cache import BlockCache, save_arrays
 from .blocks import Block, BlockPlanner, Entry, gather_lengths
 from .mixing import check_ratios
@@ -235,6 +236,7 @@ class PackPlan:
             )
 
 
+@checked()
 def make_plan(
     lengths: Mapping[str, Sequence[int] | np.ndarray],
     *,

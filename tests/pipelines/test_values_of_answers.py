@@ -1,5 +1,6 @@
 """Every value of every argument of text generation is used, or refused by an error that says what it must be."""
 
+import inspect
 import math
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
+from janus_hf.answering import answer
 from janus_hf.generation.text.text_arguments import NEEDS, text_arguments
 from janus_hf.generation.text.text_values import SAMPLING, VALUES
 from janus_hf.pipelines import JanusProPipeline
+from tiny import TINY_MODEL
 
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -110,7 +113,7 @@ def test_a_senseless_value_is_refused_by_name(pipe, name, value):
     [
         (
             {"do_sample": True, "top_p": 5},
-            r"`top_p` must lie in \[0, 1\], got 5: write for example top_p=0.9, or leave",
+            r"`top_p` must lie in \[0, 1\], got 5: write for example top_p=0.9",
         ),
         ({"do_sample": True, "temperature": -1}, "`temperature` must be positive, got -1: use do_sample=False"),
         ({"repetition_penalty": 0}, "`repetition_penalty` must be positive, got 0: write for example"),
@@ -133,6 +136,27 @@ def test_what_the_errors_say(pipe, arguments, words):
         pipe.chat(HELLO, generation_config=config)
 
 
+def test_arguments_of_answer_are_given_or_refused(pipe, image):
+    """`ask` and `chat` set some arguments of `answer` themselves; all others are their own, or passed on."""
+    given = set(inspect.signature(pipe.chat).parameters) | {"roles", "parse_special_tokens"}
+    for name in inspect.signature(answer).parameters.keys() - given:
+        for call in (lambda **one: pipe.chat(HELLO, **one), lambda **one: pipe.ask(image, ["a", "b"], **one)):
+            with pytest.raises(TypeError, match=f"`{name}` must be left out of `ask` and `chat`, got True: "):
+                call(**{name: True})
+    for name in ("roles", "parse_special_tokens"):
+        for value in (3, "x", [1], object()):
+            with pytest.raises((TypeError, ValueError), match=f"`{name}`"):
+                pipe.ask(image, "a", **{name: value})
+
+
+def test_a_given_processor_is_not_changed(pipe):
+    loaded = JanusProPipeline.from_pretrained(
+        TINY_MODEL, model=pipe.model, processor=pipe.processor, parse_special_tokens=False
+    )
+    assert (loaded.processor.parse_special_tokens, pipe.processor.parse_special_tokens) == (False, True)
+    assert loaded.processor.tokenizer is pipe.processor.tokenizer
+
+
 def test_a_tokenizer_that_nothing_uses_is_refused(pipe):
     for tokenizer in (object(), pipe.processor.tokenizer):
         with pytest.raises(ValueError, match="`tokenizer` must come together with `stop_strings`"):
@@ -144,6 +168,10 @@ def test_numbers_of_every_kind_are_plain(golden_pipe):
     for number, integer in ((2, np.int64(3)), (np.float32(2), np.int32(3))):
         said = {"repetition_penalty": number, "no_repeat_ngram_size": integer, "max_new_tokens": np.int16(6)}
         assert golden_pipe.chat(HELLO, **said) == expected
+
+
+# transformers' own errors of these do not name them, or its methods take them by other names.
+NOT_SENT = ("streamer", "generation_config", "num_return_sequences", "cache_implementation", "max_cache_len")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ COMMON: Mapping[str, Value] = {
     "batch_size": Value(lambda value, name: value if value == "auto" else _INTEGER.check(value, name), 8),
     "pad_to": integer(1, 4096),
     "each": integer(1, 6),
+    **dict.fromkeys(("questions", "size"), _INTEGER),
     "epochs": number("be a number", lambda value: value == value, 1),
     "pass_mark": number("be a number", lambda value: value == value, 0.5),
     "caption_drop": number("be a probability in [0, 1]", lambda value: 0 <= value <= 1, 0.1, "0 drops none"),

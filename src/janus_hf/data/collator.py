@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..arguments import checked
+from ..arguments import checked, integer
 from ..processing import JanusProProcessor
 from .documents import IGNORE
 from .grey_image import grey_document
@@ -59,7 +59,7 @@ class JanusProCollator:
             remove them from the batch first.
     """
 
-    @checked()
+    @checked(max_length=integer(1, 4096))
     def __init__(
         self,
         processor: JanusProProcessor,

@@ -177,8 +177,8 @@ class TextGenerationMixin(GenerationMixin):
         if generation_config is not None:
             said["generation_config"] = generation_config
         samples = said.get("do_sample", stated.get("do_sample", own.get("do_sample")))
-        idle = () if samples is not None and samples is not False else SAMPLING
-        check_text_values({name: value for name, value in said.items() if name not in idle})
+        unchecked = {*_refused(kwargs), *(() if samples is not None and samples is not False else SAMPLING)}
+        check_text_values({name: value for name, value in said.items() if name not in unchecked})
 
     def _check_settings(self, settings: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
         """Raise a ValueError for settings that this model cannot follow, or not with images.
@@ -192,8 +192,8 @@ class TextGenerationMixin(GenerationMixin):
             return kwargs.get(name, getattr(settings, name, None))
 
         has_images = _has_images(kwargs)
-        for name, advice in {**REFUSED, **(REFUSED_WITH_IMAGES if has_images else {})}.items():
-            if value(name) not in (None, False):
+        for name, advice in _refused(kwargs).items():
+            if value(name) is not None and value(name) is not False:
                 raise ValueError(f"`{name}` must be left out, got {describe(value(name))}: {advice}.")
         assisting = next((name for name in _ASSISTING if value(name) is not None), None)
         clashes = {"num_beams": (value("num_beams") or 1) > 1, "inputs_embeds": value("inputs_embeds") is not None}
@@ -279,6 +279,11 @@ class TextGenerationMixin(GenerationMixin):
 def _has_images(kwargs: Mapping[str, Any]) -> bool:
     """Return whether the keyword arguments of a call hold images, as pixels or encoded."""
     return kwargs.get("pixel_values") is not None or bool((kwargs.get("mm_encoder_outputs") or {}).get("image"))
+
+
+def _refused(kwargs: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the settings that a call with these keyword arguments cannot follow, with what to do instead."""
+    return {**REFUSED, **(REFUSED_WITH_IMAGES if _has_images(kwargs) else {})}
 
 
 __all__ = ["MODES", "REFUSED", "REFUSED_WITH_IMAGES", "TextGenerationMixin"]

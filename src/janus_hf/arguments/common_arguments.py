@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import ParamSpec, TypeVar
 
 from .argument_values import FLAG, PATH, TEXT, Value, check_values, integer, number, of_kind
@@ -38,7 +39,8 @@ COMMON: Mapping[str, Value] = {
     "pad_to": integer(1, 4096),
     "each": integer(1, 6),
     **dict.fromkeys(("questions", "size"), _INTEGER),
-    "epochs": number("be a number", lambda value: value == value, 1),
+    # It stays an integer if it is one, because it is part of the hash of a plan.
+    "epochs": of_kind("a number", lambda value: isinstance(value, Real) and not isinstance(value, bool), 1),
     "pass_mark": number("be a number", lambda value: value == value, 0.5),
     "caption_drop": number("be a probability in [0, 1]", lambda value: 0 <= value <= 1, 0.1, "0 drops none"),
     **dict.fromkeys(("always_picture", "varlen", "return_task_ids", "shows_progress", "held_out"), FLAG),

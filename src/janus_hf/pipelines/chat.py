@@ -116,13 +116,12 @@ class ChatPipelineMixin:
         settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "do_sample": do_sample,
-            "streamer": streamer,
             "system_prompt": system_prompt,
             **generate_kwargs,
         }
         if isinstance(question, str):
-            return self.chat(conversations[0], **settings)
-        return self._answer(conversations, shares=True, **settings)
+            return self.chat(conversations[0], streamer=streamer, **settings)
+        return self._answer(conversations, True, streamer, **settings)
 
     @overload
     def chat(
@@ -191,17 +190,18 @@ class ChatPipelineMixin:
             check_conversation(one, roles=self.processor.roles, name=f"messages[{number}]" if several else "messages")
         answers = self._answer(
             conversations,
-            shares=False,
+            False,
+            streamer,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
-            streamer=streamer,
             system_prompt=system_prompt,
             **generate_kwargs,
         )
         return answers if several else answers[0]
 
+    # Positional, so that no name of a keyword argument is taken.
     def _answer(
-        self, conversations: list[Conversation], *, streamer: "BaseStreamer | None", shares: bool, **kwargs: Any
+        self, conversations: list[Conversation], shares: bool, streamer: "BaseStreamer | None", /, **kwargs: Any
     ) -> list[str]:
         """Answer a batch of conversations; return one answer per conversation.
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ..arguments import checked
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from .manifest import begin, counts, describe_request, finish, report
@@ -31,6 +32,7 @@ _SETTINGS = ("max_length", "batch_size", "num_threads", "num_shards", "rank", "w
 ROWS_PER_SHARD = 1024  # rows per shard by default, and always for streams
 
 
+@checked()
 def prepare_rows(
     source: Source,
     model: HasImageTokens,
@@ -67,6 +69,7 @@ def prepare_rows(
     return PreparedDataset([make_table(prepared, skipped)], meta)
 
 
+@checked()
 def prepare(
     source: Source,
     output_dir: str | os.PathLike[str],
@@ -186,6 +189,7 @@ def _write(
     return finish(output, meta, total)
 
 
+@checked()
 def prepare_mixture(
     sources: Mapping[str, Source | Mapping[str, Any]],
     output_dir: str | os.PathLike[str],

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..arguments import checked
 from ..files import atomic_path, write_atomically
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
@@ -231,6 +232,7 @@ def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(Path(folder).glob("shard-*.arrow"))
 
 
+@checked()
 def load_prepared(
     folder: str | os.PathLike[str], *, model: HasImageTokens | None = None, processor: JanusProProcessor | None = None
 ) -> PreparedDataset:

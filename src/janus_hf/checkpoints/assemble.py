@@ -85,8 +85,8 @@ def assemble_checkpoint(
         TypeError: If an argument is unknown.
         ValueError: If a part is of another kind, sizes do not fit together, or the destination is not empty.
     """
-    check_choice("dtype", dtype, get_args(DtypeName))
-    check_choice("layout", layout, get_args(Layout))
+    check_choice(dtype, "dtype", get_args(DtypeName))
+    check_choice(layout, "layout", get_args(Layout))
     if unknown := sorted(hub_kwargs.keys() - hub_arguments(hub_kwargs).keys()):
         raise TypeError(f"assemble_checkpoint() got unknown arguments {unknown}: check the spelling.")
     if "revision" in hub_kwargs:

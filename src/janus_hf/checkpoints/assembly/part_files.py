@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ...arguments import check_path
 from ...errors import CheckpointError
 from ...hub.opening import CONFIG_FILE, Source, open_source
 from ...layouts.part_layouts import LAYOUTS, Part, PartLayout, find_layout
@@ -100,10 +101,11 @@ def locate(name: str | os.PathLike[str], argument: str, hub_kwargs: dict[str, An
         hub_kwargs: Arguments of Hub calls (`HUB_ARGUMENTS`).
 
     Raises:
+        TypeError: If `name` is neither a string nor a path.
         ValueError: If `name` is none of these.
         OSError: If the repository cannot be opened.
     """
-    path = Path(name)
+    path = Path(check_path(name, argument, "a folder, a file, or a repository `organisation/name[@revision][/file]`"))
     if path.is_dir():
         return Source(path), None
     if path.is_file():

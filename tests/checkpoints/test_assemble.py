@@ -268,6 +268,31 @@ def test_a_wrong_shape_is_named_with_both_shapes(run, own, parts, part):
 
 
 @pytest.mark.parametrize(
+    ("part", "kind", "name", "axis"),
+    [
+        ("vision_tower", "timm", "patch_embed.proj.weight", 0),
+        ("vision_tower", "timm", "pos_embed", 1),
+        ("vision_tower", "timm", "blocks.0.mlp.fc1.weight", 0),
+        ("vision_tower", "siglip_vision", "embeddings.position_embedding.weight", 0),
+        ("codec", "llamagen_safetensors", "encoder.conv_in.weight", 0),
+        ("codec", "llamagen_safetensors", "encoder.conv_blocks.1.res.0.conv1.weight", 0),
+        ("codec", "llamagen_safetensors", "quantize.embedding.weight", 1),
+        ("language_model", "llama", "model.embed_tokens.weight", 1),
+    ],
+)
+def test_a_weight_that_shows_a_size_is_named_too(own, parts, tmp_path, part, kind, name, axis):
+    """The other weights that show the same size outvote it, so it alone is wrong."""
+    folder = getattr(own, kind)()
+    right = tuple(load_file(folder / "model.safetensors")[name].shape)
+    wrong = tuple(size + (i == axis) for i, size in enumerate(right))
+    change_weights(folder, lambda weights: weights.update({name: torch.zeros(wrong)}))
+    with pytest.raises(CheckpointError) as error:
+        assemble_checkpoint(**{**parts, part: folder}, destination=tmp_path / "start")
+    assert error.value.mismatched == [(name, wrong, right)]
+    assert (error.value.missing, error.value.unexpected) == ([], [])
+
+
+@pytest.mark.parametrize(
     ("kind", "field", "value"),
     [("llama", "hidden_size", 96), ("llama", "vocab_size", 400), ("siglip_vision", "image_size", 48)],
 )

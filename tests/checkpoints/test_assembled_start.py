@@ -1,4 +1,4 @@
-"""What `janus-hf assemble` writes is what stage 1 starts from: the recipe trains it, and DeepSeek's layout holds it."""
+"""Stage 1 starts from what `janus-hf assemble` writes: the recipe trains it, and DeepSeek's layout holds the result."""
 
 import json
 from pathlib import Path

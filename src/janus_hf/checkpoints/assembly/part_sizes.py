@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -10,11 +12,40 @@ from transformers import AutoConfig, PreTrainedConfig
 from ...configuration import JanusProConfig
 from ...errors import CheckpointError
 from ...layouts import janus_pro
+from ...layouts.part_layouts import PREFIXES
 from .part_files import PartFiles
 from .part_plan import PartPlan
 
 
 _LINEAR_LAYERS = 2  # in each aligner of every released model
+
+# A weight, by its name in the part, and the axis of its shape that shows a size.
+Witness = tuple[str, int]
+
+# Width, side of a patch, number of positions and inner width of the vision tower: their witnesses.
+_TOWER: tuple[tuple[Witness, ...], ...] = (
+    (
+        ("embeddings.patch_embedding.weight", 0),
+        ("embeddings.patch_embedding.bias", 0),
+        ("post_layernorm.weight", 0),
+    ),
+    (("embeddings.patch_embedding.weight", 2), ("embeddings.patch_embedding.weight", 3)),
+    (("embeddings.position_embedding.weight", -2),),
+    (
+        ("encoder.layers.0.mlp.fc1.weight", 0),
+        ("encoder.layers.0.mlp.fc1.bias", 0),
+        ("encoder.layers.0.mlp.fc2.weight", 1),
+    ),
+)
+# Base width, width of the latents, number of codes and width of a code of the image codec: their witnesses.
+_CODEC: tuple[tuple[Witness, ...], ...] = (
+    (("encoder.conv_in.weight", 0), ("encoder.conv_in.bias", 0), ("encoder.down.0.block.0.norm1.weight", 0)),
+    (("encoder.conv_out.weight", 0), ("encoder.conv_out.bias", 0), ("decoder.conv_in.weight", 1)),
+    (("quantize.embedding.weight", 0),),
+    (("quantize.embedding.weight", 1), ("quant_conv.weight", 0), ("post_quant_conv.weight", 1)),
+)
+# Weights of the first block of a level of the codec whose first axis is the level's width.
+_LEVEL = ("conv1.weight", "conv1.bias", "norm2.weight")
 
 # Fields of a language model's config.json that say nothing about its architecture.
 _NOT_SIZES = {"_name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
@@ -71,23 +102,30 @@ def make_config(text: PreTrainedConfig, tower: PartPlan, codec: PartPlan) -> Jan
     generated image is as large as one that the vision tower reads.
 
     Raises:
-        CheckpointError: If a weight that shows a size is missing or has another number of dimensions.
+        CheckpointError: If no weight shows a size.
         ValueError: If sizes do not fit together.
     """
     width = text.hidden_size
     text.tie_word_embeddings = False
     vision = _tower_sizes(tower)
-    return JanusProConfig(
-        text_config=text,
-        vision_config={**vision, "projection_dim": width, "depth": _LINEAR_LAYERS},
-        vq_config={
-            **_codec_sizes(codec),
-            "image_size": vision["image_size"],
-            "projection_dim": width,
-            "num_hidden_layers": _LINEAR_LAYERS,
-            "image_token_embed_dim": width,
-        },
-    )
+    try:
+        return JanusProConfig(
+            text_config=text,
+            vision_config={**vision, "projection_dim": width, "depth": _LINEAR_LAYERS},
+            vq_config={
+                **_codec_sizes(codec),
+                "image_size": vision["image_size"],
+                "projection_dim": width,
+                "num_hidden_layers": _LINEAR_LAYERS,
+                "image_token_embed_dim": width,
+            },
+        )
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise ValueError(
+            f"{tower.files.label} and {codec.files.label} must have sizes of a Janus-Pro, got others: {error}"
+        ) from error
 
 
 def _tower_sizes(plan: PartPlan) -> dict[str, Any]:
@@ -95,16 +133,12 @@ def _tower_sizes(plan: PartPlan) -> dict[str, Any]:
 
     Those that config.json states have precedence; the check of the shapes then shows where the weights differ.
     """
-    root = "model.vision_model."
-    patches = _shape(plan, f"{root}embeddings.patch_embedding.weight", 4)
-    width, patch = patches[0], patches[2]
-    positions = _shape(plan, f"{root}embeddings.position_embedding.weight", 2, 3)[-2]
-    hidden = _shape(plan, f"{root}encoder.layers.0.mlp.fc1.weight", 2)[0]
+    width, patch, positions, hidden = (_size(plan, witnesses) for witnesses in _TOWER)
     shown = {
         "hidden_size": width,
         "patch_size": patch,
         "image_size": math.isqrt(positions) * patch,
-        "num_hidden_layers": _count(plan, rf"{re.escape(root)}encoder\.layers\.(\d+)\."),
+        "num_hidden_layers": _count(plan, "encoder.layers."),
         "mlp_ratio": _ratio(hidden, width),
     }
     sizes = shown | _stated_sizes(plan.files)
@@ -150,44 +184,45 @@ def _ratio(hidden: int, width: int) -> float:
 
 def _codec_sizes(plan: PartPlan) -> dict[str, Any]:
     """Return the sizes of the image codec as fields of `JanusProVQConfig`; no file of LlamaGen states them."""
-    root = "model.vqmodel."
-    base = _shape(plan, f"{root}encoder.conv_in.weight", 4)[0]
-    levels = _count(plan, rf"{re.escape(root)}encoder\.down\.(\d+)\.")
+    base, latent, codes, embedding = (_size(plan, witnesses) for witnesses in _CODEC)
     widths = [
-        _shape(plan, f"{root}encoder.down.{level}.block.0.conv1.weight", 4)[0] for level in range(max(levels, 1))
+        _size(plan, [(f"encoder.down.{level}.block.0.{name}", 0) for name in _LEVEL])
+        for level in range(max(1, _count(plan, "encoder.down.")))
     ]
-    codes, embedding = _shape(plan, f"{root}quantize.embedding.weight", 2)
     return {
         "base_channels": base,
         "channel_multiplier": [max(1, width // base) for width in widths],
-        "num_res_blocks": _count(plan, rf"{re.escape(root)}encoder\.down\.0\.block\.(\d+)\."),
-        "latent_channels": _shape(plan, f"{root}encoder.conv_out.weight", 4)[0],
+        "num_res_blocks": _count(plan, "encoder.down.0.block."),
+        "latent_channels": latent,
         "num_embeddings": codes,
         "embed_dim": embedding,
     }
 
 
-def _shape(plan: PartPlan, name: str, *dimensions: int) -> tuple[int, ...]:
-    """Return the shape of a weight, by its name in the model, that shows sizes of its part.
+def _size(plan: PartPlan, witnesses: Sequence[Witness]) -> int:
+    """Return the size that most of its witnesses show, so that one wrong shape does not make all others wrong.
 
     Raises:
-        CheckpointError: If there is no such weight, or it has another number of dimensions or none in one of them.
+        CheckpointError: If there is no witness.
     """
-    shape = plan.shapes.get(name)
-    if shape is None or len(shape) not in dimensions or 0 in shape:
-        got = "none" if shape is None else f"one of shape {shape}"
+    (root,) = PREFIXES[plan.files.part]
+    shapes = [(plan.shapes.get(root + name), axis) for name, axis in witnesses]
+    seen = [shape[axis] for shape, axis in shapes if shape is not None and -len(shape) <= axis < len(shape)]
+    if not any(seen):
         raise CheckpointError(
-            f"{plan.files.label} must hold a weight {name!r} with {' or '.join(map(str, dimensions))} dimensions, "
-            f"which shows the sizes of the part, got {got}: name the checkpoint that holds this part.",
-            missing=[name] if shape is None else [],
+            f"{plan.files.label} must hold weights that show its sizes, got none of those named here with so many "
+            "dimensions: name the checkpoint that holds this part.",
+            missing={root + name for name, _ in witnesses},
             unexpected=plan.unknown,
         )
-    return shape
+    return Counter(filter(None, seen)).most_common(1)[0][0]
 
 
-def _count(plan: PartPlan, pattern: str) -> int:
-    """Return the number of numbered modules: one more than the largest number that `pattern` finds in the names."""
-    return 1 + max((int(match[1]) for name in plan.shapes if (match := re.match(pattern, name))), default=-1)
+def _count(plan: PartPlan, prefix: str) -> int:
+    """Return the number of modules that are numbered after `prefix`: one more than the largest number in the names."""
+    (root,) = PREFIXES[plan.files.part]
+    pattern = re.compile(re.escape(root + prefix) + r"(\d+)\.")
+    return 1 + max((int(match[1]) for name in plan.shapes if (match := pattern.match(name))), default=-1)
 
 
 __all__ = ["make_config", "read_text_config"]

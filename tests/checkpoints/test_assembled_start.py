@@ -1,4 +1,4 @@
-"""Stage 1 starts from what `janus-hf assemble` writes: the recipe trains it, and DeepSeek's layout holds the result."""
+"""Stage 1 trains what `janus-hf assemble` writes with its recipe, and the result has the original layout."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,8 @@ from part_standins import StandIns
 from PIL import Image
 from safetensors.torch import load_file
 
-from janus_hf import JanusProForConditionalGeneration, JanusProPipeline
+from janus_hf import JanusProForConditionalGeneration, JanusProPipeline, JanusProProcessor
+from janus_hf.data import load_prepared
 from janus_hf.training import train
 
 
@@ -87,6 +88,8 @@ def test_stage_1_trains_an_assembled_start(run, golden_checkpoint, tmp_path, lay
     assert {name.split(".")[1] for name in changed} == {"aligner", "generation_aligner", "generation_head"} | (
         {"generation_embeddings"} & {name.split(".")[1] for name in changed}
     )
+    model, processor = (one.from_pretrained(folder) for one in (JanusProForConditionalGeneration, JanusProProcessor))
+    assert len(load_prepared("data/stage1/drawing", model=model, processor=processor)) == 16  # serves stage 2 too
     pipe = JanusProPipeline.from_pretrained(folder, dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     assert pipe("red square").images[0].size == (24, 24)

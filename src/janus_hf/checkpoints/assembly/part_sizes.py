@@ -210,8 +210,8 @@ def _size(plan: PartPlan, witnesses: Sequence[Witness]) -> int:
     seen = [shape[axis] for shape, axis in shapes if shape is not None and -len(shape) <= axis < len(shape)]
     if not any(seen):
         raise CheckpointError(
-            f"{plan.files.label} must hold weights that show its sizes, got none of those named here with so many "
-            "dimensions: name the checkpoint that holds this part.",
+            f"{plan.files.label} must hold weights that show its sizes, got none of those named here, or none with "
+            "as many dimensions: name the checkpoint that holds this part.",
             missing={root + name for name, _ in witnesses},
             unexpected=plan.unknown,
         )

@@ -519,7 +519,7 @@ def test_parts_come_from_the_hub_at_one_commit(local_hub, standins, parts, start
 
 def test_the_card_names_the_parts(start):
     card = (start / "README.md").read_text(encoding="utf-8")
-    assert "start of stage 1" in card
+    assert "|\n\nThis is the start of stage 1" in card
     for title in ("language model", "understanding encoder", "image codec"):
         assert f"* {title}: a local folder, file `" in card
     assert "seed 0" in card

@@ -54,8 +54,9 @@ def assemble_checkpoint(
     and their rows of the text embedding and the text head are the mean of the rows of the language model's own tokens.
     The paper states none of these initial values.
 
-    Every name and shape is checked before a value is read, and the parts are read one weight at a time. The model in
-    `dtype` is in memory twice when the written files are compared with it.
+    Every name and shape is checked before a value is read. The parts are read one weight at a time from files that are
+    mapped into memory, and so are the written files that are compared with them, so that memory holds the model about
+    once.
 
     Args:
         language_model: A Llama in the layout of transformers, such as deepseek-ai/deepseek-llm-7b-base; or a
@@ -177,7 +178,7 @@ def _card(
     if given is not None:
         lines.append(f"* tokenizer: {card_name(given)}")
     card.text += (
-        "\nThis is the start of stage 1 and must be trained before it generates images or answers questions about "
+        "\n\nThis is the start of stage 1 and must be trained before it generates images or answers questions about "
         "them. It is assembled from\n\n" + "\n".join(lines) + "\n\n"
         f"Both aligners, the embeddings of image tokens and the image head are random (seed {seed}, standard "
         f"deviation {model.config.text_config.initializer_range}). {len(start.added)} tokens have the mean of the "

@@ -1,5 +1,6 @@
 """`assemble_checkpoint` reads every layout of every part, keeps all values, and refuses what does not fit by name."""
 
+import copy
 import json
 import shutil
 
@@ -15,10 +16,11 @@ from part_standins import (
     VISION_TOWERS,
     StandIns,
     cut,
+    siglip_config,
     siglip_names,
 )
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMultimodalLM
+from transformers import AutoModelForMultimodalLM, SiglipVisionConfig, SiglipVisionModel
 
 from janus_hf import (
     CheckpointError,
@@ -100,6 +102,23 @@ def test_every_layout_gives_the_same_weights(standins, golden_model, part, kind)
     else:
         sizes = make_config(config.text_config, make_plan(open_part("vision_tower", standins.janus(), {})), plan)
         assert sizes.vq_config.to_dict() == {**config.vq_config.to_dict(), "dtype": None}
+
+
+def test_siglip_gives_the_same_features(standins, golden_model, tmp_path):
+    """transformers computes them too, from random weights under its own names; both use the exact GELU here."""
+    torch.manual_seed(0)
+    siglip = SiglipVisionModel(SiglipVisionConfig(**siglip_config(standins.config, standins.tower))).eval()
+    for parameter in siglip.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    siglip.save_pretrained(tmp_path)
+    plan = make_plan(open_part("vision_tower", tmp_path, {}))
+    weights = {new: w for name in plan.targets for new, w in plan.read(name, torch.float32).items()}
+    tower = copy.deepcopy(golden_model.model.vision_model)
+    tower.load_state_dict({name.removeprefix("model.vision_model."): w for name, w in weights.items()})
+    pixels = torch.rand(2, 3, 24, 24)
+    with torch.no_grad():
+        found, expected = tower(pixels).last_hidden_state, siglip(pixels).last_hidden_state
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_parts_keep_their_values(start, golden_model):

@@ -1,5 +1,6 @@
 """Functions that make the configuration of a model from its parts: from their config.json, else from their shapes."""
 
+import copy
 import math
 import re
 from collections import Counter
@@ -105,8 +106,9 @@ def make_config(text: PreTrainedConfig, tower: PartPlan, codec: PartPlan) -> Jan
         CheckpointError: If no weight shows a size.
         ValueError: If sizes do not fit together.
     """
-    width = text.hidden_size
+    text = copy.deepcopy(text)  # models and configurations change the object that they are given
     text.tie_word_embeddings = False
+    width = text.hidden_size
     vision = _tower_sizes(tower)
     try:
         return JanusProConfig(

@@ -13,6 +13,7 @@ from janus_hf.assets import DEFAULT_MODEL
 from janus_hf.evaluation.benchmarks.image_metrics import PICTURE_METRICS
 from janus_hf.evaluation.evaluators import KNOWN
 from janus_hf.evaluation.paper import BENCHMARKS
+from janus_hf.training.recipes import load_recipe
 
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +111,15 @@ def test_commands_parse(page: Path, capsys: pytest.CaptureFixture):
                 parser.parse_args([*command[: 1 + (command[0] == "eval")], "--help"])
             options = {word for word in command if word.startswith("-")}
             assert options <= set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out)), command
+
+
+def test_recipes_of_the_training_page_load():
+    """With the changes that the commands make, such as a mix of real and synthetic images."""
+    commands = written_commands((ROOT / "docs" / "training.md").read_text(encoding="utf-8"))
+    recipes = [load_recipe(ROOT / command[1], command[2:]) for command in commands if command[0] == "train"]
+    assert len(recipes) >= 4
+    mixed = {"understanding": 4, "text": 6, "real": 5, "synthetic": 5}
+    assert mixed in [recipe.ratios for recipe in recipes]
 
 
 def test_commands_are_found_and_wrong_ones_would_be(capsys: pytest.CaptureFixture):

@@ -30,6 +30,7 @@ def test_exported_names():
         "JanusProVisionConfig",
         "JanusProVisionModel",
         "__version__",
+        "assemble_checkpoint",
         "convert_checkpoint",
         "inspect_checkpoint",
     ]

@@ -1,7 +1,8 @@
 """Janus-Pro for the Hugging Face libraries: one model that understands images and generates images.
 
 Importing this package registers the model, its processor and the weight conversion with transformers' Auto classes.
-The pipeline, which needs diffusers, and the functions that convert and inspect checkpoints are imported when they are
+The pipeline, which needs diffusers, and the functions that assemble, convert and inspect checkpoints are
+imported when they are
 first accessed.
 """
 
@@ -34,6 +35,7 @@ from .processing import register as _register_processors
 
 
 if TYPE_CHECKING:
+    from .checkpoints.assemble import assemble_checkpoint
     from .checkpoints.convert import convert_checkpoint
     from .checkpoints.inspect import CheckpointInfo, inspect_checkpoint
     from .pipelines import JanusProPipeline, JanusProPipelineOutput
@@ -43,6 +45,7 @@ _LAZY = {
     "CheckpointInfo": "checkpoints.inspect",
     "JanusProPipeline": "pipelines",
     "JanusProPipelineOutput": "pipelines",
+    "assemble_checkpoint": "checkpoints.assemble",
     "convert_checkpoint": "checkpoints.convert",
     "inspect_checkpoint": "checkpoints.inspect",
 }
@@ -62,6 +65,7 @@ __all__ = [
     "JanusProVisionConfig",
     "JanusProVisionModel",
     "__version__",
+    "assemble_checkpoint",
     "convert_checkpoint",
     "inspect_checkpoint",
 ]

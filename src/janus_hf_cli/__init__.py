@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from .ask import add_ask_parser, add_chat_parser
-from .checkpoint_commands import add_convert_parser, add_info_parser, add_merge_parser
+from .checkpoint_commands import add_assemble_parser, add_convert_parser, add_info_parser, add_merge_parser
 from .draw import add_draw_parser
 from .evaluate import add_eval_parser
 from .training_commands import add_prepare_parser, add_train_parser
@@ -62,6 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_prepare_parser,
         add_train_parser,
         add_merge_parser,
+        add_assemble_parser,
         add_eval_parser,
     ):
         add_parser(commands)

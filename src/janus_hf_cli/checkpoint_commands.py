@@ -1,4 +1,4 @@
-"""The commands `janus-hf convert`, `janus-hf info` and `janus-hf merge`, which work on whole checkpoints."""
+"""The commands `janus-hf assemble`, `convert`, `info` and `merge`, which work on whole checkpoints."""
 
 import argparse
 from pathlib import Path
@@ -7,6 +7,35 @@ from .model_arguments import Commands, add_dtype_argument, add_revision_argument
 
 
 LAYOUTS = ("original", "transformers")
+
+
+def add_assemble_parser(commands: Commands) -> None:
+    """Add the sub-command `assemble` to the parser of `janus-hf`."""
+    assemble = commands.add_parser(
+        "assemble",
+        help="assemble the start of stage 1 from a language model, a vision tower and a codec, verified by reloading",
+    )
+    where = "folder, file, or repository with optional revision and file: organisation/name[@revision][/file]"
+    for option, what in (
+        ("--language-model", "Llama, such as deepseek-ai/deepseek-llm-7b-base, or a checkpoint of DeepSeek-VL"),
+        ("--vision-tower", "SigLIP of transformers, timm or open_clip, such as google/siglip-large-patch16-384"),
+        ("--codec", "image tokenizer of LlamaGen, such as FoundationVision/LlamaGen/vq_ds16_c2i.pt"),
+    ):
+        assemble.add_argument(option, required=True, metavar="SOURCE", help=f"{what}; {where}")
+    assemble.add_argument("-o", "--output", type=Path, required=True, help="new folder")
+    assemble.add_argument(
+        "--tokenizer",
+        metavar="SOURCE",
+        help="tokenizer that extends that of the language model, such as that of deepseek-ai/Janus-Pro-7B (default: "
+        "the language model's, with the special tokens that it lacks)",
+    )
+    assemble.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype of the weights (default: float32)"
+    )
+    assemble.add_argument("--layout", choices=LAYOUTS, default="original")
+    assemble.add_argument("--seed", type=int, default=0, help="seed of the new weights (default: 0)")
+    assemble.add_argument("--max-shard-size", default="5GB", help="largest size of a weight file (default: 5GB)")
+    assemble.set_defaults(handler=_assemble)
 
 
 def add_convert_parser(commands: Commands) -> None:
@@ -48,6 +77,24 @@ def add_merge_parser(commands: Commands) -> None:
     merge.add_argument("--layout", choices=LAYOUTS, default="original")
     add_revision_argument(merge, "branch, tag or commit of the adapter (the adapter names that of its base)")
     merge.set_defaults(handler=_merge)
+
+
+def _assemble(arguments: argparse.Namespace) -> None:
+    """Run `janus-hf assemble`: write the assembled checkpoint and print the path of its folder."""
+    from janus_hf.checkpoints.assemble import assemble_checkpoint
+
+    folder = assemble_checkpoint(
+        arguments.language_model,
+        arguments.vision_tower,
+        arguments.codec,
+        arguments.output,
+        tokenizer=arguments.tokenizer,
+        dtype=arguments.dtype,
+        layout=arguments.layout,
+        seed=arguments.seed,
+        max_shard_size=arguments.max_shard_size,
+    )
+    _print_verified(folder, arguments.layout)
 
 
 def _convert(arguments: argparse.Namespace) -> None:

@@ -16,6 +16,10 @@ from janus_hf_cli import make_parser
 # Command -> its required arguments. "me/model" is a repository, so that `--revision` has a meaning.
 MODEL = ("-m", "me/model")
 REQUIRED = {
+    "assemble": (
+        *("assemble", "--language-model", "me/llm", "--vision-tower", "me/siglip", "--codec", "me/vq.pt"),
+        *("-o", "start"),
+    ),
     "draw": ("draw", "a fox", *MODEL),
     "ask": ("ask", "image.png", "what?", *MODEL),
     "chat": ("chat", *MODEL),
@@ -127,6 +131,7 @@ def commands(run, monkeypatch, tmp_path):
     for path in (
         f"{metrics}.evaluate_clip_score",
         f"{metrics}.evaluate_fid",
+        "janus_hf.checkpoints.assemble.assemble_checkpoint",
         "janus_hf.checkpoints.convert.convert_checkpoint",
         "janus_hf.checkpoints.merge.merge_adapter",
         "janus_hf.checkpoints.inspect.inspect_checkpoint",
@@ -184,7 +189,7 @@ def changed(command, action):
     option = max(action.option_strings, key=len)
     if action.nargs == 0:
         return (option,)
-    if option in VALUES:
+    if VALUES.get(option, action.default) != action.default:
         return option, VALUES[option]
     if action.choices:
         return option, next(one for one in action.choices if one != action.default and one not in REQUIRED[command])
@@ -205,7 +210,7 @@ ROWS = list(rows())
 
 def test_all_commands_are_here():
     assert {command.split()[0] for command, _ in ROWS} == {
-        *("draw", "ask", "chat", "convert", "info", "prepare", "merge", "eval")
+        *("draw", "ask", "chat", "convert", "info", "prepare", "merge", "eval", "assemble")
     }
     assert len(ROWS) > 150
 

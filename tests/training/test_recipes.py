@@ -22,6 +22,7 @@ PAPER = {  # lr, warm-up, steps, batch, ratios (und, text, drawing): the report'
     "stage2_7b": (1e-4, 5000, 360_000, 512, (2, 3, 5)),
     "stage3_1b": (4e-5, 0, 80_000, 128, (5, 1, 4)),
     "stage3_7b": (4e-5, 0, 40_000, 128, (5, 1, 4)),
+    "stage3_janus_1b": (4e-5, 0, 80_000, 128, (7, 3, 10)),  # the ratio is that of the Janus report
 }
 HERE = ["training.use_cpu=true", "training.report_to=none", "training.disable_tqdm=true"]
 

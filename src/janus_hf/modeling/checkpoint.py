@@ -214,9 +214,23 @@ def _convert(model: PreTrainedModel, name: str, tensor: torch.Tensor) -> dict[st
     name = _WRAPPERS.sub("", name)
     if isinstance(model, JanusVisionModel):
         return _convert_tower(name, tensor)
+    return convert_original(name, tensor, _root_prefix(model))
+
+
+def convert_original(name: str, tensor: torch.Tensor, root: str = "model.") -> dict[str, torch.Tensor]:
+    """Return a weight of the original layout (deepseek-ai/Janus) by its name, or names, in this package's models.
+
+    A name that is one of this package's already, or that is unknown, is kept.
+
+    Args:
+        name: Name of the weight in the original layout.
+        tensor: The weight. The fused qkv projection of the vision tower `(3 C, ...)` becomes three weights, and its
+            position embedding `(1, N, C)` becomes `(N, C)`.
+        root: Prefix of the names in the model: "model." for `JanusProForConditionalGeneration`, "" for
+            `JanusProModel`.
+    """
     if name.startswith(("lm_head.", "language_model.lm_head.")):
         return {name.removeprefix("language_model."): tensor}
-    root = _root_prefix(model)
     name = _rename(name.removeprefix("model."), janus_pro.ROOT_NAMES)
     if not name.startswith("vision_model."):
         return {root + name: tensor}
@@ -282,6 +296,7 @@ def copy_tied_head(state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 __all__ = [
     "all_conversions",
     "check_loaded",
+    "convert_original",
     "copy_tied_head",
     "register_conversions",
     "root_conversions",

@@ -39,6 +39,13 @@ class Evaluator(Protocol):
         """Name of the benchmark's main metric, a key of `Report.metrics` unless the report has no metrics."""
         ...
 
+    def metric_names(self) -> list[str]:
+        """Return the names of all metrics of a report in which every item could be judged; [] without metrics.
+
+        Data are read and checked for this, so that an error in them comes before the benchmark runs.
+        """
+        ...
+
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Run the benchmark on a pipeline and return its report.
 
@@ -78,6 +85,13 @@ TABLE: dict[str, Benchmark] = {
     "shapes": Benchmark(ShapesWorld, make_shapes),
 }
 KNOWN = tuple(TABLE)
+# Options that are numbers of 1 or more wherever an evaluator has them, and what to do with a smaller one.
+_AT_LEAST_ONE = {
+    "limit": "leave it out to use everything",
+    "images_per_prompt": "choose a larger number",
+    "batch_size": "choose a larger number",
+    "max_new_tokens": "choose a larger number",
+}
 DRAWN_ONLY = tuple(name for name, row in TABLE.items() if row.evaluator is PromptSet)  # external judges score these
 
 
@@ -97,8 +111,9 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
         FileNotFoundError: If the data are neither at hand nor available for download. The message says where to get
             them.
     """
-    if (limit := options.get("limit")) is not None and limit < 1:
-        raise ValueError(f"`limit` must be at least 1, got {limit}: leave it out to use everything.")
+    for option, advice in _AT_LEAST_ONE.items():
+        if isinstance(value := options.get(option), int) and value < 1:
+            raise ValueError(f"`{option}` must be at least 1, got {value}: {advice}.")
     if name in PICTURE_METRICS:
         raise ValueError(
             f"{name!r} measures images that exist already: use janus_hf.evaluation.benchmarks.image_metrics, or "

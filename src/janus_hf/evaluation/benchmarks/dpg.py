@@ -82,6 +82,14 @@ class DPGBench:
         """Name of the main metric: "overall" for the official judge, otherwise "dpg[NAME OF THE JUDGE]"."""
         return "overall" if self.judge.name == OFFICIAL_JUDGE else f"dpg[{self.judge.name}]"
 
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics: those of `summarise` with the judge's name; see `Evaluator`."""
+        quirks = self.quirks or Quirks()
+        known = read_propositions(self.data, skip_first_row=quirks.skip_first_row)
+        wanted = list(read_prompts(self.data))[: self.limit]
+        rejected = [_all_rejected(item, known[item], quirks) for item in wanted if item in known]
+        return list(_labelled(summarise(rejected), self.judge)[0])
+
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Generate four images per prompt, collect their 2x2 grids in `FOLDER/grids`, judge them and save the report.
 
@@ -212,9 +220,7 @@ def evaluate_dpg(
         except ValueError as error:
             failures.append(f"{item}: {error}")
             if not quirks.drop_failed:
-                # Remove the parents, because the failure may be due to a parent that the judge was not asked about.
-                parentless = [replace(proposition, parents=()) for proposition in propositions]
-                zeros.append(score_prompt(item, parentless, [["no"] * len(parentless)] * 4, quirks))
+                zeros.append(_all_rejected(item, propositions, quirks))
     # If only some prompts are judged, grids of other prompts are not failures.
     if items is None:
         failures += [f"{name}: no prompt of this name" for name in sorted(found.keys() - known.keys())]
@@ -252,6 +258,13 @@ def _ask(judge: Judge, grid: Path | None, propositions: Sequence[Proposition]) -
     except ValueError as error:
         return error
     return answers
+
+
+def _all_rejected(item: str, propositions: Sequence[Proposition], quirks: Quirks) -> PromptScore:
+    """Return the score 0 of the prompt `item`, in which the judge rejects all propositions about all four images."""
+    # Remove the parents, because one may be missing among the propositions that the judge is asked about.
+    parentless = [replace(proposition, parents=()) for proposition in propositions]
+    return score_prompt(item, parentless, [["no"] * len(parentless)] * 4, quirks)
 
 
 def _open(path: Path) -> Image.Image:

@@ -88,6 +88,10 @@ class GenEval:
 
     primary_metric = "overall"
 
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics: those of `summarise`; see `Evaluator`."""
+        return list(summarise([{"tag": item["tag"], "correct": False, "metadata": ""} for item in self.items]))
+
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Generate the images of all prompts, judge them, and save the report in the folder; see `Evaluator`.
 

@@ -48,6 +48,10 @@ class PromptSet:
 
     primary_metric = "none"
 
+    def metric_names(self) -> list[str]:
+        """Return [], because the judge is external."""
+        return []
+
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Generate one image per prompt, and write the images where the official judge reads them; see `Evaluator`.
 

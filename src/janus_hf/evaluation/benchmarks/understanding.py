@@ -53,6 +53,12 @@ class Understanding:
         """Name of the metric that the papers report for the benchmark."""
         return primary_metric(self.name)
 
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics, which are none for MM-Vet; see `Evaluator`."""
+        questions = read_questions(self.name, self.data, images=self.images)[: self.limit]
+        # The names depend on the questions and not on the answers.
+        return list(judge_answers(self.name, questions, {question.index: "no" for question in questions})[0])
+
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Ask the questions, score the answers and save the report; see `Evaluator` and `run_understanding`."""
         report = run_understanding(

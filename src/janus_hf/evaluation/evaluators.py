@@ -124,6 +124,18 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
     return TABLE[name].make(name, data, **options)
 
 
+def better_if_greater(metric: str) -> bool | None:
+    """Return whether a greater value of a metric is better; None if it is neither better nor worse.
+
+    Args:
+        metric: Name of the metric, as `Evaluator.metric_names` returns it.
+    """
+    if metric == "unparsed":  # share of answers that do not have the requested form
+        return False
+    # POPE's share of the answer "yes", of which half is right.
+    return None if metric.endswith(" yes") else True
+
+
 __all__ = [
     "DRAWN_ONLY",
     "KNOWN",
@@ -135,5 +147,6 @@ __all__ = [
     "PromptSet",
     "ShapesWorld",
     "Understanding",
+    "better_if_greater",
     "make_evaluator",
 ]

@@ -40,9 +40,20 @@ _WARNED_ABOUT = ("janus_hf", "torch", "transformers", "device")
 class Processes(Protocol):
     """The processes that share the work of a benchmark, as `processes` returns them; `PartialState` has this type."""
 
-    num_processes: int
-    process_index: int
-    device: torch.device
+    @property
+    def num_processes(self) -> int:
+        """Number of processes."""
+        ...
+
+    @property
+    def process_index(self) -> int:
+        """Rank of this process, from 0."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which this process computes."""
+        ...
 
     @property
     def is_main_process(self) -> bool:

@@ -143,11 +143,12 @@ def mean_losses(sums: Sequence[float]) -> dict[str, float]:
     text_sum, text, image_sum, images, tokens, *tasks = sums
     values = {"tokens": tokens, "text_labels": text, "image_labels": images}
     # A mean over no labels is undefined, so its entry is left out.
+    by_task = zip((f"loss_{task}" for task in TASKS), tasks[::2], tasks[1::2], strict=True)
     for name, total, count in (
         ("loss", text_sum + image_sum, text + images),
         ("text_loss", text_sum, text),
         ("image_loss", image_sum, images),
-        *((f"loss_{task}", *pair) for task, *pair in zip(TASKS, tasks[::2], tasks[1::2], strict=True)),
+        *by_task,
     ):
         values |= {name: total / count} if count else {}
     return values

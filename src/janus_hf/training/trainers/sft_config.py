@@ -128,7 +128,7 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         self._check_ranges()
         self._check_lora(stage.lora)
         # transformers knows losses by the end of their name only, which `loss_drawing` does not have.
-        if self.greater_is_better is None and is_loss(self.metric_for_best_model or ""):
+        if is_loss(self.metric_for_best_model or "") and not changed(self, "greater_is_better"):
             self.greater_is_better = False
         super().__post_init__()
         self._check_processes()

@@ -63,9 +63,7 @@ def without_prefix(metric: str) -> str:
     return metric.removeprefix("eval_")
 
 
-def logged_metrics(
-    tasks: Mapping[str, Iterable[str]], benchmarks: Mapping[str, Benchmark]
-) -> dict[str, bool | None]:
+def logged_metrics(tasks: Mapping[str, Iterable[str]], benchmarks: Mapping[str, Benchmark]) -> dict[str, bool | None]:
     """Return what every complete evaluation of a run logs: names without `eval_`, and whether greater is better.
 
     Args:

@@ -1,4 +1,4 @@
-"""`EvaluatingTrainer`, the base class of trainers that measure losses and run benchmarks, and keep the best checkpoint.
+"""`EvaluatingTrainer`, the base class of trainers: it measures losses, runs benchmarks, and finds the best checkpoint.
 
 The losses are those of `LossRecord`: means over all labels of the evaluation data, whatever the batch size and the
 number of processes. transformers' own `eval_loss` is a mean over batches, and if the rows cannot be divided evenly
@@ -15,6 +15,7 @@ from typing import Any
 import datasets
 import torch
 from torch.utils.data import DataLoader
+from transformers import TrainerControl
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ...data import JanusProCollator
@@ -32,8 +33,8 @@ from .benchmarks import Benchmark, without_prefix
 
 logger = logging.getLogger(__name__)
 
-# Folder of the benchmarks' images and reports in the output folder. `push_to_hub` leaves it out, because its name begins
-# with an underscore: reports contain questions and answers of benchmarks, which may not be distributed.
+# Folder of the benchmarks' images and reports in the output folder. `push_to_hub` leaves it out, because its name
+# begins with an underscore: reports contain questions of benchmarks, which not everyone may distribute.
 EVALUATIONS = "_evaluations"
 
 
@@ -42,6 +43,9 @@ class EvaluatingTrainer(RepeatableTrainer):
 
     args: JanusProSFTConfig
     processing_class: JanusProProcessor
+    control: TrainerControl
+    data_collator: Collator
+    eval_dataset: Any  # Any: a dataset, or a dict of datasets by name, as in transformers
     loss_record: LossRecord
     # Weight of each source of `eval_dataset` in the losses over all sources, by name; 1 where a name is missing.
     evaluation_ratios: Mapping[str, float] = {}
@@ -117,7 +121,9 @@ class EvaluatingTrainer(RepeatableTrainer):
         if rows is None:
             if self.benchmarks:
                 return {}
-            raise ValueError("`eval_dataset` must be given for an evaluation, got None: pass it here or to the trainer.")
+            raise ValueError(
+                "`eval_dataset` must be given for an evaluation, got None: pass it here or to the trainer."
+            )
         return dict(rows) if isinstance(rows, dict) else {"": rows}
 
     def _measure_losses(self, sources: Mapping[str, TrainingRows]) -> dict[str, float]:
@@ -145,7 +151,7 @@ class EvaluatingTrainer(RepeatableTrainer):
         return ({} if total is None else mean_losses(total) | numbers) | metrics
 
     def _make_loader(self, name: str, rows: TrainingRows) -> DataLoader[Any]:
-        """Return a loader of the rows of one evaluation source for this process, with the same number of batches in each.
+        """Return a loader of one evaluation source for this process; all processes get the same number of batches.
 
         Args:
             name: Name of the source.
@@ -157,14 +163,14 @@ class EvaluatingTrainer(RepeatableTrainer):
         if not isinstance(rows, datasets.IterableDataset):
             if len(rows) == 0:
                 raise ValueError(f"The evaluation data {name!r} must have rows, got none: leave them out.")
-            rows = _Filled(rows, self.args.eval_batch_size * self.args.world_size)  # type: ignore[assignment]
+            rows = _Filled(rows, self.args.eval_batch_size * self.args.world_size)
         # `Trainer` has one collator, and keeps loaders with persistent workers by the name of the dataset.
-        kept = self.eval_dataset, self.data_collator
-        self.eval_dataset, self.data_collator = {name: rows}, _EvaluationCollator(self.data_collator)
+        sources, collator = self.eval_dataset, self.data_collator
+        self.eval_dataset, self.data_collator = {name: rows}, _EvaluationCollator(collator)
         try:
             loader: DataLoader[Any] = self.get_eval_dataloader(name)
         finally:
-            self.eval_dataset, self.data_collator = kept
+            self.eval_dataset, self.data_collator = sources, collator
         return loader
 
     # Benchmarks
@@ -185,9 +191,7 @@ class EvaluatingTrainer(RepeatableTrainer):
                 torch.no_grad(),
                 torch.autocast(device_type, torch.bfloat16, enabled=bool(self.args.bf16)),
             ):
-                found = benchmark(
-                    self.base_model, self.processing_class, folder / name, shared=not self.args.sharded
-                )
+                found = benchmark(self.base_model, self.processing_class, folder / name, shared=not self.args.sharded)
             if missing := sorted(benchmark.metrics.keys() - found.keys()):
                 logger.warning(
                     "The benchmark %s has no %s at step %d, because items could not be judged: see %s.",

@@ -37,7 +37,7 @@ def make_benchmarks(section: Mapping[str, Any]) -> dict[str, "TrainingBenchmark"
 
     Raises:
         ValueError: If a benchmark is unknown or has no number to log, or an option is unknown or out of range.
-        FileNotFoundError: If the data of a benchmark are neither at hand nor available for download.
+        FileNotFoundError: If the data or the judge of a benchmark are neither at hand nor available for download.
     """
     return {name: TrainingBenchmark(name, options or {}) for name, options in section.items()}
 
@@ -51,6 +51,7 @@ class TrainingBenchmark:
     """
 
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+        from janus_hf.evaluation.downloads import find_data
         from janus_hf.evaluation.evaluators import better_if_greater, make_evaluator
 
         if name not in COMMANDS:
@@ -62,22 +63,26 @@ class TrainingBenchmark:
         # Judges in processes of their own end with this process.
         self._judges = ExitStack()
         try:
+            if parsed.data is not None:
+                find_data(name, parsed.data)  # before a judge is loaded, which takes long
             evaluator = make_evaluator(name, parsed.data, **COMMANDS[name].options(parsed, self._judges))
             names = evaluator.metric_names()
-        except FileNotFoundError as error:
+            if not names:
+                raise ValueError(
+                    f"this package must score a benchmark for its numbers to be logged, got {name!r}, whose judge is "
+                    f"external: use `janus-hf eval {name}` with the trained model."
+                )
+            for judge in (getattr(evaluator, part, None) for part in ("detector", "judge")):
+                if callable(load := getattr(judge, "load", None)):
+                    load()
+        except OSError as error:
+            # Errors of the Hub have several lines, of which the first one says what is missing.
             raise FileNotFoundError(
-                f"evaluate.benchmarks.{name}, whose option `data` names a file: {error}"
+                f"evaluate.benchmarks.{name} must have its data and its judge at hand, in the cache or as its "
+                f"options: {str(error).splitlines()[0]}"
             ) from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"evaluate.benchmarks.{name}: {error}") from error
-        if not names:
-            raise ValueError(
-                f"evaluate.benchmarks must name benchmarks that this package scores, got {name!r}, whose judge is "
-                f"external: use `janus-hf eval {name}` with the trained model."
-            )
-        for judge in (getattr(evaluator, part, None) for part in ("detector", "judge")):
-            if callable(load := getattr(judge, "load", None)):
-                load()
         self.name, self.evaluator, self._keys = name, evaluator, _keys(names)
         self.metrics = {key: better_if_greater(metric) for metric, key in self._keys.items()}
 

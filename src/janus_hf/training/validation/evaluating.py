@@ -89,8 +89,8 @@ class EvaluatingTrainer(RepeatableTrainer):
 
         Returns:
             `eval_loss`, `eval_text_loss`, `eval_image_loss` and `eval_loss_<task>`, means in nats per label;
-            `eval_<name>_loss` of each dataset of a dict; numbers of tokens and labels; `eval_<benchmark>_<metric>`;
-            and `eval_runtime` in seconds.
+            `eval_<name>_loss` of each dataset of a dict; numbers of labels; `eval_<benchmark>_<metric>`; and
+            `eval_runtime` in seconds.
 
         Raises:
             ValueError: If there is nothing to evaluate on, or a dataset has no rows.
@@ -146,29 +146,33 @@ class EvaluatingTrainer(RepeatableTrainer):
             weight = self.evaluation_ratios.get(name, 1.0)
             weighted = [weight * value for value in sums]
             total = weighted if total is None else [one + other for one, other in zip(total, weighted, strict=True)]
-            for key in ("tokens", "text_labels", "image_labels"):
+            for key in ("text_labels", "image_labels"):
                 numbers[key] = numbers.get(key, 0.0) + means[key]
-        return ({} if total is None else mean_losses(total) | numbers) | metrics
+        losses = {} if total is None else mean_losses(total) | numbers
+        losses.pop("tokens", None)  # it counts padding, and so depends on the batches
+        return losses | metrics
 
     def _make_loader(self, name: str, rows: TrainingRows) -> DataLoader[Any]:
         """Return a loader of one evaluation source for this process; all processes get the same number of batches.
 
         Args:
-            name: Name of the source.
+            name: Name of the source, for the error.
             rows: Its rows.
 
         Raises:
             ValueError: If there are no rows.
         """
+        # `Trainer` has one collator, and keeps loaders with persistent workers by the name of the dataset. The loader
+        # keeps the rows, so no other rows get the same id later.
+        key = str(id(rows))
         if not isinstance(rows, datasets.IterableDataset):
             if len(rows) == 0:
                 raise ValueError(f"The evaluation data {name!r} must have rows, got none: leave them out.")
             rows = _Filled(rows, self.args.eval_batch_size * self.args.world_size)
-        # `Trainer` has one collator, and keeps loaders with persistent workers by the name of the dataset.
         sources, collator = self.eval_dataset, self.data_collator
-        self.eval_dataset, self.data_collator = {name: rows}, _EvaluationCollator(collator)
+        self.eval_dataset, self.data_collator = {key: rows}, _EvaluationCollator(collator)
         try:
-            loader: DataLoader[Any] = self.get_eval_dataloader(name)
+            loader: DataLoader[Any] = self.get_eval_dataloader(key)
         finally:
             self.eval_dataset, self.data_collator = sources, collator
         return loader

@@ -192,3 +192,36 @@ def test_every_process_can_be_alone(monkeypatch):
 def test_numbers_out_of_range(options, message):
     with pytest.raises(ValueError, match=message):
         make_evaluator("shapes", **options)
+
+
+@pytest.mark.parametrize("name", [name for name in KNOWN if name not in ("shapes", "dpg", *DRAWN_ONLY)])
+def test_a_random_part_of_the_data(name, tmp_path, monkeypatch):
+    """The first items of a file may all be of one kind. MME's two questions about an image stay together."""
+    if name == "geneval":
+        lines = [json.dumps({"tag": "colors", "prompt": str(n), "include": []}) for n in range(40)]
+        (tmp_path / "data.tsv").write_text("\n".join(lines))
+    elif name == "mme":
+        row = ROWS["mme"][0]
+        rows = [row | {"index": f"{n}-{i}", "image_path": f"{n}.jpg"} for n in range(20) for i in (0, 1)]
+        write_tsv(tmp_path / "data.tsv", rows)
+    else:
+        write_tsv(tmp_path / "data.tsv", [ROWS[name][0] | {"index": str(n)} for n in range(40)])
+
+    def chosen(**options):
+        evaluator = make_evaluator(name, tmp_path / "data.tsv", **options)
+        if name == "geneval":
+            return [int(item["prompt"]) for item in evaluator.items]
+        report = evaluator(Answerer(monkeypatch, {"What?": "yes"}), tmp_path / f"run{sorted(options.items())}")
+        return [float(row["index"].replace("-", ".")) for row in report.rows]
+
+    every, first = chosen(), chosen(limit=8)
+    assert len(every) == 40
+    assert first == every[:8]
+    part = chosen(limit=8, sample_seed=0)
+    assert len(part) == 8
+    assert part == chosen(limit=8, sample_seed=0) == sorted(part) != first
+    assert part != chosen(limit=8, sample_seed=1)
+    if name == "mme":
+        assert [int(index) for index in part[::2]] == [int(index) for index in part[1::2]]
+    with pytest.raises(ValueError, match="`sample_seed` must come together with `limit`, got 0 alone"):
+        chosen(sample_seed=0)

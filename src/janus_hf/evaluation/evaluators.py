@@ -101,9 +101,9 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
     Args:
         name: Name of the benchmark, one of `KNOWN`.
         data: Path of the benchmark's data. None downloads the published file if its licence allows that.
-        options: Arguments of the evaluator's class. "geneval" also takes `limit` (number of prompts) and `detector`,
-            which is a detector object, the name of a Mask2Former model, or "shapes". With "shapes" and without data,
-            it generates `prompts_per_tag` prompts of each kind about coloured shapes, and detects these exactly.
+        options: Arguments of the evaluator's class. "geneval" also takes `limit` (number of prompts), `sample_seed`
+            and `detector`, which is a detector object, the name of a Mask2Former model, or "shapes". With "shapes" and
+            without data, it generates `prompts_per_tag` prompts of each kind about coloured shapes, and detects these exactly.
 
     Raises:
         ValueError: If the name is unknown or one of `PICTURE_METRICS` (CLIPScore and FID, which measure existing
@@ -114,6 +114,11 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
     for option, advice in _AT_LEAST_ONE.items():
         if isinstance(value := options.get(option), int) and value < 1:
             raise ValueError(f"`{option}` must be at least 1, got {value}: {advice}.")
+    if options.get("sample_seed") is not None and options.get("limit") is None:
+        raise ValueError(
+            f"`sample_seed` must come together with `limit`, got {options['sample_seed']} alone: set the number of "
+            "prompts or questions to choose, or leave it out."
+        )
     if name in PICTURE_METRICS:
         raise ValueError(
             f"{name!r} measures images that exist already: use janus_hf.evaluation.benchmarks.image_metrics, or "

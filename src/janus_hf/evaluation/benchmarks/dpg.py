@@ -17,6 +17,7 @@ from PIL import Image
 from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
 from ...rewards.image_io import UNREADABLE, open_rgb
+from ..data_files import choose
 from ..downloads import find_data
 from ..generate_run import draw_run
 from ..journal import Journal
@@ -63,7 +64,8 @@ class DPGBench:
         quirks: Habits of the official script to follow; None follows all of them.
         seed: Seed of the whole run, from which the seed of each image is derived.
         batch_size: Number of images that each process generates at a time, or "auto".
-        limit: Use only this number of prompts, the first ones of the file. None uses all.
+        limit: Use only this number of prompts. None uses all.
+        sample_seed: Seed with which these prompts are chosen; None takes the first ones of the file.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
 
@@ -73,6 +75,7 @@ class DPGBench:
     seed: int = 0
     batch_size: BatchSize = 8
     limit: int | None = None
+    sample_seed: int | None = None
     drawing: Mapping[str, Any] = field(default_factory=dict)
 
     name = "dpg"
@@ -86,8 +89,7 @@ class DPGBench:
         """Return the names of the metrics: those of `summarise` with the judge's name; see `Evaluator`."""
         quirks = self.quirks or Quirks()
         known = read_propositions(self.data, skip_first_row=quirks.skip_first_row)
-        wanted = list(read_prompts(self.data))[: self.limit]
-        rejected = [_all_rejected(item, known[item], quirks) for item in wanted if item in known]
+        rejected = [_all_rejected(item, known[item], quirks) for item in self._prompts() if item in known]
         return list(_labelled(summarise(rejected), self.judge)[0])
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
@@ -99,7 +101,7 @@ class DPGBench:
             TypeError: If `folder` is None.
             ValueError: If the folder was made with other settings.
         """
-        prompts = dict(list(read_prompts(self.data).items())[: self.limit])
+        prompts = self._prompts()
         run = draw_run(
             pipe,
             self.name,
@@ -137,6 +139,10 @@ class DPGBench:
                 pass_mark=0.5,
             )
         return save_once(report, run.folder)
+
+    def _prompts(self) -> dict[str, str]:
+        """Return the prompts to use by their identifier (`item_id`)."""
+        return dict(choose(list(read_prompts(self.data).items()), self.limit, self.sample_seed))
 
 
 def make_dpg(name: str, data: str | os.PathLike[str] | None, **options: Any) -> DPGBench:

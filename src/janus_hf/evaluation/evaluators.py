@@ -103,7 +103,8 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
         data: Path of the benchmark's data. None downloads the published file if its licence allows that.
         options: Arguments of the evaluator's class. "geneval" also takes `limit` (number of prompts), `sample_seed`
             and `detector`, which is a detector object, the name of a Mask2Former model, or "shapes". With "shapes" and
-            without data, it generates `prompts_per_tag` prompts of each kind about coloured shapes, and detects these exactly.
+            without data, it generates `prompts_per_tag` prompts of each kind about coloured shapes, and detects these
+            exactly.
 
     Raises:
         ValueError: If the name is unknown or one of `PICTURE_METRICS` (CLIPScore and FID, which measure existing

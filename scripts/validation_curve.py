@@ -4,9 +4,9 @@
 
 The script writes `TRAINED` images for training and `UNSEEN` others (houses and known prompts, as `teach_house.py`
 does), and trains an adapter with `recipes/lora_drawing.yaml`. Every 5 steps the run measures the loss on the unseen
-images, and every 10 steps a part of the shapes benchmark; the checkpoint with the lowest loss is its result. The curves are written to
-`validation_curve.png` in the folder, for docs/, and their values are printed. The package matplotlib is needed. The
-script takes a few minutes on two cores.
+images, and every 10 steps a part of the shapes benchmark; the checkpoint with the lowest loss is its result. The
+curves are written to `validation_curve.png` in the folder, for docs/, and their values are printed. The package
+matplotlib is needed. The script takes a few minutes on two cores.
 """
 
 import argparse

@@ -261,6 +261,27 @@ def test_the_best_checkpoint_is_the_result_and_survives_resuming(stage, strategy
     assert is_best()
 
 
+def test_another_metric_forgets_the_best_checkpoint(tmp_path, caplog):
+    model = toy.load_model()
+    best = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    best |= {"load_best_model_at_end": True}
+    for steps, metric, scores, found in ((2, "quiz_score", (9, 8), 1), (3, "exam_score", (5,), 3)):
+        args = toy.config_for(
+            tmp_path,
+            "stage1",
+            max_steps=steps,
+            save_strategy="steps",
+            save_steps=1,
+            metric_for_best_model=metric,
+            **best,
+        )
+        trainer = toy.trainer_for(args, model=model, eval_dataset={})
+        trainer.add_benchmarks({metric.removesuffix("_score"): Scripted(*scores)})
+        trainer.train(resume_from_checkpoint="auto")
+        assert (trainer.state.best_global_step, trainer.state.best_metric) == (found, max(scores))
+    assert "that of step 1, was chosen by another metric than eval_exam_score" in caplog.text
+
+
 def test_a_checkpoint_of_the_best_loss(recipe_file, tmp_path):
     """The data stand in the recipe, as the losses by which the checkpoint is chosen."""
 

@@ -218,8 +218,20 @@ class EvaluatingTrainer(RepeatableTrainer):
         unsaved = self.args.save_strategy != SaveStrategy.BEST and not self.control.should_save
         if (name in of_benchmarks and f"eval_{name}" not in metrics) or (self.args.load_best_model_at_end and unsaved):
             return False
+        self._forget_other_metric(f"eval_{name}")
         is_best: bool = super()._determine_best_metric(metrics, trial)
         return is_best
+
+    def _forget_other_metric(self, name: str) -> None:
+        """Forget the best model so far if it was chosen by another metric than `name`, before the run was resumed."""
+        state = self.state
+        logged = (log.get(name) for log in state.log_history if log["step"] == state.best_global_step)
+        if state.best_global_step and state.best_metric not in logged:
+            logger.warning(
+                "The best checkpoint so far, that of step %d, was chosen by another metric than %s and is forgotten.",
+                *(state.best_global_step, name),
+            )
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
 
     @property
     def best_fact(self) -> dict[str, str]:

@@ -266,15 +266,7 @@ def test_another_metric_forgets_the_best_checkpoint(tmp_path, caplog):
     best = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
     best |= {"load_best_model_at_end": True}
     for steps, metric, scores, found in ((2, "quiz_score", (9, 8), 1), (3, "exam_score", (5,), 3)):
-        args = toy.config_for(
-            tmp_path,
-            "stage1",
-            max_steps=steps,
-            save_strategy="steps",
-            save_steps=1,
-            metric_for_best_model=metric,
-            **best,
-        )
+        args = toy.config_for(tmp_path, "stage1", max_steps=steps, metric_for_best_model=metric, **best)
         trainer = toy.trainer_for(args, model=model, eval_dataset={})
         trainer.add_benchmarks({metric.removesuffix("_score"): Scripted(*scores)})
         trainer.train(resume_from_checkpoint="auto")

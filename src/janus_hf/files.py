@@ -52,6 +52,16 @@ def atomic_path(path: str | os.PathLike[str], *, fsync: bool = False) -> Iterato
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(path: str | os.PathLike[str]) -> None:
+    """Remove the temporary files that `atomic_path` has left beside `path` in processes that were killed.
+
+    No other process may be writing the same file meanwhile.
+    """
+    path = Path(path)
+    for temporary in path.parent.glob(f".{path.name}.*"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes | str, *, fsync: bool = False) -> None:
     """Write `content` to a file so that readers never see an incomplete file (see `atomic_path`).
 
@@ -79,4 +89,4 @@ def hash_file(path: str | os.PathLike[str], algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-__all__ = ["atomic_path", "hash_file", "open_to_others", "read_json", "write_atomically"]
+__all__ = ["atomic_path", "hash_file", "open_to_others", "read_json", "remove_unfinished", "write_atomically"]

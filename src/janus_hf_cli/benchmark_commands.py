@@ -53,6 +53,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser, *, draws: bool = Fals
     parser.add_argument("--data", type=Path, help="the benchmark's file (default: download it where that is allowed)")
     parser.add_argument("-o", "--output", type=Path, help="folder of this run (default: evaluations/MODEL/BENCHMARK)")
     parser.add_argument("--limit", type=int, help="use only this number of prompts or questions, the first ones")
+    parser.add_argument("--sample-seed", type=int, help="with --limit: choose them at random, with this seed")
     if draws:
         parser.add_argument("--batch-size", type=batch_size, default=8, help=_IMAGES_AT_A_TIME)
     else:
@@ -68,7 +69,7 @@ def _add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _common_options(arguments: argparse.Namespace) -> Options:
-    return {"batch_size": arguments.batch_size, "limit": arguments.limit}
+    return {name: getattr(arguments, name) for name in ("batch_size", "limit", "sample_seed")}
 
 
 def _drawing_options(arguments: argparse.Namespace, stack: "ExitStack") -> Options:

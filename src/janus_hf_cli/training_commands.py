@@ -85,4 +85,11 @@ def _train(arguments: argparse.Namespace) -> None:
     """Run `janus-hf train`: train the model of a recipe (YAML file) and print the progress on standard error."""
     from janus_hf.training.run import train
 
-    train(arguments.recipe, arguments.overrides, report=lambda line: print(line, file=sys.stderr))
+    from .benchmarks_in_training import make_benchmarks
+
+    train(
+        arguments.recipe,
+        arguments.overrides,
+        make_benchmarks=make_benchmarks,
+        report=lambda line: print(line, file=sys.stderr),
+    )

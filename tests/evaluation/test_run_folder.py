@@ -56,6 +56,19 @@ def test_settings_of_another_program_are_refused(content, tmp_path):
         open_run(tmp_path, {"seed": 0})
 
 
+def test_a_run_that_was_killed_while_it_began_continues(tmp_path):
+    """A killed process leaves the temporary file of `settings.json`; anything else in the folder is not ours."""
+    (tmp_path / ".settings.json.0123abcd").write_text('{"settings"')
+    open_run(tmp_path, {"seed": 0})
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+    for name in ("notes.txt", ".hidden", "settings.json.bak"):
+        folder = tmp_path / f"with {name}"
+        folder.mkdir()
+        (folder / name).touch()
+        with pytest.raises(FileExistsError, match="holds other files than a run"):
+            open_run(folder, {"seed": 0})
+
+
 VERSIONS = {"janus_hf": "0.1", "torch": "2.6", "transformers": "5.23", "device": "cpu", "processes": 1}
 
 

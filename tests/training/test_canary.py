@@ -64,6 +64,9 @@ def test_methods_we_override_exist_with_these_arguments():
     assert names(trainer._save) == ["self", "output_dir", "state_dict"]
     assert names(trainer._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
     assert names(trainer._load_best_model) == ["self"]
+    assert names(trainer._determine_best_metric) == ["self", "metrics", "trial"]
+    assert names(trainer.evaluate) == ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]
+    assert names(JanusProSFTTrainer.evaluate) == names(trainer.evaluate)
     assert names(trainer._clip_grad_norm) == ["self", "model"]
     assert names(trainer._prepare_for_training) == ["self", "max_steps", "train_dataloader", "resume_from_checkpoint"]
     assert names(trainer.train)[:2] == ["self", "resume_from_checkpoint"]

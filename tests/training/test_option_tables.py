@@ -373,9 +373,6 @@ def test_no_in_yaml_is_the_word_no(recipe_file, name, word):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("training.eval_steps=5", "training.eval_steps must be left out of a recipe, got 5: a recipe has no data"),
-        ("training.eval_strategy=steps", "training.eval_strategy must be left out"),
-        ("training.load_best_model_at_end=true", "training.load_best_model_at_end must be left out"),
         ("training.train_sampling_strategy=random", "the plan of the data is shuffled already"),
         ("training.data_seed=1", "training.data_seed must be left out"),
         ("training.ratios={a: 1}", "training.ratios must be left out .*follows from data.sources"),

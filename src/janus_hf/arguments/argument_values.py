@@ -84,7 +84,7 @@ def of_kind(
         words: Words for the kind, such as "a list of token ids".
         fits: The classes of such objects, or a function that returns whether an object is one.
         example: Such an object, or None.
-        hint: What to pass instead, for the message; "" names the example.
+        advice: What to pass instead, for the message; "" names the example.
     """
 
     def check(value: Any, name: str) -> Any:  # Any: a value of any kind

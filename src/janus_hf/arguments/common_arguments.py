@@ -33,7 +33,8 @@ COMMON: Mapping[str, Value] = {
     **dict.fromkeys(("task", "adapter", "benchmark", "name"), TEXT),
     **dict.fromkeys(("max_length", "num_threads", "num_shards", "rank", "world_size", "num_packs"), _INTEGER),
     **dict.fromkeys(
-        ("seed", "pool_size", "limit", "images_per_prompt", "prompts_per_tag", "max_new_tokens"), _INTEGER
+        ("seed", "sample_seed", "pool_size", "limit", "images_per_prompt", "prompts_per_tag", "max_new_tokens"),
+        _INTEGER,
     ),
     "batch_size": Value(lambda value, name: value if value == "auto" else _INTEGER.check(value, name), 8),
     "pad_to": integer(1, 4096),

@@ -3,12 +3,17 @@
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from .paper import look_up
+
+
+Item = TypeVar("Item")
 
 
 def where_to_get(benchmark: str) -> str:
@@ -35,6 +40,33 @@ def existing_path(path: str | os.PathLike[str], benchmark: str) -> Path:
             f"There must be data of {benchmark} at {path}, and there is nothing. {where_to_get(benchmark)}"
         )
     return Path(path)
+
+
+def choose(
+    items: Sequence[Item],
+    limit: int | None,
+    sample_seed: int | None,
+    *,
+    group_of: Callable[[Item], Hashable] | None = None,
+) -> list[Item]:
+    """Return a part of a benchmark's prompts or questions, in their order.
+
+    Args:
+        items: All prompts or questions.
+        limit: Number of those to return; None returns all.
+        sample_seed: Seed of a random choice; None takes the first ones, which may all be of one kind.
+        group_of: Function that returns the group of an item. A random choice takes groups as a whole, except for the
+            last one if it exceeds the limit. By default every item is a group.
+    """
+    if limit is None or sample_seed is None or limit >= len(items):
+        return list(items[:limit])
+    groups: dict[Hashable, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(index if group_of is None else group_of(item), []).append(index)
+    members = list(groups.values())
+    order = np.random.default_rng(sample_seed).permutation(len(members))
+    chosen = [index for number in order for index in members[number]][:limit]
+    return [items[index] for index in sorted(chosen)]
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
@@ -102,4 +134,4 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-__all__ = ["check_keys", "existing_path", "read_json_lines", "read_table", "where_to_get"]
+__all__ = ["check_keys", "choose", "existing_path", "read_json_lines", "read_table", "where_to_get"]

@@ -40,6 +40,13 @@ class Evaluator(Protocol):
         """Name of the benchmark's main metric, a key of `Report.metrics` unless the report has no metrics."""
         ...
 
+    def metric_names(self) -> list[str]:
+        """Return the names of all metrics of a report in which every item could be judged; [] without metrics.
+
+        Data are read and checked for this, so that an error in them comes before the benchmark runs.
+        """
+        ...
+
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Run the benchmark on a pipeline and return its report.
 
@@ -79,6 +86,13 @@ TABLE: dict[str, Benchmark] = {
     "shapes": Benchmark(ShapesWorld, make_shapes),
 }
 KNOWN = tuple(TABLE)
+# Options that are numbers of 1 or more wherever an evaluator has them, and what to do with a smaller one.
+_AT_LEAST_ONE = {
+    "limit": "leave it out to use everything",
+    "images_per_prompt": "choose a larger number",
+    "batch_size": "choose a larger number",
+    "max_new_tokens": "choose a larger number",
+}
 DRAWN_ONLY = tuple(name for name, row in TABLE.items() if row.evaluator is PromptSet)  # external judges score these
 
 
@@ -89,9 +103,10 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
     Args:
         name: Name of the benchmark, one of `KNOWN`.
         data: Path of the benchmark's data. None downloads the published file if its licence allows that.
-        options: Arguments of the evaluator's class. "geneval" also takes `limit` (number of prompts) and `detector`,
-            which is a detector object, the name of a Mask2Former model, or "shapes". With "shapes" and without data,
-            it generates `prompts_per_tag` prompts of each kind about coloured shapes, and detects these exactly.
+        options: Arguments of the evaluator's class. "geneval" also takes `limit` (number of prompts), `sample_seed`
+            and `detector`, which is a detector object, the name of a Mask2Former model, or "shapes". With "shapes" and
+            without data, it generates `prompts_per_tag` prompts of each kind about coloured shapes, and detects these
+            exactly.
 
     Raises:
         ValueError: If the name is unknown or one of `PICTURE_METRICS` (CLIPScore and FID, which measure existing
@@ -100,8 +115,14 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
             them.
     """
     check_values({key: value for key, value in options.items() if value is not None}, COMMON)
-    if (limit := options.get("limit")) is not None and limit < 1:
-        raise ValueError(f"`limit` must be at least 1, got {limit}: leave it out to use everything.")
+    for option, advice in _AT_LEAST_ONE.items():
+        if (value := options.get(option)) is not None and value < 1:
+            raise ValueError(f"`{option}` must be at least 1, got {value}: {advice}.")
+    if options.get("sample_seed") is not None and options.get("limit") is None:
+        raise ValueError(
+            f"`sample_seed` must come together with `limit`, got {options['sample_seed']} alone: set the number of "
+            "prompts or questions to choose, or leave it out."
+        )
     if name in PICTURE_METRICS:
         raise ValueError(
             f"{name!r} measures images that exist already: use janus_hf.evaluation.benchmarks.image_metrics, or "
@@ -110,6 +131,18 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
     if name not in TABLE:
         raise ValueError(f"{name!r} is not a benchmark of this package. Known: {', '.join(KNOWN)}.")
     return TABLE[name].make(name, data, **options)
+
+
+def better_if_greater(metric: str) -> bool | None:
+    """Return whether a greater value of a metric is better; None if it is neither better nor worse.
+
+    Args:
+        metric: Name of the metric, as `Evaluator.metric_names` returns it.
+    """
+    if metric == "unparsed":  # share of answers that do not have the requested form
+        return False
+    # POPE's share of the answer "yes", of which half is right.
+    return None if metric.endswith(" yes") else True
 
 
 __all__ = [
@@ -123,5 +156,6 @@ __all__ = [
     "PromptSet",
     "ShapesWorld",
     "Understanding",
+    "better_if_greater",
     "make_evaluator",
 ]

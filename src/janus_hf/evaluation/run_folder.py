@@ -10,8 +10,11 @@ import json
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import accelerate
 import torch
@@ -22,7 +25,7 @@ from transformers import PreTrainedConfig
 from transformers.utils import logging
 
 from .._version import __version__
-from ..files import write_atomically
+from ..files import remove_unfinished, write_atomically
 from ..protocols import HasImageTokens, ImagePipeline
 
 
@@ -34,8 +37,73 @@ SETTINGS = "settings.json"
 _WARNED_ABOUT = ("janus_hf", "torch", "transformers", "device")
 
 
-def processes() -> PartialState:
-    """Return accelerate's `PartialState`: this process's rank and device, and the number of processes."""
+class Processes(Protocol):
+    """The processes that share the work of a benchmark, as `processes` returns them; `PartialState` has this type."""
+
+    @property
+    def num_processes(self) -> int:
+        """Number of processes."""
+        ...
+
+    @property
+    def process_index(self) -> int:
+        """Rank of this process, from 0."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Device on which this process computes."""
+        ...
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this process writes the files of the run."""
+        ...
+
+    def wait_for_everyone(self) -> None:
+        """Wait until all processes call this method."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Single:
+    """A process that shares nothing with the others of its launch; `device` is where it computes."""
+
+    device: torch.device
+    num_processes: int = 1
+    process_index: int = 0
+    is_main_process: bool = True
+
+    def wait_for_everyone(self) -> None:
+        """Return at once."""
+
+
+# The processes inside a block of `every_process_alone`; None outside of it.
+_ALONE: ContextVar[_Single | None] = ContextVar("alone", default=None)
+
+
+@contextmanager
+def every_process_alone() -> Iterator[None]:
+    """Let each process of a launch do all the work of a benchmark inside the `with` block, instead of its share of it.
+
+    That is necessary if the processes hold one model together, each a part of its weights: then no process can run the
+    model unless all others run it at the same time. All processes compute the same results. Each one writes the files
+    of the run, so each one needs a folder of its own.
+    """
+    token = _ALONE.set(_Single(processes().device))
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def processes() -> Processes:
+    """Return the processes that share the work: this one's rank and device, and the number of them.
+
+    It is accelerate's `PartialState`, except in a block of `every_process_alone`.
+    """
+    if (alone := _ALONE.get()) is not None:
+        return alone
     # On a machine without a GPU accelerate needs `cpu=True`; otherwise each process acts as the only one.
     return PartialState(cpu=not torch.cuda.is_available())
 
@@ -202,10 +270,11 @@ def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Pat
             lines = "".join(f"  {key}: {found.get(key)!r} there, {settings.get(key)!r} now\n" for key in differing)
             raise ValueError(f"{folder} was made with other settings:\n{lines}Choose another folder, or delete it.")
     # Only the main process checks this, because it may write into the folder before another process reads it.
-    elif processes().is_main_process and folder.is_dir() and any(folder.iterdir()):
+    elif processes().is_main_process and folder.is_dir() and any(_foreign(folder)):
         raise FileExistsError(f"{folder} holds other files than a run of this benchmark. Choose a new folder.")
     now = environment()
     if processes().is_main_process and now not in earlier:
+        remove_unfinished(path)
         content = {"settings": settings, "environments": [*earlier, now]}
         write_atomically(path, json.dumps(content, indent=2) + "\n")
     if processes().is_main_process:
@@ -213,6 +282,11 @@ def open_run(folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> Pat
     # No process may work in the folder before its settings are checked and written.
     processes().wait_for_everyone()
     return folder
+
+
+def _foreign(folder: Path) -> Iterator[Path]:
+    """Yield what is in a folder, without the unfinished `settings.json` of a run that was killed while it began."""
+    return (path for path in folder.iterdir() if not path.name.startswith(f".{SETTINGS}."))
 
 
 def _warn_of_changes(folder: Path, earlier: Sequence[Mapping[str, Any]], now: Mapping[str, Any]) -> None:
@@ -236,6 +310,7 @@ __all__ = [
     "SETTINGS",
     "environment",
     "environments",
+    "every_process_alone",
     "hash_weights",
     "open_run",
     "processes",

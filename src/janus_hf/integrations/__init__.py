@@ -1,4 +1,4 @@
-"""Adapters that run Janus-Pro in the evaluation harnesses lmms-eval and VLMEvalKit.
+"""Adapters that run Janus-Pro in the evaluation harnesses lmms-eval and VLMEvalKit, and evaluators during training.
 
 Importing this package imports neither of the two harnesses.
 """

@@ -1,6 +1,7 @@
 """`SampleCallback`, with which a model generates images and answers questions at regular intervals of its training."""
 
 import json
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,7 @@ class SampleCallback(TrainerCallback):
             A list of one RGB image per prompt, and a list of one answer per question.
         """
         device_type = next(model.parameters()).device.type
-        with _sampling_mode(model), torch.autocast(device_type, torch.bfloat16, enabled=autocast):
+        with sampling_mode(model), torch.autocast(device_type, torch.bfloat16, enabled=autocast):
             images = [self._generate_image(base_model(model), index) for index in range(len(self.prompts))]
             answers = [self._answer(base_model(model), index) for index in range(len(self.questions))]
         return images, answers
@@ -196,18 +197,15 @@ def _log_images(name: str, prompts: Sequence[str], images: Sequence[Image.Image]
 
 
 @contextmanager
-def _sampling_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Prepare a model that is being trained for sampling inside the `with` block.
+def sampling_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Prepare a model that is being trained for calls of its parts, such as sampling, inside the `with` block.
 
-    The model is set to eval mode, and weights that FSDP2 has sharded are gathered. Afterwards the weights are sharded
-    again, and the training mode of every module and torch's random states are restored.
+    The block is one of `undisturbed`, in which the model is in eval mode, and weights that FSDP2 has sharded are
+    gathered. Afterwards the weights are sharded again.
     """
-    # The mode of every module is kept, because frozen parts of the model are in eval mode while the others train.
-    modes = {module: module.training for module in model.modules()}
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     # FSDP2 gathers weights in the forward pass of the root module, but sampling calls parts of the model directly.
     unshard, reshard = getattr(model, "unshard", None), getattr(model, "reshard", None)
-    with torch.random.fork_rng(devices):
+    with undisturbed(model):
         model.eval()
         if unshard is not None:
             unshard()
@@ -216,8 +214,23 @@ def _sampling_mode(model: torch.nn.Module) -> Iterator[None]:
         finally:
             if reshard is not None:
                 reshard()
+
+
+@contextmanager
+def undisturbed(model: torch.nn.Module) -> Iterator[None]:
+    """Restore the training mode of every module and all random states at the end of the `with` block."""
+    # The mode of every module is kept, because frozen parts of the model are in eval mode while the others train.
+    modes = {module: module.training for module in model.modules()}
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
             for module, mode in modes.items():
                 module.training = mode
 
 
-__all__ = ["SampleCallback"]
+__all__ = ["SampleCallback", "sampling_mode", "undisturbed"]

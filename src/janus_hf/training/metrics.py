@@ -4,7 +4,7 @@ The means are exact over accumulation steps and processes, because sums of losse
 and divided only once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -116,17 +116,42 @@ class LossRecord:
             `tokens`, `text_labels` and `image_labels` (numbers), `text_loss`, `image_loss` and `loss_<task>` (means in
             nats per label). A mean over no labels is left out. Without any batch the dict is empty.
         """
-        sums, self._sums[training] = self._sums[training], None
-        if sums is None:
-            return {}
-        text_sum, text, image_sum, images, tokens, *tasks = accelerator.reduce(sums, reduction="sum").tolist()
-        values = {"tokens": tokens, "text_labels": text, "image_labels": images}
-        # A mean over no labels is undefined, so its entry is left out.
-        values |= {"text_loss": text_sum / text} if text else {}
-        values |= {"image_loss": image_sum / images} if images else {}
-        for task, total, count in zip(TASKS, tasks[::2], tasks[1::2], strict=True):
-            values |= {f"loss_{task}": total / count} if count else {}
+        sums = self.take(accelerator, training=training)
+        values = {} if sums is None else mean_losses(sums)
+        values.pop("loss", None)  # the trainer logs its own
         return values
+
+    def take(self, accelerator: Accelerator, *, training: bool) -> list[float] | None:
+        """Return the sums since the last log over all processes, for `mean_losses`, and reset them to zero.
+
+        The arguments are those of `reduce`. None means that no process has added a batch.
+        """
+        sums, self._sums[training] = self._sums[training], None
+        return None if sums is None else accelerator.reduce(sums, reduction="sum").tolist()
+
+    def forget(self, *, training: bool) -> None:
+        """Reset the sums of training, or those of evaluation, to zero in this process."""
+        self._sums[training] = None
+
+
+def mean_losses(sums: Sequence[float]) -> dict[str, float]:
+    """Return the mean losses of `LossRecord.reduce`, and `loss`, the mean over the labels of both heads.
+
+    Args:
+        sums: Sums that `LossRecord.take` returned, or a weighted sum of several of them.
+    """
+    text_sum, text, image_sum, images, tokens, *tasks = sums
+    values = {"tokens": tokens, "text_labels": text, "image_labels": images}
+    # A mean over no labels is undefined, so its entry is left out.
+    by_task = zip((f"loss_{task}" for task in TASKS), tasks[::2], tasks[1::2], strict=True)
+    for name, total, count in (
+        ("loss", text_sum + image_sum, text + images),
+        ("text_loss", text_sum, text),
+        ("image_loss", image_sum, images),
+        *by_task,
+    ):
+        values |= {name: total / count} if count else {}
+    return values
 
 
 def _sum_losses(head: nn.Module, labels_N: torch.Tensor, tasks_N: torch.Tensor, sums: torch.Tensor) -> RemovableHandle:
@@ -160,4 +185,4 @@ def _sum_losses(head: nn.Module, labels_N: torch.Tensor, tasks_N: torch.Tensor, 
     return head.register_forward_hook(hook)
 
 
-__all__ = ["LossRecord"]
+__all__ = ["LossRecord", "mean_losses"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
 
 from ..arguments import checked, of_kind
@@ -24,6 +25,7 @@ from ..processing import JanusProProcessor
 from .batches import Collator, TrainingRows
 from .stages import trained_parts
 from .trainers.sft_config import JanusProSFTConfig
+from .validation.settings import EvaluationSource
 
 
 @dataclass
@@ -35,11 +37,13 @@ class TrainingData:
             `__len__` and `__getitem__`) or a `datasets.IterableDataset`.
         collator: Function from a list of packs to a batch with the keys that `JanusProTrainerMixin` describes.
         facts: Entries for the checkpoints and the model card, such as `plan_hash`, a hash of the order of the data.
+        evaluation: Data to evaluate the model on while it is trained, by name of their source.
     """
 
     dataset: TrainingRows
     collator: Collator
     facts: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, EvaluationSource] = field(default_factory=dict)
 
 
 def _is_section(section: object) -> bool:
@@ -69,14 +73,14 @@ def load_mixture(
     If the `path` of a source is a folder written by `janus-hf prepare`, its rows are used as they are. Any other
     source is first prepared into `<output_dir>/_prepared/<name>`; its further keys are arguments of
     `janus_hf.data.prepare` (`adapter`, `task`, `split`, ...). That is suitable for small data; prepare large data once
-    with the command.
+    with the command. The sources of `evaluation` are treated in the same way; each of their rows is packed once.
 
     Without `max_steps`, the plan covers `num_train_epochs` passes over the data. Then `args.num_train_epochs` is set
     to 1, because one pass over the plan contains them all.
 
     Args:
-        section: The recipe's section `data`, with the key `sources` and optionally `seed` (default: `args.seed`) and
-            `streaming`.
+        section: The recipe's section `data`, with the key `sources` and optionally `evaluation`, `seed` (default:
+            `args.seed`) and `streaming`.
         args: The run's configuration; its `max_length`, `caption_drop`, `max_steps` and batch sizes are used here.
         model: The model, whose image codec encodes the images to generate and whose context limits `max_length`.
         processor: The model's processor.
@@ -112,13 +116,16 @@ def load_mixture(
     )
     prepared = {name: load_prepared(folder, model=model, processor=processor) for name, folder in folders.items()}
     lengths = {name: rows.lengths for name, rows in prepared.items()}
+    evaluation = {
+        source["name"]: _open_evaluation(source, args, model, processor) for source in section.get("evaluation") or ()
+    }
     if section.get("streaming"):
         order: dict[str, Any] = {"max_length": args.max_length, "ratios": ratios, "seed": seed}
         stream = stream_packs({name: str(folder) for name, folder in folders.items()}, **order)
         # A stream has no plan to hash; its order follows from these settings and the sources' lengths.
         identity = json.dumps([order, {name: digest_lengths(rows) for name, rows in lengths.items()}])
         plan_hash = f"streamed-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        return TrainingData(stream, collator, {"plan_hash": plan_hash, "data_seed": seed})
+        return TrainingData(stream, collator, {"plan_hash": plan_hash, "data_seed": seed}, evaluation)
 
     extent: dict[str, Any] = {**_plan_extent(args), "folder": Path(args.output_dir) / "_plan"}
     plan = make_plan(lengths, max_length=args.max_length, ratios=ratios, seed=seed, **extent)
@@ -129,7 +136,23 @@ def load_mixture(
     facts = {"plan_hash": plan.hash, "data_seed": seed, "packs": len(plan), "packing_efficiency": efficiency}
     if len(plan) <= AHEAD:  # of longer plans `counts` covers only the first 16,384 packs
         facts["documents"] = counts
-    return TrainingData(dataset, collator, facts)
+    return TrainingData(dataset, collator, facts, evaluation)
+
+
+def _open_evaluation(
+    source: dict[str, Any],
+    args: JanusProSFTConfig,
+    model: JanusProForConditionalGeneration,
+    processor: JanusProProcessor,
+) -> EvaluationSource:
+    """Return a source of `data.evaluation` with each of its rows packed once, after preparing it where necessary.
+
+    The arguments are those of `_find_or_prepare`.
+    """
+    folder = _find_or_prepare(source, args, model, processor, into="_prepared_evaluation")
+    rows = load_prepared(folder, model=model, processor=processor)
+    packs = PackedDataset({source["name"]: rows}, max_length=args.max_length)
+    return EvaluationSource(packs, tuple(np.unique(rows.tasks).tolist()), float(source.get("ratio", 1)))
 
 
 def _plan_extent(args: JanusProSFTConfig) -> dict[str, Any]:
@@ -151,17 +174,20 @@ def _find_or_prepare(
     args: JanusProSFTConfig,
     model: JanusProForConditionalGeneration,
     processor: JanusProProcessor,
+    *,
+    into: str = "_prepared",
 ) -> Path:
     """Return the folder of the prepared rows (token ids, labels and images) of a data source.
 
     If the source's `path` is not such a folder, all processes first prepare the source together, into
-    `<output_dir>/_prepared/<name>`.
+    `<output_dir>/<into>/<name>`.
 
     Args:
         source: Entry of `data.sources` in the recipe: `name`, `path`, `ratio`, and options of `janus_hf.data.prepare`.
         args: The run's configuration; its output folder, device and `max_length` are used.
         model: The model, whose image codec encodes the images to generate; the codec is moved to the run's device.
         processor: The model's processor.
+        into: Name of the folder of prepared sources in the output folder.
 
     Raises:
         ValueError: If a source that is already prepared has options, or a source cannot be prepared.
@@ -175,7 +201,7 @@ def _find_or_prepare(
             )
         return Path(source["path"])
     # The underscore keeps the data private, because `push_to_hub` leaves out names that begin with one.
-    folder = Path(args.output_dir) / "_prepared" / source["name"]
+    folder = Path(args.output_dir) / into / source["name"]
     model.model.vqmodel.to(args.device)
     prepare(source["path"], folder, model, processor, **{"max_length": args.max_length, **options})
     state = PartialState()

@@ -16,6 +16,23 @@ training:                   # the settings: fields of JanusProSFTConfig
   output_dir: runs/pictures
 ```
 
+`data.evaluation` and a section `evaluate` measure the model while it is trained:
+
+```yaml
+data:
+  sources: ...
+  evaluation:               # data of which the losses are logged, as sources, without or with a ratio
+    - {name: unseen, path: data/unseen}
+evaluate:                   # benchmarks of `janus-hf eval`, with its options
+  every: 500                # steps; by default every evaluation
+  benchmarks:
+    geneval: {limit: 100, images_per_prompt: 1}
+training:
+  eval_steps: 100
+  load_best_model_at_end: true
+  metric_for_best_model: geneval_overall
+```
+
 Overrides on the command line replace single values of the file:
 
 `janus-hf train recipe.yaml training.learning_rate=2e-5 data.sources.0.path=elsewhere`
@@ -25,7 +42,7 @@ import copy
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,38 +50,37 @@ import yaml
 
 from ..arguments import by_name, describe
 from .trainers.sft_config import JanusProSFTConfig
+from .validation.settings import check_evaluation
 
 
 _MODEL_KEYS = ("path", "revision", "dtype", "quantization", "attn_implementation", "processor")
-_DATA_KEYS = ("sources", "seed", "streaming")
+_DATA_KEYS = ("sources", "evaluation", "seed", "streaming")
+_SECTIONS = ("model", "data", "training")
+_OPTIONAL_SECTIONS = ("evaluate",)
 # Fields of the configuration of which a recipe may use only one value, or none, and the reason.
-_NO_EVALUATION = "a recipe has no data for evaluation; run `janus-hf eval` afterwards, or set sample_steps"
 _PLANNED = "the plan of the data is shuffled already, from data.seed, and another order would lose its ratios"
 _REFUSED = by_name(
     {
-        _NO_EVALUATION: (
-            "eval_strategy eval_steps eval_delay eval_on_start per_device_eval_batch_size do_eval bf16_full_eval "
-            "fp16_full_eval load_best_model_at_end metric_for_best_model greater_is_better"
-        ),
         _PLANNED: "train_sampling_strategy data_seed",
         "training.ratios follows from data.sources; give every source its ratio there": "ratios",
     }
 )
-_NEUTRAL = {"eval_strategy": "no", "train_sampling_strategy": "sequential"}
+_NEUTRAL = {"train_sampling_strategy": "sequential"}
 # Fields with the value "no", which YAML reads as False unless it is in quotation marks.
 _STRATEGIES = ("save_strategy", "logging_strategy", "eval_strategy", "include_num_input_tokens_seen")
 
 
 @dataclass
 class Recipe:
-    """The three sections of a recipe file (model, data and settings of a training run), with overrides applied.
+    """The sections of a recipe file (model, data and settings of a training run), with overrides applied.
 
     Args:
         model: Section `model`, with the key `path` and optionally `revision`, `dtype`, `quantization`,
             `attn_implementation` and `processor`.
-        data: Section `data`, with the key `sources` and optionally `seed` and `streaming`.
+        data: Section `data`, with the key `sources` and optionally `evaluation`, `seed` and `streaming`.
         training: Section `training`, with fields of `JanusProSFTConfig`.
         name: Name of the recipe, which is stated on the model card.
+        evaluate: Section `evaluate`, with the key `benchmarks` and optionally `every`; empty without benchmarks.
 
     Raises:
         ValueError: If a key is unknown, a required key is missing, or two sources have the same name.
@@ -74,6 +90,7 @@ class Recipe:
     data: dict[str, Any]
     training: dict[str, Any]
     name: str = "recipe"
+    evaluate: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # Fields of the configuration without `init` are computed by transformers and cannot be set.
@@ -82,6 +99,9 @@ class Recipe:
         _check_keys("data", self.data, _DATA_KEYS, required=("sources",))
         _check_keys("training", self.training, known, required=("stage", "output_dir"))
         self.training.update({name: "no" for name in _STRATEGIES if self.training.get(name) is False})
+        self.evaluate = {} if self.evaluate is None else self.evaluate
+        _check_keys("evaluate", self.evaluate, ("every", "benchmarks"), required=())
+        check_evaluation(self.data, self.evaluate, self.training)
         for name, reason in _REFUSED.items():
             value = self.training.get(name)
             if value not in (None, False, _NEUTRAL.get(name)):
@@ -116,7 +136,7 @@ class Recipe:
 
     def __repr__(self) -> str:
         """Return the recipe as text, without the Hub token."""
-        sections = (f"{name}={_hide_tokens(getattr(self, name))}" for name in ("model", "data", "training"))
+        sections = (f"{name}={_hide_tokens(getattr(self, name))}" for name in (*_SECTIONS, *_OPTIONAL_SECTIONS))
         return f"Recipe({', '.join(sections)}, name={self.name!r})"
 
     @property
@@ -129,8 +149,8 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, ove
     """Read a recipe, apply overrides to it, check it and return it.
 
     Args:
-        source: The recipe: its YAML file, a mapping with the sections `model`, `data` and `training` and optionally a
-            `name`, or a `Recipe`. Mappings and recipes are not changed.
+        source: The recipe: its YAML file, a mapping with the sections `model`, `data` and `training` and optionally
+            `evaluate` and a `name`, or a `Recipe`. Mappings and recipes are not changed.
         overrides: Changes of single values, each written `section.key=value` with the value in YAML. Entries of lists
             are addressed by their index (`data.sources.0.path=...`).
 
@@ -158,7 +178,7 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, ove
     # Overrides come before the checks, so that the checks apply to the values that are used.
     for override in overrides:
         _apply_override(content, override)
-    _check_keys("a recipe", content, ("model", "data", "training"), required=("model", "data", "training"))
+    _check_keys("a recipe", content, (*_SECTIONS, *_OPTIONAL_SECTIONS), required=_SECTIONS)
     return Recipe(**content, name=name)
 
 
@@ -223,6 +243,8 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         shown = path + equals + ("..." if value else "")  # without the value, which may be a token
         raise ValueError(f"An override must be section.key=value, got {shown!r}: write it in this form.")
     target: Any = content
+    if parents[0] in _OPTIONAL_SECTIONS and content.get(parents[0]) is None:
+        content[parents[0]] = {}
     try:
         for name in parents:
             target = target[int(name)] if isinstance(target, list) else target[name]

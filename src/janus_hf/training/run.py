@@ -17,6 +17,8 @@ from .stages import find_stage
 from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
 from .trainers.uploading import prepare_repository
+from .validation.benchmarks import Benchmark, MakeBenchmarks
+from .validation.settings import is_turned_off, set_metric
 
 
 # Type of functions that make the training data of a run; their arguments are those of `load_mixture`.
@@ -29,6 +31,7 @@ def build_trainer(
     recipe: Recipe,
     *,
     load_data: LoadData = load_mixture,
+    make_benchmarks: MakeBenchmarks | None = None,
     model: JanusProForConditionalGeneration | None = None,
     processor: JanusProProcessor | None = None,
 ) -> JanusProSFTTrainer:
@@ -37,32 +40,64 @@ def build_trainer(
     Args:
         recipe: The recipe, as `load_recipe` returns it.
         load_data: Function that makes the training data; the default reads the data sources of the recipe.
+        make_benchmarks: Function that makes the benchmarks of the recipe's section `evaluate`.
         model: Model to use instead of the one that the recipe names.
         processor: Processor to use instead of the one that the recipe names.
 
     Raises:
         ValueError: If a value of the recipe is out of range, or model, data and configuration do not fit together.
+        FileNotFoundError: If the data of a benchmark are missing.
     """
     # The configuration is made first, so that its errors come before anything large is loaded.
     args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})
     if args.push_to_hub and args.process_index == 0:
         prepare_repository(args)  # the trainer does so too, but after the model is loaded and the data are prepared
+    section, evaluate = recipe.data, recipe.evaluate
+    if is_turned_off(recipe.training):
+        section, evaluate = {**section, "evaluation": None}, {}
+    benchmarks = _make_benchmarks(evaluate, make_benchmarks)
     processor = processor or load_processor(recipe.model)
     model = model or _load_model(recipe.model, args)
     if model.config.image_token_id is None:
         model.config.image_token_id = processor.image_token_id
-    data = load_data(recipe.data, args, model, processor)
+    data = load_data(section, args, model, processor)
+    evaluates = bool(data.evaluation or benchmarks)
+    if section.get("evaluation") and not data.evaluation:
+        raise ValueError("`load_data` must return the data of data.evaluation, got none: add them to its result.")
+    set_metric(recipe.training, args, data.evaluation, benchmarks)
     facts = {"recipe": recipe.name, **data.facts}
     if recipe.model.get("revision"):
         facts["model_revision"] = recipe.model["revision"]
-    return JanusProSFTTrainer(
+    trainer = JanusProSFTTrainer(
         model,
         args,
         train_dataset=data.dataset,
+        # Without sources, an empty dict lets benchmarks alone be evaluated.
+        eval_dataset={name: source.rows for name, source in data.evaluation.items()} if evaluates else None,
         data_collator=data.collator,
         processing_class=processor,
         facts=facts,
     )
+    trainer.evaluation_ratios = {name: source.ratio for name, source in data.evaluation.items()}
+    trainer.add_benchmarks(benchmarks, every=evaluate.get("every"))
+    return trainer
+
+
+# Any: a section of a recipe.
+def _make_benchmarks(evaluate: Mapping[str, Any], make: MakeBenchmarks | None) -> Mapping[str, Benchmark]:
+    """Return the benchmarks of a recipe's section `evaluate`, by name.
+
+    Raises:
+        ValueError: If the section names benchmarks, and no function to make them was given.
+    """
+    if not evaluate:
+        return {}
+    if make is None:
+        raise ValueError(
+            "`make_benchmarks` must be given for a recipe with the section evaluate, got None: use the command "
+            "janus-hf train, or pass janus_hf_cli.benchmarks_in_training.make_benchmarks."
+        )
+    return make(evaluate["benchmarks"])
 
 
 def train(
@@ -70,6 +105,7 @@ def train(
     overrides: Sequence[str] = (),
     *,
     load_data: LoadData = load_mixture,
+    make_benchmarks: MakeBenchmarks | None = None,
     report: Callable[[str], object] = print,
 ) -> Path:
     """Run the training of a recipe to its last step, from the start or from a checkpoint, and save the model.
@@ -82,6 +118,8 @@ def train(
         recipe: The recipe: its YAML file, a mapping with the sections `model`, `data` and `training`, or a `Recipe`.
         overrides: Changes of single values of the recipe, each written `section.key=value`; see `load_recipe`.
         load_data: Function that makes the training data; the default reads the data sources of the recipe.
+        make_benchmarks: Function that makes the benchmarks of the recipe's section `evaluate`, such as
+            `janus_hf_cli.benchmarks_in_training.make_benchmarks`, which the command `janus-hf train` uses.
         report: Function that is called with messages for the user, on the main process only; the default prints them.
 
     Returns:
@@ -89,10 +127,10 @@ def train(
 
     Raises:
         ValueError: If the recipe is malformed, a value is out of range, or the checkpoint belongs to another run.
-        FileNotFoundError: If there is no such recipe file.
+        FileNotFoundError: If there is no such recipe file, or the data of a benchmark are missing.
         FloatingPointError: If a loss or the norm of the gradients is not finite.
     """
-    trainer = build_trainer(load_recipe(recipe, overrides), load_data=load_data)
+    trainer = build_trainer(load_recipe(recipe, overrides), load_data=load_data, make_benchmarks=make_benchmarks)
     args = trainer.args
     main = trainer.is_world_process_zero()
     if main:
@@ -140,7 +178,8 @@ def train(
     if main and saves:
         if args.push_to_hub:  # after the process group has ended, so that no rank waits for the upload
             trainer.finish_upload(trainer.start_upload("End of training"))
-        report(f"{args.output_dir}: {args.stage}, {trainer.state.global_step} steps")
+        best = "".join(f", {name}: {value}" for name, value in trainer.best_fact.items())
+        report(f"{args.output_dir}: {args.stage}, {trainer.state.global_step} steps{best}")
     return Path(args.output_dir)
 
 

@@ -18,6 +18,7 @@ from ...arguments import COMMON, check_values, checked
 from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
 from ...rewards.image_io import UNREADABLE, open_rgb
+from ..data_files import choose
 from ..downloads import find_data
 from ..generate_run import draw_run
 from ..journal import Journal
@@ -64,7 +65,8 @@ class DPGBench:
         quirks: Habits of the official script to follow; None follows all of them.
         seed: Seed of the whole run, from which the seed of each image is derived.
         batch_size: Number of images that each process generates at a time, or "auto".
-        limit: Use only this number of prompts, the first ones of the file. None uses all.
+        limit: Use only this number of prompts. None uses all.
+        sample_seed: Seed with which these prompts are chosen; None takes the first ones of the file.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
 
@@ -74,6 +76,7 @@ class DPGBench:
     seed: int = 0
     batch_size: BatchSize = 8
     limit: int | None = None
+    sample_seed: int | None = None
     drawing: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -86,6 +89,13 @@ class DPGBench:
         """Name of the main metric: "overall" for the official judge, otherwise "dpg[NAME OF THE JUDGE]"."""
         return "overall" if self.judge.name == OFFICIAL_JUDGE else f"dpg[{self.judge.name}]"
 
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics: those of `summarise` with the judge's name; see `Evaluator`."""
+        quirks = self.quirks or Quirks()
+        known = read_propositions(self.data, skip_first_row=quirks.skip_first_row)
+        rejected = [_all_rejected(item, known[item], quirks) for item in self._prompts() if item in known]
+        return list(_labelled(summarise(rejected), self.judge)[0])
+
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Generate four images per prompt, collect their 2x2 grids in `FOLDER/grids`, judge them and save the report.
 
@@ -95,7 +105,7 @@ class DPGBench:
             TypeError: If `folder` is None.
             ValueError: If the folder was made with other settings.
         """
-        prompts = dict(list(read_prompts(self.data).items())[: self.limit])
+        prompts = self._prompts()
         run = draw_run(
             pipe,
             self.name,
@@ -133,6 +143,10 @@ class DPGBench:
                 pass_mark=0.5,
             )
         return save_once(report, run.folder)
+
+    def _prompts(self) -> dict[str, str]:
+        """Return the prompts to use by their identifier (`item_id`)."""
+        return dict(choose(list(read_prompts(self.data).items()), self.limit, self.sample_seed))
 
 
 def make_dpg(name: str, data: str | os.PathLike[str] | None, **options: Any) -> DPGBench:
@@ -217,9 +231,7 @@ def evaluate_dpg(
         except ValueError as error:
             failures.append(f"{item}: {error}")
             if not quirks.drop_failed:
-                # Remove the parents, because the failure may be due to a parent that the judge was not asked about.
-                parentless = [replace(proposition, parents=()) for proposition in propositions]
-                zeros.append(score_prompt(item, parentless, [["no"] * len(parentless)] * 4, quirks))
+                zeros.append(_all_rejected(item, propositions, quirks))
     # If only some prompts are judged, grids of other prompts are not failures.
     if items is None:
         failures += [f"{name}: no prompt of this name" for name in sorted(found.keys() - known.keys())]
@@ -257,6 +269,13 @@ def _ask(judge: Judge, grid: Path | None, propositions: Sequence[Proposition]) -
     except ValueError as error:
         return error
     return answers
+
+
+def _all_rejected(item: str, propositions: Sequence[Proposition], quirks: Quirks) -> PromptScore:
+    """Return the score 0 of the prompt `item`, in which the judge rejects all propositions about all four images."""
+    # Remove the parents, because one may be missing among the propositions that the judge is asked about.
+    parentless = [replace(proposition, parents=()) for proposition in propositions]
+    return score_prompt(item, parentless, [["no"] * len(parentless)] * 4, quirks)
 
 
 def _open(path: Path) -> Image.Image:

@@ -23,7 +23,7 @@ from ...rewards.mask2former import Mask2FormerDetector
 from ...rewards.shapes_detector import ShapesDetector
 from ...shapes import TAGS as SHAPES_TAGS
 from ...shapes import make_drawing
-from ..data_files import check_keys, read_json_lines
+from ..data_files import check_keys, choose, read_json_lines
 from ..downloads import find_data
 from ..generate_run import draw_run, sample_path
 from ..paper import look_up
@@ -92,6 +92,10 @@ class GenEval:
         check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
 
     primary_metric = "overall"
+
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics: those of `summarise`; see `Evaluator`."""
+        return list(summarise([{"tag": item["tag"], "correct": False, "metadata": ""} for item in self.items]))
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Generate the images of all prompts, judge them, and save the report in the folder; see `Evaluator`.
@@ -282,6 +286,7 @@ def make_geneval(
     *,
     detector: Detector | str | None = None,
     limit: int | None = None,
+    sample_seed: int | None = None,
     prompts_per_tag: int | None = None,
     **options: Any,
 ) -> GenEval:
@@ -293,7 +298,8 @@ def make_geneval(
             "shapes", otherwise for the published prompts, which are downloaded.
         detector: A detector object; the name or folder of a Mask2Former model; "shapes" for the exact detector of
             coloured shapes; or None for a Mask2Former of the official detector's size.
-        limit: Use only this number of prompts, the first ones. None uses all.
+        limit: Use only this number of prompts. None uses all.
+        sample_seed: Seed with which these prompts are chosen; None takes the first ones, which are of one kind.
         prompts_per_tag: Number of random prompts about coloured shapes for each tag (kind of prompt); None is 100.
         options: Further arguments of `GenEval`.
 
@@ -303,14 +309,14 @@ def make_geneval(
     if detector == "shapes":
         if data is None:
             items = shapes_items(100 if prompts_per_tag is None else prompts_per_tag)
-            return GenEval(items[:limit], ShapesDetector(), name="shapes", **options)
+            return GenEval(choose(items, limit, sample_seed), ShapesDetector(), name="shapes", **options)
         # With data, use this detector for the prompts of the file.
         detector = ShapesDetector()
     if prompts_per_tag is not None:
         raise TypeError(
             f"`prompts_per_tag` must be None for prompts from a file, got {prompts_per_tag}: use `limit` instead."
         )
-    items = read_prompts(find_data(name, data))[:limit]
+    items = choose(read_prompts(find_data(name, data)), limit, sample_seed)
     if detector is None or isinstance(detector, str):
         detector = Mask2FormerDetector(*([detector] if detector else []), device=processes().device)
     return GenEval(items, detector, **options)

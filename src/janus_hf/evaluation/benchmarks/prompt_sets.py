@@ -14,6 +14,7 @@ from ...arguments import COMMON, check_values
 from ...files import write_atomically
 from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
+from ..data_files import choose
 from ..downloads import find_data
 from ..generate_run import draw_run, sample_path
 from ..report import Report, save_once
@@ -36,7 +37,8 @@ class PromptSet:
         data: Path of the user's copy of the benchmark's prompts.
         seed: Seed of the whole run, from which the seed of each image is derived.
         batch_size: Number of images that each process generates at a time, or "auto".
-        limit: Use only this number of prompts, the first ones. None uses all.
+        limit: Use only this number of prompts. None uses all.
+        sample_seed: Seed with which these prompts are chosen; None takes the first ones of the file.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
     """
 
@@ -45,12 +47,17 @@ class PromptSet:
     seed: int = 0
     batch_size: BatchSize = 8
     limit: int | None = None
+    sample_seed: int | None = None
     drawing: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
 
     primary_metric = "none"
+
+    def metric_names(self) -> list[str]:
+        """Return [], because the judge is external."""
+        return []
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Generate one image per prompt, and write the images where the official judge reads them; see `Evaluator`.
@@ -66,7 +73,7 @@ class PromptSet:
             items: list[dict[str, Any]] = [{"prompt": item.prompt} for item in read_geneval2(self.data)]
         else:
             items = [{"prompt": item.prompt, "prompt_id": item.prompt_id} for item in read_wise(self.data)]
-        items = items[: self.limit]
+        items = choose(items, self.limit, self.sample_seed)
         run = draw_run(
             pipe,
             self.name,

@@ -43,15 +43,18 @@ class ShapesWorld:
     """Evaluator of the shapes benchmark. It makes prompts and questions about coloured shapes, and needs no data.
 
     Args:
-        prompts_per_tag: Number of new prompts for each of the six tags (kinds of prompts).
+        prompts_per_tag: Number of new prompts for each of the six tags (kinds of prompts); 0 generates no images.
         images_per_prompt: Number of images per prompt, each with a seed of its own.
-        questions: Number of new questions; all kinds of questions are about equally frequent.
+        questions: Number of new questions; all kinds of questions are about equally frequent. 0 asks none.
         held_out: Also measure on held-out combinations of colour and shape, which training never showed, with the same
             numbers of prompts and questions.
         seed: Seed of the prompts, of the scenes that the questions are about, and of the generated images.
         batch_size: Number of images generated, or questions answered, at a time. "auto" generates as many as fit into
             the memory, and answers 64 questions.
         drawing: Arguments of the pipeline's call, such as `guidance_scale` and `temperature`.
+
+    Raises:
+        ValueError: If a number is out of range, or there are neither prompts nor questions.
     """
 
     prompts_per_tag: int = 100
@@ -66,7 +69,27 @@ class ShapesWorld:
         check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
 
     name = "shapes"
-    primary_metric = "overall"
+
+    def __post_init__(self) -> None:
+        if min(self.prompts_per_tag, self.questions) < 0 or self.prompts_per_tag == self.questions == 0:
+            raise ValueError(
+                "`prompts_per_tag` and `questions` must be 0 or more and not both 0, got "
+                f"{self.prompts_per_tag} and {self.questions}: choose larger numbers."
+            )
+
+    @property
+    def primary_metric(self) -> str:
+        """Name of the main metric: "overall" of the generated images, or of the answers if there are no images."""
+        return "overall" if self.prompts_per_tag else "answers: overall"
+
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics, of which a small number of questions leaves some out; see `Evaluator`."""
+        parts = (False, True) if self.held_out else (False,)
+        images, answers = (
+            [{**one, "correct": False} for part in parts for one in make(part)]
+            for make in (self._items, self._questions)
+        )
+        return list(_metrics(images, answers))
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None = None) -> Report:
         """Generate images, answer questions, judge both and return the report; see `Evaluator`.
@@ -110,7 +133,7 @@ class ShapesWorld:
         )
         if run is not None:
             save_once(report, run.folder)
-            if processes().is_main_process:
+            if image_rows and processes().is_main_process:
                 _save_sheet(run.folder, image_rows)
         return report
 
@@ -196,6 +219,8 @@ class ShapesWorld:
             pipe: Pipeline that generates the images.
             items: Prompts with their requirements and seeds, as `_items` returns them.
         """
+        if not items:
+            return []
         return pipe(
             [item["prompt"] for item in items],
             num_images_per_prompt=self.images_per_prompt,

@@ -15,6 +15,7 @@ from ...answering import answer
 from ...arguments import COMMON, PATH, check_values, checked
 from ...files import hash_file, write_atomically
 from ...protocols import ImagePipeline
+from ..data_files import choose
 from ..downloads import find_data
 from ..journal import Journal
 from ..paper import look_up
@@ -38,7 +39,9 @@ class Understanding:
         data: Path of the benchmark's data, as for `read_questions`.
         images: Folder that image paths in the data are relative to. None is the folder of the data file.
         batch_size: Number of questions that each process asks at a time.
-        limit: Ask only this number of questions, the first ones of the file. None asks all.
+        limit: Ask only this number of questions. None asks all.
+        sample_seed: Seed with which these questions are chosen; None takes the first ones of the file. MME's two
+            questions about an image stay together.
         max_new_tokens: Upper bound on the number of tokens of an answer. None stands for the authors' value, 2048.
     """
 
@@ -47,6 +50,7 @@ class Understanding:
     images: str | os.PathLike[str] | None = None
     batch_size: int = 8
     limit: int | None = None
+    sample_seed: int | None = None
     max_new_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +60,12 @@ class Understanding:
     def primary_metric(self) -> str:
         """Name of the metric that the papers report for the benchmark."""
         return primary_metric(self.name)
+
+    def metric_names(self) -> list[str]:
+        """Return the names of the metrics, which are none for MM-Vet; see `Evaluator`."""
+        questions = _choose(self.name, self.data, self.images, self.limit, self.sample_seed)
+        # The names depend on the questions and not on the answers.
+        return list(judge_answers(self.name, questions, {question.index: "no" for question in questions})[0])
 
     def __call__(self, pipe: ImagePipeline, folder: str | os.PathLike[str] | None) -> Report:
         """Ask the questions, score the answers and save the report; see `Evaluator` and `run_understanding`."""
@@ -67,6 +77,7 @@ class Understanding:
             folder=folder,
             batch_size=self.batch_size,
             limit=self.limit,
+            sample_seed=self.sample_seed,
             max_new_tokens=MAX_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens,
         )
         return report if folder is None else save_once(report, folder)
@@ -93,6 +104,7 @@ def run_understanding(
     folder: str | os.PathLike[str] | None = None,
     batch_size: int = 8,
     limit: int | None = None,
+    sample_seed: int | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Report:
     """Ask a model the questions of a benchmark, score its answers and return the report.
@@ -107,7 +119,8 @@ def run_understanding(
         folder: Folder in which answers are kept as they come, and in which a run that was stopped continues. None
             keeps nothing on disk. MM-Vet needs a folder, because its official evaluator reads `mmvet.json` there.
         batch_size: Number of questions that each process asks at a time. The answers do not depend on it.
-        limit: Ask only this number of questions, the first ones of the file. None asks all.
+        limit: Ask only this number of questions. None asks all.
+        sample_seed: Seed with which these questions are chosen; None takes the first ones of the file.
         max_new_tokens: Upper bound on the number of tokens of an answer; the default is the authors'. A smaller value
             makes runaway answers cheaper, which strict scoring counts as wrong in any case.
 
@@ -129,7 +142,7 @@ def run_understanding(
         raise ValueError(
             "`folder` must be a path for MM-Vet, got None: its official evaluator reads the answers from there."
         )
-    questions = read_questions(benchmark, data, images=images)[:limit]
+    questions = _choose(benchmark, data, images, limit, sample_seed)
     files = data_files(benchmark, data)
     # Record hashes of the content, because another release of a benchmark may have the same file name.
     settings = run_settings(
@@ -141,6 +154,8 @@ def run_understanding(
         limit=limit,
         max_new_tokens=max_new_tokens,
         prompts="authors",
+        # Left out without a value, so that runs of earlier versions can be continued.
+        **({} if sample_seed is None else {"sample_seed": sample_seed}),
     )
     opened = open_run(folder, settings) if folder is not None else None
     with progress_bar_of(pipe) as shown:
@@ -164,7 +179,7 @@ def run_understanding(
         benchmark,
         metrics,
         primary_metric(benchmark, metrics),
-        _protocol(benchmark, rows, limit),
+        _protocol(benchmark, rows, limit, sample_seed),
         settings | {"environments": environments(opened)},
         rows,
         [f"{question.index}: {problems[question.index]}" for question in questions if question.index in problems],
@@ -220,18 +235,35 @@ def _ask(
         return [one for question in batch for one in _ask(pipe, benchmark, [question], max_new_tokens)]
 
 
-def _protocol(benchmark: str, rows: Sequence[Mapping[str, Any]], limit: int | None) -> str:
+def _choose(
+    benchmark: str,
+    data: str | os.PathLike[str],
+    images: str | os.PathLike[str] | None,
+    limit: int | None,
+    sample_seed: int | None,
+) -> list[Question]:
+    """Return the questions of a benchmark that a run asks; the arguments are those of `run_understanding`."""
+    questions = read_questions(benchmark, data, images=images)
+    if benchmark != "mme":
+        return choose(questions, limit, sample_seed)
+    # Accuracy+ needs both questions about an image.
+    return choose(questions, limit, sample_seed, group_of=lambda one: (one.categories, one.picture_name))
+
+
+def _protocol(benchmark: str, rows: Sequence[Mapping[str, Any]], limit: int | None, sample_seed: int | None) -> str:
     """Return the sentences of the report that say how the scores were measured.
 
     Args:
         benchmark: Name of the benchmark.
         rows: Rows of the report; MME's tasks without a row are named.
         limit: Number of questions that the run was limited to; None if it asked all.
+        sample_seed: Seed with which these questions were chosen; None if they are the first ones.
     """
     text = f"{look_up(benchmark).protocol} This run: the authors' prompts, greedy"
     text += "." if benchmark == "mmvet" else ", answers parsed strictly."
     if limit is not None:
-        text += f" Only the first {limit} questions."
+        text += f" Only the first {limit} questions." if sample_seed is None else ""
+        text += f" Only {limit} questions, chosen with seed {sample_seed}." if sample_seed is not None else ""
     if benchmark == "mme" and (missing := missing_tasks(rows)):
         text += f" The sums lack {', '.join(missing)}."
     return text

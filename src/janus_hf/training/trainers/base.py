@@ -31,7 +31,7 @@ from ...processing import JanusProProcessor
 from ..batches import Collator, TrainingRows, with_dummy_picture
 from ..callbacks import SampleCallback
 from ..metrics import LossRecord
-from ..recording import FACTS_FILE, check_same_run, read_state, training_card, write_card
+from ..recording import FACTS_FILE, check_same_run, training_card, write_card
 from ..stages import (
     apply_stage,
     base_model,
@@ -42,6 +42,7 @@ from ..stages import (
     trainable_table,
     trains_understanding,
 )
+from ..validation.evaluating import EvaluatingTrainer
 from .guards import (
     check_arguments,
     check_card_arguments,
@@ -51,7 +52,6 @@ from .guards import (
     root_unit_text_head,
     sum_gradients_in_float32,
 )
-from .repeatable import RepeatableTrainer
 from .sft_config import JanusProSFTConfig
 
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-class JanusProTrainerMixin(RepeatableTrainer):
+class JanusProTrainerMixin(EvaluatingTrainer):
     """Base class of the trainers of Janus-Pro; it does everything but compute the loss.
 
     It freezes parameters and adds LoRA adapters as the training stage requires, saves and resumes checkpoints, shards
@@ -240,14 +240,12 @@ class JanusProTrainerMixin(RepeatableTrainer):
         Every process must call this method, because the losses are summed over all processes.
 
         Args:
-            logs: Names and values to log. If a name begins with `eval_`, the mean losses of the evaluation are added
-                under names with this prefix, otherwise those of the training.
+            logs: Names and values to log. Those of an evaluation contain its losses already.
             start_time: See `transformers.Trainer.log`.
         """
-        prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
-        values = self.loss_record.reduce(self.accelerator, training=not prefix)
+        values = {} if self.is_evaluating else self.loss_record.reduce(self.accelerator, training=True)
         # TRL's `log` is skipped, because it averages metrics that only TRL's own loss collects.
-        Trainer.log(self, {**logs, **{f"{prefix}{key}": value for key, value in values.items()}}, start_time)
+        Trainer.log(self, {**logs, **values}, start_time)
 
     # Sharding
 
@@ -298,20 +296,6 @@ class JanusProTrainerMixin(RepeatableTrainer):
         if writes:
             (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2, default=str) + "\n", encoding="utf-8")
 
-    def restore(self, checkpoint: str) -> None:
-        """Load the weights and the trainer's state (number of steps, log history) of a checkpoint, without training.
-
-        The model must not be sharded.
-
-        Args:
-            checkpoint: Folder of a checkpoint of this run.
-
-        Raises:
-            ValueError: If the checkpoint's run has another training stage or another order of the data.
-        """
-        self._load_from_checkpoint(checkpoint)
-        self.state = read_state(checkpoint)
-
     # `Trainer.train` calls this method to resume. No public argument or callback of it replaces the loading.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights of a checkpoint in the file layout of deepseek-ai/Janus ("original") or of transformers.
@@ -359,7 +343,7 @@ class JanusProTrainerMixin(RepeatableTrainer):
         return training_card(
             model_card(self.base_model, self.hub_model_id or "<this repository>"),
             self.args,
-            self.facts,
+            {**self.facts, **self.best_fact},
             steps=self.state.global_step,
             table=self.trainable_table,
             tags=self._tag_names,

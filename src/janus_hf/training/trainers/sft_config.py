@@ -11,6 +11,7 @@ import torch
 from trl import SFTConfig
 
 from ..stages import find_stage
+from ..validation.benchmarks import is_loss
 from .option_tables import SFT_FIXED, changed, check_fixed, check_kinds
 from .run_arguments import RunArguments
 
@@ -126,6 +127,9 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         self._check_effects()
         self._check_ranges()
         self._check_lora(stage.lora)
+        # transformers knows losses by the end of their name only, which `loss_drawing` does not have.
+        if is_loss(self.metric_for_best_model or "") and not changed(self, "greater_is_better"):
+            self.greater_is_better = False
         super().__post_init__()
         self._check_processes()
         if self.wants_fsdp:

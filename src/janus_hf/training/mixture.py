@@ -31,7 +31,7 @@ class TrainingData:
     Args:
         dataset: The packs (rows of the training batches, each with several tokenized examples), either map-style (with
             `__len__` and `__getitem__`) or a `datasets.IterableDataset`.
-        collator: Function from a list of packs to a batch with the keys that `JanusProTrainerMixin` describes.
+        collator: Function from a list of packs to a batch with the keys that `JanusProTrainer` describes.
         facts: Entries for the checkpoints and the model card, such as `plan_hash`, a hash of the order of the data.
     """
 

@@ -10,9 +10,10 @@ from accelerate.utils import broadcast_object_list
 
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
+from .distributed.processes import together
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
-from .recording import check_same_run, is_same_run, newest_checkpoint, read_state
+from .recording import is_same_run, newest_checkpoint, read_state
 from .stages import find_stage
 from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
@@ -45,8 +46,8 @@ def build_trainer(
     """
     # The configuration is made first, so that its errors come before anything large is loaded.
     args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})
-    if args.push_to_hub and args.process_index == 0:
-        prepare_repository(args)  # the trainer does so too, but after the model is loaded and the data are prepared
+    if args.push_to_hub:  # the trainer does so too, but after the model is loaded and the data are prepared
+        together(lambda: prepare_repository(args) if args.process_index == 0 else None)
     processor = processor or load_processor(recipe.model)
     model = model or _load_model(recipe.model, args)
     if model.config.image_token_id is None:
@@ -115,13 +116,12 @@ def train(
         )
     if previous is None or not finished:
         trainer.train(resume_from_checkpoint=checkpoint or False)
-    elif args.sharded:
-        # Only `Trainer.train` can load a sharded model, so the model of a finished run is not loaded, and nothing is
-        # saved below.
-        check_same_run(previous, trainer.facts)
+    elif done and args.sharded:
+        # The whole model is saved already. It is not loaded, because that would gather and shard it again.
+        trainer.check_checkpoint(previous)
     else:
         trainer.restore(previous)
-    saves = not (finished and args.sharded)
+    saves = not (finished and done and args.sharded)
     if main and finished:
         report(
             f"{previous} is the last of this run and holds the trained model: nothing is left to do. To train "

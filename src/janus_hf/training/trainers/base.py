@@ -21,6 +21,7 @@ import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from torch import nn
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from ...files import open_to_others
 from ...hub.cards import model_card, read_card
@@ -28,23 +29,22 @@ from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
 from ..batches import Collator, TrainingRows, with_dummy_picture
 from ..callbacks import SampleCallback
+from ..distributed.sharding_trainer import ShardingTrainer
+from ..distributed.zero import all_in_float32
 from ..metrics import LossRecord
 from ..recording import FACTS_FILE, check_same_run, read_state, training_card, write_card
-from ..stages import base_model, frozen_parts, hold_still, trainable_table, trains_understanding
+from ..stages import frozen_parts, hold_still, trainable_table, trains_understanding
 from .adapters import offload_activations, set_up_stage
 from .guards import (
     check_arguments,
     check_card_arguments,
     check_processes,
     keep_trained_in_float32,
-    root_unit_text_head,
-    sum_gradients_in_float32,
 )
-from .repeatable import RepeatableTrainer
 from .sft_config import JanusProSFTConfig
 
 
-class JanusProTrainer(RepeatableTrainer):
+class JanusProTrainer(ShardingTrainer):
     """Base class of the trainers of Janus-Pro; it does everything but compute the loss.
 
     It freezes parameters and adds LoRA adapters as the training stage requires, saves and resumes checkpoints, shards
@@ -98,6 +98,8 @@ class JanusProTrainer(RepeatableTrainer):
         if isinstance(train_dataset, torch.utils.data.IterableDataset):
             # Otherwise accelerate concatenates the batches of all processes, whose lengths differ, on the first one.
             args.accelerator_config.dispatch_batches = False
+        if args.deepspeed_plugin is not None:
+            all_in_float32(model)
         super().__init__(
             model=set_up_stage(model, args, revision=revision),
             args=args,
@@ -117,19 +119,13 @@ class JanusProTrainer(RepeatableTrainer):
         # Sharded ranks gather the weights of a part together, trained or not, so no rank may skip the vision tower.
         self._needs_images = trains_understanding(model) or args.sharded
         check_processes(self.accelerator, args, is_fsdp_enabled=self.is_fsdp_enabled)
-        if self.is_fsdp_enabled:
-            sum_gradients_in_float32(self.accelerator.state.fsdp_plugin)
+        self.keep_sums_in_float32()
         if not self.model_accepts_loss_kwargs:
             raise ValueError(
                 "Sequence parallelism must be off: it counts labels itself and cannot split packed documents."
             )
         self.trainable_table = trainable_table(self.model)
         self._add_samples()
-
-    @property
-    def base_model(self) -> JanusProForConditionalGeneration:
-        """The Janus-Pro model that is trained, without PEFT's wrapper."""
-        return base_model(self.model)
 
     def forget_losses(self) -> None:
         """Reset the losses that the trainer has added up since the last log."""
@@ -235,17 +231,6 @@ class JanusProTrainer(RepeatableTrainer):
         values = self.loss_record.reduce(self.accelerator, training=not prefix)
         super().log({**logs, **{f"{prefix}{key}": value for key, value in values.items()}}, start_time)
 
-    # Sharding
-
-    # The public callback `on_train_begin` runs too late: the model is sharded already.
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Wrap and shard the model as transformers does, but let FSDP2 shard the text head with the root module.
-
-        The arguments and the result are those of the method of `transformers.Trainer`.
-        """
-        with root_unit_text_head(self.base_model):
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-
     # Saving and resuming
 
     # The public `save_model` gathers a sharded model's weights and calls this method with them.
@@ -271,16 +256,21 @@ class JanusProTrainer(RepeatableTrainer):
             self.model.save_pretrained(folder, state_dict=state_dict, is_main_process=writes, layout=layout)
             if writes:
                 self.processing_class.save_pretrained(folder)
-                torch.save(self.args, folder / "training_args.bin")  # transformers compares it when resuming
         if writes:
             # PEFT's own card names a local base model by its folder, and the Hub refuses such a card.
             write_card(folder, self.generated_card(), found)
-            (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2, default=str) + "\n", encoding="utf-8")
+            self.write_facts(folder)
+
+    def write_facts(self, folder: Path) -> None:
+        """Write the facts about the run and its configuration into a folder, which is created."""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2, default=str) + "\n", encoding="utf-8")
 
     def restore(self, checkpoint: str) -> None:
         """Load the weights and the trainer's state (number of steps, log history) of a checkpoint, without training.
 
-        The model must not be sharded.
+        Every process must call this method.
 
         Args:
             checkpoint: Folder of a checkpoint of this run.
@@ -289,8 +279,8 @@ class JanusProTrainer(RepeatableTrainer):
             ValueError: If the checkpoint's run has another training stage or another order of the data.
         """
         self.check_checkpoint(checkpoint)
-        self._load_from_checkpoint(checkpoint)  # no public method loads weights without training
         self.state = read_state(checkpoint)
+        self.load_weights(checkpoint)
 
     def check_checkpoint(self, checkpoint: str) -> None:
         """Raise a ValueError if a checkpoint's run has another training stage or another order of the data.

@@ -174,7 +174,8 @@ def _load_model(section: Mapping[str, Any], args: JanusProSFTConfig) -> JanusPro
 
     Args:
         section: The recipe's section `model`; see `Recipe`.
-        args: The run's configuration. The dtype "auto" means bfloat16 in LoRA stages with `bf16`, else float32.
+        args: The run's configuration. The dtype "auto" means bfloat16 in LoRA stages with `bf16` and without
+            DeepSpeed, else float32.
 
     Raises:
         ValueError: If the quantisation is neither "4bit" nor "8bit", or the stage has no LoRA adapters, because
@@ -202,7 +203,8 @@ def _load_model(section: Mapping[str, Any], args: JanusProSFTConfig) -> JanusPro
         )
     dtype = section.get("dtype") or "auto"
     if dtype == "auto":
-        dtype = "bfloat16" if args.bf16 and lora else "float32"
+        # DeepSpeed holds all weights in float32; see `keep_float32`.
+        dtype = "bfloat16" if args.bf16 and lora and args.deepspeed_plugin is None else "float32"
     return JanusProForConditionalGeneration.from_pretrained(section["path"], dtype=dtype, **kwargs)
 
 

@@ -134,9 +134,7 @@ def train(
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         trainer.create_model_card()
-    # If one rank leaves the process group early, the others can hang when they leave.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    trainer.end_processes()
     if main and saves:
         if args.push_to_hub:  # after the process group has ended, so that no rank waits for the upload
             trainer.finish_upload(trainer.start_upload("End of training"))

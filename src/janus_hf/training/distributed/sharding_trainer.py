@@ -1,5 +1,6 @@
 """`ShardingTrainer`, the base class of trainers whose weights and sums are sharded by FSDP2 or by DeepSpeed's ZeRO."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,18 @@ class ShardingTrainer(RepeatableTrainer):
         if self.is_fsdp_enabled:
             return "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)
         return self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
+
+    def end_processes(self) -> None:
+        """Wait for all processes and leave the process group, after which the trainer neither trains nor saves.
+
+        A process that leaves early would hang the others. And if DDP is the last that holds the group, torch 2.13
+        destroys the group while it holds Python's global lock, for which a thread of the group may wait forever.
+        """
+        self.accelerator.wait_for_everyone()
+        self.model_wrapped = self.model
+        self.accelerator.free_memory()
+        gc.collect()  # DDP refers to itself
+        self.accelerator.end_training()
 
     def write_facts(self, folder: Path) -> None:
         """Write what `check_checkpoint` reads into a folder. This method does nothing; subclasses override it."""

@@ -17,8 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import toy
 import torch
+import toy
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
@@ -312,7 +312,7 @@ STAND_INS = {
     "scancel": 'echo "scancel $*" >> "$LOG"; kill -USR1 $(cat "$LOG.node")',
     # srun with one node: it runs the command after its own options.
     "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 "$@" & echo $! > "$LOG.node"; wait $!; wait $!',
-    # The launcher starts one process that ends with 75 after SIGTERM, as `janus-hf train` does, and itself ends with 1.
+    # The launcher starts a process that ends with 75 after SIGTERM, as `janus-hf train` does, and itself ends with 1.
     "accelerate": """
 echo "accelerate $*" >> "$LOG"
 python3 -c '

@@ -65,12 +65,10 @@ class ShapesWorld:
     batch_size: BatchSize = 64
     drawing: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
-
     name = "shapes"
 
     def __post_init__(self) -> None:
+        check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
         if min(self.prompts_per_tag, self.questions) < 0 or self.prompts_per_tag == self.questions == 0:
             raise ValueError(
                 "`prompts_per_tag` and `questions` must be 0 or more and not both 0, got "

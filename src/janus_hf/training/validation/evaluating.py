@@ -20,14 +20,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from ...data import JanusProCollator
 from ...data.documents import IGNORE
-from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
 from ..batches import Collator, MapStyleDataset, TrainingRows
 from ..callbacks import sampling_mode, undisturbed
+from ..distributed.sharding_trainer import ShardingTrainer
 from ..metrics import LossRecord, mean_losses
 from ..recording import read_state
-from ..trainers.repeatable import RepeatableTrainer
-from ..trainers.sft_config import JanusProSFTConfig
 from .benchmarks import Benchmark, without_prefix
 
 
@@ -38,10 +36,9 @@ logger = logging.getLogger(__name__)
 EVALUATIONS = "_evaluations"
 
 
-class EvaluatingTrainer(RepeatableTrainer):
+class EvaluatingTrainer(ShardingTrainer):
     """A trainer that evaluates its model without disturbing the training; see `evaluate`."""
 
-    args: JanusProSFTConfig
     processing_class: JanusProProcessor
     control: TrainerControl
     data_collator: Collator
@@ -53,11 +50,6 @@ class EvaluatingTrainer(RepeatableTrainer):
     benchmark_steps: int | None = None
     # True while an evaluation runs, whose losses must not be taken for those of the training.
     is_evaluating = False
-
-    @property
-    def base_model(self) -> JanusProForConditionalGeneration:
-        """The Janus-Pro model that is trained, without PEFT's wrapper."""
-        raise NotImplementedError
 
     def add_benchmarks(self, benchmarks: Mapping[str, Benchmark], *, every: int | None = None) -> None:
         """Run benchmarks in evaluations; a trainer without evaluation data then needs `eval_dataset={}`.
@@ -244,7 +236,7 @@ class EvaluatingTrainer(RepeatableTrainer):
     def restore(self, checkpoint: str) -> None:
         """Load the weights and the trainer's state (number of steps, log history) of a finished run, without training.
 
-        With `load_best_model_at_end` the weights are those of the best checkpoint. The model must not be sharded.
+        With `load_best_model_at_end` the weights are those of the best checkpoint. Every process must call this.
 
         Args:
             checkpoint: Folder of the last checkpoint of this run, or the run's output folder.
@@ -252,16 +244,19 @@ class EvaluatingTrainer(RepeatableTrainer):
         Raises:
             ValueError: If the checkpoint's run has another training stage or another order of the data.
         """
-        self._load_from_checkpoint(checkpoint)
+        self.check_checkpoint(checkpoint)
         self.state = read_state(checkpoint)
-        if not self.best_fact or Path(checkpoint).samefile(self.args.output_dir):  # there the best one is saved
-            return
-        best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
-        if best.is_dir():
-            self.state.best_model_checkpoint = str(best)
-            self._load_best_model()
-        else:
-            logger.warning("The best checkpoint, %s, is gone: the model is that of %s.", best, checkpoint)
+        weights = checkpoint
+        if self.best_fact and not Path(checkpoint).samefile(self.args.output_dir):  # there the best one is saved
+            best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+            if best.is_dir():
+                weights = self.state.best_model_checkpoint = str(best)
+            else:
+                logger.warning("The best checkpoint, %s, is gone: the model is that of %s.", best, checkpoint)
+        self.load_weights(weights)
+
+    def check_checkpoint(self, checkpoint: str) -> None:
+        """Raise if a checkpoint is not of this run. This method does nothing; subclasses override it."""
 
 
 class _Filled:

@@ -24,6 +24,7 @@ constexpr int kWidth = Vector::size();
 constexpr int kBlock = 2 * kWidth;
 // Bytes to prefetch ahead; without this, processors prefetch only to the end of a memory page.
 constexpr int kAhead = 8192;
+constexpr uintptr_t kPage = 4096;  // bytes of a memory page, if it is not a large one
 
 typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t Pairs __attribute__((vector_size(4 * kWidth)));
@@ -106,6 +107,7 @@ static void add_tile(const float* __restrict x, int64_t inputs, const Weight* __
 //
 // One instruction multiplies two neighbouring inputs with their weights and adds both products to a float32 sum.
 // The part of a block therefore holds, for each pair of inputs in turn, the two weights of each output.
+// Nothing is prefetched: the processors that have the instruction read ahead better by themselves.
 template <int rows, bool prefetch, typename Weight>
 static void add_tile(const c10::BFloat16* __restrict x, int64_t inputs, const Weight* __restrict w, int depth,
                      float* __restrict y, int64_t outputs) {
@@ -118,10 +120,6 @@ static void add_tile(const c10::BFloat16* __restrict x, int64_t inputs, const We
   for (int k = 0; k < depth; k += 2, w += 2 * kBlock) {
     const __m512bh low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
     const __m512bh high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + kBlock));
-    if (prefetch) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
-      __builtin_prefetch(reinterpret_cast<const char*>(w + kBlock) + kAhead);
-    }
     for_each_row([&](auto row) {
       int32_t pair;
       std::memcpy(&pair, x + row * inputs + k, sizeof(pair));
@@ -193,6 +191,18 @@ struct Scratch {
   std::vector<float> query, weights;
 };
 
+// Prefetch the start of the memory page after this one, if the `width` entries of one position start a page.
+//
+// Processors read ahead by themselves, but only to the end of a page. Prefetching everything takes longer. The function
+// is always inlined, because GCC 12 otherwise deletes calls of a function that does nothing but prefetch.
+template <typename Number>
+__attribute__((always_inline)) static inline void prefetch_next_page(const Number* entries, int64_t width) {
+  if (reinterpret_cast<uintptr_t>(entries) % kPage < width * sizeof(Number)) {
+    __builtin_prefetch(reinterpret_cast<const char*>(entries) + kPage);
+    __builtin_prefetch(reinterpret_cast<const char*>(entries) + kPage + 64);
+  }
+}
+
 // Return the score of one position: the dot product of query and key.
 template <typename Number>
 static inline float dot(const float* query, const Number* key, int64_t width) {
@@ -200,7 +210,6 @@ static inline float dot(const float* query, const Number* key, int64_t width) {
   for (int64_t d = 0; d < width; d += kBlock) {
     Vector low, high;
     load(key + d, low, high);
-    __builtin_prefetch(reinterpret_cast<const char*>(key + d) + kAhead);
     low_sum = at::vec::fmadd(Vector::loadu(query + d), low, low_sum);
     high_sum = at::vec::fmadd(Vector::loadu(query + d + kWidth), high, high_sum);
   }
@@ -216,11 +225,11 @@ static void add_values(const float* weights, const Number* values, int64_t first
   for_each_block([&](auto block) { sums[block][0] = sums[block][1] = Vector(0); });
   for (int64_t position = first; position < last; ++position) {
     const Vector weight(weights[position]);
+    prefetch_next_page(values + position * width, width);
     for_each_block([&](auto block) {
       const Number* value = values + position * width + block * kBlock;
       Vector low, high;
       load(value, low, high);
-      __builtin_prefetch(reinterpret_cast<const char*>(value) + kAhead);
       sums[block][0] = at::vec::fmadd(weight, low, Vector(sums[block][0]));
       sums[block][1] = at::vec::fmadd(weight, high, Vector(sums[block][1]));
     });
@@ -256,6 +265,7 @@ static void attend_to_head(const float* query, const Number* keys, const Number*
   const float hidden = -std::numeric_limits<float>::infinity();
   float largest = hidden;
   for (int64_t position = first; position < last; ++position) {
+    prefetch_next_page(keys + position * width, width);
     weights[position] = visible[position] ? dot(arranged, keys + position * width, width) : hidden;
     largest = std::max(largest, weights[position]);
   }
@@ -340,7 +350,6 @@ extern "C" int block_size() { return kBlock; }
 // pages of 2 MB). It may refuse; then nothing changes. Reading weights once in order is up to twice as fast in them.
 extern "C" void ask_for_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
-  constexpr uintptr_t kPage = 4096;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);

@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 using at::vec::Vectorized;
@@ -103,11 +104,46 @@ static void add_tile(const float* __restrict x, int64_t inputs, const Weight* __
 }
 
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
-// Add `depth` products of bfloat16 inputs and weights; both numbers `depth` and `inputs` are even.
+// Load the weights of a pair of inputs and one block of outputs.
+static inline void load_pairs(const c10::BFloat16* w, __m512bh& low, __m512bh& high) {
+  low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
+  high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + kBlock));
+}
+
+#if defined(__AVX512VBMI__)
+// The bytes of the bfloat16 numbers m + 0.5 for m from 0 to 127, which are exact.
+struct Halves {
+  alignas(64) uint8_t low[128], high[128];
+  Halves() {
+    for (int m = 0; m < 128; ++m) {
+      const uint16_t bits = c10::BFloat16(m + 0.5f).x;
+      low[m] = bits & 0xff;
+      high[m] = bits >> 8;
+    }
+  }
+};
+static const Halves kHalves;
+
+// Load int8 weights w as w + 0.5. Signs of these numbers are symmetric, so a byte in memory consists of a sign and m:
+// w itself if w >= 0, and else ~w with the sign bit. Two table look-ups replace three conversions.
+static inline void load_pairs(const int8_t* w, __m512bh& low, __m512bh& high) {
+  const __m512i codes = _mm512_loadu_si512(w);
+  const auto look_up = [&](const uint8_t* table) {  // by the lower seven bits of the code
+    return _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
+  };
+  const __m512i low_bytes = look_up(kHalves.low);
+  const __m512i high_bytes = _mm512_or_si512(look_up(kHalves.high), _mm512_and_si512(codes, _mm512_set1_epi8(-128)));
+  low = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi8(low_bytes, high_bytes));
+  high = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi8(low_bytes, high_bytes));
+}
+#endif
+
+// Add `depth` products of bfloat16 inputs and weights in bfloat16 or int8; both numbers `depth` and `inputs` are even.
 //
 // One instruction multiplies two neighbouring inputs with their weights and adds both products to a float32 sum.
 // The part of a block therefore holds, for each pair of inputs in turn, the two weights of each output.
-// Nothing is prefetched: the processors that have the instruction read ahead better by themselves.
+// bfloat16 weights are not prefetched, because the processor reads ahead better by itself. int8 weights are, because
+// unpacking them takes so long that it does not.
 template <int rows, bool prefetch, typename Weight>
 static void add_tile(const c10::BFloat16* __restrict x, int64_t inputs, const Weight* __restrict w, int depth,
                      float* __restrict y, int64_t outputs) {
@@ -118,8 +154,11 @@ static void add_tile(const c10::BFloat16* __restrict x, int64_t inputs, const We
     sums[row][1] = _mm512_loadu_ps(y + row * outputs + kWidth);
   });
   for (int k = 0; k < depth; k += 2, w += 2 * kBlock) {
-    const __m512bh low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
-    const __m512bh high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + kBlock));
+    __m512bh low, high;
+    load_pairs(w, low, high);
+    if (prefetch && sizeof(Weight) == 1) {
+      __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
+    }
     for_each_row([&](auto row) {
       int32_t pair;
       std::memcpy(&pair, x + row * inputs + k, sizeof(pair));
@@ -148,11 +187,26 @@ static inline void add_rows(int count, const Input* x, int64_t inputs, const Wei
   }
 }
 
-// Compute one block of outputs for all rows of the input.
+// Return where the sums of a row start: at 0, or where weights are loaded as w + 0.5, at what that adds too much.
 template <typename Input, typename Weight>
-static void compute_block(const Input* x, int64_t rows, int64_t inputs, const Weight* w, float* y, int64_t outputs) {
+static inline float start_of_sums(const Input* x, int64_t inputs) {
+  if (std::is_same_v<Input, float> || !std::is_same_v<Weight, int8_t>) {
+    return 0.0f;
+  }
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t k = 0; k < inputs; ++k) {
+    sum += static_cast<float>(x[k]);
+  }
+  return -0.5f * sum;
+}
+
+// Compute one block of outputs for all rows of the input, whose sums start at `starts`.
+template <typename Input, typename Weight>
+static void compute_block(const Input* x, const float* starts, int64_t rows, int64_t inputs, const Weight* w, float* y,
+                          int64_t outputs) {
   for (int64_t row = 0; row < rows; ++row) {
-    std::fill_n(y + row * outputs, kBlock, 0.0f);
+    std::fill_n(y + row * outputs, kBlock, starts[row]);
   }
   // Tiles have almost equal numbers of rows, because a small tile has too few sums to fill the processor's pipeline.
   const int64_t tiles = (rows + kRows - 1) / kRows;
@@ -172,11 +226,15 @@ static void compute_block(const Input* x, int64_t rows, int64_t inputs, const We
 template <typename Input, typename Weight>
 static void linear(const Input* x, const Weight* w, float* y, int64_t rows, int64_t inputs, int64_t outputs,
                    int threads) {
+  std::vector<float> starts(rows);
+  for (int64_t row = 0; row < rows; ++row) {
+    starts[row] = start_of_sums<Input, Weight>(x + row * inputs, inputs);
+  }
 #pragma omp parallel num_threads(threads)
   {
     const int64_t blocks = outputs / kBlock, thread = omp_get_thread_num(), all = omp_get_num_threads();
     for (int64_t block = blocks * thread / all; block < blocks * (thread + 1) / all; ++block) {
-      compute_block(x, rows, inputs, w + block * inputs * kBlock, y + block * kBlock, outputs);
+      compute_block(x, starts.data(), rows, inputs, w + block * inputs * kBlock, y + block * kBlock, outputs);
     }
   }
 }
@@ -324,12 +382,12 @@ LINEAR(linear_float32, float, float)
 LINEAR(linear_bfloat16, float, c10::BFloat16)
 LINEAR(linear_int8, float, int8_t)
 
-// Whether this file was compiled with instructions that multiply bfloat16, and has `linear_bfloat16_pairs`.
+// The kernels for bfloat16 inputs, as far as the processor has their instructions. They need an even number of inputs.
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
 LINEAR(linear_bfloat16_pairs, c10::BFloat16, c10::BFloat16)
-extern "C" int multiplies_bfloat16() { return 1; }
-#else
-extern "C" int multiplies_bfloat16() { return 0; }
+#if defined(__AVX512VBMI__)
+LINEAR(linear_int8_pairs, c10::BFloat16, int8_t)
+#endif
 #endif
 
 // Shapes: query (rows, heads, queries, width), keys and values (rows, groups, length, width), visible (rows, queries,

@@ -12,6 +12,7 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -88,9 +89,7 @@ static void add_tile(const float* __restrict x, int64_t inputs, const Weight* __
   for (int k = 0; k < depth; ++k, w += kBlock) {
     Vector low, high;
     load(w, low, high);
-    if (prefetch) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
-    }
+    if (prefetch) __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
     for_each_row([&](auto row) {
       const Vector input(x[row * inputs + k]);
       sums[row][0] = at::vec::fmadd(input, low, Vector(sums[row][0]));
@@ -111,30 +110,26 @@ static inline void load_pairs(const c10::BFloat16* w, __m512bh& low, __m512bh& h
 }
 
 #if defined(__AVX512VBMI__)
-// The bytes of the bfloat16 numbers m + 0.5 for m from 0 to 127, which are exact.
-struct Halves {
-  alignas(64) uint8_t low[128], high[128];
-  Halves() {
-    for (int m = 0; m < 128; ++m) {
-      const uint16_t bits = c10::BFloat16(m + 0.5f).x;
-      low[m] = bits & 0xff;
-      high[m] = bits >> 8;
-    }
+// The bfloat16 numbers m + 0.5, which are exact, for m from 0 to 127: first all lower bytes, then all upper ones.
+static const auto kHalves = [] {
+  std::array<uint8_t, 256> bytes;
+  for (int m = 0; m < 128; ++m) {
+    const uint16_t bits = c10::BFloat16(m + 0.5f).x;
+    bytes[m] = bits & 0xff;
+    bytes[128 + m] = bits >> 8;
   }
-};
-static const Halves kHalves;
+  return bytes;
+}();
 
 // Load int8 weights w as w + 0.5. Signs of these numbers are symmetric, so a byte in memory consists of a sign and m:
-// w itself if w >= 0, and else ~w with the sign bit. Two table look-ups replace three conversions.
+// w itself if w >= 0, and else ~w with the sign bit. Two look-ups by m, the lower seven bits, replace conversions.
 static inline void load_pairs(const int8_t* w, __m512bh& low, __m512bh& high) {
-  const __m512i codes = _mm512_loadu_si512(w);
-  const auto look_up = [&](const uint8_t* table) {  // by the lower seven bits of the code
-    return _mm512_permutex2var_epi8(_mm512_load_si512(table), codes, _mm512_load_si512(table + 64));
-  };
-  const __m512i low_bytes = look_up(kHalves.low);
-  const __m512i high_bytes = _mm512_or_si512(look_up(kHalves.high), _mm512_and_si512(codes, _mm512_set1_epi8(-128)));
-  low = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi8(low_bytes, high_bytes));
-  high = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi8(low_bytes, high_bytes));
+  const __m512i codes = _mm512_loadu_si512(w), signs = _mm512_and_si512(codes, _mm512_set1_epi8(-128));
+  const auto part = [](int i) { return _mm512_loadu_si512(&kHalves[64 * i]); };
+  const __m512i lower = _mm512_permutex2var_epi8(part(0), codes, part(1));
+  const __m512i upper = _mm512_or_si512(_mm512_permutex2var_epi8(part(2), codes, part(3)), signs);
+  low = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi8(lower, upper));
+  high = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi8(lower, upper));
 }
 #endif
 
@@ -142,8 +137,6 @@ static inline void load_pairs(const int8_t* w, __m512bh& low, __m512bh& high) {
 //
 // One instruction multiplies two neighbouring inputs with their weights and adds both products to a float32 sum.
 // The part of a block therefore holds, for each pair of inputs in turn, the two weights of each output.
-// bfloat16 weights are not prefetched, because the processor reads ahead better by itself. int8 weights are, because
-// unpacking them takes so long that it does not.
 template <int rows, bool prefetch, typename Weight>
 static void add_tile(const c10::BFloat16* __restrict x, int64_t inputs, const Weight* __restrict w, int depth,
                      float* __restrict y, int64_t outputs) {
@@ -156,9 +149,8 @@ static void add_tile(const c10::BFloat16* __restrict x, int64_t inputs, const We
   for (int k = 0; k < depth; k += 2, w += 2 * kBlock) {
     __m512bh low, high;
     load_pairs(w, low, high);
-    if (prefetch && sizeof(Weight) == 1) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
-    }
+    // The processor reads bfloat16 weights ahead better by itself.
+    if (prefetch && sizeof(Weight) == 1) __builtin_prefetch(w + kAhead);
     for_each_row([&](auto row) {
       int32_t pair;
       std::memcpy(&pair, x + row * inputs + k, sizeof(pair));
@@ -190,15 +182,12 @@ static inline void add_rows(int count, const Input* x, int64_t inputs, const Wei
 // Return where the sums of a row start: at 0, or where weights are loaded as w + 0.5, at what that adds too much.
 template <typename Input, typename Weight>
 static inline float start_of_sums(const Input* x, int64_t inputs) {
-  if (std::is_same_v<Input, float> || !std::is_same_v<Weight, int8_t>) {
-    return 0.0f;
+  float start = 0.0f;
+  if (std::is_same_v<Input, c10::BFloat16> && std::is_same_v<Weight, int8_t>) {
+#pragma omp simd reduction(- : start)
+    for (int64_t k = 0; k < inputs; ++k) start -= 0.5f * static_cast<float>(x[k]);
   }
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t k = 0; k < inputs; ++k) {
-    sum += static_cast<float>(x[k]);
-  }
-  return -0.5f * sum;
+  return start;
 }
 
 // Compute one block of outputs for all rows of the input, whose sums start at `starts`.
@@ -227,9 +216,7 @@ template <typename Input, typename Weight>
 static void linear(const Input* x, const Weight* w, float* y, int64_t rows, int64_t inputs, int64_t outputs,
                    int threads) {
   std::vector<float> starts(rows);
-  for (int64_t row = 0; row < rows; ++row) {
-    starts[row] = start_of_sums<Input, Weight>(x + row * inputs, inputs);
-  }
+  for (int64_t row = 0; row < rows; ++row) starts[row] = start_of_sums<Input, Weight>(x + row * inputs, inputs);
 #pragma omp parallel num_threads(threads)
   {
     const int64_t blocks = outputs / kBlock, thread = omp_get_thread_num(), all = omp_get_num_threads();
@@ -249,10 +236,8 @@ struct Scratch {
   std::vector<float> query, weights;
 };
 
-// Prefetch the start of the memory page after this one, if the `width` entries of one position start a page.
-//
-// Processors read ahead by themselves, but only to the end of a page. Prefetching everything takes longer. The function
-// is always inlined, because GCC 12 otherwise deletes calls of a function that does nothing but prefetch.
+// Prefetch the start of the next memory page if the `width` entries of one position start a page, because processors
+// read ahead only to its end. It is always inlined: GCC 12 deletes calls of a function that does nothing but prefetch.
 template <typename Number>
 __attribute__((always_inline)) static inline void prefetch_next_page(const Number* entries, int64_t width) {
   if (reinterpret_cast<uintptr_t>(entries) % kPage < width * sizeof(Number)) {

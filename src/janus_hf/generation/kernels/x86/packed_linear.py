@@ -122,7 +122,7 @@ def pack_int8_pairs(values_NK: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def _blocks_of_pairs(values_NK: torch.Tensor, block: int, pair: torch.dtype) -> torch.Tensor:
-    """Return a weight `(N, K)` as `(ceil(N / block), block, K / 2)` pairs of inputs, in an integer dtype of two values."""
+    """Return a weight `(N, K)` as pairs of inputs `(ceil(N / block), block, K / 2)`; `pair` is an integer dtype."""
     padded = nn.functional.pad(values_NK, (0, 0, 0, -len(values_NK) % block)).contiguous()
     return padded.view(pair).unflatten(0, (-1, block))
 

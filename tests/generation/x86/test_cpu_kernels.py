@@ -31,7 +31,10 @@ def test_the_kernels_know_whether_the_processor_multiplies_bfloat16():
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists() or "flags" not in cpuinfo.read_text():
         pytest.skip("needs Linux's list of the processor's instructions")
-    assert cpu_kernels.multiplies_bfloat16() is ("avx512_bf16" in cpuinfo.read_text())
+    flags = set(cpuinfo.read_text().split())
+    assert cpu_kernels.multiplies_pairs(torch.bfloat16) is ("avx512_bf16" in flags)
+    assert cpu_kernels.multiplies_pairs(torch.int8) is ({"avx512_bf16", "avx512vbmi"} <= flags)
+    assert not cpu_kernels.multiplies_pairs(torch.float32)
 
 
 def test_without_kernels_the_compilers_are_used(monkeypatch, caplog):
@@ -53,7 +56,8 @@ def test_without_kernels_the_compilers_are_used(monkeypatch, caplog):
 def test_operators_have_the_shapes_that_the_compiler_is_given():
     """`opcheck` compares each operator with its schema and its shape function."""
     x, packed = torch.randn(3, 6), torch.randn(2, 6, cpu_kernels.block_size())
-    inputs = [(x, packed)] + [(x.bfloat16(), packed.bfloat16())] * cpu_kernels.multiplies_bfloat16()
+    pairs = [dtype for dtype in (torch.bfloat16, torch.int8) if cpu_kernels.multiplies_pairs(dtype)]
+    inputs = [(x, packed), *((x.bfloat16(), packed.to(dtype)) for dtype in pairs)]
     for arguments in inputs:
         torch.library.opcheck(torch.ops.janus_hf.packed_linear.default, arguments, test_utils=CHECKS)
     query, key, value = torch.randn(2, 4, 3, 64), torch.randn(2, 2, 7, 64), torch.randn(2, 2, 7, 64)
@@ -72,8 +76,15 @@ def test_the_source_is_part_of_the_package():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not cpu_kernels.kernels_fit(CPU), reason="the kernels are for processors with AVX2 or AVX-512")
-@pytest.mark.parametrize(("processor", "multiplies"), [("skylake-avx512", False), ("cooperlake", True)])
-def test_it_compiles_for_avx512(tmp_path, processor, multiplies):
+@pytest.mark.parametrize(
+    ("processor", "kernels"),
+    [
+        ("skylake-avx512", []),
+        ("cooperlake", ["linear_bfloat16_pairs"]),
+        ("sapphirerapids", ["linear_bfloat16_pairs", "linear_int8_pairs"]),
+    ],
+)
+def test_it_compiles_for_avx512(tmp_path, processor, kernels):
     """Compile with this machine's command and another instruction set, because not every machine can run AVX-512."""
     code = (
         "from torch._inductor import cpp_builder, cpu_vec_isa\n"
@@ -88,4 +99,5 @@ def test_it_compiles_for_avx512(tmp_path, processor, multiplies):
     command = command.strip().splitlines()[-1].replace("-mavx512bf16", "")
     subprocess.run(command, shell=True, check=True, capture_output=True)
     (library,) = tmp_path.glob("kernel*")
-    assert (b"linear_bfloat16_pairs" in library.read_bytes()) is multiplies
+    names = ["linear_bfloat16_pairs", "linear_int8_pairs"]
+    assert [name for name in names if name.encode() in library.read_bytes()] == kernels

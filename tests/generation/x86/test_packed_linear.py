@@ -5,7 +5,13 @@ import torch
 from torch import nn
 
 from janus_hf.generation.kernels.x86 import cpu_kernels, packed_linear
-from janus_hf.generation.kernels.x86.packed_linear import PackedLinear, PackedLinears, pack_pairs, pack_weight
+from janus_hf.generation.kernels.x86.packed_linear import (
+    PackedLinear,
+    PackedLinears,
+    pack_int8_pairs,
+    pack_pairs,
+    pack_weight,
+)
 
 
 pytestmark = pytest.mark.skipif(
@@ -17,9 +23,11 @@ EPSILON = torch.finfo(torch.float32).eps
 @pytest.fixture(params=[True, False], ids=["bfloat16 is multiplied", "bfloat16 is converted"], autouse=True)
 def multiplies(request, monkeypatch):
     """Run every test as on a processor with instructions that multiply bfloat16, and as on one without them."""
-    if request.param and not cpu_kernels.multiplies_bfloat16():
+    if request.param and not cpu_kernels.multiplies_pairs(torch.bfloat16):
         pytest.skip("needs a processor with AVX512-BF16")
-    monkeypatch.setattr(packed_linear, "multiplies_bfloat16", lambda: request.param)
+    monkeypatch.setattr(
+        packed_linear, "multiplies_pairs", lambda dtype: request.param and cpu_kernels.multiplies_pairs(dtype)
+    )
     return request.param
 
 
@@ -78,6 +86,18 @@ def test_pairs_of_inputs_lie_side_by_side():
     assert pack_pairs(weight_NK, 2).view(2, 2, 4).tolist() == expected
 
 
+def test_int8_pairs_lie_in_the_order_of_two_registers():
+    """Of 16 outputs, the second and the fourth group of four lie behind the others; -1 and -2 become -128 and -127."""
+    weight_NK = torch.tensor([[n, 100] for n in range(16)], dtype=torch.int8)
+    weight_NK[:, 1] = torch.tensor([-1, -2] * 8)
+    packed = pack_int8_pairs(weight_NK, 16)
+    assert packed.shape == (1, 2, 16)
+    pairs = packed.view(16, 2)
+    order = [0, 1, 2, 3, 8, 9, 10, 11, 4, 5, 6, 7, 12, 13, 14, 15]
+    assert pairs[:, 0].tolist() == order
+    assert pairs[:, 1].tolist() == [-128, -127] * 8
+
+
 @torch.no_grad()
 def test_a_row_depends_on_neither_batch_nor_threads():
     """Images generated in a batch therefore equal images generated alone."""
@@ -102,12 +122,31 @@ def test_any_leading_dimensions_and_strides():
     torch.testing.assert_close(PackedLinear(linear)(x[0, 0]), linear(x[0, 0]), rtol=0, atol=1e-5)
 
 
-def test_int8_weights_are_computed_exactly():
-    values = torch.randint(-128, 128, (48, 700), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
-    packed = pack_weight(values, cpu_kernels.block_size())
-    x = torch.randint(-8, 8, (9, 700)).float()  # sums below 2^24: exact in float32
-    found = cpu_kernels.packed_linear(x, packed)[:, :48]
+@pytest.mark.parametrize("in_pairs", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 20])
+def test_int8_weights_are_computed_exactly(in_pairs, rows):
+    if in_pairs and not cpu_kernels.multiplies_pairs(torch.int8):
+        pytest.skip("needs a processor with AVX512-BF16 and AVX512-VBMI")
+    values = torch.randint(-128, 128, (70, 700), dtype=torch.int8, generator=torch.Generator().manual_seed(0))
+    values[0, :2] = torch.tensor([-128, 127])
+    packed = (pack_int8_pairs if in_pairs else pack_weight)(values, cpu_kernels.block_size())
+    x = torch.randint(-8, 8, (rows, 700)).float()  # sums below 2^23: exact in float32, halves too
+    found = cpu_kernels.packed_linear(x.bfloat16() if in_pairs else x, packed)[:, :70]
     assert torch.equal(found, x @ values.float().T)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_quantised_layer_takes_inputs_in_the_dtype_in_which_it_computes(dtype, multiplies):
+    quantization = pytest.importorskip("torchao.quantization")
+    linear = make_linear(64, 40, dtype)
+    quantization.quantize_(linear, quantization.Int8WeightOnlyConfig(granularity=quantization.PerRow(), version=2))
+    layer = PackedLinear(linear)
+    pairs = dtype == torch.bfloat16 and multiplies and cpu_kernels.multiplies_pairs(torch.int8)
+    assert layer.input_dtype == (torch.bfloat16 if pairs else torch.float32)
+    x = torch.randn(3, 64).to(dtype).float()  # float32, so that the output is not rounded
+    weight = linear.weight.qdata.double() * linear.weight.scale.double()
+    torch.testing.assert_close(layer(x).double(), x.double() @ weight.T, rtol=0, atol=1e-5)
 
 
 def make_model(*dtypes):

@@ -12,9 +12,11 @@
 #endif
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 using at::vec::Vectorized;
@@ -24,6 +26,7 @@ constexpr int kWidth = Vector::size();
 constexpr int kBlock = 2 * kWidth;
 // Bytes to prefetch ahead; without this, processors prefetch only to the end of a memory page.
 constexpr int kAhead = 8192;
+constexpr uintptr_t kPage = 4096;  // bytes of a memory page, if it is not a large one
 
 typedef float Floats __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t Pairs __attribute__((vector_size(4 * kWidth)));
@@ -86,9 +89,7 @@ static void add_tile(const float* __restrict x, int64_t inputs, const Weight* __
   for (int k = 0; k < depth; ++k, w += kBlock) {
     Vector low, high;
     load(w, low, high);
-    if (prefetch) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
-    }
+    if (prefetch) __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
     for_each_row([&](auto row) {
       const Vector input(x[row * inputs + k]);
       sums[row][0] = at::vec::fmadd(input, low, Vector(sums[row][0]));
@@ -102,7 +103,37 @@ static void add_tile(const float* __restrict x, int64_t inputs, const Weight* __
 }
 
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
-// Add `depth` products of bfloat16 inputs and weights; both numbers `depth` and `inputs` are even.
+// Load the weights of a pair of inputs and one block of outputs.
+static inline void load_pairs(const c10::BFloat16* w, __m512bh& low, __m512bh& high) {
+  low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
+  high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + kBlock));
+}
+
+#if defined(__AVX512VBMI__)
+// The bfloat16 numbers m + 0.5, which are exact, for m from 0 to 127: first all lower bytes, then all upper ones.
+static const auto kHalves = [] {
+  std::array<uint8_t, 256> bytes;
+  for (int m = 0; m < 128; ++m) {
+    const uint16_t bits = c10::BFloat16(m + 0.5f).x;
+    bytes[m] = bits & 0xff;
+    bytes[128 + m] = bits >> 8;
+  }
+  return bytes;
+}();
+
+// Load int8 weights w as w + 0.5. Signs of these numbers are symmetric, so a byte in memory consists of a sign and m:
+// w itself if w >= 0, and else ~w with the sign bit. Two look-ups by m, the lower seven bits, replace conversions.
+static inline void load_pairs(const int8_t* w, __m512bh& low, __m512bh& high) {
+  const __m512i codes = _mm512_loadu_si512(w), signs = _mm512_and_si512(codes, _mm512_set1_epi8(-128));
+  const auto part = [](int i) { return _mm512_loadu_si512(&kHalves[64 * i]); };
+  const __m512i lower = _mm512_permutex2var_epi8(part(0), codes, part(1));
+  const __m512i upper = _mm512_or_si512(_mm512_permutex2var_epi8(part(2), codes, part(3)), signs);
+  low = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi8(lower, upper));
+  high = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi8(lower, upper));
+}
+#endif
+
+// Add `depth` products of bfloat16 inputs and weights in bfloat16 or int8; both numbers `depth` and `inputs` are even.
 //
 // One instruction multiplies two neighbouring inputs with their weights and adds both products to a float32 sum.
 // The part of a block therefore holds, for each pair of inputs in turn, the two weights of each output.
@@ -116,12 +147,10 @@ static void add_tile(const c10::BFloat16* __restrict x, int64_t inputs, const We
     sums[row][1] = _mm512_loadu_ps(y + row * outputs + kWidth);
   });
   for (int k = 0; k < depth; k += 2, w += 2 * kBlock) {
-    const __m512bh low = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w));
-    const __m512bh high = reinterpret_cast<__m512bh>(_mm512_loadu_si512(w + kBlock));
-    if (prefetch) {
-      __builtin_prefetch(reinterpret_cast<const char*>(w) + kAhead);
-      __builtin_prefetch(reinterpret_cast<const char*>(w + kBlock) + kAhead);
-    }
+    __m512bh low, high;
+    load_pairs(w, low, high);
+    // The processor reads bfloat16 weights ahead better by itself.
+    if (prefetch && sizeof(Weight) == 1) __builtin_prefetch(w + kAhead);
     for_each_row([&](auto row) {
       int32_t pair;
       std::memcpy(&pair, x + row * inputs + k, sizeof(pair));
@@ -150,11 +179,23 @@ static inline void add_rows(int count, const Input* x, int64_t inputs, const Wei
   }
 }
 
-// Compute one block of outputs for all rows of the input.
+// Return where the sums of a row start: at 0, or where weights are loaded as w + 0.5, at what that adds too much.
 template <typename Input, typename Weight>
-static void compute_block(const Input* x, int64_t rows, int64_t inputs, const Weight* w, float* y, int64_t outputs) {
+static inline float start_of_sums(const Input* x, int64_t inputs) {
+  float start = 0.0f;
+  if (std::is_same_v<Input, c10::BFloat16> && std::is_same_v<Weight, int8_t>) {
+#pragma omp simd reduction(- : start)
+    for (int64_t k = 0; k < inputs; ++k) start -= 0.5f * static_cast<float>(x[k]);
+  }
+  return start;
+}
+
+// Compute one block of outputs for all rows of the input, whose sums start at `starts`.
+template <typename Input, typename Weight>
+static void compute_block(const Input* x, const float* starts, int64_t rows, int64_t inputs, const Weight* w, float* y,
+                          int64_t outputs) {
   for (int64_t row = 0; row < rows; ++row) {
-    std::fill_n(y + row * outputs, kBlock, 0.0f);
+    std::fill_n(y + row * outputs, kBlock, starts[row]);
   }
   // Tiles have almost equal numbers of rows, because a small tile has too few sums to fill the processor's pipeline.
   const int64_t tiles = (rows + kRows - 1) / kRows;
@@ -174,11 +215,13 @@ static void compute_block(const Input* x, int64_t rows, int64_t inputs, const We
 template <typename Input, typename Weight>
 static void linear(const Input* x, const Weight* w, float* y, int64_t rows, int64_t inputs, int64_t outputs,
                    int threads) {
+  std::vector<float> starts(rows);
+  for (int64_t row = 0; row < rows; ++row) starts[row] = start_of_sums<Input, Weight>(x + row * inputs, inputs);
 #pragma omp parallel num_threads(threads)
   {
     const int64_t blocks = outputs / kBlock, thread = omp_get_thread_num(), all = omp_get_num_threads();
     for (int64_t block = blocks * thread / all; block < blocks * (thread + 1) / all; ++block) {
-      compute_block(x, rows, inputs, w + block * inputs * kBlock, y + block * kBlock, outputs);
+      compute_block(x, starts.data(), rows, inputs, w + block * inputs * kBlock, y + block * kBlock, outputs);
     }
   }
 }
@@ -193,6 +236,16 @@ struct Scratch {
   std::vector<float> query, weights;
 };
 
+// Prefetch the start of the next memory page if the `width` entries of one position start a page, because processors
+// read ahead only to its end. It is always inlined: GCC 12 deletes calls of a function that does nothing but prefetch.
+template <typename Number>
+__attribute__((always_inline)) static inline void prefetch_next_page(const Number* entries, int64_t width) {
+  if (reinterpret_cast<uintptr_t>(entries) % kPage < width * sizeof(Number)) {
+    __builtin_prefetch(reinterpret_cast<const char*>(entries) + kPage);
+    __builtin_prefetch(reinterpret_cast<const char*>(entries) + kPage + 64);
+  }
+}
+
 // Return the score of one position: the dot product of query and key.
 template <typename Number>
 static inline float dot(const float* query, const Number* key, int64_t width) {
@@ -200,7 +253,6 @@ static inline float dot(const float* query, const Number* key, int64_t width) {
   for (int64_t d = 0; d < width; d += kBlock) {
     Vector low, high;
     load(key + d, low, high);
-    __builtin_prefetch(reinterpret_cast<const char*>(key + d) + kAhead);
     low_sum = at::vec::fmadd(Vector::loadu(query + d), low, low_sum);
     high_sum = at::vec::fmadd(Vector::loadu(query + d + kWidth), high, high_sum);
   }
@@ -216,11 +268,11 @@ static void add_values(const float* weights, const Number* values, int64_t first
   for_each_block([&](auto block) { sums[block][0] = sums[block][1] = Vector(0); });
   for (int64_t position = first; position < last; ++position) {
     const Vector weight(weights[position]);
+    prefetch_next_page(values + position * width, width);
     for_each_block([&](auto block) {
       const Number* value = values + position * width + block * kBlock;
       Vector low, high;
       load(value, low, high);
-      __builtin_prefetch(reinterpret_cast<const char*>(value) + kAhead);
       sums[block][0] = at::vec::fmadd(weight, low, Vector(sums[block][0]));
       sums[block][1] = at::vec::fmadd(weight, high, Vector(sums[block][1]));
     });
@@ -256,6 +308,7 @@ static void attend_to_head(const float* query, const Number* keys, const Number*
   const float hidden = -std::numeric_limits<float>::infinity();
   float largest = hidden;
   for (int64_t position = first; position < last; ++position) {
+    prefetch_next_page(keys + position * width, width);
     weights[position] = visible[position] ? dot(arranged, keys + position * width, width) : hidden;
     largest = std::max(largest, weights[position]);
   }
@@ -314,12 +367,12 @@ LINEAR(linear_float32, float, float)
 LINEAR(linear_bfloat16, float, c10::BFloat16)
 LINEAR(linear_int8, float, int8_t)
 
-// Whether this file was compiled with instructions that multiply bfloat16, and has `linear_bfloat16_pairs`.
+// The kernels for bfloat16 inputs, as far as the processor has their instructions. They need an even number of inputs.
 #if defined(CPU_CAPABILITY_AVX512) && defined(__AVX512BF16__)
 LINEAR(linear_bfloat16_pairs, c10::BFloat16, c10::BFloat16)
-extern "C" int multiplies_bfloat16() { return 1; }
-#else
-extern "C" int multiplies_bfloat16() { return 0; }
+#if defined(__AVX512VBMI__)
+LINEAR(linear_int8_pairs, c10::BFloat16, int8_t)
+#endif
 #endif
 
 // Shapes: query (rows, heads, queries, width), keys and values (rows, groups, length, width), visible (rows, queries,
@@ -340,7 +393,6 @@ extern "C" int block_size() { return kBlock; }
 // pages of 2 MB). It may refuse; then nothing changes. Reading weights once in order is up to twice as fast in them.
 extern "C" void ask_for_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
-  constexpr uintptr_t kPage = 4096;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(data) + bytes) / kPage * kPage;
   if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);

@@ -23,6 +23,7 @@ _KERNELS = {
     "linear_bfloat16": _LINEAR,
     "linear_int8": _LINEAR,
     "linear_bfloat16_pairs": _LINEAR,
+    "linear_int8_pairs": _LINEAR,
     "attention_float32": _ATTENTION,
     "attention_bfloat16": _ATTENTION,
     "ask_for_large_pages": [_TENSOR, _SIZE],
@@ -48,9 +49,9 @@ def load_kernels() -> ctypes.CDLL:
 
     library = CppCodeCache.load(Path(__file__).with_suffix(".cpp").read_text(encoding="utf-8"))
     for name, arguments in _KERNELS.items():
-        if name.endswith("_pairs") and not library.multiplies_bfloat16():
+        kernel = getattr(library, name, None)
+        if kernel is None:  # not every processor has the instructions of the kernels for pairs
             continue
-        kernel = getattr(library, name)
         kernel.argtypes, kernel.restype = arguments, None
     return library
 
@@ -68,12 +69,13 @@ def kernels_can_be_built() -> bool:
 
 
 @cache
-def multiplies_bfloat16() -> bool:
-    """Return whether the kernels multiply bfloat16 by instructions of this machine's processor (AVX512-BF16).
+def multiplies_pairs(dtype: torch.dtype) -> bool:
+    """Return whether the kernels multiply a weight of a dtype by bfloat16 inputs, which they take in pairs.
 
-    Otherwise they convert bfloat16 weights to float32. The answer is the C++ compiler's, which asks the processor.
+    They do that by instructions of this machine's processor: AVX512-BF16, and for int8 also AVX512-VBMI. Otherwise
+    they convert weights to float32. The answer is the C++ compiler's, which asks the processor.
     """
-    return bool(load_kernels().multiplies_bfloat16())
+    return hasattr(load_kernels(), f"linear_{_NAMES.get(dtype)}_pairs")
 
 
 @torch.compiler.assume_constant_result
@@ -96,7 +98,8 @@ def packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tensor:
         x_MK: `(M, K)`: `M` rows of `K` inputs. The dtype tells the order in which the weight is packed: bfloat16 for
             pairs of inputs, else float32.
         packed: `w` as `pack_weight` returns it, `(N / block, K, block)` for `N` outputs; `block` is `block_size()`.
-            bfloat16 in pairs; float32, bfloat16 or int8 in the other order.
+            bfloat16 or int8 in pairs, for which `multiplies_pairs` is true; float32, bfloat16 or int8 in the other
+            order.
 
     Returns:
         `(M, N)` float32.
@@ -120,7 +123,7 @@ def _empty_packed_linear(x_MK: torch.Tensor, packed: torch.Tensor) -> torch.Tens
     The output has the right shape `(M, N)` and dtype but no values. Raise a ValueError if the kernel does not support
     the inputs.
     """
-    in_pairs = x_MK.dtype == packed.dtype == torch.bfloat16 and packed.shape[1] % 2 == 0 and multiplies_bfloat16()
+    in_pairs = x_MK.dtype == torch.bfloat16 and packed.shape[1] % 2 == 0 and multiplies_pairs(packed.dtype)
     if not (x_MK.dtype == torch.float32 or in_pairs) or x_MK.ndim != 2 or x_MK.shape[1] != packed.shape[1]:
         raise ValueError(
             f"The input of a packed layer must be float32 of shape (rows, {packed.shape[1]}), or bfloat16 for a "
@@ -206,6 +209,6 @@ __all__ = [
     "kernels_fit",
     "load_kernels",
     "masked_attention",
-    "multiplies_bfloat16",
+    "multiplies_pairs",
     "packed_linear",
 ]

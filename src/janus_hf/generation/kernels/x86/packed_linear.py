@@ -15,7 +15,7 @@ from torch import nn
 
 from ..layer_swap import LayerSwap
 from ..quantised_values import values_and_scale
-from .cpu_kernels import block_size, in_large_pages, multiplies_bfloat16, packed_linear
+from .cpu_kernels import block_size, in_large_pages, multiplies_pairs, packed_linear
 
 
 class PackedLinears(LayerSwap):
@@ -48,8 +48,8 @@ class PackedLinear(nn.Module):
     """A linear layer with a packed weight (reordered for the kernel), for inputs of any floating dtype.
 
     It sums in float32, in an order that does not depend on the number of rows, and rounds once to the input's dtype.
-    Inputs of a bfloat16 weight are multiplied as bfloat16 where the processor has instructions for that, and all other
-    inputs as float32.
+    Inputs of a weight that is bfloat16, or was before it was quantised, are multiplied as bfloat16 where the processor
+    has instructions for that, and all other inputs as float32.
 
     Args:
         linear: The layer to replace. Its weight is kept, to be packed again and because callers read its dtype.
@@ -67,9 +67,13 @@ class PackedLinear(nn.Module):
     def pack(self) -> None:
         """Pack the present values of the weight."""
         values, self.scale = _values_and_scale(self.weight)
-        in_pairs = values.dtype == torch.bfloat16 and values.shape[1] % 2 == 0 and multiplies_bfloat16()
-        self.input_dtype = torch.bfloat16 if in_pairs else torch.float32
-        self.packed = (pack_pairs if in_pairs else pack_weight)(values, block_size())
+        # A quantised weight has the dtype in which its layer computes.
+        pairs = self.weight.dtype == torch.bfloat16 and values.shape[1] % 2 == 0 and multiplies_pairs(values.dtype)
+        self.input_dtype = torch.bfloat16 if pairs else torch.float32
+        pack = pack_weight
+        if pairs:
+            pack = pack_int8_pairs if values.dtype == torch.int8 else pack_pairs
+        self.packed = pack(values, block_size())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the layer for inputs `(..., K)` and return `(..., N)` in the input's dtype."""
@@ -101,9 +105,26 @@ def pack_pairs(values_NK: torch.Tensor, block: int) -> torch.Tensor:
     `N` is the number of outputs and `K` the number of inputs, which is even. Zeros fill up the last block of outputs.
     Each block of the result holds, for each pair of inputs in turn, the two weights of each of its outputs.
     """
-    padded = nn.functional.pad(values_NK, (0, 0, 0, -len(values_NK) % block)).contiguous()
-    pairs = padded.view(torch.int32).unflatten(0, (-1, block))  # (N / block, block, K / 2)
+    pairs = _blocks_of_pairs(values_NK, block, torch.int32)
     return in_large_pages(pairs.transpose(1, 2)).view(torch.bfloat16).view(len(pairs), -1, block)
+
+
+def pack_int8_pairs(values_NK: torch.Tensor, block: int) -> torch.Tensor:
+    """Reorder an int8 weight for the same instructions, in the shape of `pack_pairs`.
+
+    The kernel puts every second group of four outputs into a second register, so these groups lie behind the others.
+    Negative values `w` become `~w` with the sign bit set, as the kernel's table needs them.
+    """
+    codes = torch.where(values_NK < 0, values_NK ^ 0x7F, values_NK)
+    pairs = _blocks_of_pairs(codes, block, torch.int16)
+    groups = pairs.unflatten(1, (2, -1, 4)).permute(0, 4, 2, 1, 3)  # (N / block, K / 2, block / 8, 2, 4)
+    return in_large_pages(groups).view(torch.int8).view(len(pairs), -1, block)
+
+
+def _blocks_of_pairs(values_NK: torch.Tensor, block: int, pair: torch.dtype) -> torch.Tensor:
+    """Return a weight `(N, K)` as pairs of inputs `(ceil(N / block), block, K / 2)`; `pair` is an integer dtype."""
+    padded = nn.functional.pad(values_NK, (0, 0, 0, -len(values_NK) % block)).contiguous()
+    return padded.view(pair).unflatten(0, (-1, block))
 
 
 def _fits(weight: torch.Tensor) -> bool:
@@ -125,4 +146,4 @@ def _values_and_scale(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor 
     return values.to(torch.bfloat16) if values.dtype == torch.float8_e4m3fn else values, scale
 
 
-__all__ = ["PackedLinear", "PackedLinears", "pack_pairs", "pack_weight"]
+__all__ = ["PackedLinear", "PackedLinears", "pack_int8_pairs", "pack_pairs", "pack_weight"]

@@ -4,7 +4,6 @@
 rows) when all shards, the files of prepared rows, exist.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -16,16 +15,19 @@ from transformers.utils import logging
 
 from .._version import __version__
 from .fingerprint import check_fingerprint, fingerprint
+from .integrity.damage import damaged
 from .rows import RowPreparer, Skipped
 from .sources import describe
 from .store import (
     INDEX,
     META,
     PreparedDataset,
+    index_checksum,
     late_columns,
     load_prepared,
     make_index,
-    read_shard,
+    read_manifest,
+    read_whole,
     shard_paths,
     skipped_rows,
     write_json,
@@ -88,7 +90,7 @@ def begin(output: Path, meta: dict[str, Any]) -> dict[str, Any]:
         # never holds rows of both.
         write_json(meta | {"complete": False}, path)
         return meta
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = read_manifest(output)
     parts = {"model": meta["model"], "processor": meta["processor"]}
     check_fingerprint(earlier, parts, repr(str(output)))
     for key in ("source", "source_rows", "options", "adapter", "task", "max_length", "rows_per_shard", "ignore"):
@@ -128,13 +130,17 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
         """Yield the table of each shard (Arrow file), in order, and collect its skipped rows and late columns."""
         # One shard is open at a time, because Linux allows a process only 65,530 memory maps.
         for path in paths:
-            table = read_shard(path)
-            skipped.extend(skipped_rows(table.schema))
-            late.update(late_columns(table.schema))
+            table = read_whole(path)
+            try:
+                skipped.extend(skipped_rows(table.schema))
+                late.update(late_columns(table.schema))
+            except (KeyError, TypeError, ValueError) as error:
+                raise damaged(path, f"another list of skipped rows ({error})") from error
             yield table
 
     index = make_index(tables())
     meta = meta | counts(len(index), skipped) | {"complete": True, "num_shards": total}
+    meta["index_checksum"] = index_checksum(index)
     meta["unused_columns"] = sorted({*meta.get("unused_columns", []), *late})
     report(meta)
     # `meta.json` is written last, because it says that everything else is there.
@@ -157,7 +163,7 @@ def finish_prepared(folder: str | os.PathLike[str]) -> None:
         folder: Folder that `prepare` wrote.
     """
     output = Path(folder)
-    meta = json.loads((output / META).read_text(encoding="utf-8"))
+    meta = read_manifest(output)
     # Only a process that reads a stream to its end knows how many shards it has.
     if meta["complete"] or meta["source_rows"] is None:
         return

@@ -37,6 +37,7 @@ from .integrity.damage import (
     read_arrow,
     read_row,
 )
+from .integrity.precision import warn_of_precision
 from .schema import TASKS
 
 
@@ -364,6 +365,8 @@ def load_prepared(
         raise damaged(Path(folder, INDEX), "another checksum than meta.json states", REMAKE_INDEX)
     dataset = PreparedDataset(_Shards(shards), meta, os.fspath(folder), index)
     dataset.check(model=model, processor=processor)
+    if TASKS.index("drawing") in pc.unique(index.column("task")).to_pylist():
+        warn_of_precision(meta, repr(str(folder)))
     return dataset
 
 

@@ -127,7 +127,8 @@ def prepare(
         folder: Folder that relative image paths start from; by default that of the source.
         max_bad_share: Largest share of rows that cannot be used for training, in [0, 1]; rows of another task than
             `task` do not count. Bad rows are skipped and counted. If they become more than this share (of the rows so
-            far, and of at least 100; at the end of at least 8), the preparation ends with an error. A later call may allow more.
+            far, and of at least 100; at the end of at least 8), the preparation ends with an error. A later call may
+            allow more.
         options: Further arguments of `sources.open_source` (`split`, `name`, `streaming`, ...).
 
     Returns:

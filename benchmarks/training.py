@@ -23,7 +23,7 @@ Janus-Pro-1B.
   this one.
 * plan: a plan of ten million packs for a source of `--rows` rows in shards of 8192, with the exact order and with that
   by shards: seconds until its first block (16,384 packs) can be read, per further block, and until the order of the
-  next visit of the source is known; and the peak memory above that of the row lengths. The least of two fresh processes.
+  next visit of the source is known; and the peak memory above that of the row lengths. The least of two processes.
   `--against` is as for prepare.
 """
 

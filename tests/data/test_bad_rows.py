@@ -207,3 +207,21 @@ def test_rows_per_shard_is_checked_and_kept(conversations, model, processor, tmp
     assert again.meta == first.meta
     with pytest.raises(ValueError, match="rows_per_shard=2; now it is 3"):
         prepare(conversations, tmp_path, model, processor, rows_per_shard=3)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "cut', "Unterminated string"),
+        ("no JSON", "Expecting value"),
+        ("[1]", "no object, but '\\[1\\]'"),
+        ('{"text": "\\ud83d"}', "surrogates not allowed"),
+    ],
+)
+@pytest.mark.parametrize("form", ["file", "folder", "pattern"])
+def test_a_line_that_is_no_row_is_named(line, message, form, model, processor, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "one"}\n\n' + line + '\n{"text": "two"}\n')
+    source = {"file": path, "folder": tmp_path, "pattern": tmp_path / "*.jsonl"}[form]
+    with pytest.raises(ValueError, match=f"must be a JSON object, got line 3 of {path}: .*{message}"):
+        prepare_rows(source, model, processor)

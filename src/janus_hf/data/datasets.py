@@ -15,10 +15,11 @@ import datasets
 import numpy as np
 
 from .integrity.damage import read_row
+from .integrity.manifest_file import count_ids, read_manifest
 from .planning.mixing import check_ratios, take_turns
 from .planning.packing import POOL_SIZE, pack
 from .planning.plan import PackPlan, make_plan
-from .store import PreparedDataset, count_ids, read_index, read_manifest, read_shard, shard_paths
+from .store import PreparedDataset, read_index, read_shard, shard_paths
 
 
 class PackedDataset:

@@ -17,18 +17,17 @@ from .._version import __version__
 from .fingerprint import check_fingerprint, fingerprint
 from .integrity.bad_rows import check_counts, first_rows, list_rows
 from .integrity.damage import damaged
+from .integrity.manifest_file import META, read_manifest
 from .integrity.precision import PRECISION
 from .rows import RowPreparer, Skipped
 from .sources import describe
 from .store import (
     INDEX,
-    META,
     PreparedDataset,
     index_checksum,
     late_columns,
     load_prepared,
     make_index,
-    read_manifest,
     read_whole,
     shard_paths,
     skipped_rows,

@@ -18,11 +18,12 @@ from transformers.utils import logging
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from .integrity.bad_rows import MAX_BAD_SHARE
+from .integrity.manifest_file import META, read_manifest
 from .manifest import begin, counts, describe_request, finish, report
 from .opened import OpenedSource, check_ignored, open_for_preparation
 from .rows import RowPreparer
 from .sources import Rows, Source, empty_source
-from .store import META, PreparedDataset, make_table, read_manifest, shard_name, shard_paths, write_shard
+from .store import PreparedDataset, make_table, shard_name, shard_paths, write_shard
 
 
 logger = logging.get_logger(__name__)

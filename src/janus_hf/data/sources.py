@@ -9,13 +9,14 @@ import io
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import datasets
 import pyarrow as pa
 from PIL import Image
 
 from ..processing import load_picture
+from .integrity.bad_lines import name_bad_lines
 from .reading.folder_files import BUILDERS
 from .reading.folders import OpenedFolder, Rows, has_own_configuration, open_folder, undecoded
 
@@ -50,6 +51,15 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
         source: See `open_source`, also for `split` and `options`.
         ignore: Names of the files of a folder that may be lost; they may hold wildcards.
     """
+    try:
+        return _open(source, split, ignore, options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        # Only files are read here, so rows in memory do not come this way.
+        raise name_bad_lines(cast("str", source), error) from error
+
+
+def _open(source: Source, split: str, ignore: Collection[str], options: dict[str, Any]) -> OpenedFolder:
+    """Open a source; see `open_files`, which names the lines that cannot be read."""
     unused, names = [], []
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)

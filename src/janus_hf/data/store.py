@@ -28,15 +28,14 @@ from ..protocols import HasImageTokens
 from .fingerprint import check_fingerprint, fingerprint, processor_fingerprint
 from .integrity.damage import (
     CHECKSUM,
-    REMAKE_ALL,
     DamagedDataError,
-    check_manifest,
     check_offsets,
     checksum,
     damaged,
     read_arrow,
     read_row,
 )
+from .integrity.manifest_file import META, count_ids, read_manifest
 from .integrity.precision import warn_of_precision
 from .schema import TASKS
 
@@ -52,11 +51,8 @@ SCHEMA = pa.schema(
     }
 )
 INDEX_SCHEMA = pa.schema({"length": pa.int32(), "task": pa.int8(), "shard": pa.int32()})  # task: index in TASKS
-META = "meta.json"
 INDEX = "index.arrow"
 REMAKE_INDEX = "delete this file, which is then made again in memory from the shards"
-# Entries of `meta.json` in a finished folder that reading needs -> their types.
-_NEEDED = {"complete": bool, "num_rows": int, "num_shards": int, "model": dict, "processor": dict}
 OPEN_SHARDS = 4096  # shards memory-mapped at a time; Linux allows a process 65,530 maps of all kinds
 _SKIPPED = b"janus_hf.skipped"
 _LATE = b"janus_hf.late_columns"
@@ -74,8 +70,10 @@ def make_table(
     """
     ids, labels = ([np.asarray(row[name], dtype=np.int32) for row in rows] for name in ("input_ids", "labels"))
     content = {name: [row[name] for row in rows] for name in SCHEMA.names} | {"input_ids": ids, "labels": labels}
-    others = ([str(row["task"]).encode(), row["prompt_end"], row["images"]] for row in rows)
-    content[CHECKSUM.name] = [checksum(*part, *rest) for *part, rest in zip(ids, labels, others, strict=True)]
+    content[CHECKSUM.name] = [
+        checksum(ids[number], labels[number], row["task"].encode(), row["prompt_end"], row["images"])
+        for number, row in enumerate(rows)
+    ]
     schema = SCHEMA.append(CHECKSUM)
     columns = [pa.array(content[field.name], type=field.type) for field in schema]
     metadata = {_SKIPPED: json.dumps(skipped)} | ({_LATE: json.dumps(late)} if late else {})
@@ -131,12 +129,6 @@ def read_whole(path: str | os.PathLike[str]) -> pa.Table:
     table = read_shard(path)
     check_offsets(table, path)
     return table
-
-
-def count_ids(meta: Mapping[str, Any]) -> int | None:
-    """Return the size of the text vocabulary and of the codebook together; None if `meta.json` does not state it."""
-    sizes = [meta.get("model", {}).get(name) for name in ("vocab_size", "num_codes")]
-    return sum(sizes) if all(type(size) is int for size in sizes) else None
 
 
 def make_index(tables: Iterable[pa.Table]) -> pa.Table:
@@ -293,21 +285,6 @@ def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     return sorted(Path(folder).glob("shard-*.arrow"))
 
 
-def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the content of `meta.json` in a folder of prepared rows.
-
-    Raises:
-        DamagedDataError: If the file is not JSON, or lacks an entry that reading needs.
-    """
-    path = Path(folder, META)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise damaged(path, f"no JSON ({error})", REMAKE_ALL) from error
-    finished = isinstance(content, dict) and content.get("complete") is not False
-    return check_manifest(content, path, _NEEDED if finished else {"complete": bool, "model": dict, "processor": dict})
-
-
 def index_checksum(index: pa.Table) -> int:
     """Return the CRC-32 of the values of an index, by which `meta.json` tells whether the file was changed."""
     value = 0
@@ -376,13 +353,11 @@ __all__ = [
     "OPEN_SHARDS",
     "SCHEMA",
     "PreparedDataset",
-    "count_ids",
     "index_checksum",
     "load_prepared",
     "make_index",
     "make_table",
     "read_index",
-    "read_manifest",
     "read_shard",
     "read_whole",
     "shard_name",

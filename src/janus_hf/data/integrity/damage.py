@@ -7,7 +7,7 @@ them. A checksum per row finds every changed byte, also one that leaves ids and 
 
 import os
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ REMAKE = (
     "delete this file, and run the command that made it again (`janus-hf prepare` or `janus-hf train`), which makes "
     "only the missing file again"
 )
-REMAKE_ALL = "restore it from a copy of the folder, or prepare the source again into another folder"
 
 
 class DamagedDataError(ValueError):
@@ -150,22 +149,6 @@ def read_row(
     return row
 
 
-def check_manifest(content: Any, path: str | os.PathLike[str], needed: Mapping[str, type]) -> dict[str, Any]:
-    """Return the content of a manifest (`meta.json`), and raise `DamagedDataError` if it lacks an entry.
-
-    Args:
-        content: Content of the file, as JSON gives it.
-        path: Path of the file.
-        needed: Name of each entry that it must have -> its type.
-    """
-    if not isinstance(content, dict):
-        raise damaged(path, f"{type(content).__name__} instead of a mapping", REMAKE_ALL)
-    for name, kind in needed.items():
-        if type(content.get(name)) is not kind:
-            raise damaged(path, f"{name}={content.get(name)!r}, which is no {kind.__name__}", REMAKE_ALL)
-    return content
-
-
 class _OutOfRangeError(ValueError):
     """Raised when an offset points behind the end of its buffer."""
 
@@ -244,9 +227,7 @@ def _images(array: pa.Array, index: int) -> list[bytes]:
 
 __all__ = [
     "CHECKSUM",
-    "REMAKE_ALL",
     "DamagedDataError",
-    "check_manifest",
     "check_offsets",
     "checksum",
     "damaged",

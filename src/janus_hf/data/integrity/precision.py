@@ -6,7 +6,7 @@ are always computed in float32, and `meta.json` records that.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -50,14 +50,13 @@ def float32_codec(codec: nn.Module) -> Iterator[None]:
 @contextmanager
 def _exact_float32() -> Iterator[None]:
     """Forbid the short formats (TF32, bfloat16) that devices may multiply float32 numbers in, until the block ends."""
-    backends = torch.backends
+    backends: Any = torch.backends  # Any: which settings it has depends on the version of torch
     # Since torch 2.9 each kind of operation has a setting of its own; before, there were two for Nvidia's devices.
     if hasattr(backends.cudnn, "conv"):
-        places: list[Any] = [backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul]
-        name, exact = "fp32_precision", "ieee"
+        places = [backends.cudnn.conv, backends.cuda.matmul, backends.mkldnn.conv, backends.mkldnn.matmul]
+        name, exact = "fp32_precision", cast("str | bool", "ieee")
     else:
-        places = [backends.cudnn, backends.cuda.matmul]
-        name, exact = "allow_tf32", False
+        places, name, exact = [backends.cudnn, backends.cuda.matmul], "allow_tf32", False
     before = [getattr(place, name) for place in places]
     try:
         for place in places:

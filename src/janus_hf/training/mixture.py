@@ -15,9 +15,20 @@ from typing import Any
 import numpy as np
 
 from ..arguments import checked, of_kind
-from ..data import JanusProCollator, PackedDataset, finish_prepared, load_prepared, make_plan, prepare, stream_packs
+from ..data import (
+    JanusProCollator,
+    PackedDataset,
+    PreparedDataset,
+    ShardShuffle,
+    finish_prepared,
+    load_prepared,
+    make_plan,
+    prepare,
+    stream_packs,
+)
 from ..data.fingerprint import gathered
 from ..data.planning.plan import AHEAD, digest_lengths
+from ..data.planning.shard_order import BUFFER
 from ..data.store import META
 from ..generation.context import context_length
 from ..modeling import JanusProForConditionalGeneration
@@ -81,7 +92,7 @@ def load_mixture(
 
     Args:
         section: The recipe's section `data`, with the key `sources` and optionally `evaluation`, `seed` (default:
-            `args.seed`) and `streaming`.
+            `args.seed`), `streaming`, `shuffle` and `shuffle_buffer`.
         args: The run's configuration; its `max_length`, `caption_drop`, `max_steps` and batch sizes are used here.
         model: The model, whose image codec encodes the images to generate and whose context limits `max_length`.
         processor: The model's processor.
@@ -115,7 +126,7 @@ def load_mixture(
         varlen="flash" in (model.config._attn_implementation or ""),
         return_task_ids=True,
     )
-    prepared = {name: load_prepared(folder, model=model, processor=processor) for name, folder in folders.items()}
+    prepared = {name: _load_checked(folder, args, model, processor) for name, folder in folders.items()}
     lengths = {name: rows.lengths for name, rows in prepared.items()}
     evaluation = {
         source["name"]: _open_evaluation(source, args, model, processor) for source in section.get("evaluation") or ()
@@ -129,6 +140,9 @@ def load_mixture(
         return TrainingData(stream, collator, {"plan_hash": plan_hash, "data_seed": seed}, evaluation)
 
     extent: dict[str, Any] = {**_plan_extent(args), "folder": Path(args.output_dir) / "_plan"}
+    if section.get("shuffle") == "shards":
+        starts = {name: rows.starts for name, rows in prepared.items()}
+        extent["shuffle"] = ShardShuffle(starts, section.get("shuffle_buffer") or BUFFER)
     plan = make_plan(lengths, max_length=args.max_length, ratios=ratios, seed=seed, **extent)
     dataset = PackedDataset(prepared, plan)
     # These facts are computed before the loader's workers are forked, because that plans packs, which the workers then
@@ -138,6 +152,21 @@ def load_mixture(
     if len(plan) <= AHEAD:  # of longer plans `counts` covers only the first 16,384 packs
         facts["documents"] = counts
     return TrainingData(dataset, collator, facts, evaluation)
+
+
+def _load_checked(
+    folder: Path, args: JanusProSFTConfig, model: JanusProForConditionalGeneration, processor: JanusProProcessor
+) -> PreparedDataset:
+    """Return the prepared rows of a folder, whose shards the processes have checked together.
+
+    They are checked before the first step, because a run may meet a certain shard only after weeks.
+
+    Raises:
+        ValueError: If a shard is damaged, or the rows were prepared with another model or processor.
+    """
+    rows = load_prepared(folder, model=model, processor=processor)
+    together(lambda: rows.check_shards(args.process_index, args.world_size))
+    return rows
 
 
 def _open_evaluation(
@@ -151,7 +180,7 @@ def _open_evaluation(
     The arguments are those of `_find_or_prepare`.
     """
     folder = _find_or_prepare(source, args, model, processor, into="_prepared_evaluation")
-    rows = load_prepared(folder, model=model, processor=processor)
+    rows = _load_checked(folder, args, model, processor)
     packs = PackedDataset({source["name"]: rows}, max_length=args.max_length)
     return EvaluationSource(packs, tuple(np.unique(rows.tasks).tolist()), float(source.get("ratio", 1)))
 

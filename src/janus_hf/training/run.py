@@ -12,7 +12,9 @@ from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
-from .recording import check_same_run, is_same_run, newest_checkpoint, read_state
+from .recording import newest_checkpoint
+from .resuming.run_record import is_same_run
+from .resuming.stopping import RunInterrupted
 from .stages import find_stage
 from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
@@ -91,6 +93,8 @@ def train(
         ValueError: If the recipe is malformed, a value is out of range, or the checkpoint belongs to another run.
         FileNotFoundError: If there is no such recipe file.
         FloatingPointError: If a loss or the norm of the gradients is not finite.
+        RunInterrupted: If SIGTERM came. A checkpoint was saved, from which `resume_from_checkpoint: auto` goes on; the
+            output folder holds no model, and nothing was uploaded.
     """
     trainer = build_trainer(load_recipe(recipe, overrides), load_data=load_data)
     args = trainer.args
@@ -100,33 +104,41 @@ def train(
     # The main process reads the output folder for all processes, because a shared file system may not show the same
     # files to all nodes yet.
     newest, done = broadcast_object_list(
-        [newest_checkpoint(args.output_dir), is_same_run(args.output_dir, trainer.facts)] if main else [None, None]
+        [newest_checkpoint(args.output_dir), is_same_run(args.output_dir, trainer.facts, trainer.settings)]
+        if main
+        else [None, None]
     )
     checkpoint = args.resume_from_checkpoint
     if checkpoint in ("auto", True):
         checkpoint = newest
     # A run that is not to be resumed, and that has saved its last state in the output folder, is not repeated either.
     previous: str | None = checkpoint or (args.output_dir if done else None)
-    finished = previous is not None and _is_finished(args, previous)
+    finished = previous is not None and trainer.is_finished(previous)
     if main and newest and not checkpoint and not finished:
         report(
             f"{newest} is of an earlier run, which is not resumed and whose files are replaced: set "
             "training.resume_from_checkpoint=auto to resume it, or another training.output_dir to keep it"
         )
     if previous is None or not finished:
-        trainer.train(resume_from_checkpoint=checkpoint or False)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint or False)
+        except RunInterrupted:
+            # If one rank leaves the process group early, the others can hang when they leave.
+            trainer.accelerator.wait_for_everyone()
+            trainer.accelerator.end_training()
+            raise
     elif args.sharded:
         # Only `Trainer.train` can load a sharded model, so the model of a finished run is not loaded, and nothing is
         # saved below.
-        check_same_run(previous, trainer.facts)
+        trainer.check_resumable(previous)
     else:
         trainer.restore(previous)
     saves = not (finished and args.sharded)
     if main and finished:
         report(
             f"{previous} is the last of this run and holds the trained model: nothing is left to do. To train "
-            "further, start from this model with another training.output_dir, or raise training.max_steps, which is "
-            "possible with data.streaming"
+            "further, raise training.max_steps (or training.stop_step), or start from this model with another "
+            "training.output_dir"
         )
     if saves:
         # Without `_internal_call` a run with push_to_hub would upload here, together with the card of the last
@@ -142,19 +154,6 @@ def train(
             trainer.finish_upload(trainer.start_upload("End of training"))
         report(f"{args.output_dir}: {args.stage}, {trainer.state.global_step} steps")
     return Path(args.output_dir)
-
-
-def _is_finished(args: JanusProSFTConfig, checkpoint: str) -> bool:
-    """Return whether a checkpoint was saved after all `max_steps` steps of its run.
-
-    Such a run must not be resumed, because transformers would train one more step.
-
-    Args:
-        args: The run's configuration. Without `max_steps`, the number of steps is the one that the checkpoint states.
-        checkpoint: Folder of the checkpoint.
-    """
-    state = read_state(checkpoint)
-    return 0 < (args.max_steps if args.max_steps > 0 else state.max_steps) <= state.global_step
 
 
 def load_processor(section: Mapping[str, Any]) -> JanusProProcessor:

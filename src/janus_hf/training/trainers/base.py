@@ -12,7 +12,6 @@ provides the class of the arguments and the tags. `tests/training/test_canary.py
 what this file relies on.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +30,9 @@ from ...processing import JanusProProcessor
 from ..batches import Collator, TrainingRows, with_dummy_picture
 from ..callbacks import SampleCallback
 from ..metrics import LossRecord
-from ..recording import FACTS_FILE, check_same_run, read_state, training_card, write_card
+from ..recording import training_card, write_card
+from ..resuming.resuming_trainer import ResumingTrainer
+from ..resuming.run_record import write_record
 from ..stages import (
     apply_stage,
     base_model,
@@ -51,7 +52,6 @@ from .guards import (
     root_unit_text_head,
     sum_gradients_in_float32,
 )
-from .repeatable import RepeatableTrainer
 from .sft_config import JanusProSFTConfig
 
 
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-class JanusProTrainerMixin(RepeatableTrainer):
+class JanusProTrainerMixin(ResumingTrainer):
     """Base class of the trainers of Janus-Pro; it does everything but compute the loss.
 
     It freezes parameters and adds LoRA adapters as the training stage requires, saves and resumes checkpoints, shards
@@ -256,14 +256,7 @@ class JanusProTrainerMixin(RepeatableTrainer):
         """Wrap and shard the model as transformers does, but let FSDP2 shard the text head with the root module.
 
         The arguments and the result are those of the method of `transformers.Trainer`.
-
-        Raises:
-            ValueError: If the run of the checkpoint has another training stage or another order of the data. This is
-                checked here, because FSDP and DeepSpeed load checkpoints without calling `_load_from_checkpoint`,
-                which checks it too.
         """
-        if resume_from_checkpoint is not None:
-            check_same_run(resume_from_checkpoint, self.facts)
         with root_unit_text_head(self.base_model):
             return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
 
@@ -296,21 +289,7 @@ class JanusProTrainerMixin(RepeatableTrainer):
                 self.processing_class.save_pretrained(folder)
                 torch.save(self.args, folder / "training_args.bin")  # transformers compares it when resuming
         if writes:
-            (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2, default=str) + "\n", encoding="utf-8")
-
-    def restore(self, checkpoint: str) -> None:
-        """Load the weights and the trainer's state (number of steps, log history) of a checkpoint, without training.
-
-        The model must not be sharded.
-
-        Args:
-            checkpoint: Folder of a checkpoint of this run.
-
-        Raises:
-            ValueError: If the checkpoint's run has another training stage or another order of the data.
-        """
-        self._load_from_checkpoint(checkpoint)
-        self.state = read_state(checkpoint)
+            write_record(folder, self.facts, self.settings)
 
     # `Trainer.train` calls this method to resume. No public argument or callback of it replaces the loading.
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -322,11 +301,7 @@ class JanusProTrainerMixin(RepeatableTrainer):
         Args:
             resume_from_checkpoint: Folder of the checkpoint.
             model: Model into which the weights are loaded; by default the trainer's model.
-
-        Raises:
-            ValueError: If the checkpoint's run has another training stage or another order of the data.
         """
-        check_same_run(resume_from_checkpoint, self.facts)
         if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return

@@ -1,6 +1,7 @@
 """`RepeatableTrainer`, the base class of trainers whose `train` may be called again, as in a cell of a notebook."""
 
 import logging
+import os
 from typing import Any
 
 from transformers.trainer_utils import TrainOutput
@@ -35,12 +36,10 @@ class RepeatableTrainer(UploadingTrainer):
             The number of steps, the mean loss and the metrics. If all steps were done by an earlier call and no
             checkpoint is given, a warning says so and the result is that of the earlier call.
         """
-        if resume_from_checkpoint is None and self.state.global_step == 0:
-            resume_from_checkpoint = self.args.resume_from_checkpoint
-        if resume_from_checkpoint == "auto":
-            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
-        last = self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
-        if self._output is not None and not resume_from_checkpoint and 0 < last <= self.state.global_step:
+        resume_from_checkpoint = self.find_checkpoint(resume_from_checkpoint)
+        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
+            self.check_resumable(resume_from_checkpoint)
+        if self._output is not None and not resume_from_checkpoint and 0 < self.last_step() <= self.state.global_step:
             logger.warning(
                 "All %d steps are done, so nothing is trained: to train further, make a new trainer with this model "
                 "and another `output_dir`; to repeat the run, load the model again first.",
@@ -58,6 +57,37 @@ class RepeatableTrainer(UploadingTrainer):
             self.is_in_train = False  # transformers resets this only if training ends normally; evaluations read it
             raise
         return self._output
+
+    def find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
+        """Return the folder of the checkpoint that an argument of `train` means.
+
+        The result is None or False if training starts at the first step, and True if there is no complete checkpoint
+        although one is asked for.
+
+        Args:
+            resume_from_checkpoint: See `train`.
+        """
+        if resume_from_checkpoint is None and self.state.global_step == 0:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        if resume_from_checkpoint == "auto":
+            return newest_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint is True:  # transformers looks for the newest folder, complete or not
+            return newest_checkpoint(self.args.output_dir) or True
+        return resume_from_checkpoint
+
+    def last_step(self) -> int:
+        """Return the number of steps of the run; 0 if it is not known yet."""
+        return self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
+
+    def check_resumable(self, checkpoint: str | os.PathLike[str]) -> None:
+        """Raise a ValueError unless this run may resume a checkpoint.
+
+        `train` calls this method before anything is loaded. This method does nothing; trainers that know what must not
+        change override it.
+
+        Args:
+            checkpoint: Folder of the checkpoint.
+        """
 
     def forget_losses(self) -> None:
         """Reset the losses that the trainer has added up since the last log.

@@ -96,8 +96,7 @@ def training_card(
     """
     lora = find_stage(args.stage).lora
     names = _HYPER_PARAMETERS + (_LORA if lora else ())
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    entries = {**facts, "steps": steps, "packs per step": batch}
+    entries = {**facts, "steps": steps, "packs per step": args.packs_per_step}
     entries |= {name: getattr(args, name) for name in names}
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in entries.items())
     card.text = card.text.rstrip() + "\n" + _SECTION.format(rows=rows, table=table)

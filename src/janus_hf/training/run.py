@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
+from .forecast import HoursCallback
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
 from .recording import newest_checkpoint
@@ -45,19 +46,33 @@ def build_trainer(
     Raises:
         ValueError: If a value of the recipe is out of range, or model, data and configuration do not fit together.
     """
+    return _build(recipe, load_data=load_data, model=model, processor=processor)[0]
+
+
+def _build(
+    recipe: Recipe,
+    *,
+    load_data: LoadData,
+    model: JanusProForConditionalGeneration | None = None,
+    processor: JanusProProcessor | None = None,
+) -> tuple[JanusProSFTTrainer, list[str]]:
+    """Return the trainer of a recipe, and lines for the user about its data; see `build_trainer`."""
     # The configuration is made first, so that its errors come before anything large is loaded.
     args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})
     if args.push_to_hub and args.process_index == 0:
         prepare_repository(args)  # the trainer does so too, but after the model is loaded and the data are prepared
+    if model is None:
+        model = _load_model(recipe.model, args)
+        # The branch of a repository may move between two downloads, but the processor must be that of the weights.
+        processor = processor or load_processor(recipe.model, commit=model.loaded_commit)
     processor = processor or load_processor(recipe.model)
-    model = model or _load_model(recipe.model, args)
     if model.config.image_token_id is None:
         model.config.image_token_id = processor.image_token_id
     data = load_data(recipe.data, args, model, processor)
     facts = {"recipe": recipe.name, **data.facts}
     if recipe.model.get("revision"):
         facts["model_revision"] = recipe.model["revision"]
-    return JanusProSFTTrainer(
+    trainer = JanusProSFTTrainer(
         model,
         args,
         train_dataset=data.dataset,
@@ -65,6 +80,7 @@ def build_trainer(
         processing_class=processor,
         facts=facts,
     )
+    return trainer, data.told
 
 
 def train(
@@ -96,11 +112,14 @@ def train(
         RunInterrupted: If SIGTERM came. A checkpoint was saved, from which `resume_from_checkpoint: auto` goes on; the
             output folder holds no model, and nothing was uploaded.
     """
-    trainer = build_trainer(load_recipe(recipe, overrides), load_data=load_data)
+    trainer, told = _build(load_recipe(recipe, overrides), load_data=load_data)
     args = trainer.args
     main = trainer.is_world_process_zero()
     if main:
         report(trainer.trainable_table)
+        for line in told:
+            report(line)
+    trainer.add_callback(HoursCallback(report))
     # The main process reads the output folder for all processes, because a shared file system may not show the same
     # files to all nodes yet.
     newest, done = broadcast_object_list(
@@ -156,15 +175,17 @@ def train(
     return Path(args.output_dir)
 
 
-def load_processor(section: Mapping[str, Any]) -> JanusProProcessor:
+def load_processor(section: Mapping[str, Any], *, commit: str | None = None) -> JanusProProcessor:
     """Load the processor that a recipe names, or else the processor of the recipe's model at the model's revision.
 
     Args:
         section: The recipe's section `model`, with the key `path` and optionally `revision` and `processor`.
+        commit: Commit of the model's repository to use instead of the revision, which may have moved since.
     """
     if section.get("processor"):
         return JanusProProcessor.from_pretrained(section["processor"])
-    revision = {"revision": section["revision"]} if section.get("revision") else {}
+    at = commit or section.get("revision")
+    revision = {"revision": at} if at else {}
     return JanusProProcessor.from_pretrained(section["path"], **revision)
 
 

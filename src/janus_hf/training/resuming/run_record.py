@@ -36,7 +36,7 @@ def run_settings(args: "JanusProSFTConfig", model: Mapping[str, Any]) -> dict[st
     found = {name: getattr(args, name) for name in sorted(FIXED | ON_REQUEST) if "." not in name}
     found |= {
         **model,
-        "packs_per_step": args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "packs_per_step": args.packs_per_step,
         "sharding": "fsdp" if args.wants_fsdp else "deepspeed" if args.sharded else "none",
     }
     # The value as a reader of the file gets it, so that two records can be compared.

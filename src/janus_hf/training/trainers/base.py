@@ -46,6 +46,7 @@ from ..stages import (
 from .guards import (
     check_arguments,
     check_card_arguments,
+    check_data,
     check_processes,
     keep_trained_in_float32,
     restore_forward,
@@ -89,7 +90,8 @@ class JanusProTrainerMixin(ResumingTrainer):
         TypeError: If the model, the configuration, the collator or the processor is of the wrong kind, or another
             argument is unknown or refused.
         ValueError: If the number of processes is not what the launcher started, FSDP was requested and is not active,
-            or context or sequence parallelism is on, which would mix the documents of a row.
+            context or sequence parallelism is on, which would mix the documents of a row, or the stage trains a part
+            of the model that no row of the data changes.
     """
 
     args: JanusProSFTConfig
@@ -108,6 +110,7 @@ class JanusProTrainerMixin(ResumingTrainer):
         **kwargs: Any,
     ) -> None:
         check_arguments(model, args, data_collator, processing_class, kwargs)
+        check_data(args, train_dataset)
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         facts = facts or {}
         adapters = _set_up_stage(

@@ -154,6 +154,11 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
             self.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True, **given}
 
     @property
+    def packs_per_step(self) -> int:
+        """Number of packs that all processes together train on in one optimizer step."""
+        return self.per_device_train_batch_size * (self.gradient_accumulation_steps or 1) * self.world_size
+
+    @property
     def wants_fsdp(self) -> bool:
         """Whether these arguments or the launcher request FSDP.
 

@@ -90,12 +90,12 @@ def _train(arguments: argparse.Namespace) -> int:
     Returns:
         0 if the run is finished, and `UNFINISHED` if SIGTERM stopped it after a checkpoint was saved.
     """
-    from janus_hf.training.resuming.stopping import RunInterrupted
+    from janus_hf.training.resuming.stopping import RunInterruptedError
     from janus_hf.training.run import train
 
     try:
         train(arguments.recipe, arguments.overrides, report=lambda line: print(line, file=sys.stderr))
-    except RunInterrupted as interruption:
+    except RunInterruptedError as interruption:
         print(f"janus-hf train: {interruption}", file=sys.stderr)
         return UNFINISHED
     return 0

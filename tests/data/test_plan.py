@@ -78,7 +78,9 @@ def test_visits_go_through_all_rows_before_any_comes_again():
     assert counts[:6].tolist() == [3] * 6
 
 
-@pytest.mark.parametrize("ratios", [{"a": 1, "b": 1, "c": 1}, {"a": 0.3, "b": 1.7, "c": 0.01}, {"a": 7, "b": 3, "c": 10}])
+@pytest.mark.parametrize(
+    "ratios", [{"a": 1, "b": 1, "c": 1}, {"a": 0.3, "b": 1.7, "c": 0.01}, {"a": 7, "b": 3, "c": 10}]
+)
 def test_in_every_epoch_every_row_comes_and_the_last_source_to_be_finished_comes_once(ratios):
     """Epochs begin with an empty pool, so that a plan of fewer epochs is the beginning of one of more."""
     lengths = {"a": [10, 20, 30, 7, 9], "b": [5] * 23, "c": [60] * 2}

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .mixture import TrainingData, load_mixture
     from .recipes import Recipe, load_recipe
     from .recording import newest_checkpoint
-    from .resuming.stopping import RunInterrupted
+    from .resuming.stopping import RunInterruptedError
     from .run import build_trainer, load_processor, train
     from .stages import STAGES, Stage, apply_stage, base_model, lora_config, trainable_table
     from .trainers.base import JanusProTrainerMixin
@@ -37,7 +37,7 @@ _LAZY = {
     "PackedDataset": "..data",
     "PatchTeacher": ".trainers.patch_teacher",
     "Recipe": ".recipes",
-    "RunInterrupted": ".resuming.stopping",
+    "RunInterruptedError": ".resuming.stopping",
     "SampleCallback": ".callbacks",
     "Stage": ".stages",
     "TrainingData": ".mixture",
@@ -69,7 +69,7 @@ __all__ = [
     "PackedDataset",
     "PatchTeacher",
     "Recipe",
-    "RunInterrupted",
+    "RunInterruptedError",
     "SampleCallback",
     "Stage",
     "TrainingData",

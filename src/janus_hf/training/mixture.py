@@ -76,8 +76,9 @@ def load_mixture(
         The dataset, the collator and facts about the data, such as the hash of the plan.
 
     Raises:
-        ValueError: If `max_length` exceeds the model's context, no source reaches a part that the stage trains, a source cannot be read or prepared, a source was
-            prepared for another model, or a source that is already prepared has options that would have no effect.
+        ValueError: If `max_length` exceeds the model's context, no source reaches a part that the stage trains, a
+            source cannot be read or prepared, a source was prepared for another model, or a source that is already
+            prepared has options that would have no effect.
     """
     limit = context_length(model.config.text_config)
     assert args.max_length is not None  # checked by the configuration

@@ -89,8 +89,8 @@ class Recipe:
         steps, epochs = (self.training.get(name) for name in ("max_steps", "num_train_epochs"))
         if epochs is not None and isinstance(steps, int) and steps > 0:
             raise ValueError(
-                f"training.num_train_epochs must be left out with training.max_steps={steps}, got {epochs}: remove one "
-                "of them, or write training.max_steps=-1."
+                f"training.num_train_epochs must be left out with training.max_steps={steps}, got {epochs}: remove "
+                "one of them, or write training.max_steps=-1."
             )
         for name in ("seed", "streaming"):
             kind = {"seed": int, "streaming": bool}[name]

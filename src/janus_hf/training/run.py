@@ -15,7 +15,7 @@ from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
 from .recording import newest_checkpoint
 from .resuming.run_record import is_same_run
-from .resuming.stopping import RunInterrupted
+from .resuming.stopping import RunInterruptedError
 from .stages import find_stage
 from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
@@ -109,7 +109,7 @@ def train(
         ValueError: If the recipe is malformed, a value is out of range, or the checkpoint belongs to another run.
         FileNotFoundError: If there is no such recipe file.
         FloatingPointError: If a loss or the norm of the gradients is not finite.
-        RunInterrupted: If SIGTERM came. A checkpoint was saved, from which `resume_from_checkpoint: auto` goes on; the
+        RunInterruptedError: If SIGTERM came. A checkpoint was saved, from which `resume_from_checkpoint: auto` goes on; the
             output folder holds no model, and nothing was uploaded.
     """
     trainer, told = _build(load_recipe(recipe, overrides), load_data=load_data)
@@ -141,7 +141,7 @@ def train(
     if previous is None or not finished:
         try:
             trainer.train(resume_from_checkpoint=checkpoint or False)
-        except RunInterrupted:
+        except RunInterruptedError:
             # If one rank leaves the process group early, the others can hang when they leave.
             trainer.accelerator.wait_for_everyone()
             trainer.accelerator.end_training()

@@ -3,8 +3,8 @@
 A pack is a list of documents (tokenized rows) that together fill one row of the batch. The plan numbers all packs of a
 training run. It is a pure function of seed, ratios, row lengths and sizes, so ratios are exact, every rank can compute
 any pack without communication, and a run resumes by skipping packs. A plan of fewer packs, or of fewer epochs, is the
-beginning of a plan of more. So the plan's hash, which tells whether a resumed run would train on the same batches, does
-not depend on where the plan ends, and a run can be made longer.
+beginning of a plan of more. So the plan's hash, which tells whether a resumed run would train on the same batches,
+does not depend on where the plan ends, and a run can be made longer.
 
 Planning takes three steps. The example has eight rows, five answers and three texts, with these numbers of tokens:
 
@@ -66,8 +66,8 @@ from .packing import POOL_SIZE
 BLOCK = 2**14  # packs planned at a time, about a second's work
 # Plans of up to this number of packs are made at the start. Of a longer plan, this number of packs is kept in memory.
 AHEAD = 2**18
-# Version of the order of rows and of packing. It is part of every plan's hash: raise it if the same settings give other
-# packs than before.
+# Version of the order of rows and of packing. It is part of every plan's hash: raise it if the same settings give
+# other packs than before.
 _ORDER = 2
 
 

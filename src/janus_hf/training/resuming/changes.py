@@ -58,12 +58,12 @@ class ChangesCallback(TrainerCallback):
         state.compute_steps(args, state.max_steps)
         changes = args.resume_changes
         if self.resumed_steps != state.max_steps and depends_on_steps(args) and "max_steps" not in changes:
+            kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
             raise ValueError(
                 f"`max_steps` must be that of the checkpoint, {self.resumed_steps}, got {state.max_steps}, because the "
-                f"schedule (lr_scheduler_type={str(getattr(args.lr_scheduler_type, 'value', args.lr_scheduler_type))!r}"
-                f", warmup_steps={args.warmup_steps}) depends on it: restore it, and end earlier with stop_step, or "
-                f"train on with the schedule of {state.max_steps} steps by "
-                f"training.resume_changes=[{', '.join([*changes, 'max_steps'])}]."
+                f"schedule (lr_scheduler_type={kind!r}, warmup_steps={args.warmup_steps}) depends on it: restore it, "
+                f"or train on with the schedule of {state.max_steps} steps by training.resume_changes="
+                f"[{', '.join([*changes, 'max_steps'])}]. To end earlier, set stop_step."
             )
         if optimizer is None:
             return
@@ -101,8 +101,8 @@ class ChangesCallback(TrainerCallback):
         if not set(changes) & SCHEDULE:
             if len(base) == len(rates) and base != rates:
                 raise ValueError(
-                    f"The optimizer's learning rate must be that of the checkpoint, {base[0]}, got {rates[0]}: restore "
-                    "it, or train on with the new value by "
+                    f"The optimizer's learning rate must be that of the checkpoint, {base[0]}, got {rates[0]}: "
+                    "restore it, or train on with the new value by "
                     f"training.resume_changes=[{', '.join([*changes, 'learning_rate'])}]."
                 )
             return

@@ -1,11 +1,11 @@
 """What happens to every setting of a run that is resumed with another value: a table of all fields.
 
-A setting that can have more than one value belongs to one of four kinds. `APPLIED` settings may change at any time, because they do not change what is
-learned: how often the run logs, saves and samples, where results go, how it ends. `ON_REQUEST` settings change what is
-learned from there on, and transformers restores some of them from the checkpoint without a word. Another value is
-refused, unless `resume_changes` names the setting; then it is applied. `FIXED` settings cannot change, because the rows
-would not continue where they stopped, or the weights and states of the checkpoint would not fit. `BATCH` settings may
-change as long as a step trains on the same number of packs.
+A setting that can have more than one value belongs to one of four kinds. `APPLIED` settings may change at any time,
+because they do not change what is learned: how often the run logs, saves and samples, where results go, how it ends.
+`ON_REQUEST` settings change what is learned from there on, and transformers restores some of them from the checkpoint
+without a word. Another value is refused, unless `resume_changes` names the setting; then it is applied. `FIXED`
+settings cannot change, because the rows would not continue where they stopped, or the weights and states of the
+checkpoint would not fit. `BATCH` settings may change as long as a step trains on the same number of packs.
 
 Names of the fields of `JanusProSFTConfig` stand alone; those of the other sections of a recipe have the section before
 them. A test compares the table with the fields of the installed versions.

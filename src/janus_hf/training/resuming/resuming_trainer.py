@@ -14,7 +14,7 @@ from ..recording import read_state
 from ..trainers.repeatable import RepeatableTrainer
 from .changes import ChangesCallback
 from .run_record import check_same_run, model_settings, run_settings
-from .stopping import RunInterrupted, StopCallback, last_step, without_jit_callback
+from .stopping import RunInterruptedError, StopCallback, last_step, without_jit_callback
 
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ResumingTrainer(RepeatableTrainer):
         Raises:
             ValueError: If the checkpoint is of a run with other rows, or with settings that cannot change or that
                 `args.resume_changes` does not name.
-            RunInterrupted: If SIGTERM came, after the step was finished and a checkpoint was saved. Nothing else is
+            RunInterruptedError: If SIGTERM came, after the step was finished and a checkpoint was saved. Nothing else is
                 saved or uploaded then.
         """
         self._changes.resumed_steps = None
@@ -85,7 +85,7 @@ class ResumingTrainer(RepeatableTrainer):
             self._output = None
             step = self.state.global_step
             checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-            raise RunInterrupted(step, last_step(self.args, self.state.max_steps), str(checkpoint))
+            raise RunInterruptedError(step, last_step(self.args, self.state.max_steps), str(checkpoint))
         return output
 
     def is_finished(self, checkpoint: str | os.PathLike[str]) -> bool:

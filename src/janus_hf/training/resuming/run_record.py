@@ -94,7 +94,9 @@ def check_same_run(
         )
     changed = _differences(record, facts, settings, ON_REQUEST)
     if refused := [entry for entry in changed if entry[0] not in changes]:
-        values = "; ".join(f"`{name}` must be that of {checkpoint}, {was!r}, got {now!r}" for name, was, now in refused)
+        values = "; ".join(
+            f"`{name}` must be that of {checkpoint}, {was!r}, got {now!r}" for name, was, now in refused
+        )
         names = ", ".join([*changes, *(name for name, _, _ in refused)])
         raise ValueError(
             f"{values}: restore what was there, or train on with the new value by training.resume_changes=[{names}]."

@@ -1,7 +1,7 @@
 """How a run stops before its last step: at a step that `stop_step` names, or because the machine is asked for.
 
 A cluster announces with SIGTERM that it takes its machine back. The run then ends the step, saves a checkpoint and
-raises `RunInterrupted`. transformers' own callback for this is not used: it saves between the gradients and the
+raises `RunInterruptedError`. transformers' own callback for this is not used: it saves between the gradients and the
 optimizer's step, so random states do not fit the checkpoint, and every process decides alone when to save.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 logger = logging.get_logger(__name__)
 
 
-class RunInterrupted(RuntimeError):
+class RunInterruptedError(RuntimeError):
     """Raised when SIGTERM ended a training run before its last step, after its checkpoint was saved.
 
     Args:
@@ -40,7 +40,7 @@ class RunInterrupted(RuntimeError):
             "training.resume_from_checkpoint=auto."
         )
 
-    def __reduce__(self) -> tuple[type["RunInterrupted"], tuple[int, int, str]]:
+    def __reduce__(self) -> tuple[type["RunInterruptedError"], tuple[int, int, str]]:
         """Return how to make the exception again in another process, which launchers of notebooks do."""
         return type(self), (self.step, self.last, self.checkpoint)
 
@@ -121,4 +121,4 @@ def without_jit_callback(args: "JanusProSFTConfig") -> Iterator[None]:
         args.enable_jit_checkpoint = enabled
 
 
-__all__ = ["RunInterrupted", "StopCallback", "last_step", "without_jit_callback"]
+__all__ = ["RunInterruptedError", "StopCallback", "last_step", "without_jit_callback"]

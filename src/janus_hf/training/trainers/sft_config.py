@@ -78,7 +78,8 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         metadata={"help": "Settings that may differ from those of the checkpoint that is resumed, and are applied."},
     )
     allow_unreached: bool = _option(
-        False, "Allow parts that the stage trains as a whole and that no row of the data reaches; they stay as they are."
+        False,
+        "Allow parts that the stage trains as a whole and that no row of the data reaches; they stay as they are.",
     )
     save_layout: str = _option("original", "Layout of saved weights: original or transformers.")
 

@@ -77,7 +77,7 @@ class HoursCallback(TrainerCallback):
         self._first = state.global_step
 
     # Any: the further arguments of transformers' callbacks.
-    def on_step_end(  # type: ignore[override]
+    def on_step_end(
         self, args: "JanusProSFTConfig", state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measure the steps 2 to 10, because the first one also starts and compiles things, and report the rest."""

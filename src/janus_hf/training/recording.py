@@ -63,7 +63,7 @@ def newest_checkpoint(folder: str | Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
 
 
-def read_state(checkpoint: str | Path) -> TrainerState:
+def read_state(checkpoint: str | os.PathLike[str]) -> TrainerState:
     """Return the state of transformers' Trainer (number of steps, log history) from a checkpoint's folder."""
     return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
 

@@ -109,8 +109,8 @@ def train(
         ValueError: If the recipe is malformed, a value is out of range, or the checkpoint belongs to another run.
         FileNotFoundError: If there is no such recipe file.
         FloatingPointError: If a loss or the norm of the gradients is not finite.
-        RunInterruptedError: If SIGTERM came. A checkpoint was saved, from which `resume_from_checkpoint: auto` goes on; the
-            output folder holds no model, and nothing was uploaded.
+        RunInterruptedError: If SIGTERM came. A checkpoint was saved, from which `resume_from_checkpoint: auto` goes
+            on; no model was saved in the output folder, and nothing was uploaded.
     """
     trainer, told = _build(load_recipe(recipe, overrides), load_data=load_data)
     args = trainer.args

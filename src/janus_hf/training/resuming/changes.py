@@ -37,7 +37,7 @@ class ChangesCallback(TrainerCallback):
         ]
 
     # Any: the further arguments of transformers' callbacks, and the optimizer and the schedule in their wrappers.
-    def on_train_begin(  # type: ignore[override]
+    def on_train_begin(
         self,
         args: "JanusProSFTConfig",
         state: TrainerState,
@@ -60,8 +60,8 @@ class ChangesCallback(TrainerCallback):
         if self.resumed_steps != state.max_steps and depends_on_steps(args) and "max_steps" not in changes:
             kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
             raise ValueError(
-                f"`max_steps` must be that of the checkpoint, {self.resumed_steps}, got {state.max_steps}, because the "
-                f"schedule (lr_scheduler_type={kind!r}, warmup_steps={args.warmup_steps}) depends on it: restore it, "
+                f"`max_steps` must be that of the checkpoint, {self.resumed_steps}, got {state.max_steps}, because "
+                f"the schedule (lr_scheduler_type={kind!r}, warmup_steps={args.warmup_steps}) depends on it: restore it, "
                 f"or train on with the schedule of {state.max_steps} steps by training.resume_changes="
                 f"[{', '.join([*changes, 'max_steps'])}]. To end earlier, set stop_step."
             )

@@ -71,8 +71,8 @@ class ResumingTrainer(RepeatableTrainer):
         Raises:
             ValueError: If the checkpoint is of a run with other rows, or with settings that cannot change or that
                 `args.resume_changes` does not name.
-            RunInterruptedError: If SIGTERM came, after the step was finished and a checkpoint was saved. Nothing else is
-                saved or uploaded then.
+            RunInterruptedError: If SIGTERM came, after the step was finished and a checkpoint was saved. Nothing else
+                is saved or uploaded then.
         """
         self._changes.resumed_steps = None
         checkpoint = self.find_checkpoint(resume_from_checkpoint)
@@ -84,8 +84,8 @@ class ResumingTrainer(RepeatableTrainer):
         if self._stop.interrupted:
             self._output = None
             step = self.state.global_step
-            checkpoint = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-            raise RunInterruptedError(step, last_step(self.args, self.state.max_steps), str(checkpoint))
+            saved = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+            raise RunInterruptedError(step, last_step(self.args, self.state.max_steps), str(saved))
         return output
 
     def is_finished(self, checkpoint: str | os.PathLike[str]) -> bool:

@@ -94,9 +94,7 @@ def check_same_run(
         )
     changed = _differences(record, facts, settings, ON_REQUEST)
     if refused := [entry for entry in changed if entry[0] not in changes]:
-        values = "; ".join(
-            f"`{name}` must be that of {checkpoint}, {was!r}, got {now!r}" for name, was, now in refused
-        )
+        values = "; ".join(f"`{name}` must be {was!r} as in {checkpoint}, got {now!r}" for name, was, now in refused)
         names = ", ".join([*changes, *(name for name, _, _ in refused)])
         raise ValueError(
             f"{values}: restore what was there, or train on with the new value by training.resume_changes=[{names}]."
@@ -105,9 +103,9 @@ def check_same_run(
     was, now = record.get("packs"), facts.get("packs")
     if None not in (was, now) and was != now and state.global_step * settings["packs_per_step"] > was:
         raise ValueError(
-            f"{checkpoint} is at the end of its data, {was} packs, whose last step was a smaller one, and this run has "
-            f"{now} packs: its steps would not fall on the same packs. Resume an earlier checkpoint, or start a new run "
-            "from its weights."
+            f"{checkpoint} is at the end of its data, {was} packs, whose last step was a smaller one, and this run "
+            f"has {now} packs: its steps would not fall on the same packs. Resume an earlier checkpoint, or start a "
+            "new run from its weights."
         )
     return [name for name, _, _ in changed]
 

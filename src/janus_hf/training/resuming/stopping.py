@@ -82,7 +82,7 @@ class StopCallback(TrainerCallback):
         self._asked = True
 
     # Any: the further arguments of transformers' callbacks.
-    def on_step_end(  # type: ignore[override]
+    def on_step_end(
         self, args: "JanusProSFTConfig", state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stop after the last step that the run asks for, or if a process has received SIGTERM.

@@ -61,7 +61,7 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         None, "Regular expression for whole module names; the default matches every projection of the language model."
     )
 
-    gradient_accumulation_steps: int | None = _option(  # type: ignore[assignment]
+    gradient_accumulation_steps: int | None = _option(
         None, "Micro-batches per optimizer step; null is 1, or what total_batch_size needs."
     )
     total_batch_size: int | None = _option(

@@ -149,7 +149,7 @@ def train(
     elif args.sharded:
         # Only `Trainer.train` can load a sharded model, so the model of a finished run is not loaded, and nothing is
         # saved below.
-        trainer.check_resumable(previous)
+        trainer.check_checkpoint(previous)
     else:
         trainer.restore(previous)
     saves = not (finished and args.sharded)

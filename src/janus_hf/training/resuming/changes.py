@@ -61,8 +61,8 @@ class ChangesCallback(TrainerCallback):
             kind = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
             raise ValueError(
                 f"`max_steps` must be that of the checkpoint, {self.resumed_steps}, got {state.max_steps}, because "
-                f"the schedule (lr_scheduler_type={kind!r}, warmup_steps={args.warmup_steps}) depends on it: restore it, "
-                f"or train on with the schedule of {state.max_steps} steps by training.resume_changes="
+                f"the schedule (lr_scheduler_type={kind!r}, warmup_steps={args.warmup_steps}) depends on it: restore "
+                f"it, or train on with the schedule of {state.max_steps} steps by training.resume_changes="
                 f"[{', '.join([*changes, 'max_steps'])}]. To end earlier, set stop_step."
             )
         if optimizer is None:

@@ -132,11 +132,11 @@ class ResumingTrainer(RepeatableTrainer):
         Raises:
             ValueError: If the checkpoint is of another run; see `check_same_run`.
         """
-        self.check_resumable(checkpoint)
+        self.check_checkpoint(checkpoint)
         self._load_from_checkpoint(os.fspath(checkpoint))
         self.state = read_state(checkpoint)
 
-    def check_resumable(self, checkpoint: str | os.PathLike[str]) -> None:
+    def check_checkpoint(self, checkpoint: str | os.PathLike[str]) -> None:
         """Raise a ValueError unless this run may resume a checkpoint; see `check_same_run`."""
         check_same_run(checkpoint, self.facts, self.settings, changes=self.args.resume_changes)
         self._changes.resumed_steps = read_state(checkpoint).max_steps

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..recording import FACTS_FILE, read_state
+from ..stages import base_model
 from .resume_fields import FIXED, ON_REQUEST
 
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from ...modeling import JanusProForConditionalGeneration
     from ..trainers.sft_config import JanusProSFTConfig
 
@@ -44,8 +47,11 @@ def run_settings(args: "JanusProSFTConfig", model: Mapping[str, Any]) -> dict[st
     return settings
 
 
-def model_settings(model: "JanusProForConditionalGeneration") -> dict[str, Any]:  # Any: settings by name, as JSON
+def model_settings(
+    model: "JanusProForConditionalGeneration | PeftModel",
+) -> dict[str, Any]:  # Any: settings by name, as JSON
     """Return the settings of a loaded model under the names that they have in a recipe, such as `model.path`."""
+    model = base_model(model)
     quantization = getattr(model.config, "quantization_config", None)
     if quantization is not None and not isinstance(quantization, dict):
         quantization = quantization.to_dict()

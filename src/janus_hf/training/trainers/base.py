@@ -328,6 +328,8 @@ class JanusProTrainerMixin(ResumingTrainer):
         but for `model_name`, which TRL gives.
         """
         check_card_arguments(args, kwargs)
+        if "model_name" in kwargs:  # TRL's call at every checkpoint; the folder of an unfinished run has no card
+            return
         if self.is_world_process_zero():
             write_card(self.args.output_dir, self.generated_card(), read_card(self.args.output_dir))
 

@@ -38,7 +38,7 @@ class RepeatableTrainer(UploadingTrainer):
         """
         resume_from_checkpoint = self.find_checkpoint(resume_from_checkpoint)
         if isinstance(resume_from_checkpoint, (str, os.PathLike)):
-            self.check_resumable(resume_from_checkpoint)
+            self.check_checkpoint(resume_from_checkpoint)
         if self._output is not None and not resume_from_checkpoint and 0 < self.last_step() <= self.state.global_step:
             logger.warning(
                 "All %d steps are done, so nothing is trained: to train further, make a new trainer with this model "
@@ -79,7 +79,7 @@ class RepeatableTrainer(UploadingTrainer):
         """Return the number of steps of the run; 0 if it is not known yet."""
         return self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
 
-    def check_resumable(self, checkpoint: str | os.PathLike[str]) -> None:
+    def check_checkpoint(self, checkpoint: str | os.PathLike[str]) -> None:
         """Raise a ValueError unless this run may resume a checkpoint.
 
         `train` calls this method before anything is loaded. This method does nothing; trainers that know what must not

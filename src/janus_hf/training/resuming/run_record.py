@@ -47,9 +47,8 @@ def run_settings(args: "JanusProSFTConfig", model: Mapping[str, Any]) -> dict[st
     return settings
 
 
-def model_settings(
-    model: "JanusProForConditionalGeneration | PeftModel",
-) -> dict[str, Any]:  # Any: settings by name, as JSON
+# Any: settings by name, as JSON.
+def model_settings(model: "JanusProForConditionalGeneration | PeftModel") -> dict[str, Any]:
     """Return the settings of a loaded model under the names that they have in a recipe, such as `model.path`."""
     model = base_model(model)
     quantization = getattr(model.config, "quantization_config", None)

@@ -49,6 +49,7 @@ from .guards import (
     check_data,
     check_processes,
     keep_trained_in_float32,
+    plan_facts,
     restore_forward,
     root_unit_text_head,
     sum_gradients_in_float32,
@@ -81,7 +82,8 @@ class JanusProTrainerMixin(ResumingTrainer):
             `janus_hf.data.TASKS`, -1 where nothing is trained). With `task_ids` the losses are logged per task.
         processing_class: The model's processor, saved with the model.
         facts: Further entries for the file of facts in the checkpoints and for the model card, such as `plan_hash`, a
-            hash of the order of the data. A checkpoint with another plan hash is not resumed. `model_revision` is the
+            hash of the order of the data, which a `PackedDataset` states itself. A checkpoint with another plan hash
+            is not resumed. `model_revision` is the
             revision of the model's Hub repository for the configs of adapters (by default `loaded_revision`).
         kwargs: Further arguments of `transformers.Trainer`: `eval_dataset`, `callbacks`, `optimizers` and
             `optimizer_cls_and_kwargs`. The others have no effect here and are refused by name (`SFT_REFUSED`).
@@ -134,7 +136,12 @@ class JanusProTrainerMixin(ResumingTrainer):
         if not args.sharded:  # FSDP and DeepSpeed keep float32 copies of the weights themselves
             keep_trained_in_float32(self.model, autocast=bool(args.bf16))
 
-        self.facts: dict[str, Any] = {"stage": args.stage, "ratios": args.ratios, **facts}
+        self.facts: dict[str, Any] = {
+            "stage": args.stage,
+            "ratios": args.ratios,
+            **plan_facts(train_dataset),
+            **facts,
+        }
         self.loss_record = LossRecord()
         self._frozen = frozen_parts(model)
         # Sharded ranks gather the weights of a part together, trained or not, so no rank may skip the vision tower.

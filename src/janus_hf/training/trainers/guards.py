@@ -78,6 +78,13 @@ def check_data(args: JanusProSFTConfig, train_dataset: object) -> None:
         check_tasks(args, tasks)
 
 
+def plan_facts(train_dataset: object) -> dict[str, Any]:  # Any: facts of any kind
+    """Return the facts `plan_hash` and `packs` of a `PackedDataset`, without which another plan would be resumed."""
+    if not isinstance(train_dataset, PackedDataset):
+        return {}
+    return {"plan_hash": train_dataset.plan.hash, "packs": len(train_dataset)}
+
+
 def check_tasks(args: JanusProSFTConfig, tasks: Mapping[str, set[str]]) -> None:
     """Raise a ValueError if the stage trains a part of the model that no task of the data reaches.
 
@@ -219,6 +226,7 @@ __all__ = [
     "check_processes",
     "check_tasks",
     "keep_trained_in_float32",
+    "plan_facts",
     "restore_forward",
     "root_unit_text_head",
     "sum_gradients_in_float32",

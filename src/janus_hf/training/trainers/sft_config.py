@@ -71,7 +71,7 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         None, "Number of processes that the run must have; another number is an error."
     )
     stop_step: int | None = _option(
-        None, "Step after which the run ends, before max_steps, the length of its schedule and its data."
+        None, "Step after which the run ends, if max_steps, the length of its schedule and its data, is larger."
     )
     resume_changes: list[str] = field(
         default_factory=list,
@@ -195,16 +195,12 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
             )
 
     def _check_extent(self) -> None:
-        """Raise `ValueError` if an option that says how long the run is is out of range or contradicts another."""
+        """Raise `ValueError` if an option that says how long the run is is out of range."""
         if self.num_train_epochs <= 0:
             raise ValueError(f"`num_train_epochs` must be positive, got {self.num_train_epochs}: raise it.")
-        if self.stop_step is None:
-            return
-        if self.stop_step < 1 or 0 < self.max_steps < self.stop_step:
-            raise ValueError(
-                f"`stop_step` must be a step of the run, from 1 to max_steps={self.max_steps}, got {self.stop_step}: "
-                "change one of them."
-            )
+        # A stop_step above max_steps is allowed: a recipe with one is tried with fewer steps.
+        if self.stop_step is not None and self.stop_step < 1:
+            raise ValueError(f"`stop_step` must be at least 1, got {self.stop_step}: raise it, or leave it out.")
 
     def _check_ranges(self) -> None:
         """Raise `ValueError` if an option of this package is out of range or contradicts another.

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from dataclasses import fields
 
 import numpy as np
@@ -175,8 +176,33 @@ def test_the_split_of_the_batch_may_change_and_its_size_may_not(run, tmp_path):
 
 def test_a_checkpoint_without_settings_is_refused(run, tmp_path):
     (tmp_path / "janus_training.json").write_text(json.dumps({"stage": "lora_both", "plan_hash": "a"}))
+    (tmp_path / "trainer_state.json").write_text("{}")
     with pytest.raises(ValueError, match="must be a checkpoint that records its settings"):
         check_same_run(tmp_path, run.facts, run.settings, changes=[])
+
+
+@pytest.mark.parametrize("missing", ["janus_training.json", "trainer_state.json", "checkpoint-9"])
+def test_what_is_no_complete_checkpoint_is_refused(run, tmp_path, missing):
+    folder = tmp_path / "checkpoint-2"
+    shutil.copytree(f"{run.args.output_dir}/checkpoint-2", folder)
+    if missing == "checkpoint-9":
+        folder = tmp_path / missing
+    else:
+        (folder / missing).unlink()
+    trainer = toy.trainer_for(toy.config_for(tmp_path, "lora_both", lora_dropout=0.1, **SAVED))
+    with pytest.raises(ValueError, match="`resume_from_checkpoint` must be a "):
+        trainer.train(resume_from_checkpoint=str(folder))
+
+
+def test_the_share_of_dropped_captions_is_that_of_the_collator(packed, tmp_path):
+    def trainer(share):
+        made = packed_trainer(packed, tmp_path, **SAVED)
+        made.data_collator.caption_drop = share
+        return made
+
+    trainer(0.1).train()
+    with pytest.raises(ValueError, match=r"`caption_drop` must be 0\.1 as in .*checkpoint-2, got 0\.3"):
+        trainer(0.3).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
 def test_the_last_checkpoint_is_loaded_and_not_trained_on(run, tmp_path, caplog):

@@ -82,7 +82,7 @@ class ChangesCallback(TrainerCallback):
             return
         for name, key in GROUP_KEYS.items():
             for group, fresh in zip(optimizer.param_groups, self.fresh_groups, strict=True):
-                if group.get(key) == fresh.get(key):
+                if _same(group.get(key), fresh.get(key)):
                     continue
                 if key not in {GROUP_KEYS[change] for change in changes if change in GROUP_KEYS}:
                     raise ValueError(
@@ -116,6 +116,12 @@ class ChangesCallback(TrainerCallback):
         scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": rates, "_last_lr": now})
         for group, rate, current in zip(optimizer.param_groups, rates, now, strict=True):
             group["initial_lr"], group["lr"] = rate, current
+
+
+def _same(was: Any, now: Any) -> bool:  # Any: a hyper-parameter of any optimizer
+    """Return whether two hyper-parameters are equal; a checkpoint may hold a list for a tuple."""
+    plain = [list(value) if isinstance(value, (list, tuple)) else value for value in (was, now)]
+    return bool(plain[0] == plain[1])
 
 
 __all__ = ["ChangesCallback"]

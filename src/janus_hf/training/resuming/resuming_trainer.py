@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
+from ...data import JanusProCollator
 from ..recording import read_state
 from ..trainers.repeatable import RepeatableTrainer
 from .changes import ChangesCallback
@@ -49,7 +51,11 @@ class ResumingTrainer(RepeatableTrainer):
     @property
     def settings(self) -> Mapping[str, Any]:  # Any: settings of any kind, as JSON
         """The settings of the run that its checkpoints record."""
-        return run_settings(self.args, self._model_settings)
+        collator = self.data_collator
+        # A collator that the caller has made decides itself which captions it drops.
+        of_ours = isinstance(collator, JanusProCollator)
+        own = {"caption_drop": collator.caption_drop, "data.seed": collator.seed} if of_ours else {}
+        return {**run_settings(self.args, self._model_settings), **own}
 
     def last_step(self) -> int:
         """Return the step after which the run ends; 0 if the number of steps is not known yet."""
@@ -95,6 +101,8 @@ class ResumingTrainer(RepeatableTrainer):
             checkpoint: Folder of the checkpoint. Without `max_steps`, it states the number of steps, unless its run
                 had another number of packs.
         """
+        if not (Path(checkpoint) / TRAINER_STATE_NAME).is_file():
+            return False
         state = read_state(checkpoint)
         steps = self.args.max_steps
         if steps <= 0:

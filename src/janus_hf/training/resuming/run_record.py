@@ -147,12 +147,17 @@ def _fixed(*settings: Mapping[str, Any]) -> frozenset[str]:
 
 # Any: the content of a JSON file.
 def _read_record(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the content of a checkpoint's record; raise a ValueError if it has none."""
+    """Return the content of a checkpoint's record; raise a ValueError if it has none, or is not complete."""
     file = Path(checkpoint) / FACTS_FILE
     if not file.is_file():
         raise ValueError(
             f"`resume_from_checkpoint` must be a checkpoint of this trainer, got {checkpoint}, which has no "
             f"{FACTS_FILE}: name a folder checkpoint-N of a run of this package."
+        )
+    if not (Path(checkpoint) / TRAINER_STATE_NAME).is_file():
+        raise ValueError(
+            f"`resume_from_checkpoint` must be a complete checkpoint, got {checkpoint}, which has no "
+            f"{TRAINER_STATE_NAME}, the file that is saved last: name an earlier one, or use 'auto'."
         )
     record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if "settings" not in record:

@@ -115,6 +115,7 @@ def test_requested_changes_reach_the_optimizer_and_the_schedule(run, tmp_path):
     assert record["settings"]["learning_rate"] == 0.002  # what the next resume is compared with
 
 
+@pytest.mark.slow
 def test_a_requested_schedule_is_followed_from_there_on(run, tmp_path):
     options = {"lr_scheduler_type": "cosine", "warmup_steps": 1, "max_steps": 8}
     with pytest.raises(ValueError, match="`max_steps` must be that of the checkpoint, 4, got 8, because the schedule"):
@@ -125,6 +126,7 @@ def test_a_requested_schedule_is_followed_from_there_on(run, tmp_path):
     assert rates == pytest.approx([0.001, 0.001, *cosine])
 
 
+@pytest.mark.slow
 def test_dropout_and_alpha_change_on_request(run, tmp_path):
     trainer = resume(run, tmp_path, lora_alpha=8.0, lora_dropout=0.0, resume_changes=["lora_alpha", "lora_dropout"])
     layers = [module for module in trainer.model.modules() if hasattr(module, "lora_A") and hasattr(module, "scaling")]
@@ -166,6 +168,7 @@ def test_intervals_are_those_of_the_new_run(run, tmp_path):
     assert trainer.state.save_steps == 3
 
 
+@pytest.mark.slow
 def test_the_split_of_the_batch_may_change_and_its_size_may_not(run, tmp_path):
     trainer = resume(run, tmp_path, per_device_train_batch_size=3, gradient_accumulation_steps=2)
     losses = [entry[0] for entry in toy.trajectory(trainer)]
@@ -194,6 +197,7 @@ def test_what_is_no_complete_checkpoint_is_refused(run, tmp_path, missing):
         trainer.train(resume_from_checkpoint=str(folder))
 
 
+@pytest.mark.slow
 def test_the_share_of_dropped_captions_is_that_of_the_collator(packed, tmp_path):
     def trainer(share):
         made = packed_trainer(packed, tmp_path, **SAVED)
@@ -256,6 +260,7 @@ def test_a_finished_run_is_made_longer(packed, tmp_path):
     assert losses(longer) == losses(straight)
 
 
+@pytest.mark.slow
 def test_another_plan_is_refused(packed, tmp_path):
     trainer = packed_trainer(packed, tmp_path, **SAVED)
     trainer.train()
@@ -264,6 +269,7 @@ def test_another_plan_is_refused(packed, tmp_path):
             packed_trainer(packed, tmp_path, plan=plan, **SAVED).train(resume_from_checkpoint=True)
 
 
+@pytest.mark.slow
 def test_epochs_are_made_more_where_steps_and_packs_agree(packed, tmp_path):
     def trainer(folder, epochs, **options):
         options = {"max_steps": -1, "num_train_epochs": 1, "save_strategy": "steps", "save_steps": 1} | options
@@ -376,6 +382,7 @@ def test_a_trained_part_that_no_row_reaches_is_named(stage, present):
         assert name in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_recipe_whose_part_is_not_reached_is_refused(raw_recipe):
     alone = "data.sources=[{name: talk, path: " + str(raw_recipe.parent / "understanding.jsonl") + ", ratio: 1}]"
     with pytest.raises(ValueError, match=r"'lora_drawing' trains generation_aligner, generation_head.*\(talk: und"):

@@ -46,13 +46,15 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("event", "step", "saved"),
-    [("on_train_begin", 0, 1), ("on_step_begin", 2, 3), ("on_pre_optimizer_step", 2, 3), ("on_step_end", 2, 2)],
+    ("event", "step", "saved", "strategy"),
+    [
+        ("on_pre_optimizer_step", 2, 3, "steps"),
+        pytest.param("on_train_begin", 0, 1, "steps", marks=pytest.mark.slow),
+        pytest.param("on_step_begin", 2, 3, "steps", marks=pytest.mark.slow),
+        pytest.param("on_step_end", 2, 2, "no", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("strategy", ["steps", "no"])
 def test_sigterm_saves_after_the_step_and_the_run_goes_on_exactly(event, step, saved, strategy, straight, tmp_path):
-    if strategy == "no" and event != "on_step_end":
-        pytest.skip("one event is enough")
     before = signal.getsignal(signal.SIGTERM)
     stopped = trainer_for(tmp_path, Terminate(event, step), save_strategy=strategy)
     with pytest.raises(RunInterruptedError, match=f"SIGTERM stopped the run after step {saved} of 6") as stop:
@@ -65,6 +67,7 @@ def test_sigterm_saves_after_the_step_and_the_run_goes_on_exactly(event, step, s
     assert toy.trajectory(resumed) == straight
 
 
+@pytest.mark.slow
 def test_sigterm_in_the_last_step_is_a_finished_run(straight, tmp_path):
     trainer = trainer_for(tmp_path, Terminate("on_step_begin", 5))
     assert trainer.train().global_step == 6

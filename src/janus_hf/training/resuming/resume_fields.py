@@ -38,7 +38,7 @@ APPLIED = _names(
     dataloader_multiprocessing_context dataloader_in_order
     ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout
     fsdp fsdp_config deepspeed local_rank
-    model.processor
+    model.processor data.evaluation
     """
 )
 BATCH = _names("per_device_train_batch_size gradient_accumulation_steps total_batch_size num_processes")
@@ -56,7 +56,7 @@ FIXED = _names(
     """
     stage train_generation_embeddings lora_r lora_vision_tower lora_targets optim optim_args optim_target_modules
     seed data_seed ratios max_length train_sampling_strategy dataloader_drop_last
-    data.sources data.seed data.streaming
+    data.sources data.seed data.streaming data.shuffle data.shuffle_buffer
     """
 )
 # Settings that have one value in every run (`option_tables`), or some that mean the same.

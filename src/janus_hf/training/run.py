@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
+from .distributed.processes import together
 from .forecast import HoursCallback
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
@@ -59,8 +60,8 @@ def _build(
     """Return the trainer of a recipe, and lines for the user about its data; see `build_trainer`."""
     # The configuration is made first, so that its errors come before anything large is loaded.
     args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})
-    if args.push_to_hub and args.process_index == 0:
-        prepare_repository(args)  # the trainer does so too, but after the model is loaded and the data are prepared
+    if args.push_to_hub:  # the trainer does so too, but after the model is loaded and the data are prepared
+        together(lambda: prepare_repository(args) if args.process_index == 0 else None)
     if model is None:
         model = _load_model(recipe.model, args)
         # The branch of a repository may move between two downloads, but the processor must be that of the weights.
@@ -142,17 +143,14 @@ def train(
         try:
             trainer.train(resume_from_checkpoint=checkpoint or False)
         except RunInterruptedError:
-            # If one rank leaves the process group early, the others can hang when they leave.
-            trainer.accelerator.wait_for_everyone()
-            trainer.accelerator.end_training()
+            trainer.end_processes()
             raise
-    elif args.sharded:
-        # Only `Trainer.train` can load a sharded model, so the model of a finished run is not loaded, and nothing is
-        # saved below.
+    elif done and args.sharded:
+        # The whole model is saved already. It is not loaded, because that would gather and shard it again.
         trainer.check_checkpoint(previous)
     else:
         trainer.restore(previous)
-    saves = not (finished and args.sharded)
+    saves = not (finished and done and args.sharded)
     if main and finished:
         report(
             f"{previous} is the last of this run and holds the trained model: nothing is left to do. To train "
@@ -165,9 +163,7 @@ def train(
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         trainer.create_model_card()
-    # If one rank leaves the process group early, the others can hang when they leave.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    trainer.end_processes()
     if main and saves:
         if args.push_to_hub:  # after the process group has ended, so that no rank waits for the upload
             trainer.finish_upload(trainer.start_upload("End of training"))
@@ -194,7 +190,8 @@ def _load_model(section: Mapping[str, Any], args: JanusProSFTConfig) -> JanusPro
 
     Args:
         section: The recipe's section `model`; see `Recipe`.
-        args: The run's configuration. The dtype "auto" means bfloat16 in LoRA stages with `bf16`, else float32.
+        args: The run's configuration. The dtype "auto" means bfloat16 in LoRA stages with `bf16` and without
+            DeepSpeed, else float32.
 
     Raises:
         ValueError: If the quantisation is neither "4bit" nor "8bit", or the stage has no LoRA adapters, because
@@ -222,7 +219,8 @@ def _load_model(section: Mapping[str, Any], args: JanusProSFTConfig) -> JanusPro
         )
     dtype = section.get("dtype") or "auto"
     if dtype == "auto":
-        dtype = "bfloat16" if args.bf16 and lora else "float32"
+        # DeepSpeed holds all weights in float32; see `keep_float32`.
+        dtype = "bfloat16" if args.bf16 and lora and args.deepspeed_plugin is None else "float32"
     return JanusProForConditionalGeneration.from_pretrained(section["path"], dtype=dtype, **kwargs)
 
 

@@ -114,11 +114,6 @@ class ResumingTrainer(RepeatableTrainer):
 
     def _take_finished(self, checkpoint: str | os.PathLike[str]) -> TrainOutput:
         """Load the last checkpoint of the run instead of training, and return the result that its log states."""
-        if self.args.sharded:
-            raise ValueError(
-                f"`resume_from_checkpoint` must be a checkpoint before the last step, got {checkpoint}, after which "
-                "nothing is left to train, and a sharded model is only loaded to train: load the model from there."
-            )
         self.restore(checkpoint)
         logger.warning(
             "%s is the last checkpoint of this run, so nothing is trained: to train further, raise `max_steps` or "
@@ -132,7 +127,7 @@ class ResumingTrainer(RepeatableTrainer):
     def restore(self, checkpoint: str | os.PathLike[str]) -> None:
         """Load the weights and the trainer's state (number of steps, log history) of a checkpoint, without training.
 
-        The model must not be sharded.
+        Every process must call this method.
 
         Args:
             checkpoint: Folder of a checkpoint of this run.
@@ -141,8 +136,15 @@ class ResumingTrainer(RepeatableTrainer):
             ValueError: If the checkpoint is of another run; see `check_same_run`.
         """
         self.check_checkpoint(checkpoint)
-        self._load_from_checkpoint(os.fspath(checkpoint))
         self.state = read_state(checkpoint)
+        self.load_weights(os.fspath(checkpoint))
+
+    def load_weights(self, checkpoint: str) -> None:
+        """Load the weights of a checkpoint, which is a folder, without training; every process must call this method.
+
+        Trainers of sharded models override it.
+        """
+        self._load_from_checkpoint(checkpoint)
 
     def check_checkpoint(self, checkpoint: str | os.PathLike[str]) -> None:
         """Raise a ValueError unless this run may resume a checkpoint; see `check_same_run`."""

@@ -46,6 +46,8 @@ class RepeatableTrainer(UploadingTrainer):
                 self.state.global_step,
             )
             return self._output
+        if resume_from_checkpoint:
+            self.check_checkpoint(str(resume_from_checkpoint))
         modes = {module: module.training for module in self.model.modules()}
         self.forget_losses()
         try:
@@ -61,18 +63,26 @@ class RepeatableTrainer(UploadingTrainer):
     def find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
         """Return the folder of the checkpoint that an argument of `train` means.
 
-        The result is None or False if training starts at the first step, and True if there is no complete checkpoint
-        although one is asked for.
+        The result is None or False if training starts at the first step.
 
         Args:
             resume_from_checkpoint: See `train`.
+
+        Raises:
+            ValueError: If it is True and there is no complete checkpoint.
         """
         if resume_from_checkpoint is None and self.state.global_step == 0:
             resume_from_checkpoint = self.args.resume_from_checkpoint
         if resume_from_checkpoint == "auto":
             return newest_checkpoint(self.args.output_dir)
-        if resume_from_checkpoint is True:  # transformers looks for the newest folder, complete or not
-            return newest_checkpoint(self.args.output_dir) or True
+        if resume_from_checkpoint is True:
+            newest = newest_checkpoint(self.args.output_dir)
+            if newest is None:
+                raise ValueError(
+                    f"`resume_from_checkpoint` must be 'auto' or False without a checkpoint in {self.args.output_dir}"
+                    ", got True: 'auto' starts at the first step then."
+                )
+            return newest
         return resume_from_checkpoint
 
     def last_step(self) -> int:

@@ -71,6 +71,7 @@ def train_stage(folder: Path) -> None:
         warmup_steps=min(50, recipe.steps // 3),
         per_device_train_batch_size=ROWS_PER_STEP,
         max_length=LENGTH,
+        allow_unreached=True,  # the first stages train on text and on questions alone
         activation_checkpointing=False,
         logging_steps=20,
         save_steps=250,

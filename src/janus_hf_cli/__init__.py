@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 on success, 1 after an error (its message is printed on standard error), 130 after Ctrl-C, or the status that
-        the sub-command returns.
+        the sub-command returns, such as 75 of `train` if SIGTERM stopped the run and it can be resumed.
 
     Raises:
         SystemExit: If the arguments cannot be parsed (status 2), or after `--help` and `--version` (status 0).

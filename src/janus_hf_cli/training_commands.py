@@ -7,6 +7,9 @@ from pathlib import Path
 from .model_arguments import Commands, add_model_arguments, load_pipeline
 
 
+# Exit status of a run that is to be started again, because SIGTERM stopped it: EX_TEMPFAIL of sysexits.h.
+UNFINISHED = 75
+
 # Arguments of `prepare` that are passed to `prepare_mixture` under their own names.
 PREPARE_OPTIONS = (
     "task",
@@ -95,15 +98,25 @@ def _prepare(arguments: argparse.Namespace) -> None:
                     print(f"{arguments.output / name}: {kind} not used, without content: {', '.join(unused)}")
 
 
-def _train(arguments: argparse.Namespace) -> None:
-    """Run `janus-hf train`: train the model of a recipe (YAML file) and print the progress on standard error."""
+def _train(arguments: argparse.Namespace) -> int:
+    """Run `janus-hf train`: train the model of a recipe (YAML file) and print the progress on standard error.
+
+    Returns:
+        0 if the run is finished, and `UNFINISHED` if SIGTERM stopped it after a checkpoint was saved.
+    """
+    from janus_hf.training.resuming.stopping import RunInterruptedError
     from janus_hf.training.run import train
 
     from .benchmarks_in_training import make_benchmarks
 
-    train(
-        arguments.recipe,
-        arguments.overrides,
-        make_benchmarks=make_benchmarks,
-        report=lambda line: print(line, file=sys.stderr),
-    )
+    try:
+        train(
+            arguments.recipe,
+            arguments.overrides,
+            make_benchmarks=make_benchmarks,
+            report=lambda line: print(line, file=sys.stderr),
+        )
+    except RunInterruptedError as interruption:
+        print(f"janus-hf train: {interruption}", file=sys.stderr)
+        return UNFINISHED
+    return 0

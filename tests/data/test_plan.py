@@ -1,6 +1,8 @@
 """Pack plans: ratios are exact, packs are full, and a plan depends on its arguments alone."""
 
 import doctest
+import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -72,8 +74,39 @@ def test_visits_go_through_all_rows_before_any_comes_again():
     plan = make_plan({"a": [10] * 20, "b": [10] * 3}, max_length=40, ratios={"a": 1, "b": 1})
     rows = plan.entries[plan.entries[:, 0] == 1]
     visits, counts = np.unique(rows[:, 2], return_counts=True)
-    assert visits.tolist() == [0, 1, 2, 3]
-    assert counts[:3].tolist() == [3, 3, 3]
+    assert visits.tolist() == [*range(7)]
+    assert counts[:6].tolist() == [3] * 6
+
+
+@pytest.mark.parametrize(
+    "ratios", [{"a": 1, "b": 1, "c": 1}, {"a": 0.3, "b": 1.7, "c": 0.01}, {"a": 7, "b": 3, "c": 10}]
+)
+def test_in_every_epoch_every_row_comes_and_the_last_source_to_be_finished_comes_once(ratios):
+    """Epochs begin with an empty pool, so that a plan of fewer epochs is the beginning of one of more."""
+    lengths = {"a": [10, 20, 30, 7, 9], "b": [5] * 23, "c": [60] * 2}
+    plans = [make_plan(lengths, max_length=64, ratios=ratios, epochs=epochs) for epochs in (1, 2, 5)]
+    assert len({plan.hash for plan in plans}) == 1
+    for shorter, longer in itertools.pairwise(plans):
+        assert [shorter[i] for i in range(len(shorter))] == [longer[i] for i in range(len(shorter))]
+    for epochs, plan in zip((1, 2, 5), plans, strict=True):
+        visits = {name: plan.counts()[name] / len(rows) for name, rows in lengths.items()}
+        assert epochs <= min(visits.values()) < epochs + 0.5
+        for source, rows in enumerate(lengths.values()):
+            found = np.bincount(plan.entries[plan.entries[:, 0] == source, 1], minlength=len(rows))
+            assert found.min() >= epochs
+    half = make_plan(lengths, max_length=64, ratios=ratios, epochs=1.5)
+    assert half.hash != plans[0].hash
+    assert len(half.entries) == round(1.5 * len(plans[0].entries))
+
+
+@pytest.mark.parametrize("num_packs", [1, 2, 63, 64, 65, 300, 700])
+def test_a_plan_of_fewer_packs_is_the_beginning_of_one_of_more(num_packs, monkeypatch):
+    monkeypatch.setattr(plan_module, "BLOCK", 64)
+    longest = odd_plan(seed=5, num_packs=701)
+    shorter = odd_plan(seed=5, num_packs=num_packs)
+    assert shorter.hash == longest.hash
+    assert len(shorter) == num_packs
+    assert [shorter[i] for i in range(num_packs)] == [longest[i] for i in range(num_packs)]
 
 
 def test_a_plan_is_a_pure_function_of_its_arguments(plan):
@@ -86,7 +119,7 @@ def test_a_plan_is_a_pure_function_of_its_arguments(plan):
         make_plan(paper_lengths(), max_length=4000, ratios=RATIOS),
         make_plan(paper_lengths(seed=1), max_length=4096, ratios=RATIOS),
         make_plan(paper_lengths(), max_length=4096, ratios=RATIOS | {"text": 2}),
-        make_plan(paper_lengths(), max_length=4096, ratios=RATIOS, num_packs=100),
+        make_plan(paper_lengths(), max_length=4096, ratios=RATIOS, num_packs=100),  # never empties its pool
     ]
     assert len({plan.hash, *(other.hash for other in others)}) == 6
     assert np.random.get_state()[1].tolist() == state
@@ -104,16 +137,21 @@ def test_saved_plans_are_the_same_and_changed_ones_are_refused(plan, tmp_path):
         plan[len(plan)]
 
 
+def digest(plan):
+    """Return a hash of all packs of a plan."""
+    return hashlib.sha256(plan.entries.astype(np.int64).tobytes() + plan.starts.tobytes()).hexdigest()[:16]
+
+
 def test_plans_are_those_that_models_were_trained_with(plan):
-    """Recorded from the first planner, which made whole plans, a document at a time, at commit 9066a82."""
-    assert (plan.hash, len(plan)) == ("974112aa2a39fdef", 1783)
+    """If a recorded value changes, the same settings give other packs: raise `_ORDER`, so that resuming is refused."""
+    assert (plan.hash, digest(plan), len(plan)) == ("0dca0c1939adb46d", "83239ab48285322f", 1783)
     repeating = make_plan({"a": [10, 20, 30], "b": [5] * 7}, max_length=64, epochs=3)
-    assert (repeating.hash, len(repeating)) == ("d52c1157d9765f50", 5)
+    assert (digest(repeating), len(repeating)) == ("f54b671e41534b26", 6)
     odd = odd_plan(seed=5, num_packs=700)
-    assert (odd.hash, len(odd), sum(odd.counts().values())) == ("bc08448eca4af5d7", 700, 2853)
+    assert (digest(odd), len(odd), sum(odd.counts().values())) == ("62e88c794091ce36", 700, 2846)
     small = {name: lengths[:300] for name, lengths in paper_lengths().items()}
     many = make_plan(small, max_length=4096, ratios=RATIOS, num_packs=1800)
-    assert (many.hash, sum(many.counts().values())) == ("943e1f854c69c306", 10_075)
+    assert (digest(many), sum(many.counts().values())) == ("f6f5c89dd524a4b3", 10_059)
 
 
 @pytest.mark.parametrize(

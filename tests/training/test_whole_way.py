@@ -100,12 +100,13 @@ def test_killed_and_resumed_is_straight(stage, rows, tmp_path):
         "gradient_accumulation_steps": 2,
         "max_length": 256,
         "caption_drop": 0.5,
-        "lora_dropout": 0.1,
         "report_to": "none",
         "use_cpu": True,
         "disable_tqdm": True,
         "resume_from_checkpoint": "auto",
     }
+    if stage.startswith("lora"):
+        training["lora_dropout"] = 0.1
     content = {"model": {"path": str(tmp_path / "base")}, "data": {"sources": sources}, "training": training}
 
     def start(name: str) -> subprocess.Popen:

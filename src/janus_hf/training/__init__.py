@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .mixture import TrainingData, load_mixture
     from .recipes import Recipe, load_recipe
     from .recording import newest_checkpoint
+    from .resuming.stopping import RunInterruptedError
     from .run import build_trainer, load_processor, train
     from .stages import STAGES, Stage, apply_stage, base_model, lora_config, trainable_table
     from .trainers.base import JanusProTrainer
@@ -36,6 +37,7 @@ _LAZY = {
     "PackedDataset": "..data",
     "PatchTeacher": ".trainers.patch_teacher",
     "Recipe": ".recipes",
+    "RunInterruptedError": ".resuming.stopping",
     "SampleCallback": ".callbacks",
     "Stage": ".stages",
     "TrainingData": ".mixture",
@@ -67,6 +69,7 @@ __all__ = [
     "PackedDataset",
     "PatchTeacher",
     "Recipe",
+    "RunInterruptedError",
     "SampleCallback",
     "Stage",
     "TrainingData",

@@ -83,7 +83,8 @@ class SampleCallback(TrainerCallback):
 
         All processes run the model, because it may be sharded over them. Only the main process writes and logs.
         """
-        if state.global_step % self.every and state.global_step != state.max_steps:
+        last = min(getattr(args, "stop_step", None) or state.max_steps, state.max_steps)
+        if state.global_step % self.every and state.global_step != last:
             return
         assert model is not None  # transformers passes it to every callback
         images, answers = self.sample(model, autocast=bool(args.bf16))

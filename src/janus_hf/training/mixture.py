@@ -35,7 +35,9 @@ from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .batches import Collator, TrainingRows
 from .distributed.processes import together
+from .forecast import forecast
 from .stages import trained_parts
+from .trainers.guards import check_tasks, tasks_of
 from .trainers.sft_config import JanusProSFTConfig
 from .validation.settings import EvaluationSource
 
@@ -50,12 +52,14 @@ class TrainingData:
         collator: Function from a list of packs to a batch with the keys that `JanusProTrainer` describes.
         facts: Entries for the checkpoints and the model card, such as `plan_hash`, a hash of the order of the data.
         evaluation: Data to evaluate the model on while it is trained, by name of their source.
+        told: Lines for the user, before the first step, about how much the run trains on.
     """
 
     dataset: TrainingRows
     collator: Collator
     facts: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, EvaluationSource] = field(default_factory=dict)
+    told: list[str] = field(default_factory=list)
 
 
 def _is_section(section: object) -> bool:
@@ -87,8 +91,9 @@ def load_mixture(
     `janus_hf.data.prepare` (`adapter`, `task`, `split`, ...). That is suitable for small data; prepare large data once
     with the command. The sources of `evaluation` are treated in the same way; each of their rows is packed once.
 
-    Without `max_steps`, the plan covers `num_train_epochs` passes over the data. Then `args.num_train_epochs` is set
-    to 1, because one pass over the plan contains them all.
+    Without `max_steps`, the plan covers `num_train_epochs` passes over the data: in every epoch, each row of every
+    source is visited at least once, and the rows of the source that its ratio makes the last to be finished exactly
+    once. Then `args.num_train_epochs` is set to 1, because one pass over the plan contains them all.
 
     Args:
         section: The recipe's section `data`, with the key `sources` and optionally `evaluation`, `seed` (default:
@@ -101,8 +106,9 @@ def load_mixture(
         The dataset, the collator and facts about the data, such as the hash of the plan.
 
     Raises:
-        ValueError: If `max_length` exceeds the model's context, a source cannot be read or prepared, a source was
-            prepared for another model, or a source that is already prepared has options that would have no effect.
+        ValueError: If `max_length` exceeds the model's context, no source reaches a part that the stage trains, a
+            source cannot be read or prepared, a source was prepared for another model, or a source that is already
+            prepared has options that would have no effect.
     """
     limit = context_length(model.config.text_config)
     assert args.max_length is not None  # checked by the configuration
@@ -127,17 +133,24 @@ def load_mixture(
         return_task_ids=True,
     )
     prepared = {name: _load_checked(folder, args, model, processor) for name, folder in folders.items()}
+    check_tasks(args, {name: tasks_of(rows) for name, rows in prepared.items()})
     lengths = {name: rows.lengths for name, rows in prepared.items()}
     evaluation = {
         source["name"]: _open_evaluation(source, args, model, processor) for source in section.get("evaluation") or ()
     }
     if section.get("streaming"):
+        if args.max_steps <= 0:
+            raise ValueError(
+                f"`max_steps` must be set with data.streaming, which has no end, got {args.max_steps}: set it, or "
+                "leave data.streaming out to train for num_train_epochs."
+            )
         order: dict[str, Any] = {"max_length": args.max_length, "ratios": ratios, "seed": seed}
         stream = stream_packs({name: str(folder) for name, folder in folders.items()}, **order)
         # A stream has no plan to hash; its order follows from these settings and the sources' lengths.
         identity = json.dumps([order, {name: digest_lengths(rows) for name, rows in lengths.items()}])
         plan_hash = f"streamed-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        return TrainingData(stream, collator, {"plan_hash": plan_hash, "data_seed": seed}, evaluation)
+        told = forecast(args, lengths, ratios)
+        return TrainingData(stream, collator, {"plan_hash": plan_hash, "data_seed": seed}, evaluation, told)
 
     extent: dict[str, Any] = {**_plan_extent(args), "folder": Path(args.output_dir) / "_plan"}
     if section.get("shuffle") == "shards":
@@ -149,9 +162,12 @@ def load_mixture(
     # share.
     counts, efficiency = plan.counts(), round(dataset.efficiency(), 4)
     facts = {"plan_hash": plan.hash, "data_seed": seed, "packs": len(plan), "packing_efficiency": efficiency}
-    if len(plan) <= AHEAD:  # of longer plans `counts` covers only the first 16,384 packs
-        facts["documents"] = counts
-    return TrainingData(dataset, collator, facts, evaluation)
+    known = counts if len(plan) <= AHEAD else None  # of longer plans `counts` covers only the first 16,384 packs
+    if known is not None:
+        facts["documents"] = known
+        facts["visits"] = {name: round(count / len(lengths[name]), 2) for name, count in known.items()}
+    told = forecast(args, lengths, ratios, packs=len(plan), documents=known)
+    return TrainingData(dataset, collator, facts, evaluation, told)
 
 
 def _load_checked(
@@ -193,8 +209,7 @@ def _plan_extent(args: JanusProSFTConfig) -> dict[str, Any]:
     pass over the plan contains them all.
     """
     if args.max_steps > 0:
-        packs_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return {"num_packs": args.max_steps * packs_per_step}
+        return {"num_packs": args.max_steps * args.packs_per_step}
     epochs, args.num_train_epochs = args.num_train_epochs, 1
     return {"epochs": epochs}
 

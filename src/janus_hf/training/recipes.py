@@ -107,6 +107,12 @@ class Recipe:
             value = self.training.get(name)
             if value not in (None, False, _NEUTRAL.get(name)):
                 raise ValueError(f"training.{name} must be left out of a recipe, got {value!r}: {reason}.")
+        steps, epochs = (self.training.get(name) for name in ("max_steps", "num_train_epochs"))
+        if epochs is not None and isinstance(steps, int) and steps > 0:
+            raise ValueError(
+                f"training.num_train_epochs must be left out with training.max_steps={steps}, got {epochs}: remove "
+                "one of them, or write training.max_steps=-1."
+            )
         for name, kind in {"seed": int, "streaming": bool, "shuffle": str, "shuffle_buffer": int}.items():
             if (value := self.data.get(name)) is not None and type(value) is not kind:
                 raise ValueError(f"data.{name} must be of type {kind.__name__}, got {describe(value)}: change it.")

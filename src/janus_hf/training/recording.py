@@ -1,11 +1,9 @@
-"""Functions that find a run's checkpoints, check them before training resumes, and describe the run on its model card.
+"""Functions that find a run's checkpoints, read their state, and describe the run on its model card.
 
-Every checkpoint contains the file `janus_training.json` with facts about its run, such as the training stage. A
-checkpoint can only be resumed by a run with the same stage and the same data plan (order of the training data).
-Otherwise the data would not continue where the checkpoint's run stopped.
+Every checkpoint contains the file `janus_training.json` with facts about its run, such as the training stage, and with
+its settings; `resuming` compares them with those of the run that resumes the checkpoint.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,9 +23,6 @@ if TYPE_CHECKING:
     from .trainers.sft_config import JanusProSFTConfig
 
 FACTS_FILE = "janus_training.json"
-# Facts that must be the same in a checkpoint and in the run that resumes it, because they decide which rows come next.
-# Other settings, such as the learning rate, may change when a run is resumed.
-_MUST_AGREE = ("stage", "plan_hash")
 
 _SECTION = """
 ## Training
@@ -68,51 +63,9 @@ def newest_checkpoint(folder: str | Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.split("-")[-1]))) if complete else None
 
 
-def read_state(checkpoint: str | Path) -> TrainerState:
+def read_state(checkpoint: str | os.PathLike[str]) -> TrainerState:
     """Return the state of transformers' Trainer (number of steps, log history) from a checkpoint's folder."""
     return TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-
-
-def check_same_run(checkpoint: str | Path, facts: Mapping[str, Any]) -> None:
-    """Raise unless a checkpoint was written by a run with the same training stage and the same order of the data.
-
-    Args:
-        checkpoint: Folder of the checkpoint.
-        facts: Facts about the current run. Its `stage` and `plan_hash` (a hash of the order of the training data) must
-            equal those in the checkpoint.
-
-    Raises:
-        ValueError: If the stage or the plan hash differs, or the folder is no checkpoint of a trainer of this package.
-    """
-    file = Path(checkpoint) / FACTS_FILE
-    if not file.is_file():
-        raise ValueError(
-            f"`resume_from_checkpoint` must be a checkpoint of this trainer, got {checkpoint}, which has no "
-            f"{FACTS_FILE}: name a folder checkpoint-N of a run of this package."
-        )
-    found = json.loads(file.read_text(encoding="utf-8"))
-    for name in _MUST_AGREE:
-        if found.get(name) != facts.get(name):
-            raise ValueError(
-                f"{checkpoint} was trained with {name} {found.get(name)!r}, this run has {facts.get(name)!r}: the "
-                "rows would not continue where they stopped. Resume with the same data, ratios, seed, stage, "
-                "max_steps and batch size (a plan holds as many packs as the steps use), or start a new run from its "
-                "weights."
-            )
-
-
-def is_same_run(folder: str | Path, facts: Mapping[str, Any]) -> bool:
-    """Return whether a folder holds the trainer's state of a run with the same stage and the same order of the data.
-
-    Args:
-        folder: Output folder of the run; it need not exist.
-        facts: Facts about the current run; see `check_same_run`.
-    """
-    file = Path(folder) / FACTS_FILE
-    if not file.is_file() or not (Path(folder) / TRAINER_STATE_NAME).is_file():
-        return False
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return all(found.get(name) == facts.get(name) for name in _MUST_AGREE)
 
 
 def training_card(
@@ -143,8 +96,7 @@ def training_card(
     """
     lora = find_stage(args.stage).lora
     names = _HYPER_PARAMETERS + (_LORA if lora else ())
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    entries = {**facts, "steps": steps, "packs per step": batch}
+    entries = {**facts, "steps": steps, "packs per step": args.packs_per_step}
     entries |= {name: getattr(args, name) for name in names}
     rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in entries.items())
     card.text = card.text.rstrip() + "\n" + _SECTION.format(rows=rows, table=table)
@@ -180,8 +132,6 @@ def _cell(value: Any) -> str:
 
 __all__ = [
     "FACTS_FILE",
-    "check_same_run",
-    "is_same_run",
     "newest_checkpoint",
     "read_state",
     "training_card",

@@ -11,9 +11,12 @@ from accelerate.utils import broadcast_object_list
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .distributed.processes import together
+from .forecast import HoursCallback
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
-from .recording import is_same_run, newest_checkpoint, read_state
+from .recording import newest_checkpoint
+from .resuming.run_record import is_same_run
+from .resuming.stopping import RunInterruptedError
 from .stages import find_stage
 from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
@@ -49,6 +52,18 @@ def build_trainer(
         ValueError: If a value of the recipe is out of range, or model, data and configuration do not fit together.
         FileNotFoundError: If the data of a benchmark are missing.
     """
+    return _build(recipe, load_data=load_data, make_benchmarks=make_benchmarks, model=model, processor=processor)[0]
+
+
+def _build(
+    recipe: Recipe,
+    *,
+    load_data: LoadData,
+    make_benchmarks: MakeBenchmarks | None,
+    model: JanusProForConditionalGeneration | None = None,
+    processor: JanusProProcessor | None = None,
+) -> tuple[JanusProSFTTrainer, list[str]]:
+    """Return the trainer of a recipe, and lines for the user about its data; see `build_trainer`."""
     # The configuration is made first, so that its errors come before anything large is loaded.
     args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})
     section, evaluate = recipe.data, recipe.evaluate
@@ -57,8 +72,11 @@ def build_trainer(
     benchmarks = _make_benchmarks(evaluate, make_benchmarks)
     if args.push_to_hub:  # the trainer does so too, but after the model is loaded and the data are prepared
         together(lambda: prepare_repository(args) if args.process_index == 0 else None)
+    if model is None:
+        model = _load_model(recipe.model, args)
+        # The branch of a repository may move between two downloads, but the processor must be that of the weights.
+        processor = processor or load_processor(recipe.model, commit=model.loaded_commit)
     processor = processor or load_processor(recipe.model)
-    model = model or _load_model(recipe.model, args)
     if model.config.image_token_id is None:
         model.config.image_token_id = processor.image_token_id
     data = load_data(section, args, model, processor)
@@ -81,7 +99,7 @@ def build_trainer(
     )
     trainer.evaluation_ratios = {name: source.ratio for name, source in data.evaluation.items()}
     trainer.add_benchmarks(benchmarks, every=evaluate.get("every"))
-    return trainer
+    return trainer, data.told
 
 
 # Any: a section of a recipe.
@@ -130,30 +148,41 @@ def train(
         ValueError: If the recipe is malformed, a value is out of range, or the checkpoint belongs to another run.
         FileNotFoundError: If there is no such recipe file, or the data of a benchmark are missing.
         FloatingPointError: If a loss or the norm of the gradients is not finite.
+        RunInterruptedError: If SIGTERM came. A checkpoint was saved, from which `resume_from_checkpoint: auto` goes
+            on; no model was saved in the output folder, and nothing was uploaded.
     """
-    trainer = build_trainer(load_recipe(recipe, overrides), load_data=load_data, make_benchmarks=make_benchmarks)
+    trainer, told = _build(load_recipe(recipe, overrides), load_data=load_data, make_benchmarks=make_benchmarks)
     args = trainer.args
     main = trainer.is_world_process_zero()
     if main:
         report(trainer.trainable_table)
+        for line in told:
+            report(line)
+    trainer.add_callback(HoursCallback(report))
     # The main process reads the output folder for all processes, because a shared file system may not show the same
     # files to all nodes yet.
     newest, done = broadcast_object_list(
-        [newest_checkpoint(args.output_dir), is_same_run(args.output_dir, trainer.facts)] if main else [None, None]
+        [newest_checkpoint(args.output_dir), is_same_run(args.output_dir, trainer.facts, trainer.settings)]
+        if main
+        else [None, None]
     )
     checkpoint = args.resume_from_checkpoint
     if checkpoint in ("auto", True):
         checkpoint = newest
     # A run that is not to be resumed, and that has saved its last state in the output folder, is not repeated either.
     previous: str | None = checkpoint or (args.output_dir if done else None)
-    finished = previous is not None and _is_finished(args, previous)
+    finished = previous is not None and trainer.is_finished(previous)
     if main and newest and not checkpoint and not finished:
         report(
             f"{newest} is of an earlier run, which is not resumed and whose files are replaced: set "
             "training.resume_from_checkpoint=auto to resume it, or another training.output_dir to keep it"
         )
     if previous is None or not finished:
-        trainer.train(resume_from_checkpoint=checkpoint or False)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint or False)
+        except RunInterruptedError:
+            trainer.end_processes()
+            raise
     elif done and args.sharded:
         # The whole model is saved already. It is not loaded, because that would gather and shard it again.
         trainer.check_checkpoint(previous)
@@ -163,8 +192,8 @@ def train(
     if main and finished:
         report(
             f"{previous} is the last of this run and holds the trained model: nothing is left to do. To train "
-            "further, start from this model with another training.output_dir, or raise training.max_steps, which is "
-            "possible with data.streaming"
+            "further, raise training.max_steps (or training.stop_step), or start from this model with another "
+            "training.output_dir"
         )
     if saves:
         # Without `_internal_call` a run with push_to_hub would upload here, together with the card of the last
@@ -181,28 +210,17 @@ def train(
     return Path(args.output_dir)
 
 
-def _is_finished(args: JanusProSFTConfig, checkpoint: str) -> bool:
-    """Return whether a checkpoint was saved after all `max_steps` steps of its run.
-
-    Such a run must not be resumed, because transformers would train one more step.
-
-    Args:
-        args: The run's configuration. Without `max_steps`, the number of steps is the one that the checkpoint states.
-        checkpoint: Folder of the checkpoint.
-    """
-    state = read_state(checkpoint)
-    return 0 < (args.max_steps if args.max_steps > 0 else state.max_steps) <= state.global_step
-
-
-def load_processor(section: Mapping[str, Any]) -> JanusProProcessor:
+def load_processor(section: Mapping[str, Any], *, commit: str | None = None) -> JanusProProcessor:
     """Load the processor that a recipe names, or else the processor of the recipe's model at the model's revision.
 
     Args:
         section: The recipe's section `model`, with the key `path` and optionally `revision` and `processor`.
+        commit: Commit of the model's repository to use instead of the revision, which may have moved since.
     """
     if section.get("processor"):
         return JanusProProcessor.from_pretrained(section["processor"])
-    revision = {"revision": section["revision"]} if section.get("revision") else {}
+    at = commit or section.get("revision")
+    revision = {"revision": at} if at else {}
     return JanusProProcessor.from_pretrained(section["path"], **revision)
 
 

@@ -12,7 +12,7 @@ them.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -35,6 +35,16 @@ PARTS = {
     "generation_aligner": "model.generation_aligner",
     "generation_head": "model.generation_head",
     "codec": "model.vqmodel",
+}
+# Name of each part that can be trained -> the tasks whose rows change its weights. A row of another task passes it by.
+REACHED_BY = {
+    "vision_tower": {"understanding"},
+    "aligner": {"understanding"},
+    "language_model": {"text", "understanding", "drawing"},
+    "lm_head": {"text", "understanding"},
+    "generation_embeddings": {"drawing"},
+    "generation_aligner": {"drawing"},
+    "generation_head": {"drawing"},
 }
 
 
@@ -103,6 +113,25 @@ def trained_parts(name: str, train_generation_embeddings: bool | None = None) ->
         parts |= {"generation_embeddings"} if train_generation_embeddings else set()
     # In the order of PARTS, because the order of a set changes from process to process.
     return tuple(part for part in PARTS if part in parts)
+
+
+def check_reached(name: str, parts: Iterable[str], tasks: Mapping[str, Iterable[str]]) -> None:
+    """Raise `ValueError` if no row of the data changes a part of the model that a training stage trains.
+
+    Args:
+        name: Name of the stage, for the message.
+        parts: Names of the trained parts, keys of `REACHED_BY`.
+        tasks: Name of each source of the data -> the tasks of its rows: "text", "understanding", "drawing".
+    """
+    present = {task for found in tasks.values() for task in found}
+    if unreached := [part for part in parts if not REACHED_BY[part] & present]:
+        needed = sorted({task for part in unreached for task in REACHED_BY[part]})
+        sources = "; ".join(f"{source}: {', '.join(sorted(found)) or 'no rows'}" for source, found in tasks.items())
+        raise ValueError(
+            f"The stage {name!r} trains {', '.join(unreached)}, which only rows of the task {' or '.join(needed)} "
+            f"reach, got sources without such rows ({sources}): add a source, choose another stage, or set "
+            "training.allow_unreached=true to leave what is not reached as it is."
+        )
 
 
 def apply_stage(
@@ -288,11 +317,13 @@ def _count_elements(parameter: nn.Parameter) -> int:
 __all__ = [
     "LANGUAGE_TARGETS",
     "PARTS",
+    "REACHED_BY",
     "STAGES",
     "VISION_TARGETS",
     "Stage",
     "apply_stage",
     "base_model",
+    "check_reached",
     "find_stage",
     "frozen_parts",
     "hold_still",

@@ -85,6 +85,8 @@ class BlockPlanner:
         pool_size: Number of rows that packing chooses from.
         num_packs: Number of packs of the plan; None if `num_documents` decides where the plan ends.
         num_documents: Number of rows of the plan, repeated rows included; None if `num_packs` decides.
+        epoch: Number of rows after which all rows read so far are packed before the next one is read; None never
+            empties the pool of waiting rows before the end, where rows that fit badly are left out.
         block_size: Number of packs per block. The last block may be shorter, or empty.
         orders: Order in which each source hands out its rows; by default a random one of all rows (`RowOrder`).
     """
@@ -100,11 +102,12 @@ class BlockPlanner:
         num_packs: int | None,
         num_documents: int | None,
         block_size: int,
+        epoch: int | None = None,
         orders: Sequence[RowOrder | ShardOrder] | None = None,
     ) -> None:
         self.lengths, self.ratios = list(lengths), list(ratios)
         self.max_length, self.pool_size, self.block_size = max_length, pool_size, block_size
-        self.num_packs, self.num_documents = num_packs, num_documents
+        self.num_packs, self.num_documents, self.epoch = num_packs, num_documents, epoch
         exact = (RowOrder(seed, source, len(rows)) for source, rows in enumerate(self.lengths))
         self._orders: list[RowOrder | ShardOrder] = list(exact if orders is None else orders)
 
@@ -124,10 +127,12 @@ class BlockPlanner:
         pool: Pool[int] = Pool()
         for index, length in enumerate(gather_lengths(self.lengths, state.waiting).tolist()):
             pool.add(length, index)
-        remaining = None if self.num_packs is None else self.num_packs - state.number * self.block_size
-        stream = self._documents(state.given, parts)
-        packing = pack(stream, self.max_length, pool_size=self.pool_size, num_packs=remaining, pool=pool)
-        packs = list(islice(packing, self.block_size))
+        # Where the plan ends does not change its packs: a plan of fewer packs is the beginning of one of more.
+        size = self.block_size
+        if self.num_packs is not None:
+            size = min(size, max(self.num_packs - state.number * self.block_size, 0))
+        packing = pack(self._documents(state.given, parts, pool), self.max_length, pool_size=self.pool_size, pool=pool)
+        packs = list(islice(packing, size))
         entries = np.concatenate(parts)
         members = np.fromiter((index for members in packs for index in members), dtype=np.int64)
         block = Block(entries[members], np.cumsum([0, *map(len, packs)]))
@@ -139,20 +144,30 @@ class BlockPlanner:
         waiting = entries[np.array([index for _, index in pool.waiting.values()], dtype=np.int64)]
         return block, BlockState(state.number + 1, given, waiting)
 
-    def _documents(self, given: Sequence[int], parts: list[np.ndarray]) -> Iterator[tuple[int, int]]:
+    def _documents(
+        self, given: Sequence[int], parts: list[np.ndarray], pool: Pool[int]
+    ) -> Iterator[tuple[int, int] | None]:
         """Yield `(number of tokens, index)` of the rows that come next in the mixture of all sources.
+
+        Where an epoch has ended, yield None until the pool is empty.
 
         Args:
             given: Number of rows that each source has handed out before.
             parts: List to which the entries of the rows are appended, one `(n, 3)` array (see `Entry`) at a time. The
                 yielded index is that of the row in the concatenation of all arrays, those already in the list
                 included.
+            pool: Buffer of the rows that were yielded and are in no pack yet.
         """
         while self.num_documents is None or sum(given) < self.num_documents:
             # Rows are made in pieces, because array operations over many rows are faster than one row at a time.
             size = self.block_size
             if self.num_documents is not None:
                 size = min(size, self.num_documents - sum(given))
+            if self.epoch is not None:
+                into_epoch = sum(given) % self.epoch
+                size = min(size, self.epoch - into_epoch)
+                while into_epoch == 0 and pool.ages:
+                    yield None
             first = sum(map(len, parts))
             entries = np.empty((size, 3), dtype=np.int32)
             entries[:, 0] = list(islice(take_turns(self.ratios, given), size))

@@ -15,11 +15,10 @@ T = TypeVar("T")
 
 
 def pack(
-    documents: Iterable[tuple[int, T]],
+    documents: Iterable[tuple[int, T] | None],
     max_length: int,
     *,
     pool_size: int = POOL_SIZE,
-    num_packs: int | None = None,
     pool: "Pool[T] | None" = None,
 ) -> Iterator[list[T]]:
     """Yield packs: lists of documents (tokenized rows) that together have at most `max_length` tokens.
@@ -29,11 +28,11 @@ def pack(
     no document waits long, and a mixture of sources stays mixed.
 
     Args:
-        documents: Pairs `(number of tokens, document)`; the document may be any object.
+        documents: Pairs `(number of tokens, document)`; the document may be any object. None in between asks for a
+            pack of the documents in the pool before the next document is read, and is repeated until the pool is
+            empty.
         max_length: Largest number of tokens in a pack.
         pool_size: Number of documents in the pool.
-        num_packs: Stop after this number of packs. Near the end the pool is emptied, so that documents that fit badly
-            are not left out. By default all documents are packed.
         pool: Buffer of documents that were read and not packed yet, updated in place. It and the number of documents
             read are the whole state, so that packing can be resumed from them. By default an empty one.
 
@@ -42,10 +41,8 @@ def pack(
     """
     stream = iter(documents)
     pool = Pool() if pool is None else pool
-    count = 0
-    while num_packs is None or count < num_packs:
-        # Near the end, read only as many tokens as the remaining packs hold, because further documents would be lost.
-        while len(pool.ages) < pool_size and (num_packs is None or pool.total < (num_packs - count) * max_length):
+    while True:
+        while len(pool.ages) < pool_size:
             if (following := next(stream, None)) is None:
                 break
             if following[0] > max_length:
@@ -68,7 +65,6 @@ def pack(
             if last:
                 break
         yield members
-        count += 1
 
 
 class Pool(Generic[T]):
@@ -82,7 +78,6 @@ class Pool(Generic[T]):
         self.ages: list[int] = []  # ages of the same documents: their number in the order of adding
         self.waiting: dict[int, tuple[int, T]] = {}  # age -> (length, document), oldest first
         self.added = 0  # number of documents added so far
-        self.total = 0  # number of tokens of all documents in the pool
 
     def add(self, length: int, document: T) -> None:
         """Add a document of `length` tokens to the pool, as its youngest document."""
@@ -91,7 +86,6 @@ class Pool(Generic[T]):
         self.ages.insert(position, self.added)
         self.waiting[self.added] = length, document
         self.added += 1
-        self.total += length
 
     def take(self, position: int) -> tuple[int, T]:
         """Remove a document from the pool and return `(length, document)`.
@@ -99,7 +93,7 @@ class Pool(Generic[T]):
         Args:
             position: Index of the document in `lengths`, the sorted list of the lengths of all documents in the pool.
         """
-        self.total -= self.lengths.pop(position)
+        del self.lengths[position]
         return self.waiting.pop(self.ages.pop(position))
 
     def oldest(self, room: int) -> int | None:

@@ -2,8 +2,9 @@
 
 A pack is a list of documents (tokenized rows) that together fill one row of the batch. The plan numbers all packs of a
 training run. It is a pure function of seed, ratios, row lengths and sizes, so ratios are exact, every rank can compute
-any pack without communication, and a run resumes by skipping packs. The plan's hash tells whether a resumed run would
-train on the same batches.
+any pack without communication, and a run resumes by skipping packs. A plan of fewer packs, or of fewer epochs, is the
+beginning of a plan of more. So the plan's hash, which tells whether a resumed run would train on the same batches,
+does not depend on where the plan ends, and a run can be made longer.
 
 Planning takes three steps. The example has eight rows, five answers and three texts, with these numbers of tokens:
 
@@ -48,7 +49,9 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,7 @@ import numpy as np
 from ...arguments import checked, integer, of_kind
 from .block_cache import BlockCache, save_arrays
 from .blocks import Block, BlockPlanner, Entry, gather_lengths
-from .mixing import check_ratios
+from .mixing import RowOrder, check_ratios
 from .packing import POOL_SIZE
 from .shard_order import ShardShuffle
 
@@ -65,6 +68,9 @@ from .shard_order import ShardShuffle
 BLOCK = 2**14  # packs planned at a time, about a second's work
 # Plans of up to this number of packs are made at the start. Of a longer plan, this number of packs is kept in memory.
 AHEAD = 2**18
+# Version of the order of rows and of packing. It is part of every plan's hash: raise it if the same settings give
+# other packs than before.
+_ORDER = 2
 
 
 class PackPlan:
@@ -75,7 +81,8 @@ class PackPlan:
 
     Args:
         settings: Everything that determines the plan, except where it ends: seed, ratios (in the order of the sources'
-            numbers), max_length, pool_size, and hashes of the lengths of each source's rows.
+            numbers), max_length, pool_size, hashes of the lengths of each source's rows, and `epoch`, the number of
+            documents after which all of them are packed before the next epoch begins (None in plans of packs).
         lengths: Source name -> the number of tokens of every row, `(rows,)` integers.
         num_packs: Number of packs; None if `num_documents` decides where the plan ends.
         num_documents: Number of documents; None if `num_packs` decides.
@@ -95,7 +102,6 @@ class PackPlan:
     ) -> None:
         self.shuffle = shuffle
         self.settings, self.folder = settings, None if folder is None else Path(folder)
-        self._recipe_hash = _hash_recipe(settings, num_packs, num_documents)
         self._planner = BlockPlanner(
             [lengths[name] for name in self.names],
             list(settings["ratios"].values()),
@@ -106,8 +112,9 @@ class PackPlan:
             num_documents=num_documents,
             block_size=BLOCK,
             orders=None if shuffle is None else shuffle.orders(settings["seed"], self.names),
+            epoch=settings["epoch"],
         )
-        self._blocks = BlockCache(self._planner, capacity=AHEAD // BLOCK, key=self._recipe_hash, folder=self.folder)
+        self._blocks = BlockCache(self._planner, capacity=AHEAD // BLOCK, key=self.hash, folder=self.folder)
 
     def __len__(self) -> int:
         return self._blocks.num_packs
@@ -141,19 +148,17 @@ class PackPlan:
 
     @property
     def hash(self) -> str:
-        """Short SHA-256 of the plan, 16 hexadecimal digits.
+        """Short SHA-256 of everything that determines the packs of the plan, 16 hexadecimal digits.
 
-        For a plan of up to `AHEAD` (262,144) packs it is computed from the settings and every entry; for a longer one,
-        only from the settings that determine the entries.
+        Plans that differ only in where they end have the same hash, because one is the beginning of the other. Only a
+        plan whose last epoch is not whole has a hash of its own, because it packs all rows of that part together.
         """
-        if len(self) > AHEAD:
-            return self._recipe_hash
-        # Keys are not sorted, because the order of the ratios numbers the sources. Entries are stored as int32 but
-        # hashed as int64, as they always were, so that hashes in older checkpoints stay valid.
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=False).encode())
-        digest.update(np.ascontiguousarray(self.entries, dtype=np.int64).tobytes())
-        digest.update(self.starts.tobytes())
-        return digest.hexdigest()[:16]
+        part = None if self.settings["epoch"] is None else (self._planner.num_documents or 0) % self.settings["epoch"]
+        # Another version of numpy may shuffle in another way, so the hash covers an order that it makes.
+        order = RowOrder(self.settings["seed"], 0, 64).rows(0, 64).tolist()
+        # Keys are not sorted, because the order of the ratios numbers the sources.
+        recipe = [_ORDER, order, self.settings, part or None]
+        return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
 
     def counts(self) -> dict[str, int]:
         """Return a dict: source name -> the number of documents of this source in the plan.
@@ -243,7 +248,7 @@ class PackPlan:
         if self.hash != expected:
             raise ValueError(
                 f"The pack plan has changed: its hash is {self.hash}, the run to be resumed had {expected}. Resume "
-                "with the same sources, ratios, seed, max_length and number of packs, or start a new run."
+                "with the same sources, ratios, seed and max_length, or start a new run."
             )
 
 
@@ -278,8 +283,8 @@ def make_plan(
             of rows, so that an epoch uses every row once.
         seed: Seed of the order of rows, and so of packs.
         num_packs: Number of packs, for example steps x packs per step. Not together with `epochs`.
-        epochs: Number of rows of the plan, as a multiple of the number of rows that all sources have together; 1 by
-            default.
+        epochs: Number of passes over the rows, 1 by default. In one epoch every row comes at least once, and those of
+            the source that its ratio makes the last to be finished come exactly once.
         pool_size: Number of rows to choose from while packing, and so about how far a row may be moved in the order.
         folder: Folder where a plan of more than `AHEAD` packs writes the state of planning after every block, a few
             kilobytes each, so that other processes and resumed runs continue from there instead of planning from the
@@ -295,18 +300,18 @@ def make_plan(
     arrays = {name: np.asarray(rows) for name, rows in lengths.items()}
     ratios = {name: len(rows) for name, rows in arrays.items()} if ratios is None else dict(ratios)
     _check(arrays, ratios, max_length, num_packs, epochs, pool_size)
+    epoch = None if num_packs is not None else epoch_size({name: len(arrays[name]) for name in ratios}, ratios)
     settings = {
         "max_length": max_length,
         "ratios": ratios,
         "rows": {name: digest_lengths(arrays[name]) for name in ratios},
         "seed": seed,
         "pool_size": pool_size,
+        "epoch": epoch,
     }
     if shuffle is not None:
         settings["order"] = shuffle.settings({name: arrays[name] for name in ratios})
-    num_documents = None
-    if num_packs is None:
-        num_documents = max(round(sum(map(len, arrays.values())) * (1 if epochs is None else epochs)), 1)
+    num_documents = None if epoch is None else max(round(epoch * (1 if epochs is None else epochs)), 1)
     plan = PackPlan(settings, arrays, num_packs=num_packs, num_documents=num_documents, folder=folder, shuffle=shuffle)
     plan.plan_ahead()
     return plan
@@ -324,16 +329,16 @@ def digest_lengths(lengths: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hash_recipe(settings: dict[str, Any], num_packs: int | None, num_documents: int | None) -> str:
-    """Return a short SHA-256, 16 hexadecimal digits, of everything that determines a plan: settings and where it ends.
+def epoch_size(rows: Mapping[str, int], ratios: Mapping[str, float]) -> int:
+    """Return the number of documents of one epoch: the fewest with which every source has handed out all of its rows.
 
     Args:
-        settings: The settings of a `PackPlan`.
-        num_packs: Number of packs; None if `num_documents` decides where the plan ends.
-        num_documents: Number of documents; None if `num_packs` decides.
+        rows: Source name -> its number of rows.
+        ratios: Source name -> its share in the documents, in any unit.
     """
-    recipe = [settings, {"num_packs": num_packs, "num_documents": num_documents}]
-    return hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
+    # Fractions, because rounding errors of floats would add a document to sources in exact proportion.
+    shares = {name: Fraction(ratio) for name, ratio in ratios.items()}
+    return max(ceil(rows[name] * sum(shares.values()) / share) for name, share in shares.items())
 
 
 def _check(
@@ -364,4 +369,4 @@ def _check(
             raise ValueError(f"`{key}` must be positive, got {value}: raise it, or leave it out.")
 
 
-__all__ = ["AHEAD", "BLOCK", "Entry", "PackPlan", "digest_lengths", "make_plan"]
+__all__ = ["AHEAD", "BLOCK", "Entry", "PackPlan", "digest_lengths", "epoch_size", "make_plan"]

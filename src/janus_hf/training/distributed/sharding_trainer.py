@@ -8,14 +8,14 @@ from transformers.integrations.deepspeed import propagate_args_to_deepspeed
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
 
 from ...modeling import JanusProForConditionalGeneration
+from ..resuming.resuming_trainer import ResumingTrainer
 from ..stages import base_model
 from ..trainers.guards import root_unit_text_head, sum_gradients_in_float32
-from ..trainers.repeatable import RepeatableTrainer
 from ..trainers.sft_config import JanusProSFTConfig
 from .zero import keep_float32
 
 
-class ShardingTrainer(RepeatableTrainer):
+class ShardingTrainer(ResumingTrainer):
     """A trainer that keeps gradients in float32 however they are summed, and whose checkpoints may be sharded."""
 
     args: JanusProSFTConfig

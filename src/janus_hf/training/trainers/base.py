@@ -12,7 +12,6 @@ options by name.
 `tests/training/test_canary.py` fails if a new version of transformers changes what this file relies on.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,18 @@ from ..batches import Collator, TrainingRows, with_dummy_picture
 from ..callbacks import SampleCallback
 from ..distributed.zero import all_in_float32
 from ..metrics import LossRecord
-from ..recording import FACTS_FILE, check_same_run, training_card, write_card
+from ..recording import training_card, write_card
+from ..resuming.run_record import write_record
 from ..stages import frozen_parts, hold_still, trainable_table, trains_understanding
 from ..validation.evaluating import EvaluatingTrainer
 from .adapters import offload_activations, set_up_stage
 from .guards import (
     check_arguments,
     check_card_arguments,
+    check_data,
     check_processes,
     keep_trained_in_float32,
+    plan_facts,
 )
 from .sft_config import JanusProSFTConfig
 
@@ -64,7 +66,8 @@ class JanusProTrainer(EvaluatingTrainer):
             `janus_hf.data.TASKS`, -1 where nothing is trained). With `task_ids` the losses are logged per task.
         processing_class: The model's processor, saved with the model.
         facts: Further entries for the file of facts in the checkpoints and for the model card, such as `plan_hash`, a
-            hash of the order of the data. A checkpoint with another plan hash is not resumed. `model_revision` is the
+            hash of the order of the data, which a `PackedDataset` states itself. A checkpoint with another plan hash
+            is not resumed. `model_revision` is the
             revision of the model's Hub repository for the configs of adapters (by default `loaded_revision`).
         kwargs: Further arguments of `transformers.Trainer`: `eval_dataset`, `callbacks`, `optimizers` and
             `optimizer_cls_and_kwargs`. The others have no effect here and are refused by name (`SFT_REFUSED`).
@@ -73,7 +76,8 @@ class JanusProTrainer(EvaluatingTrainer):
         TypeError: If the model, the configuration, the collator or the processor is of the wrong kind, or another
             argument is unknown or refused.
         ValueError: If the number of processes is not what the launcher started, FSDP was requested and is not active,
-            or context or sequence parallelism is on, which would mix the documents of a row.
+            context or sequence parallelism is on, which would mix the documents of a row, or the stage trains a part
+            of the model that no row of the data changes.
     """
 
     args: JanusProSFTConfig
@@ -92,6 +96,7 @@ class JanusProTrainer(EvaluatingTrainer):
         **kwargs: Any,
     ) -> None:
         check_arguments(model, args, data_collator, processing_class, kwargs, train_dataset, facts)
+        check_data(args, train_dataset)
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         facts = facts or {}
         revision = facts.get("model_revision") or getattr(model, "loaded_revision", None)
@@ -113,7 +118,12 @@ class JanusProTrainer(EvaluatingTrainer):
         if not args.sharded:  # FSDP and DeepSpeed keep float32 copies of the weights themselves
             keep_trained_in_float32(self.model, autocast=bool(args.bf16))
 
-        self.facts: dict[str, Any] = {"stage": args.stage, "ratios": args.ratios, **facts}
+        self.facts: dict[str, Any] = {
+            "stage": args.stage,
+            "ratios": args.ratios,
+            **plan_facts(train_dataset),
+            **facts,
+        }
         self.loss_record = LossRecord()
         self._frozen = frozen_parts(model)
         # Sharded ranks gather the weights of a part together, trained or not, so no rank may skip the vision tower.
@@ -260,18 +270,10 @@ class JanusProTrainer(EvaluatingTrainer):
             self.write_facts(folder)
 
     def write_facts(self, folder: Path) -> None:
-        """Write the facts about the run and its configuration into a folder, which is created."""
+        """Write the facts about the run, its settings and its configuration into a folder, which is created."""
         folder.mkdir(parents=True, exist_ok=True)
         torch.save(self.args, folder / TRAINING_ARGS_NAME)
-        (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2, default=str) + "\n", encoding="utf-8")
-
-    def check_checkpoint(self, checkpoint: str) -> None:
-        """Raise a ValueError if a checkpoint's run has another training stage or another order of the data.
-
-        Args:
-            checkpoint: Folder of the checkpoint that `train` or `restore` is about to load.
-        """
-        check_same_run(checkpoint, self.facts)
+        write_record(folder, self.facts, self.settings)
 
     # `Trainer` calls this method after it has loaded a checkpoint, and no public method.
     def _issue_warnings_after_load(self, load_result: Any) -> None:

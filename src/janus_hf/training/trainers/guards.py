@@ -10,15 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
 from ...arguments import describe, or_none
-from ...data import JanusProCollator
+from ...data import JanusProCollator, PackedDataset, PreparedDataset
+from ...data.schema import TASKS
 from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
+from ..stages import check_reached, trained_parts
 from .option_tables import KEYWORD_VALUES, SFT_KEYWORDS, SFT_REFUSED, changed, refuse_keywords
 from .sft_config import JanusProSFTConfig
 
@@ -68,6 +71,46 @@ def check_arguments(
             f"`caption_drop` must be that of the collator, {share}, got {args.caption_drop}, which has no effect: "
             "give it to JanusProCollator."
         )
+
+
+def check_data(args: JanusProSFTConfig, train_dataset: object) -> None:
+    """Raise a ValueError if the stage trains a part of the model that no row of the data changes.
+
+    Only data whose rows state their tasks are checked: a `PackedDataset`, and a `datasets.Dataset` of prepared rows.
+    """
+    tasks: dict[str, set[str]] = {}
+    if isinstance(train_dataset, PackedDataset):
+        tasks = {name: tasks_of(rows) for name, rows in train_dataset.sources.items()}
+    elif isinstance(train_dataset, datasets.Dataset) and "task" in train_dataset.column_names:
+        tasks = {"train_dataset": set(train_dataset.unique("task")) & set(TASKS)}
+    if tasks:
+        check_tasks(args, tasks)
+
+
+def plan_facts(train_dataset: object) -> dict[str, Any]:  # Any: facts of any kind
+    """Return the facts `plan_hash` and `packs` of a `PackedDataset`, without which another plan would be resumed."""
+    if not isinstance(train_dataset, PackedDataset):
+        return {}
+    return {"plan_hash": train_dataset.plan.hash, "packs": len(train_dataset)}
+
+
+def check_tasks(args: JanusProSFTConfig, tasks: Mapping[str, set[str]]) -> None:
+    """Raise a ValueError if the stage trains a part of the model that no task of the data reaches.
+
+    Args:
+        args: The configuration of the run.
+        tasks: Name of each source of the data -> the tasks of its rows.
+    """
+    parts = [*trained_parts(args.stage, args.train_generation_embeddings)]
+    if args.lora_vision_tower and "vision_tower" not in parts:
+        parts.append("vision_tower")
+    if not args.allow_unreached:
+        check_reached(args.stage, parts, tasks)
+
+
+def tasks_of(rows: PreparedDataset) -> set[str]:
+    """Return the tasks of the rows of a prepared source: those of "text", "understanding" and "drawing" that occur."""
+    return {TASKS[number] for number in rows.index.column("task").unique().to_pylist()}
 
 
 # Any: arguments of any kind.
@@ -175,8 +218,12 @@ def keep_trained_in_float32(model: nn.Module, *, autocast: bool) -> None:
 __all__ = [
     "check_arguments",
     "check_card_arguments",
+    "check_data",
     "check_processes",
+    "check_tasks",
     "keep_trained_in_float32",
+    "plan_facts",
     "root_unit_text_head",
     "sum_gradients_in_float32",
+    "tasks_of",
 ]

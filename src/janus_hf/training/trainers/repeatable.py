@@ -1,6 +1,7 @@
 """`RepeatableTrainer`, the base class of trainers whose `train` may be called again, as in a cell of a notebook."""
 
 import logging
+import os
 from typing import Any
 
 from transformers.trainer_utils import TrainOutput
@@ -35,19 +36,10 @@ class RepeatableTrainer(UploadingTrainer):
             The number of steps, the mean loss and the metrics. If all steps were done by an earlier call and no
             checkpoint is given, a warning says so and the result is that of the earlier call.
         """
-        if resume_from_checkpoint is None and self.state.global_step == 0:
-            resume_from_checkpoint = self.args.resume_from_checkpoint
-        if resume_from_checkpoint == "auto":
-            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
-        elif resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"`resume_from_checkpoint` must be 'auto' or False without a checkpoint in {self.args.output_dir}"
-                    ", got True: 'auto' starts at the first step then."
-                )
-        last = self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
-        if self._output is not None and not resume_from_checkpoint and 0 < last <= self.state.global_step:
+        resume_from_checkpoint = self.find_checkpoint(resume_from_checkpoint)
+        if isinstance(resume_from_checkpoint, (str, os.PathLike)):
+            self.check_checkpoint(resume_from_checkpoint)
+        if self._output is not None and not resume_from_checkpoint and 0 < self.last_step() <= self.state.global_step:
             logger.warning(
                 "All %d steps are done, so nothing is trained: to train further, make a new trainer with this model "
                 "and another `output_dir`; to repeat the run, load the model again first.",
@@ -68,11 +60,43 @@ class RepeatableTrainer(UploadingTrainer):
             raise
         return self._output
 
-    def check_checkpoint(self, checkpoint: str) -> None:
-        """Raise a ValueError if training cannot be resumed from a checkpoint, which is a folder.
+    def find_checkpoint(self, resume_from_checkpoint: str | bool | None) -> str | bool | None:
+        """Return the folder of the checkpoint that an argument of `train` means.
 
-        `train` calls this method before it loads anything. This method does nothing; trainers whose checkpoints state
-        facts about their run override it.
+        The result is None or False if training starts at the first step.
+
+        Args:
+            resume_from_checkpoint: See `train`.
+
+        Raises:
+            ValueError: If it is True and there is no complete checkpoint.
+        """
+        if resume_from_checkpoint is None and self.state.global_step == 0:
+            resume_from_checkpoint = self.args.resume_from_checkpoint
+        if resume_from_checkpoint == "auto":
+            return newest_checkpoint(self.args.output_dir)
+        if resume_from_checkpoint is True:
+            newest = newest_checkpoint(self.args.output_dir)
+            if newest is None:
+                raise ValueError(
+                    f"`resume_from_checkpoint` must be 'auto' or False without a checkpoint in {self.args.output_dir}"
+                    ", got True: 'auto' starts at the first step then."
+                )
+            return newest
+        return resume_from_checkpoint
+
+    def last_step(self) -> int:
+        """Return the number of steps of the run; 0 if it is not known yet."""
+        return self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
+
+    def check_checkpoint(self, checkpoint: str | os.PathLike[str]) -> None:
+        """Raise a ValueError unless this run may resume a checkpoint.
+
+        `train` calls this method before anything is loaded. This method does nothing; trainers that know what must not
+        change override it.
+
+        Args:
+            checkpoint: Folder of the checkpoint.
         """
 
     def forget_losses(self) -> None:

@@ -11,6 +11,7 @@ import torch
 from trl import SFTConfig
 
 from ..distributed.zero import keep_float32
+from ..resuming.resume_fields import check_resume_changes
 from ..stages import find_stage
 from ..validation.benchmarks import is_loss
 from .option_tables import SFT_FIXED, changed, check_fixed, check_kinds
@@ -62,12 +63,25 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         None, "Regular expression for whole module names; the default matches every projection of the language model."
     )
 
-    gradient_accumulation_steps: int = _option(1, "Micro-batches per optimizer step; see total_batch_size.")
+    gradient_accumulation_steps: int | None = _option(
+        None, "Micro-batches per optimizer step; null is 1, or what total_batch_size needs."
+    )
     total_batch_size: int | None = _option(
         None, "Packs per optimizer step over all processes; sets gradient_accumulation_steps."
     )
     num_processes: int | None = _option(
         None, "Number of processes that the run must have; another number is an error."
+    )
+    stop_step: int | None = _option(
+        None, "Step after which the run ends, if max_steps, the length of its schedule and its data, is larger."
+    )
+    resume_changes: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Settings that may differ from those of the checkpoint that is resumed, and are applied."},
+    )
+    allow_unreached: bool = _option(
+        False,
+        "Allow parts that the stage trains as a whole and that no row of the data reaches; they stay as they are.",
     )
     save_layout: str = _option("original", "Layout of saved weights: original or transformers.")
 
@@ -88,6 +102,9 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
 
     # These fields of TRL and transformers have other defaults: the paper's, and those that our data and loss require.
     learning_rate: float | None = _option(None, "Peak learning rate; null uses the stage's default.")  # type: ignore[assignment]
+    enable_jit_checkpoint: bool = _option(
+        True, "On SIGTERM, finish the step, save a checkpoint and end the run as unfinished."
+    )
     lr_scheduler_type: str = _option("constant_with_warmup", "Schedule after the warm-up.")
     adam_beta1: float = _option(0.9, "AdamW's first beta.")
     adam_beta2: float = _option(0.95, "AdamW's second beta.")
@@ -131,8 +148,12 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         # transformers knows losses by the end of their name only, which `loss_drawing` does not have.
         if is_loss(self.metric_for_best_model or "") and not changed(self, "greater_is_better"):
             self.greater_is_better = False
+        self._check_extent()
+        check_resume_changes(self.resume_changes)
+        accumulation = self.gradient_accumulation_steps
+        self.gradient_accumulation_steps = 1 if accumulation is None else accumulation
         super().__post_init__()
-        self._check_processes()
+        self._check_processes(accumulation)
         if self.deepspeed_plugin is not None:
             # from_pretrained reads this configuration under ZeRO-3, and the trainer again.
             keep_float32(self.deepspeed_plugin, bf16=bool(self.bf16))
@@ -141,6 +162,11 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
             # Without this, every process would hold the gradients of the whole model between micro-batches.
             given = self.accelerator_config.gradient_accumulation_kwargs or {}
             self.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": True, **given}
+
+    @property
+    def packs_per_step(self) -> int:
+        """Number of packs that all processes together train on in one optimizer step."""
+        return self.per_device_train_batch_size * (self.gradient_accumulation_steps or 1) * self.world_size
 
     @property
     def wants_fsdp(self) -> bool:
@@ -176,6 +202,14 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
                 "`auto_find_batch_size` must be False with total_batch_size, which a smaller batch would change, got "
                 "True: leave one of them out."
             )
+
+    def _check_extent(self) -> None:
+        """Raise `ValueError` if an option that says how long the run is is out of range."""
+        if self.num_train_epochs <= 0:
+            raise ValueError(f"`num_train_epochs` must be positive, got {self.num_train_epochs}: raise it.")
+        # A stop_step above max_steps is allowed: a recipe with one is tried with fewer steps.
+        if self.stop_step is not None and self.stop_step < 1:
+            raise ValueError(f"`stop_step` must be at least 1, got {self.stop_step}: raise it, or leave it out.")
 
     def _check_ranges(self) -> None:
         """Raise `ValueError` if an option of this package is out of range or contradicts another.
@@ -244,10 +278,13 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
                 f"{self.stage!r}: leave it out, or choose a lora_ stage."
             )
 
-    def _check_processes(self) -> None:
+    def _check_processes(self, accumulation: int | None) -> None:
         """Check the number of processes, and set `gradient_accumulation_steps` if `total_batch_size` is given.
 
         The number of accumulation steps is `total_batch_size / (per_device_train_batch_size * world_size)`.
+
+        Args:
+            accumulation: The `gradient_accumulation_steps` that were given; None if none were.
 
         Raises:
             ValueError: If a process sees several GPUs, the number of processes is not the requested one, or the batch
@@ -276,11 +313,10 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
                 f"{self.total_batch_size}: change one of them."
             )
         steps = self.total_batch_size // packs_at_once
-        # 1 is allowed too, because it is the default, which cannot be distinguished from an explicit 1.
-        if self.gradient_accumulation_steps not in (1, steps):
+        if accumulation not in (None, steps):
             raise ValueError(
                 f"`gradient_accumulation_steps` must be {steps} with total_batch_size={self.total_batch_size} on "
-                f"{self.world_size} processes, got {self.gradient_accumulation_steps}: leave it out."
+                f"{self.world_size} processes, got {accumulation}: leave it out."
             )
         self.gradient_accumulation_steps = steps
 

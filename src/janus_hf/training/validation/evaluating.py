@@ -7,6 +7,7 @@ among the processes, its loader repeats some of them.
 
 import copy
 import logging
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,6 @@ from ..batches import Collator, MapStyleDataset, TrainingRows
 from ..callbacks import sampling_mode, undisturbed
 from ..distributed.sharding_trainer import ShardingTrainer
 from ..metrics import LossRecord, mean_losses
-from ..recording import read_state
 from .benchmarks import Benchmark, without_prefix
 
 
@@ -233,30 +233,19 @@ class EvaluatingTrainer(ShardingTrainer):
         metric = f"eval_{without_prefix(self.args.metric_for_best_model or '')}"
         return {"best checkpoint": f"step {self.state.best_global_step}, {metric} {self.state.best_metric:.6g}"}
 
-    def restore(self, checkpoint: str) -> None:
-        """Load the weights and the trainer's state (number of steps, log history) of a finished run, without training.
-
-        With `load_best_model_at_end` the weights are those of the best checkpoint. Every process must call this.
+    def find_weights(self, checkpoint: str | os.PathLike[str]) -> str:
+        """Return the folder of the run's best checkpoint with `load_best_model_at_end`, else the last one's.
 
         Args:
-            checkpoint: Folder of the last checkpoint of this run, or the run's output folder.
-
-        Raises:
-            ValueError: If the checkpoint's run has another training stage or another order of the data.
+            checkpoint: Folder of the last checkpoint of this run, whose state is the trainer's, or its output folder.
         """
-        self.check_checkpoint(checkpoint)
-        self.state = read_state(checkpoint)
-        weights = checkpoint
         if self.best_fact and not Path(checkpoint).samefile(self.args.output_dir):  # there the best one is saved
             best = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
             if best.is_dir():
-                weights = self.state.best_model_checkpoint = str(best)
-            else:
-                logger.warning("The best checkpoint, %s, is gone: the model is that of %s.", best, checkpoint)
-        self.load_weights(weights)
-
-    def check_checkpoint(self, checkpoint: str) -> None:
-        """Raise if a checkpoint is not of this run. This method does nothing; subclasses override it."""
+                self.state.best_model_checkpoint = str(best)
+                return str(best)
+            logger.warning("The best checkpoint, %s, is gone: the model is that of %s.", best, checkpoint)
+        return super().find_weights(checkpoint)
 
 
 class _Filled:

@@ -243,7 +243,7 @@ def test_adapters_train_and_samples_are_made_during_training(name, recipe, alone
     assert_close(losses(output), alone(*settings, *wide))
     assert (output / "samples" / "step-4.png").is_file()
     sample = json.loads((output / "samples" / "step-4.json").read_text())
-    assert isinstance(sample["answers"][0], str)
+    assert isinstance(sample["answers"][0]["answer"], str)
     pipe = JanusProPipeline.from_pretrained(recipe.parent / "base", dtype="float32")
     pipe.load_lora_weights(output)
     adapters = load_file(output / "adapter_model.safetensors")

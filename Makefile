@@ -29,8 +29,8 @@ test: $(STAMP)  ## the test-suite without slow tests
 	$(PYTEST) -m 'not slow and not gpu and not hub'
 
 test-slow: $(STAMP)  ## the slow tests, one at a time: some launch processes of their own
-	$(BIN)/python -m pip install -q -e '.[dev,train,quant]' -c constraints.txt
-	$(PYTEST) -n 0 -m 'slow and not gpu and not hub'
+	$(BIN)/python -m pip install -q -e '.[dev,train,quant,deepspeed]' -c constraints.txt
+	JANUS_HF_REQUIRE_LAUNCHERS=1 $(PYTEST) -n 0 -m 'slow and not gpu and not hub'
 
 # The harnesses pin old releases of what we need new, so they come without their dependencies; what their model classes
 # import follows by name. The tests stand in for the rest.

@@ -7,17 +7,46 @@
 #SBATCH --cpus-per-task=64
 #SBATCH --time=48:00:00
 #SBATCH --output=%x-%j.out
+#SBATCH --open-mode=append
 #SBATCH --requeue
-# A requeued job goes on where it stopped: the paper's recipes have resume_from_checkpoint: auto.
-set -euo pipefail
+#SBATCH --signal=B:USR1@900
+# A job whose time is nearly over (15 minutes before: raise this if a checkpoint takes longer) saves a checkpoint and is
+# requeued, and so is a job whose node failed. It goes on where it stopped: the paper's recipes have
+# resume_from_checkpoint: auto.
+set -uo pipefail
 
 GPUS=${SLURM_GPUS_ON_NODE:-8}
 HEAD=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export HEAD GPUS OMP_NUM_THREADS=8
 
-# One launcher per node; SLURM_PROCID is known only inside srun, which does not take --cpus-per-task over from sbatch.
-srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c '
-    accelerate launch --config_file accelerate_configs/multi_node.yaml \
+# What runs on every node: one launcher, which starts a process per GPU. SLURM_PROCID is known only inside srun.
+# The launcher would kill its processes 30 seconds after a SIGTERM of its own. So the warning, SIGUSR1, is sent as SIGTERM
+# to these processes alone; they and the launcher ignore SIGUSR1, as everything does that a shell starts like this.
+node() {
+    trap '' USR1
+    accelerate launch --config_file "${CONFIG:-accelerate_configs/multi_node.yaml}" \
         --num_machines "$SLURM_NNODES" --num_processes "$((SLURM_NNODES * GPUS))" \
+        --parallelism_config_dp_replicate_size "$SLURM_NNODES" --parallelism_config_dp_shard_size "$GPUS" \
         --machine_rank "$SLURM_PROCID" --main_process_ip "$HEAD" --main_process_port 29500 \
-        -m janus_hf_cli train "$@"' bash "$@" "training.num_processes=$((SLURM_NNODES * GPUS))"
+        -m janus_hf_cli train "$@" &
+    local launcher=$! status
+    trap 'pkill -TERM -P "$launcher"' USR1
+    wait "$launcher"; status=$?
+    while kill -0 "$launcher" 2>/dev/null; do wait "$launcher"; status=$?; done  # a signal ends `wait`
+    return "$status"
+}
+export -f node
+
+# srun does not take --cpus-per-task over from sbatch.
+srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c 'node "$@"' bash "$@" \
+    "training.num_processes=$((SLURM_NNODES * GPUS))" &
+RUN=$! WARNED=
+trap 'WARNED=yes; scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
+wait "$RUN"; STATUS=$?
+while kill -0 "$RUN" 2>/dev/null; do wait "$RUN"; STATUS=$?; done
+
+# A process that stops unfinished ends with 75, but its launcher with 1; a job that was warned and failed is unfinished.
+if [ "$STATUS" -ne 0 ] && [ -n "$WARNED" ]; then
+    scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$STATUS"

@@ -5,10 +5,12 @@ A fingerprint holds the facts on which the ids in prepared data depend: token id
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
@@ -102,13 +104,32 @@ def check_fingerprint(found: Mapping[str, Any], expected: Mapping[str, Any], nam
         )
 
 
+@contextmanager
+def gathered(weights: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Hold whole weights inside the `with` block, also those that DeepSpeed's ZeRO-3 has divided among all processes.
+
+    Under ZeRO-3, `from_pretrained` leaves every process an empty tensor and a share of each weight. All processes must
+    enter the block together, because they exchange these shares. Changes of the weights are lost.
+    """
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    import deepspeed
+
+    # DeepSpeed refuses to gather a weight that an enclosing block has gathered, and such a weight is not empty.
+    divided = [weight for weight in weights if getattr(weight, "ds_numel", 0) > weight.numel()]
+    with deepspeed.zero.GatheredParameters(divided):
+        yield
+
+
 def _hash_weights(weights: Sequence[torch.Tensor]) -> str:
     """Return the SHA-256 of the values of all weights, rounded to bfloat16, shortened to 16 hexadecimal digits."""
     # Weights are hashed in bfloat16, so that a checkpoint has the same hash in whatever precision it is loaded.
     digest = hashlib.sha256()
-    for weight in weights:
-        digest.update(weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    with gathered(weights):
+        for weight in weights:
+            digest.update(weight.detach().cpu().to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-__all__ = ["check_fingerprint", "fingerprint", "processor_fingerprint"]
+__all__ = ["check_fingerprint", "fingerprint", "gathered", "processor_fingerprint"]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .recording import newest_checkpoint
     from .run import build_trainer, load_processor, train
     from .stages import STAGES, Stage, apply_stage, base_model, lora_config, trainable_table
-    from .trainers.base import JanusProTrainerMixin
+    from .trainers.base import JanusProTrainer
     from .trainers.codec import CodecTrainer, CodecTrainingArguments, initialise_codebook
     from .trainers.patch_teacher import PatchTeacher
     from .trainers.sft import JanusProSFTTrainer
@@ -32,7 +32,7 @@ _LAZY = {
     "JanusProCollator": "..data",
     "JanusProSFTConfig": ".trainers.sft_config",
     "JanusProSFTTrainer": ".trainers.sft",
-    "JanusProTrainerMixin": ".trainers.base",
+    "JanusProTrainer": ".trainers.base",
     "PackedDataset": "..data",
     "PatchTeacher": ".trainers.patch_teacher",
     "Recipe": ".recipes",
@@ -63,7 +63,7 @@ __all__ = [
     "JanusProCollator",
     "JanusProSFTConfig",
     "JanusProSFTTrainer",
-    "JanusProTrainerMixin",
+    "JanusProTrainer",
     "PackedDataset",
     "PatchTeacher",
     "Recipe",

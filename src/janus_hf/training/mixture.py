@@ -11,15 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from ..data import JanusProCollator, PackedDataset, finish_prepared, load_prepared, make_plan, prepare, stream_packs
+from ..data.fingerprint import gathered
 from ..data.planning.plan import AHEAD, digest_lengths
 from ..data.store import META
 from ..generation.context import context_length
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .batches import Collator, TrainingRows
+from .distributed.processes import together
 from .stages import trained_parts
 from .trainers.sft_config import JanusProSFTConfig
 
@@ -31,7 +31,7 @@ class TrainingData:
     Args:
         dataset: The packs (rows of the training batches, each with several tokenized examples), either map-style (with
             `__len__` and `__getitem__`) or a `datasets.IterableDataset`.
-        collator: Function from a list of packs to a batch with the keys that `JanusProTrainerMixin` describes.
+        collator: Function from a list of packs to a batch with the keys that `JanusProTrainer` describes.
         facts: Entries for the checkpoints and the model card, such as `plan_hash`, a hash of the order of the data.
     """
 
@@ -163,12 +163,10 @@ def _find_or_prepare(
     # The underscore keeps the data private, because `push_to_hub` leaves out names that begin with one.
     folder = Path(args.output_dir) / "_prepared" / source["name"]
     model.model.vqmodel.to(args.device)
-    prepare(source["path"], folder, model, processor, **{"max_length": args.max_length, **options})
-    state = PartialState()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        finish_prepared(folder)
-    state.wait_for_everyone()
+    options = {"max_length": args.max_length, **options}
+    with gathered(model.model.vqmodel.parameters()):
+        together(lambda: prepare(source["path"], folder, model, processor, **options))
+    together(lambda: finish_prepared(folder) if args.process_index == 0 else None)
     return folder
 
 

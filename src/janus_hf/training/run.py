@@ -10,9 +10,10 @@ from accelerate.utils import broadcast_object_list
 
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
+from .distributed.processes import together
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
-from .recording import check_same_run, is_same_run, newest_checkpoint, read_state
+from .recording import is_same_run, newest_checkpoint, read_state
 from .stages import find_stage
 from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
@@ -45,8 +46,8 @@ def build_trainer(
     """
     # The configuration is made first, so that its errors come before anything large is loaded.
     args = JanusProSFTConfig(**{"ratios": recipe.ratios, **recipe.training})
-    if args.push_to_hub and args.process_index == 0:
-        prepare_repository(args)  # the trainer does so too, but after the model is loaded and the data are prepared
+    if args.push_to_hub:  # the trainer does so too, but after the model is loaded and the data are prepared
+        together(lambda: prepare_repository(args) if args.process_index == 0 else None)
     processor = processor or load_processor(recipe.model)
     model = model or _load_model(recipe.model, args)
     if model.config.image_token_id is None:
@@ -115,13 +116,12 @@ def train(
         )
     if previous is None or not finished:
         trainer.train(resume_from_checkpoint=checkpoint or False)
-    elif args.sharded:
-        # Only `Trainer.train` can load a sharded model, so the model of a finished run is not loaded, and nothing is
-        # saved below.
-        check_same_run(previous, trainer.facts)
+    elif done and args.sharded:
+        # The whole model is saved already. It is not loaded, because that would gather and shard it again.
+        trainer.check_checkpoint(previous)
     else:
         trainer.restore(previous)
-    saves = not (finished and args.sharded)
+    saves = not (finished and done and args.sharded)
     if main and finished:
         report(
             f"{previous} is the last of this run and holds the trained model: nothing is left to do. To train "
@@ -134,9 +134,7 @@ def train(
         trainer.save_model(_internal_call=True)
         trainer.save_state()
         trainer.create_model_card()
-    # If one rank leaves the process group early, the others can hang when they leave.
-    trainer.accelerator.wait_for_everyone()
-    trainer.accelerator.end_training()
+    trainer.end_processes()
     if main and saves:
         if args.push_to_hub:  # after the process group has ended, so that no rank waits for the upload
             trainer.finish_upload(trainer.start_upload("End of training"))
@@ -174,7 +172,8 @@ def _load_model(section: Mapping[str, Any], args: JanusProSFTConfig) -> JanusPro
 
     Args:
         section: The recipe's section `model`; see `Recipe`.
-        args: The run's configuration. The dtype "auto" means bfloat16 in LoRA stages with `bf16`, else float32.
+        args: The run's configuration. The dtype "auto" means bfloat16 in LoRA stages with `bf16` and without
+            DeepSpeed, else float32.
 
     Raises:
         ValueError: If the quantisation is neither "4bit" nor "8bit", or the stage has no LoRA adapters, because
@@ -202,7 +201,8 @@ def _load_model(section: Mapping[str, Any], args: JanusProSFTConfig) -> JanusPro
         )
     dtype = section.get("dtype") or "auto"
     if dtype == "auto":
-        dtype = "bfloat16" if args.bf16 and lora else "float32"
+        # DeepSpeed holds all weights in float32; see `keep_float32`.
+        dtype = "bfloat16" if args.bf16 and lora and args.deepspeed_plugin is None else "float32"
     return JanusProForConditionalGeneration.from_pretrained(section["path"], dtype=dtype, **kwargs)
 
 

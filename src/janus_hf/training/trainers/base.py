@@ -1,28 +1,27 @@
-"""`JanusProTrainerMixin`, the base class of the trainers of Janus-Pro, which does everything but compute the loss.
+"""`JanusProTrainer`, the base class of the trainers of Janus-Pro, which does everything but compute the loss.
 
-Trainers inherit from this class first and from TRL's `SFTTrainer` second, and define `compute_loss`. TRL 1.16 replaces
-`model.forward` on the instance. The new `forward` supports only one output head, reads the head's weight instead of
-calling the head (which gives wrong gradients under FSDP2), and computes the loss itself. But Janus-Pro has two heads,
-one for text and one for images, and one id space for text tokens and image tokens.
-
-So three things of TRL are not used: its `forward`, its requirement that the training data be a `datasets.Dataset`
-(this package's `PackedDataset` is not one), and its `compute_loss`. The first two are undone in this file; each
-trainer replaces the third. TRL still sets up PEFT and QLoRA with its corrections for ZeRO-3, offloads activations, and
-provides the class of the arguments and the tags. `tests/training/test_canary.py` fails if a new version of TRL changes
-what this file relies on.
+Its parent is transformers' `Trainer`, not TRL's `SFTTrainer`. Janus-Pro has two heads, one for text and one for
+images, and one id space for text tokens and image tokens. TRL 1.16 replaces `model.forward` on the instance by one
+for a single head, which reads the head's weight instead of calling the head (that gives wrong gradients under FSDP2),
+and computes the loss itself. Both parents need the same four private methods of `Trainer`: `_save`,
+`_clip_grad_norm`, `_prepare_for_training` and `_issue_warnings_after_load`. TRL's parent needs six things more: its
+`forward` is removed again, it is given a dataset that it never reads, its `compute_loss` and its `log` are skipped by
+name, and two private members are replaced (`_tag_names`, and `_save_checkpoint`, which writes a card). It would save
+the fifty lines of `adapters.py`. TRL's configuration stays the parent of ours, because recipes use or refuse its
+options by name.
+`tests/training/test_canary.py` fails if a new version of transformers changes what this file relies on.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import datasets
 import torch
 from huggingface_hub import ModelCard
 from peft import PeftModel
 from torch import nn
-from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from ...files import open_to_others
 from ...hub.cards import model_card, read_card
@@ -30,42 +29,27 @@ from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
 from ..batches import Collator, TrainingRows, with_dummy_picture
 from ..callbacks import SampleCallback
+from ..distributed.sharding_trainer import ShardingTrainer
+from ..distributed.zero import all_in_float32
 from ..metrics import LossRecord
 from ..recording import FACTS_FILE, check_same_run, read_state, training_card, write_card
-from ..stages import (
-    apply_stage,
-    base_model,
-    find_stage,
-    frozen_parts,
-    hold_still,
-    lora_config,
-    trainable_table,
-    trains_understanding,
-)
+from ..stages import frozen_parts, hold_still, trainable_table, trains_understanding
+from .adapters import offload_activations, set_up_stage
 from .guards import (
     check_arguments,
     check_card_arguments,
     check_processes,
     keep_trained_in_float32,
-    restore_forward,
-    root_unit_text_head,
-    sum_gradients_in_float32,
 )
-from .repeatable import RepeatableTrainer
 from .sft_config import JanusProSFTConfig
 
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
-
-class JanusProTrainerMixin(RepeatableTrainer):
+class JanusProTrainer(ShardingTrainer):
     """Base class of the trainers of Janus-Pro; it does everything but compute the loss.
 
     It freezes parameters and adds LoRA adapters as the training stage requires, saves and resumes checkpoints, shards
-    the model, logs losses, and makes samples. Subclasses inherit from this class first and from TRL's `SFTTrainer`
-    second. They define `compute_loss`, which calls `prepare_batch` before the model and `check_loss` after it, and
-    adds its losses to `loss_record`.
+    the model, logs losses, and makes samples. Subclasses define `compute_loss`, which calls `prepare_batch` before the
+    model and `check_loss` after it, and adds its losses to `loss_record`.
 
     Args:
         model: The model to train. `args.stage` decides which of its parameters are set to require gradients.
@@ -93,8 +77,8 @@ class JanusProTrainerMixin(RepeatableTrainer):
     """
 
     args: JanusProSFTConfig
-    # TRL writes these tags on the model. No public name replaces them: `add_model_tags` can only add tags.
-    _tag_names: list[str]
+    tags: tuple[str, ...] = ("janus_hf", "trl", "sft")
+    """Tags of the model on the Hub."""
 
     def __init__(
         self,
@@ -110,24 +94,22 @@ class JanusProTrainerMixin(RepeatableTrainer):
         check_arguments(model, args, data_collator, processing_class, kwargs)
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         facts = facts or {}
-        adapters = _set_up_stage(
-            model, args, revision=facts.get("model_revision") or getattr(model, "loaded_revision", None)
-        )
-        forward = model.__dict__.get("forward")
-        # TRL refuses other datasets, but never reads this one: the dataset is set again after TRL's constructor.
-        is_hf_dataset = isinstance(train_dataset, (datasets.Dataset, datasets.IterableDataset))
-        placeholder = None if is_hf_dataset else datasets.Dataset.from_dict({"input_ids": [[0]]})
+        revision = facts.get("model_revision") or getattr(model, "loaded_revision", None)
+        if isinstance(train_dataset, torch.utils.data.IterableDataset):
+            # Otherwise accelerate concatenates the batches of all processes, whose lengths differ, on the first one.
+            args.accelerator_config.dispatch_batches = False
+        if args.deepspeed_plugin is not None:
+            all_in_float32(model)
         super().__init__(
-            model=model,
+            model=set_up_stage(model, args, revision=revision),
             args=args,
             data_collator=data_collator,
-            train_dataset=train_dataset if placeholder is None else placeholder,
+            train_dataset=train_dataset,
             processing_class=processing_class,
-            peft_config=adapters,
             **kwargs,
         )
-        self.train_dataset = train_dataset
-        restore_forward(model, forward)
+        self.model.add_model_tags(list(self.tags))
+        self._offloading = offload_activations(self.model, args)
         if not args.sharded:  # FSDP and DeepSpeed keep float32 copies of the weights themselves
             keep_trained_in_float32(self.model, autocast=bool(args.bf16))
 
@@ -137,19 +119,13 @@ class JanusProTrainerMixin(RepeatableTrainer):
         # Sharded ranks gather the weights of a part together, trained or not, so no rank may skip the vision tower.
         self._needs_images = trains_understanding(model) or args.sharded
         check_processes(self.accelerator, args, is_fsdp_enabled=self.is_fsdp_enabled)
-        if self.is_fsdp_enabled:
-            sum_gradients_in_float32(self.accelerator.state.fsdp_plugin)
+        self.keep_sums_in_float32()
         if not self.model_accepts_loss_kwargs:
             raise ValueError(
                 "Sequence parallelism must be off: it counts labels itself and cannot split packed documents."
             )
         self.trainable_table = trainable_table(self.model)
         self._add_samples()
-
-    @property
-    def base_model(self) -> JanusProForConditionalGeneration:
-        """The Janus-Pro model that is trained, without PEFT's wrapper."""
-        return base_model(self.model)
 
     def forget_losses(self) -> None:
         """Reset the losses that the trainer has added up since the last log."""
@@ -219,6 +195,13 @@ class JanusProTrainerMixin(RepeatableTrainer):
             "before. Lower the learning rate, lengthen the warm-up, or look for broken rows in the data."
         )
 
+    # Any: the arguments are those of transformers' method.
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Compute the loss of a micro-batch and its gradients, and return the loss, which has no gradient."""
+        with self._offloading:
+            loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
+
     # The public callback `on_pre_optimizer_step` runs at the right time, but does not get the norm of the gradients.
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         """Clip the gradients as transformers does, and return their norm before clipping.
@@ -246,32 +229,13 @@ class JanusProTrainerMixin(RepeatableTrainer):
         """
         prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
         values = self.loss_record.reduce(self.accelerator, training=not prefix)
-        # TRL's `log` is skipped, because it averages metrics that only TRL's own loss collects.
-        Trainer.log(self, {**logs, **{f"{prefix}{key}": value for key, value in values.items()}}, start_time)
-
-    # Sharding
-
-    # The public callback `on_train_begin` runs too late: the model is sharded and the checkpoint loaded already.
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: str | None) -> Any:
-        """Wrap and shard the model as transformers does, but let FSDP2 shard the text head with the root module.
-
-        The arguments and the result are those of the method of `transformers.Trainer`.
-
-        Raises:
-            ValueError: If the run of the checkpoint has another training stage or another order of the data. This is
-                checked here, because FSDP and DeepSpeed load checkpoints without calling `_load_from_checkpoint`,
-                which checks it too.
-        """
-        if resume_from_checkpoint is not None:
-            check_same_run(resume_from_checkpoint, self.facts)
-        with root_unit_text_head(self.base_model):
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        super().log({**logs, **{f"{prefix}{key}": value for key, value in values.items()}}, start_time)
 
     # Saving and resuming
 
     # The public `save_model` gathers a sharded model's weights and calls this method with them.
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the model (or only its LoRA adapter), the processor, the arguments and the facts about the run.
+        """Save the model (or only its LoRA adapter), the processor, a card, the arguments and the facts about the run.
 
         A full model is saved in the file layout `args.save_layout`: that of deepseek-ai/Janus ("original") or of
         transformers.
@@ -282,26 +246,31 @@ class JanusProTrainerMixin(RepeatableTrainer):
         """
         folder = Path(output_dir or self.args.output_dir)
         writes = self.args.should_save
+        found = read_card(folder)
         if isinstance(self.model, PeftModel):
-            found = read_card(folder)
             super()._save(str(folder), state_dict)
             for saved in (folder, *(folder / name for name in self.model.peft_config)):
                 open_to_others(saved)
-            if writes:  # PEFT's own card names a local base model by its folder, and the Hub refuses such a card
-                write_card(folder, self.generated_card(), found)
         elif writes or self.is_distributed_loading_by_transformers:
             layout = self.args.save_layout
             self.model.save_pretrained(folder, state_dict=state_dict, is_main_process=writes, layout=layout)
             if writes:
                 self.processing_class.save_pretrained(folder)
-                torch.save(self.args, folder / "training_args.bin")  # transformers compares it when resuming
         if writes:
-            (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2, default=str) + "\n", encoding="utf-8")
+            # PEFT's own card names a local base model by its folder, and the Hub refuses such a card.
+            write_card(folder, self.generated_card(), found)
+            self.write_facts(folder)
+
+    def write_facts(self, folder: Path) -> None:
+        """Write the facts about the run and its configuration into a folder, which is created."""
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        (folder / FACTS_FILE).write_text(json.dumps(self.facts, indent=2, default=str) + "\n", encoding="utf-8")
 
     def restore(self, checkpoint: str) -> None:
         """Load the weights and the trainer's state (number of steps, log history) of a checkpoint, without training.
 
-        The model must not be sharded.
+        Every process must call this method.
 
         Args:
             checkpoint: Folder of a checkpoint of this run.
@@ -309,45 +278,38 @@ class JanusProTrainerMixin(RepeatableTrainer):
         Raises:
             ValueError: If the checkpoint's run has another training stage or another order of the data.
         """
-        self._load_from_checkpoint(checkpoint)
+        self.check_checkpoint(checkpoint)
         self.state = read_state(checkpoint)
+        self.load_weights(checkpoint)
 
-    # `Trainer.train` calls this method to resume. No public argument or callback of it replaces the loading.
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        """Load the weights of a checkpoint in the file layout of deepseek-ai/Janus ("original") or of transformers.
-
-        The method of transformers looks for the parameter names of the model in memory. It finds none of them in the
-        original layout, and continues without an error.
+    def check_checkpoint(self, checkpoint: str) -> None:
+        """Raise a ValueError if a checkpoint's run has another training stage or another order of the data.
 
         Args:
-            resume_from_checkpoint: Folder of the checkpoint.
-            model: Model into which the weights are loaded; by default the trainer's model.
-
-        Raises:
-            ValueError: If the checkpoint's run has another training stage or another order of the data.
+            checkpoint: Folder of the checkpoint that `train` or `restore` is about to load.
         """
-        check_same_run(resume_from_checkpoint, self.facts)
-        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
-        saved = JanusProForConditionalGeneration.from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        (model or self.model).load_state_dict(saved.state_dict())
+        check_same_run(checkpoint, self.facts)
 
-    # `Trainer.train` calls this method for `load_best_model_at_end`. transformers' version of it fails on the original
-    # layout in the same way as the method above.
-    def _load_best_model(self) -> None:
-        """Load the weights of the run's best checkpoint into the model, whatever file layout they are saved in."""
-        if isinstance(self.model, PeftModel) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            super()._load_best_model()
-        else:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+    # `Trainer` calls this method after it has loaded a checkpoint, and no public method.
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Raise a ValueError if a checkpoint lacks weights of the model, or holds others; transformers only warns.
+
+        Args:
+            load_result: Result of `torch.nn.Module.load_state_dict`.
+        """
+        if wrong := [*load_result.missing_keys, *load_result.unexpected_keys]:
+            raise ValueError(
+                f"A checkpoint must hold the weights of the model, got one with {len(load_result.missing_keys)} "
+                f"missing and {len(load_result.unexpected_keys)} unexpected ones, such as {wrong[0]!r}: resume from "
+                "another checkpoint of this run."
+            )
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write a model card to `README.md` in the output folder. Only the main process writes.
 
         The card states the training stage, facts about the data, the hyper-parameters and the numbers of parameters. A
         card that was edited by hand is kept. Arguments of `transformers.Trainer.create_model_card` are refused,
-        but for `model_name`, which TRL gives.
+        but for `model_name`.
         """
         check_card_arguments(args, kwargs)
         if self.is_world_process_zero():
@@ -362,33 +324,9 @@ class JanusProTrainerMixin(RepeatableTrainer):
             self.facts,
             steps=self.state.global_step,
             table=self.trainable_table,
-            tags=self._tag_names,
+            tags=self.tags,
             adapter_base=adapter.base_model_name_or_path if adapter else None,
         )
 
 
-def _set_up_stage(
-    model: JanusProForConditionalGeneration, args: JanusProSFTConfig, *, revision: str | None
-) -> "LoraConfig | None":
-    """Prepare the model for the training stage `args.stage`.
-
-    In a stage without adapters, set which parameters of the model require gradients, and return None. In a LoRA stage,
-    leave the model unchanged and return the PEFT configuration to wrap it with, which states its Hub `revision`.
-    """
-    if not find_stage(args.stage).lora:
-        apply_stage(model, args.stage, train_generation_embeddings=args.train_generation_embeddings)
-        return None
-    return lora_config(
-        model,
-        args.stage,
-        rank=args.lora_r,
-        alpha=args.lora_alpha,
-        dropout=args.lora_dropout,
-        vision_tower=args.lora_vision_tower,
-        targets=args.lora_targets,
-        train_generation_embeddings=args.train_generation_embeddings,
-        revision=revision,
-    )
-
-
-__all__ = ["JanusProTrainerMixin"]
+__all__ = ["JanusProTrainer"]

@@ -1,12 +1,12 @@
 """Functions that check or correct what transformers and accelerate would otherwise do silently.
 
-They concern the trainers' arguments, the number of processes, the sharding of the text head by FSDP2, the dtypes of
-gradients and weights, and TRL's replacement of the model's `forward`.
+They concern the trainers' arguments, the number of processes, the sharding of the text head by FSDP2, and the dtypes
+of gradients and weights.
 """
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,7 +65,7 @@ def check_arguments(
 def check_card_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Raise a TypeError if an argument of `create_model_card` says something, except for `model_name`.
 
-    TRL gives `model_name` when it calls the method. The card takes the name of the repository.
+    The card takes the name of the repository instead, which is what `model_name` gives it in transformers.
     """
     said = {"language": args[0]} if args else {}
     said |= {name: value for name, value in kwargs.items() if name != "model_name"}
@@ -163,25 +163,11 @@ def keep_trained_in_float32(model: nn.Module, *, autocast: bool) -> None:
         parameter.data = parameter.data.float()
 
 
-def restore_forward(model: nn.Module, forward: Callable[..., object] | None) -> None:
-    """Undo TRL's replacement of `model.forward`, in place.
-
-    Args:
-        model: The model whose `forward` TRL's constructor replaced.
-        forward: The `forward` that was set on the model instance before, for example by accelerate's hooks; None if
-            the instance had none of its own.
-    """
-    model.__dict__.pop("forward", None)
-    if forward is not None:
-        model.__dict__["forward"] = forward
-
-
 __all__ = [
     "check_arguments",
     "check_card_arguments",
     "check_processes",
     "keep_trained_in_float32",
-    "restore_forward",
     "root_unit_text_head",
     "sum_gradients_in_float32",
 ]

@@ -39,6 +39,13 @@ class RepeatableTrainer(UploadingTrainer):
             resume_from_checkpoint = self.args.resume_from_checkpoint
         if resume_from_checkpoint == "auto":
             resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
+        elif resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"`resume_from_checkpoint` must be 'auto' or False without a checkpoint in {self.args.output_dir}"
+                    ", got True: 'auto' starts at the first step then."
+                )
         last = self.args.max_steps if self.args.max_steps > 0 else self.state.max_steps
         if self._output is not None and not resume_from_checkpoint and 0 < last <= self.state.global_step:
             logger.warning(
@@ -47,6 +54,8 @@ class RepeatableTrainer(UploadingTrainer):
                 self.state.global_step,
             )
             return self._output
+        if resume_from_checkpoint:
+            self.check_checkpoint(str(resume_from_checkpoint))
         modes = {module: module.training for module in self.model.modules()}
         self.forget_losses()
         try:
@@ -58,6 +67,13 @@ class RepeatableTrainer(UploadingTrainer):
             self.is_in_train = False  # transformers resets this only if training ends normally; evaluations read it
             raise
         return self._output
+
+    def check_checkpoint(self, checkpoint: str) -> None:
+        """Raise a ValueError if training cannot be resumed from a checkpoint, which is a folder.
+
+        `train` calls this method before it loads anything. This method does nothing; trainers whose checkpoints state
+        facts about their run override it.
+        """
 
     def forget_losses(self) -> None:
         """Reset the losses that the trainer has added up since the last log.

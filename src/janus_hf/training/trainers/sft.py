@@ -4,18 +4,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from trl import SFTTrainer
 
-from .base import JanusProTrainerMixin
+from .base import JanusProTrainer
 
 
-class JanusProSFTTrainer(JanusProTrainerMixin, SFTTrainer):
+class JanusProSFTTrainer(JanusProTrainer):
     """Trainer for the supervised fine-tuning of Janus-Pro, on text and images in the same batches.
 
-    `JanusProTrainerMixin` describes the arguments, and what a batch must contain.
+    `JanusProTrainer` describes the arguments, and what a batch must contain.
     """
-
-    _tag_names = ["janus_hf", "trl", "sft"]
 
     def compute_loss(
         self,
@@ -44,8 +41,7 @@ class JanusProSFTTrainer(JanusProTrainerMixin, SFTTrainer):
         inputs, task_ids = self.prepare_batch(inputs)
         inputs["skip_logits"] = training or self.compute_metrics is None  # those of an evaluation set are large
         with self.loss_record.watch(self.base_model, inputs["labels"], task_ids, training=training):
-            # This calls `Trainer.compute_loss` and skips TRL's method, which computes the loss of a single head.
-            loss, outputs = super(SFTTrainer, self).compute_loss(
+            loss, outputs = super().compute_loss(
                 model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         self.check_loss(loss, num_items_in_batch)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+from ..distributed.zero import keep_float32
 from ..stages import find_stage
 from .option_tables import SFT_FIXED, changed, check_fixed, check_kinds
 from .run_arguments import RunArguments
@@ -128,6 +129,10 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         self._check_lora(stage.lora)
         super().__post_init__()
         self._check_processes()
+        if self.deepspeed_plugin is not None:
+            # from_pretrained reads this configuration under ZeRO-3, and the trainer again.
+            keep_float32(self.deepspeed_plugin, bf16=bool(self.bf16))
+            self.deepspeed_plugin.set_deepspeed_weakref()
         if self.wants_fsdp:
             # Without this, every process would hold the gradients of the whole model between micro-batches.
             given = self.accelerator_config.gradient_accumulation_kwargs or {}

@@ -30,7 +30,7 @@ _TRAINING_STATE = (
     "rng_state*",
     "global_step*",
     "latest",
-    "zero_to_fp32.py",
+    "zero_to_*.py",
     "pytorch_model_fsdp*",
     TRAINER_STATE_NAME,
 )

@@ -33,6 +33,7 @@ from ..distributed.sharding_trainer import ShardingTrainer
 from ..distributed.zero import all_in_float32
 from ..metrics import LossRecord
 from ..recording import FACTS_FILE, check_same_run, read_state, training_card, write_card
+from ..reports.throughput import Throughput
 from ..stages import frozen_parts, hold_still, trainable_table, trains_understanding
 from .adapters import offload_activations, set_up_stage
 from .guards import (
@@ -126,6 +127,9 @@ class JanusProTrainer(ShardingTrainer):
             )
         self.trainable_table = trainable_table(self.model)
         self._add_samples()
+        # After the samples, whose time it leaves out.
+        self.throughput = Throughput(self.model, args.device, peak_tflops=args.peak_tflops)
+        self.add_callback(self.throughput)
 
     def forget_losses(self) -> None:
         """Reset the losses that the trainer has added up since the last log."""
@@ -218,18 +222,30 @@ class JanusProTrainer(ShardingTrainer):
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log `logs` together with the mean losses of text, of images and of each task since the last log.
+        """Log `logs` together with mean losses since the last log, and in training with the speed of the run.
 
         Every process must call this method, because the losses are summed over all processes.
 
         Args:
             logs: Names and values to log. If a name begins with `eval_`, the mean losses of the evaluation are added
-                under names with this prefix, otherwise those of the training.
-            start_time: See `transformers.Trainer.log`.
+                under names with this prefix; otherwise those of the training, and the values of `Throughput.lap`.
+            start_time: Not used. With it, transformers would log a second, mean number of tokens per second.
         """
         prefix = "eval_" if any(key.startswith("eval_") for key in logs) else ""
         values = self.loss_record.reduce(self.accelerator, training=not prefix)
-        super().log({**logs, **{f"{prefix}{key}": value for key, value in values.items()}}, start_time)
+        if not prefix:
+            self.store_flos()
+            values |= self.throughput.lap(self.args.world_size)
+        super().log({**logs, **{f"{prefix}{key}": value for key, value in values.items()}})
+
+    # Any: a batch, as in transformers.
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0 for every batch, because `store_flos` counts exactly, without waiting for the device."""
+        return 0
+
+    def store_flos(self) -> None:
+        """Add the floating-point operations since the last call, of all processes, to `state.total_flos`."""
+        self.state.total_flos += self.throughput.collect(self.accelerator)
 
     # Saving and resuming
 

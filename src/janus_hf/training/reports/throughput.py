@@ -1,4 +1,4 @@
-"""`Throughput`, which measures how fast a run trains: tokens per second, TFLOP/s, and their share of the card's peak."""
+"""`Throughput`, which measures how fast a run trains: tokens per second, TFLOP/s, and the share of the peak."""
 
 import time
 from collections.abc import Mapping
@@ -136,7 +136,9 @@ class Throughput(TrainerCallback):
                 "TFLOP/s of dense bfloat16 matrix multiplication."
             )
 
-    def on_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
         """Count the time of the step."""
         self._run()
 

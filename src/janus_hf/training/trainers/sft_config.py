@@ -185,8 +185,8 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
             raise ValueError(f"`caption_drop` must be in [0, 1), got {self.caption_drop}: set a share below 1.")
         if self.peak_tflops is not None and not 0 < self.peak_tflops < float("inf"):
             raise ValueError(
-                f"`peak_tflops` must be above 0, got {self.peak_tflops}: set the card's TFLOP/s of dense bfloat16 matrix "
-                "multiplication, or leave it out."
+                f"`peak_tflops` must be above 0, got {self.peak_tflops}: set the card's TFLOP/s of dense bfloat16 "
+                "matrix multiplication, or leave it out."
             )
         if self.save_layout not in ("original", "transformers"):
             raise ValueError(

@@ -17,8 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import toy
 import torch
+import toy
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
@@ -293,15 +293,14 @@ def test_a_killed_process_ends_the_run_which_resumes(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_all_processes_give_the_reason_of_the_one_that_fails(recipe, tmp_path):
-    """Process 0 makes the only shard, and its folder cannot be written."""
-    output = tmp_path / "run"
-    output.mkdir()
-    (output / "_prepared").write_text("a file where a folder must be")
-    (launcher,) = start("ddp", recipe, output)
+    """Only process 0 opens the repository on the Hub, which is offline."""
+    (launcher,) = start("ddp", recipe, tmp_path / "run", "training.push_to_hub=true", "training.hub_model_id=me/mine")
     assert launcher.wait(timeout=600) != 0
     lines = re.findall("janus-hf train: .*", (tmp_path / "run.0.log").read_text())
     assert len(lines) == 2
-    assert all("_prepared" in line for line in lines)
+    first, second = sorted(lines, key=lambda line: "Process 0 of 2 stopped" in line)
+    assert first.startswith("janus-hf train: `hub_model_id` must be a repository that the Hub token may write to")
+    assert second == f"janus-hf train: Process 0 of 2 stopped: {first.removeprefix('janus-hf train: ')}"
 
 
 # The script for SLURM, with stand-ins for SLURM's commands
@@ -312,7 +311,7 @@ STAND_INS = {
     "scancel": 'echo "scancel $*" >> "$LOG"; kill -USR1 $(cat "$LOG.node")',
     # srun with one node: it runs the command after its own options.
     "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_PROCID=0 "$@" & echo $! > "$LOG.node"; wait $!; wait $!',
-    # The launcher starts one process that ends with 75 after SIGTERM, as `janus-hf train` does, and itself ends with 1.
+    # The launcher starts a process that ends with 75 after SIGTERM, as `janus-hf train` does, and itself ends with 1.
     "accelerate": """
 echo "accelerate $*" >> "$LOG"
 python3 -c '

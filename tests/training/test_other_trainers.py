@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from transformers import Trainer, TrainingArguments
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 from trl.experimental.utils import create_reference_model
 from trl.trainer.utils import create_model_from_path
 
@@ -64,6 +64,50 @@ def test_kto_starts_from_equal_policy_and_reference(tmp_path):
     )
     trainer.train()
     assert trainer.state.log_history[0]["loss"] == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "config_class"), [(Trainer, TrainingArguments), (SFTTrainer, SFTConfig)], ids=["hf", "trl"]
+)
+def test_other_trainers_resume_and_load_the_best_model(trainer_class, config_class, tmp_path):
+    """Checkpoints have the original layout. The resumed model starts from other weights, so all must come from it."""
+    ids = torch.arange(10, 26).view(4, 4)
+    rows = Dataset.from_dict({"input_ids": ids.tolist(), "labels": ids.tolist()})
+
+    def collate(rows):
+        ids = torch.tensor([row["input_ids"] for row in rows])
+        return {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids)}
+
+    settings = ONE_STEP | {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+    if trainer_class is Trainer:
+        del settings["max_length"]
+
+    def make(shift, **more):
+        model = JanusProForConditionalGeneration.from_pretrained(TINY_MODEL, dtype=torch.float32)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += shift
+        return trainer_class(
+            model=model,
+            args=config_class(output_dir=tmp_path, **settings, **more),
+            train_dataset=rows,
+            eval_dataset=rows,
+            processing_class=JanusProProcessor.from_pretrained(TINY_MODEL),
+            data_collator=collate,
+        )
+
+    straight = make(0)
+    straight.train()
+    resumed = make(1)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    expected = straight.model.state_dict()
+    assert all(torch.equal(weight, expected[name]) for name, weight in resumed.model.state_dict().items())
+
+    # A learning rate that spoils the model: the best checkpoint is the first.
+    settings["learning_rate"] = 10.0
+    best = make(0, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2, metric_for_best_model="loss")
+    best.train()
+    assert best.evaluate()["eval_loss"] == pytest.approx(best.state.best_metric, rel=1e-5)
 
 
 def test_metrics_of_transformers_trainer_are_computed_of_text_logits(tmp_path):

@@ -1,7 +1,6 @@
 """Sharded ranks with different labels do not wait for each other, and get the gradients of an unsharded model.
 
-Two ranks run on the CPU, through accelerate's own sharding. Mixed precision and DeepSpeed itself need GPUs and are not
-run here.
+Two ranks run on the CPU, through accelerate's own sharding. `test_launchers.py` runs whole trainings.
 """
 
 import re
@@ -16,6 +15,7 @@ import toy
 import yaml
 from accelerate.utils import FullyShardedDataParallelPlugin
 
+from janus_hf.training.distributed.zero import keep_float32
 from janus_hf.training.stages import base_model
 from janus_hf.training.trainers.guards import sum_gradients_in_float32
 
@@ -66,6 +66,27 @@ def test_fsdp_sums_gradients_in_float32():
     # No output dtype: layers hand on bfloat16, the loss stays in float32.
     assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, None)
     sum_gradients_in_float32(SimpleNamespace(mixed_precision_policy=None))
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_deepspeed_sums_gradients_in_float32(bf16):
+    """Without a section `bf16`, DeepSpeed keeps the weights, and transformers has nothing to compare with."""
+    config = {"bf16": {"enabled": True}, "fp16": {"enabled": False}, "zero_optimization": {"stage": 2}}
+    keep_float32(SimpleNamespace(deepspeed_config=config), bf16=bf16)
+    assert config == {
+        "zero_optimization": {"stage": 2},
+        "torch_autocast": {"enabled": bf16, "dtype": "bfloat16", "lower_precision_safe_modules": []},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    own = {"torch_autocast": {"enabled": False}, "communication_data_type": "bf16", "data_types": {}}
+    kept = dict(own)
+    keep_float32(SimpleNamespace(deepspeed_config=kept), bf16=bf16)
+    assert kept == own
+
+
+def test_ddp_holds_gradients_once(tmp_path):
+    assert toy.trainer_for(toy.config_for(tmp_path)).accelerator.ddp_handler.gradient_as_bucket_view
 
 
 @pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])

@@ -1,14 +1,18 @@
 """The memory estimates: parameter counts are the trainer's, and the documented table is the computed one."""
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
 import toy
+from peft import get_peft_model
 
-from janus_hf import JanusProConfig
+from janus_hf import JanusProConfig, JanusProForConditionalGeneration
 from janus_hf.training.memory import GIB, estimate_memory, memory_table, recipe_memory, recipes_table, released_config
 from janus_hf.training.recipes import load_recipe
-from janus_hf.training.stages import STAGES
+from janus_hf.training.stages import STAGES, apply_stage, base_model, lora_config
+from janus_hf.training.trainers.guards import keep_trained_in_float32
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -32,6 +36,80 @@ def test_sharding_checkpointing_and_chunks_save_memory():
     assert (fsdp2.weights, fsdp2.gradients) == (whole.weights / 4, whole.gradients / 4)
     assert estimate_memory(config, "full", checkpointing=False).activations > whole.activations
     assert estimate_memory(config, "full", chunk_size=4096).logits == pytest.approx(4 * whole.logits)
+
+
+def narrow_config(layers):
+    """Return the configuration of a model whose sizes differ from each other, so that no two terms can be confused."""
+    config = copy.deepcopy(toy.load_model().config)
+    text = config.text_config
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 64, 176, layers
+    text.num_attention_heads = text.num_key_value_heads = 4
+    text.head_dim = 16
+    config.vision_config.projection_dim = config.vq_config.projection_dim = 64
+    config.vq_config.image_token_embed_dim = 64
+    return config
+
+
+def kept_bytes(config, stage, dtype, tokens, checkpointing):
+    """Return the bytes that the language model keeps for the backward pass under autocast, parameters aside."""
+    model = JanusProForConditionalGeneration(config).to(dtype)
+    if STAGES[stage].lora:
+        model = get_peft_model(model, lora_config(model, stage, rank=4))
+        keep_trained_in_float32(model, autocast=True)
+    else:
+        apply_stage(model, stage)
+    base = base_model(model)
+    if checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # the tensor, so that its address stays its own
+        return tensor
+
+    ids = torch.randint(5, 300, (1, tokens))
+    embeds = base.get_input_embeddings()(ids).detach().requires_grad_()  # below, an aligner is trained
+    positions = torch.arange(tokens)[None] % 50  # packed documents, so that the attention has a mask
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        base.model.language_model(inputs_embeds=embeds, position_ids=positions, use_cache=False)
+    return sum(size for size, _ in kept.values())
+
+
+# FSDP2 gives the layers bfloat16 weights, which are trained.
+KINDS = [
+    ("full", torch.float32, "ddp"),
+    ("stage1", torch.float32, "ddp"),
+    ("full", torch.bfloat16, "fsdp2"),
+    ("stage1", torch.bfloat16, "fsdp2"),
+    ("lora_both", torch.bfloat16, "ddp"),
+    ("lora_both", torch.float32, "ddp"),
+]
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize(("stage", "dtype", "sharding"), KINDS)
+def test_activations_are_those_that_autograd_keeps(stage, dtype, sharding, checkpointing):
+    """Models of two and of four layers are compared, so that what is outside the layers does not count."""
+    tokens = 96
+    measured, estimated = [], []
+    for layers in (2, 4):
+        config = narrow_config(layers)
+        options = {"tokens": tokens, "length": tokens, "checkpointing": checkpointing, "lora_r": 4}
+        memory = estimate_memory(config, stage, dtype=str(dtype).removeprefix("torch."), sharding=sharding, **options)
+        # Without checkpointing, the graph holds the copies of weights that autocast makes.
+        copies = memory.copies if not checkpointing and sharding == "ddp" else 0
+        estimated.append((memory.activations + copies) * GIB)
+        measured.append(kept_bytes(config, stage, dtype, tokens, checkpointing))
+    assert measured[1] - measured[0] == pytest.approx(estimated[1] - estimated[0], rel=0 if checkpointing else 0.03)
+
+
+def test_ddp_has_no_second_copy_of_the_gradients(tmp_path):
+    trainer = toy.trainer_for(toy.config_for(tmp_path))
+    assert trainer.accelerator.ddp_handler.gradient_as_bucket_view
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -61,6 +139,7 @@ def test_every_recipe_has_its_rows(table):
     for path in RECIPES:
         assert any(name.startswith(f"{path.stem}, ") for name in names)
     assert {"lora_drawing, 7B", "stage2_7b, 7B", "stage2_7b, 7B, FSDP2 over 8"} <= names
+    assert {"stage2_1b, 1B, HSDP over 8", "stage2_1b, 1B, FSDP2 over 8"} <= names
     assert "| qlora, 7B | 6.1 |" in "\n".join(lines)
 
 

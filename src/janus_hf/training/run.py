@@ -14,6 +14,7 @@ from .distributed.processes import together
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
 from .recording import is_same_run, newest_checkpoint, read_state
+from .reports.memory_report import memory_report
 from .stages import find_stage
 from .trainers.sft import JanusProSFTTrainer
 from .trainers.sft_config import JanusProSFTConfig
@@ -93,11 +94,13 @@ def train(
         FileNotFoundError: If there is no such recipe file.
         FloatingPointError: If a loss or the norm of the gradients is not finite.
     """
-    trainer = build_trainer(load_recipe(recipe, overrides), load_data=load_data)
+    trainer = together(lambda: build_trainer(load_recipe(recipe, overrides), load_data=load_data), loads_weights=True)
     args = trainer.args
     main = trainer.is_world_process_zero()
     if main:
         report(trainer.trainable_table)
+        if memory := memory_report(args, trainer.model, trainer.accelerator):
+            report(memory)
     # The main process reads the output folder for all processes, because a shared file system may not show the same
     # files to all nodes yet.
     newest, done = broadcast_object_list(

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,8 +10,18 @@ import toy
 from peft import get_peft_model
 
 from janus_hf import JanusProConfig, JanusProForConditionalGeneration
-from janus_hf.training.memory import GIB, estimate_memory, memory_table, recipe_memory, recipes_table, released_config
+from janus_hf.training.memory import (
+    GIB,
+    Memory,
+    estimate_memory,
+    memory_table,
+    recipe_memory,
+    recipes_table,
+    released_config,
+)
 from janus_hf.training.recipes import load_recipe
+from janus_hf.training.reports import memory_report
+from janus_hf.training.reports.memory_report import estimate_run
 from janus_hf.training.stages import STAGES, apply_stage, base_model, lora_config
 from janus_hf.training.trainers.guards import keep_trained_in_float32
 
@@ -162,3 +173,81 @@ def test_the_7b_fits_a_24_gb_card_in_four_bits(released):
 def test_the_table_in_the_docs_is_the_one_computed(table):
     page = Path(__file__).parents[2] / "docs" / "training.md"
     assert table in page.read_text(encoding="utf-8")
+
+
+# What a run says before its first step
+
+
+RUNS = [
+    ("full", {}),
+    ("stage1", {"train_generation_embeddings": False, "activation_checkpointing": True}),
+    ("lora_both", {"lora_vision_tower": True, "lora_r": 4}),
+    ("lora_drawing", {"lora_targets": r".*language_model.*q_proj", "train_generation_embeddings": True}),
+]
+
+
+@pytest.mark.parametrize(("stage", "fields"), RUNS)
+def test_a_run_is_estimated_with_its_own_settings(stage, fields, tmp_path):
+    trainer = toy.trainer_for(toy.config_for(tmp_path, stage, per_device_train_batch_size=2, **fields))
+    memory = estimate_run(trainer.args, trainer.model, trainer.accelerator)
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert memory.gradients * GIB / 4 == pytest.approx(trained)
+    options = {"tokens": 2 * 256, "length": 256, "checkpointing": fields.get("activation_checkpointing", False)}
+    options |= {name: value for name, value in fields.items() if not name.startswith("activation")}
+    assert memory == estimate_memory(trainer.model.config, stage, **options)
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({}, ("ddp", 1)),
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=1)}, ("ddp", 1)),
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=2)}, ("zero2", 16)),
+        ({"deepspeed_plugin": SimpleNamespace(zero_stage=3)}, ("zero3", 16)),
+        ({"fsdp_plugin": SimpleNamespace(reshard_after_forward=True)}, ("fsdp2", 16)),
+        ({"fsdp_plugin": SimpleNamespace(reshard_after_forward=False), "sizes": (2, 8)}, ("hsdp", 8)),
+        ({"fsdp_plugin": SimpleNamespace(reshard_after_forward=True), "sizes": (2, 8)}, ("fsdp2", 8)),
+    ],
+)
+def test_a_run_is_estimated_as_it_is_sharded(state, expected, tmp_path, monkeypatch):
+    sizes = dict(zip(("dp_replicate_size", "dp_shard_size"), state.pop("sizes", ()), strict=False))
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(**{"deepspeed_plugin": None, **state}),
+        num_processes=16,
+        parallelism_config=SimpleNamespace(**sizes) if sizes else None,
+    )
+    seen = {}
+    monkeypatch.setattr(memory_report, "estimate_memory", lambda *args, **kwargs: seen.update(kwargs))
+    memory_report.estimate_run(toy.config_for(tmp_path), toy.load_model(), accelerator)
+    assert (seen["sharding"], seen["num_processes"]) == expected
+
+
+def test_a_run_that_does_not_fit_says_what_to_change(tmp_path, monkeypatch):
+    memory = Memory(weights=7.7, gradients=6.3, optimizer=12.7, copies=2.8, activations=1.2, logits=1.0)
+    line = memory_report.compare(toy.config_for(tmp_path, bf16=True), memory, "Card", 80)
+    parts = "weights 7.7, gradients 6.3, optimizer 12.7, copies 2.8, activations 1.2, logits 1.0"
+    assert line == f"Estimated memory: 31.7 GiB per GPU ({parts}); the Card has 80.0 GiB."
+    full = memory_report.compare(toy.config_for(tmp_path, bf16=True), memory, "Card", 24)
+    assert full.startswith(
+        f"WARNING: Estimated memory: 31.7 GiB per GPU ({parts}); the Card has 24.0 GiB. That is too"
+    )
+    for advice in ("per_device_train_batch_size", "activation_checkpointing=true", "fsdp2.yaml", "lora_ stage"):
+        assert advice in full
+    lora = toy.config_for(
+        tmp_path, "lora_both", per_device_train_batch_size=1, activation_checkpointing=True, bf16=False
+    )
+    found = memory_report.compare(lora, memory, "Card", 24)
+    assert found.split("too little: ")[1] == (
+        "set training.bf16=true, or set model.quantization=4bit, or lower training.max_length."
+    )
+    assert "more than 31.7 GiB" in found
+
+
+def test_the_report_is_about_cuda_devices(tmp_path, monkeypatch):
+    trainer = toy.trainer_for(toy.config_for(tmp_path))
+    parts = trainer.model, trainer.accelerator
+    assert memory_report.memory_report(trainer.args, *parts) is None
+    monkeypatch.setattr(type(trainer.args), "device", torch.device("cuda"))
+    card = SimpleNamespace(name="Card", total_memory=2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    assert "the Card has 1.0 GiB" in memory_report.memory_report(trainer.args, *parts)

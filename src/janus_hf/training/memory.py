@@ -1,9 +1,9 @@
 """Functions that estimate the GPU memory of a training run: weights, gradients, optimizer, activations and logits.
 
 The estimates are computed; which activations are kept was measured on the CPU (`tests/training/test_memory.py`). They
-leave out the fragmentation of the allocator, the CUDA context (about 0.5 GiB), gradients that FSDP2 has not sharded
-yet (those of one unit at a time), and the activations of the vision tower. Parameters are counted in the full model,
-which is built without storage on the meta device.
+leave out the fragmentation of the allocator, the CUDA context (about 0.5 GiB), the weights of a layer that ZeRO-3
+gathers, gradients of a unit that FSDP2 has not sharded yet, and the activations of the vision tower.
+Parameters are counted in the full model, which is built without storage on the meta device.
 
 `python -m janus_hf.training.memory recipes/*.yaml` prints a table of the estimates for recipe files. It neither loads
 weights nor downloads anything.

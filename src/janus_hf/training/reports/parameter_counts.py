@@ -1,7 +1,9 @@
 """`count_parameters`, which counts the parameters of a model by what a training stage does with them."""
 
+import json
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -54,9 +56,7 @@ def count_parameters(
         targets: Regular expression for names of modules with adapters; None for the default.
         embeddings: Whether to train the embeddings of the image codes; None for the stage's default.
     """
-    # The meta device is used, because there parameters have a size but no storage.
-    with torch.device("meta"):
-        model = JanusProForConditionalGeneration(config)
+    model = _model_without_storage(json.dumps(config.to_dict(), default=str))
     adapters = copies = 0
     parts = trained_parts(stage, embeddings)
     if find_stage(stage).lora:
@@ -96,6 +96,13 @@ def count_parameters(
 def _size(module: nn.Module) -> int:
     """Return the number of all parameters of a module, trained or not."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+@lru_cache(maxsize=2)
+def _model_without_storage(config: str) -> JanusProForConditionalGeneration:
+    """Return the model of a configuration, given as JSON, with parameters that have only a size (meta device)."""
+    with torch.device("meta"):
+        return JanusProForConditionalGeneration(JanusProConfig.from_dict(json.loads(config)))
 
 
 __all__ = ["ParameterCounts", "count_parameters"]

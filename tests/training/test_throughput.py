@@ -1,5 +1,7 @@
 """Operations are those that torch counts; the log states tokens per second, TFLOP/s and their share of the peak."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import toy
@@ -222,3 +224,18 @@ def test_an_unknown_card_is_named_once(name, peak_tflops, expected, tmp_path, mo
 def test_peaks_must_be_positive(peak, tmp_path):
     with pytest.raises(ValueError, match="`peak_tflops` must be above 0"):
         toy.config_for(tmp_path, peak_tflops=peak)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_tokens_of_both_and_the_operations_of_one(tmp_path):
+    result = toy.launch(str(Path(__file__).with_name("two_ranks.py")), str(tmp_path), "2", "stage3", "false")
+    assert result.returncode == 0, result.stderr[-3000:]
+    both = read_state(tmp_path)
+    args = toy.config_for(tmp_path / "one", per_device_train_batch_size=1, total_batch_size=6)
+    trainer = toy.trainer_for(args, rows=36)
+    trainer.train()
+    assert both.total_flos == pytest.approx(trainer.state.total_flos, rel=1e-12)
+    for one, two in zip(trainer.state.log_history[1:6], both.log_history[1:6], strict=True):
+        assert two["tokens"] == one["tokens"]
+        per_token = one["tflops"] / one["tokens_per_second"]
+        assert 2 * two["tflops"] / two["tokens_per_second"] == pytest.approx(per_token)

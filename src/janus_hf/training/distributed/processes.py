@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 
@@ -49,13 +50,13 @@ def together(action: Callable[[], Result], *, loads_weights: bool = False) -> Re
     # The message is one line, because the launcher prints it among those of other processes.
     own = None if error is None else " ".join(str(error).split()) or type(error).__name__
     state = PartialState()
-    reasons = gather_object([own])
-    rank = next((rank for rank, reason in enumerate(reasons) if reason is not None), None)
-    if rank is None:
+    failed = gather(torch.tensor([error is not None], device=state.device)).nonzero().flatten().tolist()
+    if not failed:
         return result
-    if own != reasons[rank]:
-        error = ChildProcessError(f"Process {rank} of {state.num_processes} stopped: {reasons[rank]}")
-    assert error is not None  # this process has the reason of the lowest rank
+    (reason,) = broadcast_object_list([own], from_process=failed[0])
+    if own != reason:
+        error = ChildProcessError(f"Process {failed[0]} of {state.num_processes} stopped: {reason}")
+    assert error is not None  # this process has that reason
     error.is_known_to_all = True  # type: ignore[attr-defined]
     raise error
 

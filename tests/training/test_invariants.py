@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy
+from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
 
@@ -102,6 +103,18 @@ def test_resuming_another_run_is_refused_without_transformers_loading(tmp_path, 
     trainer = toy.trainer_for(toy.config_for(tmp_path, "stage1", **fields), plan_hash="b")
     monkeypatch.setattr(trainer, "_load_from_checkpoint", lambda *args: None)
     with pytest.raises(ValueError, match="plan_hash 'a'.*max_steps"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused(tmp_path):
+    """transformers would warn and keep the weight that the model has."""
+    fields = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    toy.trainer_for(toy.config_for(tmp_path, "stage1", **fields)).train()
+    file = tmp_path / "checkpoint-1" / "model.safetensors"
+    weights = load_file(file)
+    save_file({name: weight for name, weight in weights.items() if "aligner" not in name}, file, {"format": "pt"})
+    trainer = toy.trainer_for(toy.config_for(tmp_path, "stage1", **fields | {"max_steps": 2}))
+    with pytest.raises(ValueError, match=r"got one with \d+ missing and 0 unexpected ones, such as 'model.*aligner"):
         trainer.train(resume_from_checkpoint=True)
 
 

@@ -243,7 +243,7 @@ def test_adapters_train_and_samples_are_made_during_training(name, recipe, alone
     assert_close(losses(output), alone(*settings, *wide))
     assert (output / "samples" / "step-4.png").is_file()
     sample = json.loads((output / "samples" / "step-4.json").read_text())
-    assert isinstance(sample["answers"][0], str)
+    assert isinstance(sample["answers"][0]["answer"], str)
     pipe = JanusProPipeline.from_pretrained(recipe.parent / "base", dtype="float32")
     pipe.load_lora_weights(output)
     adapters = load_file(output / "adapter_model.safetensors")
@@ -255,14 +255,13 @@ def test_adapters_train_and_samples_are_made_during_training(name, recipe, alone
 def test_four_bit_weights_train_and_resume(recipe, tmp_path):
     require("bitsandbytes")
     settings = ["training.stage=lora_both", "model.quantization=4bit"]
-    for name in ("straight", "killed"):
-        run("single_gpu", recipe, tmp_path / name, *settings)
-    first = losses(tmp_path / "straight")
-    assert first[10][0] < first[1][0]
-    assert losses(tmp_path / "killed") == first
-    forget_the_second_half(tmp_path / "killed")
-    run("single_gpu", recipe, tmp_path / "killed", *settings)
-    assert losses(tmp_path / "killed") == first
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    run("single_gpu", recipe, straight, *settings)
+    assert losses(straight)[10][0] < losses(straight)[1][0]
+    shutil.copytree(straight, killed)
+    forget_the_second_half(killed)
+    run("single_gpu", recipe, killed, *settings)
+    assert losses(killed) == losses(straight)
 
 
 @pytest.mark.slow

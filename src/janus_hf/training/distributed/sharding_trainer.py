@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers.integrations.deepspeed import propagate_args_to_deepspeed
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy
+from transformers.trainer_utils import HubStrategy
 
 from ...modeling import JanusProForConditionalGeneration
 from ..stages import base_model
@@ -61,30 +61,28 @@ class ShardingTrainer(RepeatableTrainer):
     def save_model(self, output_dir: str | None = None, **kwargs: Any) -> None:
         """Save the model, or only its adapter, with its processor; every process must call this method.
 
-        If the weights are sharded, a checkpoint holds the shards only, from which training resumes, unless it is
-        pushed to the Hub. Any other folder gets the whole model.
+        If the weights are sharded, the checkpoints that `train` saves hold the shards only, from which training
+        resumes, unless they are pushed to the Hub. Any other folder gets the whole model.
 
         Args:
             output_dir: Folder to save to; by default the run's output folder.
             kwargs: Further arguments of `transformers.Trainer.save_model`.
         """
-        folder = output_dir or self.args.output_dir
-        if self._shards_suffice(folder):
+        # transformers calls this method with a folder and `_internal_call` for checkpoints only.
+        if output_dir is not None and kwargs.get("_internal_call") and self._shards_suffice():
             if self.args.should_save:
-                self.write_facts(Path(folder))
+                self.write_facts(Path(output_dir))
         elif self.is_fsdp_enabled:
             # transformers saves nothing here if the state dict type of the launcher's configuration is sharded.
-            self._save(folder, self.accelerator.get_state_dict(self.model))
+            self._save(output_dir or self.args.output_dir, self.accelerator.get_state_dict(self.model))
             if self.args.push_to_hub and not kwargs.get("_internal_call"):
                 self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
         else:
             super().save_model(output_dir, **kwargs)
 
-    def _shards_suffice(self, folder: str) -> bool:
-        """Return whether a folder is a checkpoint into which transformers writes the shards of all weights itself."""
-        if not Path(folder).name.startswith(PREFIX_CHECKPOINT_DIR):
-            return False
-        if self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END:
+    def _shards_suffice(self) -> bool:
+        """Return whether a checkpoint needs no whole model, because transformers writes the shards of all weights."""
+        if self.args.save_only_model or (self.args.push_to_hub and self.args.hub_strategy != HubStrategy.END):
             return False
         if self.is_fsdp_enabled:
             return "SHARDED" in str(self.accelerator.state.fsdp_plugin.state_dict_type)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from janus_hf.training.forecast import HoursCallback
+from janus_hf.training.reports.forecast import HoursCallback
 from janus_hf_cli import main
 
 

@@ -190,6 +190,7 @@ def test_every_option_of_ours_is_exercised():
     assert ours == {
         *("stage", "train_generation_embeddings", "caption_drop", "ratios", "lora_r", "lora_alpha", "lora_dropout"),
         *("lora_vision_tower", "lora_targets", "total_batch_size", "num_processes", "save_layout", "sample_steps"),
+        "peak_tflops",
         *("sample_prompts", "sample_questions", "sample_guidance_scale", "sample_max_new_tokens"),
         *("stop_step", "resume_changes", "allow_unreached"),  # test_resuming.py
     }, "a new option needs a row below that shows its effect"

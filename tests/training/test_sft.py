@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import re
 import stat
 
 import peft
@@ -265,6 +266,7 @@ def test_adapter_is_the_same_in_peft_pipeline_and_merged(adapter, tmp_path):
 
     for layout in ("original", "transformers"):
         folder = merge_adapter(root / "adapter", tmp_path / layout, layout=layout)
+        assert re.search(r"\|\n\nIts weights are those of .* merged into them\.\n", (folder / "README.md").read_text())
         merged = JanusProPipeline.from_pretrained(folder).model
         torch.testing.assert_close(outputs(merged), expected, atol=1e-4, rtol=1e-4)
 

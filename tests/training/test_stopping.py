@@ -15,7 +15,7 @@ import yaml
 from transformers import TrainerCallback
 
 from janus_hf.training import RunInterruptedError
-from janus_hf.training.forecast import HoursCallback
+from janus_hf.training.reports.forecast import HoursCallback
 from janus_hf_cli import main
 from janus_hf_cli.training_commands import UNFINISHED
 

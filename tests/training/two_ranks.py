@@ -1,6 +1,6 @@
-"""`two_ranks.py FOLDER PROCESSES STAGE CHECKPOINTING`, run by `test_invariants.py` under `accelerate launch`.
+"""`two_ranks.py FOLDER PROCESSES STAGE CHECKPOINTING`, run under `accelerate launch`.
 
-Train six steps and write the losses of every step to FOLDER/trajectory.json.
+Train six steps. Write the losses of every step to FOLDER/trajectory.json and the state to FOLDER/trainer_state.json.
 """
 
 import json
@@ -26,6 +26,7 @@ def main(folder: str, processes: str, stage: str, checkpointing: str) -> None:
     assert trainer.accelerator.num_processes == int(processes) == torch.distributed.get_world_size()
     trainer.train()
     if trainer.is_world_process_zero():
+        trainer.state.save_to_json(str(Path(folder, "trainer_state.json")))
         Path(folder, "trajectory.json").write_text(json.dumps(toy.trajectory(trainer)))
     trainer.accelerator.wait_for_everyone()  # if one rank leaves the process group early, the other can hang
     # Leave without destroying objects: torch 2.13 destroys DDP's reducer, and with it the gloo group, while it holds

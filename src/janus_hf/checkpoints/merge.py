@@ -81,7 +81,7 @@ def merge_adapter(
         logger.info("Neither %s nor %s has a processor.", source.path, base_source.path)
     card = model_card(model)
     card.text += (
-        f"\nIts weights are those of {_name(base_source)} with the adapter {_name(source)} merged into them.\n"
+        f"\n\nIts weights are those of {_name(base_source)} with the adapter {_name(source)} merged into them.\n"
     )
     (folder / CARD_FILE).write_text(finish_card(card, []), encoding="utf-8")
     return folder

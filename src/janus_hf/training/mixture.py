@@ -35,7 +35,7 @@ from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .batches import Collator, TrainingRows
 from .distributed.processes import together
-from .forecast import forecast
+from .reports.forecast import forecast
 from .stages import trained_parts
 from .trainers.guards import check_tasks, tasks_of
 from .trainers.sft_config import JanusProSFTConfig

@@ -11,10 +11,11 @@ from accelerate.utils import broadcast_object_list
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from .distributed.processes import together
-from .forecast import HoursCallback
 from .mixture import TrainingData, load_mixture
 from .recipes import Recipe, load_recipe
 from .recording import newest_checkpoint
+from .reports.forecast import HoursCallback
+from .reports.memory_report import memory_report
 from .resuming.run_record import is_same_run
 from .resuming.stopping import RunInterruptedError
 from .stages import find_stage
@@ -151,11 +152,16 @@ def train(
         RunInterruptedError: If SIGTERM came. A checkpoint was saved, from which `resume_from_checkpoint: auto` goes
             on; no model was saved in the output folder, and nothing was uploaded.
     """
-    trainer, told = _build(load_recipe(recipe, overrides), load_data=load_data, make_benchmarks=make_benchmarks)
+    trainer, told = together(
+        lambda: _build(load_recipe(recipe, overrides), load_data=load_data, make_benchmarks=make_benchmarks),
+        loads_weights=True,
+    )
     args = trainer.args
     main = trainer.is_world_process_zero()
     if main:
         report(trainer.trainable_table)
+        if memory := memory_report(args, trainer.model, trainer.accelerator):
+            told.append(memory)
         for line in told:
             report(line)
     trainer.add_callback(HoursCallback(report))

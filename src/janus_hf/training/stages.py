@@ -301,10 +301,10 @@ def _count_parts(base: nn.Module) -> Iterator[tuple[str, int, int]]:
     for part, path in PARTS.items():
         parameters = list(base.get_submodule(path).parameters())
         trained = (parameter for parameter in parameters if parameter.requires_grad)
-        yield part, sum(map(_count_elements, parameters)), sum(map(_count_elements, trained))
+        yield part, sum(map(count_elements, parameters)), sum(map(count_elements, trained))
 
 
-def _count_elements(parameter: nn.Parameter) -> int:
+def count_elements(parameter: nn.Parameter) -> int:
     """Return the number of weights of a parameter, also if it is sharded by ZeRO-3 or quantised to 4 bits."""
     # DeepSpeed's ZeRO-3 empties the parameter's tensor on this rank and keeps the true size in `ds_numel`.
     partitioned = getattr(parameter, "ds_numel", None)
@@ -324,6 +324,7 @@ __all__ = [
     "apply_stage",
     "base_model",
     "check_reached",
+    "count_elements",
     "find_stage",
     "frozen_parts",
     "hold_still",

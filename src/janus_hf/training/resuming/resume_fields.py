@@ -25,7 +25,7 @@ APPLIED = _names(
     output_dir max_steps num_train_epochs stop_step resume_from_checkpoint resume_changes ignore_data_skip
     restore_callback_states_from_checkpoint allow_unreached
     logging_strategy logging_steps logging_first_step log_on_each_node log_level log_level_replica disable_tqdm
-    include_num_input_tokens_seen report_to run_name project trackio_space_id trackio_bucket_id
+    include_num_input_tokens_seen peak_tflops report_to run_name project trackio_space_id trackio_bucket_id
     trackio_static_space_id debug skip_memory_metrics
     eval_strategy eval_steps eval_delay per_device_eval_batch_size eval_on_start do_train do_eval bf16_full_eval
     fp16_full_eval load_best_model_at_end metric_for_best_model greater_is_better

@@ -31,6 +31,7 @@ from ..callbacks import SampleCallback
 from ..distributed.zero import all_in_float32
 from ..metrics import LossRecord
 from ..recording import training_card, write_card
+from ..reports.throughput import Throughput
 from ..resuming.run_record import write_record
 from ..stages import frozen_parts, hold_still, trainable_table, trains_understanding
 from ..validation.evaluating import EvaluatingTrainer
@@ -136,6 +137,9 @@ class JanusProTrainer(EvaluatingTrainer):
             )
         self.trainable_table = trainable_table(self.model)
         self._add_samples()
+        # After the samples, whose time it leaves out.
+        self.throughput = Throughput(self.model, args.device, peak_tflops=args.peak_tflops)
+        self.add_callback(self.throughput)
 
     def forget_losses(self) -> None:
         """Reset the losses that the trainer has added up since the last log."""
@@ -228,16 +232,30 @@ class JanusProTrainer(EvaluatingTrainer):
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log `logs` together with the mean losses of text, of images and of each task since the last log.
+        """Log `logs` together with mean losses since the last log, and in training with the speed of the run.
 
         Every process must call this method, because the losses are summed over all processes.
 
         Args:
-            logs: Names and values to log. Those of an evaluation contain its losses already.
-            start_time: See `transformers.Trainer.log`.
+            logs: Names and values to log. Those of an evaluation contain its losses already; to others the losses of
+                the training and the values of `Throughput.lap` are added.
+            start_time: Not used. With it, transformers would log a second, mean number of tokens per second.
         """
-        values = {} if self.is_evaluating else self.loss_record.reduce(self.accelerator, training=True)
-        super().log({**logs, **values}, start_time)
+        values: dict[str, float] = {}
+        if not self.is_evaluating:
+            self.store_flos()
+            losses = self.loss_record.reduce(self.accelerator, training=True)
+            values = losses | self.throughput.lap(self.args.world_size)
+        super().log({**logs, **values})
+
+    # Any: a batch, as in transformers.
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0 for every batch, because `store_flos` counts exactly, without waiting for the device."""
+        return 0
+
+    def store_flos(self) -> None:
+        """Add the floating-point operations since the last call, of all processes, to `state.total_flos`."""
+        self.state.total_flos += self.throughput.collect(self.accelerator)
 
     # Saving and resuming
 

@@ -46,6 +46,8 @@ class JanusProSFTTrainer(JanusProTrainer):
             )
         self.check_loss(loss, num_items_in_batch)
         self.loss_record.add(outputs, inputs["labels"], training=training)
+        if training:
+            self.throughput.add(inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
 

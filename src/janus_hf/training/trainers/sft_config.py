@@ -83,6 +83,9 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         False,
         "Allow parts that the stage trains as a whole and that no row of the data reaches; they stay as they are.",
     )
+    peak_tflops: float | None = _option(
+        None, "Peak of the device in TFLOP/s, of which the log's mfu is the share; null takes that of a known card."
+    )
     save_layout: str = _option("original", "Layout of saved weights: original or transformers.")
 
     sample_steps: int | None = _option(
@@ -218,6 +221,11 @@ class JanusProSFTConfig(SFTConfig, RunArguments):
         """
         if not 0 <= self.caption_drop < 1:
             raise ValueError(f"`caption_drop` must be in [0, 1), got {self.caption_drop}: set a share below 1.")
+        if self.peak_tflops is not None and not 0 < self.peak_tflops < float("inf"):
+            raise ValueError(
+                f"`peak_tflops` must be above 0, got {self.peak_tflops}: set the card's TFLOP/s of dense bfloat16 "
+                "matrix multiplication, or leave it out."
+            )
         if self.save_layout not in ("original", "transformers"):
             raise ValueError(
                 f"`save_layout` must be 'original' or 'transformers', got {self.save_layout!r}: choose one of them."

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from .resuming.stopping import last_step
+from ..resuming.stopping import last_step
 
 
 if TYPE_CHECKING:
-    from .trainers.sft_config import JanusProSFTConfig
+    from ..trainers.sft_config import JanusProSFTConfig
 
 
 def forecast(

@@ -14,8 +14,8 @@ from transformers import TrainerCallback
 
 from janus_hf.data import JanusProCollator, PackedDataset, make_plan, prepare_rows
 from janus_hf.training import STAGES, JanusProSFTConfig, train
-from janus_hf.training.reports.forecast import forecast
 from janus_hf.training.recipes import _DATA_KEYS, _MODEL_KEYS
+from janus_hf.training.reports.forecast import forecast
 from janus_hf.training.resuming.resume_fields import APPLIED, BATCH, CONSTANT, FIXED, ON_REQUEST
 from janus_hf.training.resuming.run_record import check_same_run
 from janus_hf.training.stages import REACHED_BY, check_reached

@@ -1,6 +1,7 @@
-"""Measure the losses of the heads, packed against padded training, the data loader, and the preparation of data.
+"""Measure the losses of the heads, packed against padded training, the data loader, and preparing and planning data.
 
-    python -m benchmarks.training [heads] [trunk] [loader] [prepare] [--tokens 4096] [--documents 12] [--against SRC]
+    python -m benchmarks.training [heads] [trunk] [loader] [prepare] [plan] [--tokens 4096] [--documents 12]
+        [--rows 1000000 10000000 30000000] [--against SRC]
 
 The heads (the output layers for text and image tokens) and the trunk (the language model) have the sizes of
 Janus-Pro-1B.
@@ -20,6 +21,10 @@ Janus-Pro-1B.
   time and of the process's CPU time (which other work on the machine disturbs less), the best of several rounds in
   fresh processes. `--against SRC` measures the package in the folder SRC (the `src` of another checkout) in turn with
   this one.
+* plan: a plan of ten million packs for a source of `--rows` rows in shards of 8192, with the exact order and with that
+  by shards: seconds until its first block (16,384 packs) can be read, per further block, and until the order of the
+  next visit of the source is known; and the peak memory above that of the row lengths. The least of two processes.
+  `--against` is as for prepare.
 """
 
 import argparse
@@ -39,7 +44,8 @@ from .reporting import make_parser, measure_in_new_process
 WIDTH, VOCABULARY, CODES = 2048, 102400, 16384
 TRUNK = {"hidden_size": WIDTH, "intermediate_size": 5632, "num_attention_heads": 16, "num_hidden_layers": 24}
 PADDED_BATCH = 4
-PARTS = ("heads", "trunk", "loader", "prepare")
+PARTS = ("heads", "trunk", "loader", "prepare", "plan")
+SHUFFLES = ("exact", "shards")
 PREPARED = ("drawing", "questions", "conversations", "texts")
 
 
@@ -283,19 +289,94 @@ def print_prepare(against: str | None, rounds: int = 4) -> None:
         print(f"| {name} |{shown}")
 
 
+def measure_plan(rows: int, shuffle: str) -> dict[str, float]:
+    """Measure making a plan and reading its first blocks. Call it in a fresh process.
+
+    Args:
+        rows: Number of rows of the only source.
+        shuffle: One of `SHUFFLES`.
+
+    Returns:
+        Seconds and megabytes by their names; an empty dict if this version of the package has no such order.
+    """
+    from janus_hf.data import make_plan
+    from janus_hf.data.planning.plan import BLOCK
+
+    lengths = {"rows": document_lengths(rows).astype(np.int32)}
+    options: dict[str, Any] = {}
+    if shuffle == "shards":
+        try:
+            from janus_hf.data import ShardShuffle
+        except ImportError:  # an earlier version
+            return {}
+        options["shuffle"] = ShardShuffle({"rows": np.append(np.arange(0, rows, 8192), rows)})
+    with PeakMemory() as memory:
+        start = time.perf_counter()
+        plan = make_plan(lengths, max_length=4096, num_packs=10**7, **options)
+        plan[0]
+        first = time.perf_counter() - start
+        start = time.perf_counter()
+        plan[3 * BLOCK]
+        following = (time.perf_counter() - start) / 3
+        start = time.perf_counter()
+        plan._planner._orders[0].rows(rows, 6 * BLOCK)  # every loader process needs this order
+        visit = time.perf_counter() - start
+    return {"start, s": first, "block, s": following, "new visit, s": visit, "memory, MB": memory.peak[0] / 1e6}
+
+
+def print_plan(against: str | None, sizes: list[int], rounds: int = 2) -> None:
+    """Measure planning in fresh processes, and print the table: the least of several rounds.
+
+    Args:
+        against: Folder of another version of the package, measured in turn with this one; None measures this one only.
+        sizes: Numbers of rows.
+        rounds: Number of processes per version, size and order.
+    """
+    versions: dict[str, dict[str, str]] = {"this package": {}}
+    if against is not None:
+        versions[against] = {"PYTHONPATH": against}
+    print(
+        "\n| rows | order | what |"
+        + "".join(f" {version} |" for version in versions)
+        + (" ratio |" if against else "")
+    )
+    print("|---:|---|---|" + "---:|" * (len(versions) + bool(against)))
+    for rows in sizes:
+        for shuffle in SHUFFLES:
+            found: dict[str, list[dict[str, float]]] = {version: [] for version in versions}
+            for _ in range(rounds):
+                for version, environment in versions.items():
+                    arguments = ("--measure-plan", str(rows), shuffle)
+                    found[version].append(
+                        measure_in_new_process("benchmarks.training", *arguments, environment=environment)
+                    )
+            for name in found["this package"][0]:
+                least = [min((one[name] for one in found[version] if one), default=None) for version in versions]
+                shown = "".join(" - |" if value is None else f" {value:,.3g} |" for value in least)
+                if against:
+                    shown += f" {least[0] / least[1]:.3f} |" if least[0] and least[1] else " - |"
+                print(f"| {rows:,} | {shuffle} | {name} |{shown}")
+
+
 def main() -> None:
     """Print the tables that the command line names, which are those of `PARTS`; by default all of them."""
     parser = make_parser(__doc__)
     parser.add_argument("what", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--documents", type=int, default=12)
-    parser.add_argument("--against", help="folder of another version of the package, for prepare")
+    parser.add_argument("--against", help="folder of another version of the package, for prepare and plan")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10**6, 10**7, 3 * 10**7], help="sizes for plan")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--measure-plan", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--measure-prepare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         head, kind = arguments.measure
         print(json.dumps(measure_head(head, kind == "chunked", arguments.tokens)))
+        return
+    if arguments.measure_plan:
+        rows, shuffle = arguments.measure_plan
+        print(json.dumps(measure_plan(int(rows), shuffle)))
         return
     if arguments.measure_prepare:
         print(json.dumps(measure_prepare()))
@@ -310,6 +391,8 @@ def main() -> None:
         print_loader()
     if "prepare" in what:
         print_prepare(arguments.against)
+    if "plan" in what:
+        print_plan(arguments.against, arguments.rows)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ PREPARE_OPTIONS = (
     "batch_size",
     "num_threads",
     "num_shards",
+    "rows_per_shard",
+    "max_bad_share",
 )
 
 
@@ -40,6 +42,14 @@ def add_prepare_parser(commands: Commands) -> None:
         "--num-threads", type=int, help="threads that read and resize images (default: one per processor, 4 to 16)"
     )
     prepare.add_argument("--num-shards", type=int, help="files per source")
+    prepare.add_argument(
+        "--rows-per-shard", type=int, help="rows per file (default: 1024 to 8192, by the size of the source)"
+    )
+    prepare.add_argument(
+        "--max-bad-share",
+        type=float,
+        help="largest share of rows that cannot be used; more end the preparation (default: 0.5)",
+    )
     add_model_arguments(prepare)
     prepare.set_defaults(handler=_prepare)
 
@@ -57,6 +67,7 @@ def add_train_parser(commands: Commands) -> None:
 def _prepare(arguments: argparse.Namespace) -> None:
     """Run `janus-hf prepare`: write the training shards of every data source and print its number of rows."""
     from janus_hf.data import prepare_mixture
+    from janus_hf.data.integrity.bad_rows import list_rows
 
     sources = {}
     for source in arguments.source:
@@ -76,6 +87,9 @@ def _prepare(arguments: argparse.Namespace) -> None:
         else:
             skipped = dataset.meta["skipped"] or "none"
             print(f"{arguments.output / name}: {dataset.meta['num_rows']} rows, skipped: {skipped}")
+            if dataset.meta["skipped"]:
+                listed = list_rows(dataset.meta["skipped_rows"], dataset.meta["skipped"])
+                print(f"{arguments.output / name}: skipped rows of the source, by number: {listed}")
             for kind in ("columns", "files"):
                 if unused := dataset.meta[f"unused_{kind}"]:
                     print(f"{arguments.output / name}: {kind} not used, without content: {', '.join(unused)}")

@@ -16,6 +16,7 @@ from .collator import JanusProCollator
 from .datasets import PackedDataset, stream_packs
 from .manifest import finish_prepared
 from .planning.plan import PackPlan, make_plan
+from .planning.shard_order import ShardShuffle
 from .prepare import prepare, prepare_mixture, prepare_rows
 from .schema import ADAPTERS, TASKS, RowError, SourceError
 from .store import PreparedDataset, load_prepared
@@ -29,6 +30,7 @@ __all__ = [
     "PackedDataset",
     "PreparedDataset",
     "RowError",
+    "ShardShuffle",
     "SourceError",
     "finish_prepared",
     "load_prepared",

@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from ..processing import JanusProProcessor
 from .documents import IGNORE
 from .grey_image import grey_document
+from .integrity.bad_rows import MAX_BAD_SHARE, BadRows
 from .schema import TASKS
+
+
+logger = logging.get_logger(__name__)
 
 
 # Columns of prepared rows without which a batch cannot be made.
@@ -40,6 +45,11 @@ class JanusProCollator:
 
     If a batch has no image, an untrained document with a grey image is appended to the shortest row, or becomes a row
     of its own if it does not fit there. So all ranks of a distributed run go through the vision tower.
+
+    A row with an image that cannot be decoded here, although preparation could, stays in its place and is not trained:
+    all its labels are -100, and its images are grey. A warning names it. So all other rows stay where they are, and a
+    resumed run has the same batches. If more than half of the rows with images (of at least 100) of a process are
+    such, a ValueError ends the run.
 
     Args:
         processor: The processor that is used in inference; its image processor makes the pixels.
@@ -76,6 +86,7 @@ class JanusProCollator:
         self.max_length = processor.tokenizer.model_max_length if max_length is None else max_length
         self.pad_to, self.always_picture = pad_to, always_picture
         self.varlen, self.return_task_ids = varlen, return_task_ids
+        self.bad_rows = BadRows(MAX_BAD_SHARE, "the prepared data")
 
     def __call__(self, packs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Make a batch of tensors from packs.
@@ -88,7 +99,8 @@ class JanusProCollator:
             A dict of tensors with the keys of the table in the class docstring.
 
         Raises:
-            ValueError: If `packs` is empty, a row lacks a column of prepared rows, or is longer than `pad_to`.
+            ValueError: If `packs` is empty, a row lacks a column of prepared rows or is longer than `pad_to`, or the
+                images of too many rows cannot be decoded.
         """
         if not packs:
             raise ValueError("`packs` must hold at least one pack, got none: leave out empty batches.")
@@ -103,6 +115,7 @@ class JanusProCollator:
             )
         if self.always_picture and not any(document["images"] for row in rows for document in row):
             self._add_dummy(rows)
+        pixel_values = self._pixels(rows)
         lengths = [sum(len(document["input_ids"]) for document in row) for row in rows]
         width = self.pad_to or max(lengths)
         if max(lengths) > width:
@@ -114,7 +127,6 @@ class JanusProCollator:
         shape = (len(rows), width)
         input_ids, labels = np.full(shape, self.processor.pad_token_id), np.full(shape, IGNORE)
         position_ids, task_ids = np.zeros(shape, dtype=np.int64), np.full(shape, -1)
-        images: list[Any] = []  # encoded files, or the grey image
         starts = []  # first positions of all documents, in the flattened batch
         for index, row in enumerate(rows):
             start = 0
@@ -125,7 +137,6 @@ class JanusProCollator:
                 position_ids[index, start:end] = np.arange(end - start)
                 trained = labels[index, start:end] != IGNORE
                 task_ids[index, start:end][trained] = TASKS.index(document["task"])
-                images += document["images"]
                 starts.append(index * width + start)
                 start = end
             # Without a mask, padding must be a document too; otherwise it would continue the last one.
@@ -137,8 +148,8 @@ class JanusProCollator:
         if self.return_task_ids:
             arrays["task_ids"] = task_ids
         batch: dict[str, Any] = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
-        if images:
-            batch["pixel_values"] = self.processor.image_processor(images)["pixel_values"]
+        if pixel_values is not None:
+            batch["pixel_values"] = pixel_values
         return batch | (_varlen(starts, len(rows) * width) if self.varlen else {})
 
     def drops_caption(self, document: Mapping[str, Any]) -> bool:
@@ -166,6 +177,53 @@ class JanusProCollator:
         identity = f"{self.seed}/{document['source']}/{document['row']}/{document['visit']}"
         number = int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big")
         return number < self.caption_drop * 2**64
+
+    def _pixels(self, rows: list[list[Mapping[str, Any]]]) -> torch.Tensor | None:
+        """Return the pixels `(M, 3, S, S)` of all images of a batch, or None if it has none.
+
+        Documents with images that cannot be decoded are replaced in place by untrained ones with grey images.
+
+        Args:
+            rows: The documents of every row of the batch.
+        """
+        with_images = [document for row in rows for document in row if document["images"]]
+        if not with_images:
+            return None
+        try:
+            pixel_values, bad = self._decoded(with_images), []
+        except ValueError:
+            bad = self._replace_bad(rows)
+            pixel_values = self._decoded([document for row in rows for document in row if document["images"]])
+        self.bad_rows.add(len(with_images), bad)
+        return pixel_values
+
+    def _replace_bad(self, rows: list[list[Mapping[str, Any]]]) -> list[tuple[Any, str, str]]:
+        """Replace documents with images that cannot be decoded, in place, and return what `BadRows.add` counts."""
+        bad: list[tuple[Any, str, str]] = []
+        for row in rows:
+            for place, document in enumerate(row):
+                try:
+                    self._decoded([document] if document["images"] else [])
+                except ValueError as error:
+                    row[place] = self._untrained(document)
+                    name = f"{document.get('row')} of the source {document.get('source')!r}"
+                    bad.append((name, "bad_picture", str(error)))
+                    logger.warning(f"Row {name} is not trained, because its image cannot be decoded here: {error}")
+        return bad
+
+    def _decoded(self, documents: Sequence[Mapping[str, Any]]) -> torch.Tensor | None:
+        """Return the pixels `(M, 3, S, S)` of the images of some documents; None without images."""
+        images = [image for document in documents for image in document["images"]]
+        if not images:
+            return None
+        pixel_values: torch.Tensor = self.processor.image_processor(images)["pixel_values"]
+        return pixel_values
+
+    def _untrained(self, document: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a copy of a document that has no labels, and grey images."""
+        grey = grey_document(self.processor.image_token_id, self.processor.num_image_tokens)["images"]
+        changed = {"labels": [IGNORE] * len(document["input_ids"]), "images": grey * len(document["images"])}
+        return {**document, **changed}
 
     def _input_ids(self, document: Mapping[str, Any]) -> np.ndarray:
         """Return the token ids `(T,)` of a document, with padding ids for the prompt if `drops_caption` drops it."""

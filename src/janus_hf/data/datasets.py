@@ -2,7 +2,7 @@
 
 A pack is a list of documents (tokenized rows) that share one row of the batch. Both data sets yield a pack as
 `{"documents": [...]}`. A plan is exact and can be resumed at any pack; a stream is for data too large to plan. A
-document is the dict that `store.table_row` returns, plus `source` (name of its data set), `row` (which row of the
+document is the dict that `read_row` returns, plus `source` (name of its data set), `row` (which row of the
 source) and `visit` (number of times that the row came before). These three decide what is random about the document:
 whether its caption is dropped. `JanusProCollator` makes a batch from a list of packs.
 """
@@ -14,10 +14,12 @@ from typing import Any
 import datasets
 import numpy as np
 
+from .integrity.damage import read_row
+from .integrity.manifest_file import count_ids, read_manifest
 from .planning.mixing import check_ratios, take_turns
 from .planning.packing import POOL_SIZE, pack
 from .planning.plan import PackPlan, make_plan
-from .store import PreparedDataset, read_index, read_shard, shard_paths, table_row
+from .store import PreparedDataset, read_index, read_shard, shard_paths
 
 
 class PackedDataset:
@@ -143,6 +145,7 @@ def stream_packs(
         "seed": seed,
         "pool_size": pool_size,
         "epochs": epochs,
+        "num_ids": {name: count_ids(read_manifest(folder)) for name, folder in folders.items()},
     }
     return datasets.IterableDataset.from_generator(_stream, gen_kwargs={"parts": parts, **settings})
 
@@ -163,15 +166,18 @@ def _stream(
     seed: int,
     pool_size: int,
     epochs: int | None,
+    num_ids: dict[str, int | None],
 ) -> Iterator[dict[str, Any]]:
     """Yield the packs of one worker as `{"documents": [...]}`; the stream of `stream_packs` runs this function.
 
     Args:
         parts: The worker's shards (files of prepared rows), as dicts of source name -> paths.
         max_length: See `stream_packs`, also for the other arguments.
+        num_ids: Source name -> size of both vocabularies together; None if it is not known.
     """
     names = list(ratios)
-    rows = [_rows(name, [path for part in parts for path in part[name]], seed, epochs) for name in names]
+    paths = {name: [path for part in parts for path in part[name]] for name in names}
+    rows = [_rows(name, paths[name], seed, epochs, num_ids[name]) for name in names]
     for documents in pack(_sized(rows, ratios), max_length, pool_size=pool_size):
         yield {"documents": documents}
 
@@ -189,7 +195,7 @@ def _sized(rows: list[Iterator[dict[str, Any]]], ratios: Mapping[str, float]) ->
         yield document["length"], document
 
 
-def _rows(name: str, paths: list[str], seed: int, epochs: int | None) -> Iterator[dict[str, Any]]:
+def _rows(name: str, paths: list[str], seed: int, epochs: int | None, num_ids: int | None) -> Iterator[dict[str, Any]]:
     """Yield the documents (tokenized rows) of one source in random order, `epochs` times, or without end if None.
 
     Both the shards and the rows within a shard are in random order. Every document is given its `source`, `row` and
@@ -200,6 +206,7 @@ def _rows(name: str, paths: list[str], seed: int, epochs: int | None) -> Iterato
         paths: Paths of its shards.
         seed: Seed of the order.
         epochs: Number of times to read all shards.
+        num_ids: Size of both vocabularies together; None if it is not known.
     """
     visit = 0
     while epochs is None or visit < epochs:
@@ -208,7 +215,7 @@ def _rows(name: str, paths: list[str], seed: int, epochs: int | None) -> Iterato
         for shard in generator.permutation(len(paths)):
             table = read_shard(paths[shard])
             for row in generator.permutation(len(table)):
-                yield table_row(table, int(row)) | {
+                yield read_row(table, int(row), path=paths[shard], num_ids=num_ids) | {
                     "source": name,
                     # A shard alone does not tell the row's number in the source, but this also identifies the row.
                     "row": f"{Path(paths[shard]).stem}:{row}",

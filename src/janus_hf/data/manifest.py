@@ -4,7 +4,6 @@
 rows) when all shards, the files of prepared rows, exist.
 """
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -16,17 +15,21 @@ from transformers.utils import logging
 
 from .._version import __version__
 from .fingerprint import check_fingerprint, fingerprint
+from .integrity.bad_rows import check_counts, first_rows, list_rows
+from .integrity.damage import damaged
+from .integrity.manifest_file import META, read_manifest
+from .integrity.precision import PRECISION
 from .opened import OpenedSource
 from .rows import RowPreparer, Skipped
 from .sources import describe
 from .store import (
     INDEX,
-    META,
     PreparedDataset,
+    index_checksum,
     late_columns,
     load_prepared,
     make_index,
-    read_shard,
+    read_whole,
     shard_paths,
     skipped_rows,
     write_json,
@@ -57,7 +60,9 @@ def describe_request(preparer: RowPreparer) -> dict[str, Any]:
     return {
         **fingerprint(preparer.model, preparer.processor),
         "adapter": opened.columns.adapter.name,
+        "code_precision": PRECISION,
         "ignore": list(opened.ignore),
+        "max_bad_share": preparer.bad_rows.max_share,
         "max_length": preparer.max_length,
         "source": describe(opened.source),
         "task": opened.task,
@@ -93,13 +98,24 @@ def begin(output: Path, meta: dict[str, Any], opened: OpenedSource) -> dict[str,
         # never holds rows of both.
         write_json(meta | {"complete": False}, path)
         return meta
-    earlier = json.loads(path.read_text(encoding="utf-8"))
+    earlier = read_manifest(output)
     parts = {"model": meta["model"], "processor": meta["processor"]}
     check_fingerprint(earlier, parts, repr(str(output)))
     more = set(meta["ignore"]) - set(earlier.get("ignore", []))
     if more and not earlier["complete"] and more == opened.never_used(more):
         earlier["ignore"] = sorted({*earlier.get("ignore", []), *more})
         write_json(earlier, path)
+    if earlier["complete"]:
+        # What a run has prepared completely stays as it is when the run goes on with a later version of this package.
+        accepted = max(meta["max_bad_share"], earlier.get("max_bad_share", 1))
+        meta = meta | {"max_bad_share": accepted, "code_precision": earlier.get("code_precision")}
+    elif (before := earlier.get("code_precision")) != PRECISION:
+        raise ValueError(
+            f"{str(output)!r} must hold image codes that were computed in {PRECISION} for the preparation to go on, "
+            f"got code_precision={before!r}, of another version: choose another folder, or delete this one."
+        )
+    elif earlier.get("max_bad_share") != meta["max_bad_share"]:
+        write_json(meta | {"complete": False}, path)  # `finish_prepared` reads it there
     for key in ("source", "source_rows", "options", "adapter", "task", "max_length", "rows_per_shard", "ignore"):
         before = earlier.get(key, [])  # early versions ignored nothing that a user named
         if before != meta[key]:
@@ -137,13 +153,17 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
         """Yield the table of each shard (Arrow file), in order, and collect its skipped rows and late columns."""
         # One shard is open at a time, because Linux allows a process only 65,530 memory maps.
         for path in paths:
-            table = read_shard(path)
-            skipped.extend(skipped_rows(table.schema))
-            late.update(late_columns(table.schema))
+            table = read_whole(path)
+            try:
+                skipped.extend(skipped_rows(table.schema))
+                late.update(late_columns(table.schema))
+            except (KeyError, TypeError, ValueError) as error:
+                raise damaged(path, f"another list of skipped rows ({error})") from error
             yield table
 
     index = make_index(tables())
     meta = meta | counts(len(index), skipped) | {"complete": True, "num_shards": total}
+    meta["index_checksum"] = index_checksum(index)
     meta["unused_columns"] = sorted({*meta.get("unused_columns", []), *late})
     report(meta)
     # `meta.json` is written last, because it says that everything else is there.
@@ -166,7 +186,7 @@ def finish_prepared(folder: str | os.PathLike[str]) -> None:
         folder: Folder that `prepare` wrote.
     """
     output = Path(folder)
-    meta = json.loads((output / META).read_text(encoding="utf-8"))
+    meta = read_manifest(output)
     # Only a process that reads a stream to its end knows how many shards it has.
     if meta["complete"] or meta["source_rows"] is None:
         return
@@ -183,18 +203,19 @@ def counts(num_rows: int, skipped: Skipped) -> dict[str, Any]:
         skipped: `(number in the source, reason, message)` of every skipped row.
 
     Returns:
-        A dict with `num_rows`, `skipped` (reason -> number of rows) and `skipped_examples` (the first ten of
-        `skipped`).
+        A dict with `num_rows`, `skipped` (reason -> number of rows), `skipped_rows` (reason -> numbers of the first
+        five of these rows) and `skipped_examples` (the first ten of `skipped`).
     """
     return {
         "num_rows": num_rows,
         "skipped": dict(Counter(reason for _, reason, _ in skipped)),
+        "skipped_rows": first_rows(skipped),
         "skipped_examples": skipped[:10],
     }
 
 
 def report(meta: dict[str, Any]) -> None:
-    """Log a warning if rows were skipped or columns and files not used; raise `ValueError` if all rows were skipped.
+    """Log a warning if rows were skipped or columns and files not used. Raise `ValueError` if too many were skipped.
 
     Args:
         meta: Entries of `meta.json`, including those that `counts` returns.
@@ -211,7 +232,8 @@ def report(meta: dict[str, Any]) -> None:
         )
         if meta["num_rows"] == 0:
             raise ValueError(f"No row can be trained on. {summary}")
-        logger.warning(summary)
+        check_counts(meta["source"], meta["num_rows"], meta["skipped"], meta["max_bad_share"], f"row {row}: {message}")
+        logger.warning(f"{summary} Skipped: {list_rows(meta['skipped_rows'], meta['skipped'])}.")
 
 
 __all__ = ["begin", "counts", "describe_request", "finish", "finish_prepared", "report"]

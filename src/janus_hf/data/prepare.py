@@ -17,18 +17,25 @@ from transformers.utils import logging
 
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
+from .integrity.bad_rows import MAX_BAD_SHARE
+from .integrity.manifest_file import META, read_manifest
 from .manifest import begin, counts, describe_request, finish, report
 from .opened import OpenedSource, check_ignored, open_for_preparation
 from .rows import RowPreparer
 from .sources import Rows, Source, empty_source
-from .store import PreparedDataset, make_table, shard_paths, write_shard
+from .store import PreparedDataset, make_table, shard_name, shard_paths, write_shard
 
 
 logger = logging.get_logger(__name__)
 
 # Arguments of `prepare` that do not say how a source is opened.
-_SETTINGS = ("max_length", "batch_size", "num_threads", "num_shards", "rank", "world_size", "folder")
-ROWS_PER_SHARD = 1024  # rows per shard by default, and always for streams
+_SETTINGS = (
+    "max_length", "batch_size", "num_threads", "num_shards", "rows_per_shard", "rank", "world_size", "folder",
+    "max_bad_share",
+)  # fmt: skip
+ROWS_PER_SHARD = 1024  # the smallest number of rows per shard by default, and that of streams, whose length is unknown
+MOST_ROWS_PER_SHARD = 8192  # the largest by default; the rows of one shard are in memory until it is written
+SHARDS = 1024  # larger sources have about as many shards, until these hold `MOST_ROWS_PER_SHARD`
 
 
 def prepare_rows(
@@ -43,6 +50,7 @@ def prepare_rows(
     batch_size: int = 32,
     num_threads: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> PreparedDataset:
     """Prepare a small source in memory, and return its prepared rows (tokenized training examples).
 
@@ -51,13 +59,14 @@ def prepare_rows(
         model: See `prepare` for this and all further arguments.
 
     Raises:
-        ValueError: If no adapter reads the columns, the source is empty, or no row of it can be used for training.
+        ValueError: If no adapter reads the columns, the source is empty, or too many rows, or all, cannot be used for
+            training.
         SourceError: If the source holds content that no prepared row would hold.
     """
     opened = open_for_preparation(source, task=task, adapter=adapter, ignore=ignore, in_memory=True)
     check_ignored([opened])
     sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
-    preparer = RowPreparer(model, processor, opened, folder=folder, **sizes)
+    preparer = RowPreparer(model, processor, opened, folder=folder, max_bad_share=max_bad_share, **sizes)
     prepared, skipped = preparer(_progress(opened.rows, "preparing"))
     if not prepared and not skipped:
         raise empty_source(source)
@@ -80,9 +89,11 @@ def prepare(
     batch_size: int = 32,
     num_threads: int | None = None,
     num_shards: int | None = None,
+    rows_per_shard: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    max_bad_share: float = MAX_BAD_SHARE,
     **options: Any,
 ) -> PreparedDataset | None:
     """Prepare a source as a folder of Arrow files (shards). After an interruption, the same call resumes the work.
@@ -105,28 +116,39 @@ def prepare(
             of up to twice as many rows are in memory.
         num_threads: Number of threads that decode and resize images; by default one per processor, at least 4 and at
             most 16.
-        num_shards: Number of shards, by default one per 1024 rows. For `stream_packs`, choose a multiple of ranks x
-            DataLoader workers.
+        num_shards: Number of shards. For `stream_packs`, choose a multiple of ranks x DataLoader workers. Not for
+            streams, whose length is unknown, and not together with `rows_per_shard`.
+        rows_per_shard: Number of rows per shard. By default that of an earlier run in this folder. In a new folder it
+            is 1024 for streams and sources of up to a million rows, and larger for larger ones, up to 8192. The rows
+            of one shard are in memory until it is written.
         rank: Number of this process, which makes every `world_size`-th shard. By default the value in the environment
             that `accelerate launch` and `torchrun` set.
         world_size: Number of processes; the default is as for `rank`. Ranks do not communicate, and their number may
             change between runs. If they share a network file system, call `finish_prepared` once all have returned.
         folder: Folder that relative image paths start from; by default that of the source.
+        max_bad_share: Largest share of rows that cannot be used for training, in [0, 1]; rows of another task than
+            `task` do not count. Bad rows are skipped and counted. If they become more than this share (of the rows so
+            far, and of at least 100; at the end of at least 8), the preparation ends with an error. A later call may
+            allow more.
         options: Further arguments of `sources.open_source` (`split`, `name`, `streaming`, ...).
 
     Returns:
         The prepared rows; None if other ranks still have shards to make.
 
     Raises:
-        ValueError: If no adapter reads the columns, the source is empty, no row can be used for training, or the
-            folder holds rows that were prepared for another model or with other arguments.
+        ValueError: If no adapter reads the columns, the source is empty, too many rows, or all, cannot be used for
+            training, or the folder holds rows that were prepared for another model or with other arguments.
+        DamagedDataError: If a file that an earlier run wrote to the folder is damaged. A shard that is deleted is made
+            again.
         SourceError: If the source holds content that no prepared row would hold.
     """
     opened = open_for_preparation(source, task=task, adapter=adapter, ignore=ignore, **options)
     check_ignored([opened])
     sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
     ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
-    return _write(opened, output_dir, model, processor, num_shards=num_shards, folder=folder, **ranks, **sizes)
+    shards: dict[str, Any] = {"num_shards": num_shards, "rows_per_shard": rows_per_shard}
+    rest: dict[str, Any] = {"folder": folder, "max_bad_share": max_bad_share}
+    return _write(opened, output_dir, model, processor, **shards, **ranks, **sizes, **rest)
 
 
 def _write(
@@ -136,6 +158,7 @@ def _write(
     processor: JanusProProcessor,
     *,
     num_shards: int | None = None,
+    rows_per_shard: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
     **settings: Any,
@@ -154,10 +177,10 @@ def _write(
         )
     preparer = RowPreparer(model, processor, opened, **settings)
     rows = opened.rows
-    rows_per_shard = _rows_per_shard(rows, num_shards)
     num_rows = len(rows) if hasattr(rows, "__len__") else None
-    num_shards = None if num_rows is None else -(-num_rows // rows_per_shard)
     output = Path(output_dir)
+    rows_per_shard = _rows_per_shard(num_rows, num_shards, rows_per_shard, output)
+    num_shards = None if num_rows is None else -(-num_rows // rows_per_shard)
     output.mkdir(parents=True, exist_ok=True)
     # The token is a secret, which the rows do not depend on.
     options = {name: value for name, value in opened.options.items() if name != "token"}
@@ -172,7 +195,7 @@ def _write(
     total = 0
     for shard, start, chunk in _chunks(rows, rows_per_shard):
         total = shard + 1
-        path = output / f"shard-{shard:06d}.arrow"
+        path = output / shard_name(shard)
         # A shard gets its name only when it is complete, so one that exists is finished.
         if shard % world_size == rank and not path.exists():
             title = f"{output.name}, shard {total} of {num_shards or '?'}"
@@ -229,25 +252,40 @@ def prepare_mixture(
     }
 
 
-def _rows_per_shard(rows: Rows, num_shards: int | None) -> int:
-    """Return the number of rows in every shard; the last may have fewer. Raise `ValueError` for a bad `num_shards`.
+def _rows_per_shard(num_rows: int | None, num_shards: int | None, asked: int | None, output: Path) -> int:
+    """Return the number of rows in every shard; the last may have fewer. Raise `ValueError` for a bad argument.
 
     Args:
-        rows: Rows of the opened source.
-        num_shards: Number of shards, in [1, number of rows]; None for the default, and for a stream.
+        num_rows: Number of rows of the source; None for a stream.
+        num_shards: Number of shards, in [1, number of rows], or None.
+        asked: Number of rows per shard that the user asked for, or None.
+        output: Folder of the shards. What an earlier run used there is the default.
     """
-    if num_shards is None:
-        return ROWS_PER_SHARD
-    if not hasattr(rows, "__len__"):
+    if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
         raise ValueError(
-            f"`num_shards` must be None for a stream, whose length is unknown, got {num_shards}: leave it out."
+            f"`rows_per_shard` must be an integer of 1 or more, got {asked!r}: change it, or leave it out."
         )
-    if not 1 <= num_shards <= len(rows):
+    if num_shards is None:
+        if asked is None and (output / META).is_file():
+            asked = read_manifest(output).get("rows_per_shard")
+        # A power of two keeps the number when a few rows are added to the source.
+        larger = 2 ** ((num_rows or 0) // SHARDS).bit_length()
+        return asked or min(max(ROWS_PER_SHARD, larger), MOST_ROWS_PER_SHARD)
+    if asked is not None:
         raise ValueError(
-            f"`num_shards` must be in [1, {len(rows)}], the number of rows, got {num_shards}: lower it, or leave it "
+            f"`num_shards` and `rows_per_shard` must not be given together, got {num_shards} and {asked}: choose one."
+        )
+    if num_rows is None:
+        raise ValueError(
+            f"`num_shards` must be None for a stream, whose length is unknown, got {num_shards}: leave it out, or set "
+            "rows_per_shard."
+        )
+    if not 1 <= num_shards <= num_rows:
+        raise ValueError(
+            f"`num_shards` must be in [1, {num_rows}], the number of rows, got {num_shards}: lower it, or leave it "
             "out."
         )
-    return -(-len(rows) // num_shards)
+    return -(-num_rows // num_shards)
 
 
 def _chunks(rows: Rows, size: int) -> Iterator[tuple[int, int, Iterable[Any]]]:
@@ -274,4 +312,4 @@ def _progress(rows: Any, title: str) -> Iterable[Any]:
     return progress
 
 
-__all__ = ["ROWS_PER_SHARD", "prepare", "prepare_mixture", "prepare_rows"]
+__all__ = ["MOST_ROWS_PER_SHARD", "ROWS_PER_SHARD", "prepare", "prepare_mixture", "prepare_rows"]

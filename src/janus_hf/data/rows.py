@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from ..generation.context import context_length
@@ -18,10 +19,12 @@ from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from ..tokenizer import check_text_ids
 from .documents import Document, make_document, open_images
+from .integrity.bad_rows import MAX_BAD_SHARE, BadRows
+from .integrity.precision import float32_codec
 from .opened import OpenedSource
 from .reading.adapter import open_members
 from .schema import RowError, SourceError
-from .sources import source_folder
+from .sources import describe, source_folder
 
 
 Skipped: TypeAlias = list[tuple[int, str, str]]
@@ -42,8 +45,8 @@ class RowPreparer:
     the threads read the next batch.
 
     Args:
-        model: `JanusProForConditionalGeneration`. Its codec (image tokenizer) runs on the model's device and in its
-            dtype.
+        model: `JanusProForConditionalGeneration`. Its codec (image tokenizer) runs on the model's device, and in
+            float32 whatever its dtype is.
         processor: The model's processor.
         opened: The source, with the adapter that converts its columns to raw rows (see `schema`).
         max_length: Largest number of ids of a prepared row. Longer rows are skipped, never cut. By default the length
@@ -52,6 +55,7 @@ class RowPreparer:
         num_threads: Number of threads that read and resize images; by default one per processor, at least 4 and at
             most 16.
         folder: Folder that relative image paths start from; by default that of the source.
+        max_bad_share: Largest share of rows that cannot be used, in [0, 1]. More of them end the work.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class RowPreparer:
         batch_size: int = 32,
         num_threads: int | None = None,
         folder: str | os.PathLike[str] | None = None,
+        max_bad_share: float = MAX_BAD_SHARE,
     ) -> None:
         if num_threads is None:
             num_threads = max(4, min(os.cpu_count() or 1, _MOST_THREADS))
@@ -86,6 +91,7 @@ class RowPreparer:
         self.model, self.processor, self.opened = model, processor, opened
         self.folder = source_folder(opened.source) if folder is None else os.fspath(folder)
         self.batch_size, self.num_threads = batch_size, num_threads
+        self.bad_rows = BadRows(max_bad_share, describe(opened.source))
         self.late_columns: set[str] = set()
         self.max_length = max_length or context
         self.lock = threading.Lock()
@@ -103,7 +109,8 @@ class RowPreparer:
 
         Raises:
             SourceError: If a row holds content that the adapter does not use.
-            ValueError: If a text has a token that was added to the tokenizer and not to the model.
+            ValueError: If a text has a token that was added to the tokenizer and not to the model, or too many of the
+                rows so far could not be used.
         """
         done: list[dict[str, Any]] = []
         skipped: Skipped = []
@@ -112,10 +119,18 @@ class RowPreparer:
             for document, _ in kept:
                 self._check_ids(document)
             self._add_codes(kept)
-            done += [document.to_row() for document, _ in kept]
-            for number, (failure, _) in batch:
-                if isinstance(failure, RowError):
-                    skipped.append((number, failure.reason, str(failure)))
+            # Lists of ids take several times the memory of arrays, and a shard has thousands of rows.
+            done += [
+                row | {name: np.asarray(row[name], dtype=np.int32) for name in ("input_ids", "labels")}
+                for row in (document.to_row() for document, _ in kept)
+            ]
+            bad = [
+                (number, failure.reason, str(failure))
+                for number, (failure, _) in batch
+                if isinstance(failure, RowError)
+            ]
+            skipped += bad
+            self.bad_rows.add(len(batch), bad)
             del batch, kept  # with their images, before more are read
         return done, skipped
 
@@ -193,6 +208,13 @@ class RowPreparer:
             return error, None
         except SourceError:  # it concerns all rows
             raise
+        except TypeError as error:
+            # JSON can hold half of a pair of surrogates ("\\ud83d"), which tokenizers do not take for a string.
+            if not _has_surrogates(row):
+                raise
+            return RowError(
+                "bad_text", f"Texts must be valid Unicode, got half of a pair of surrogates: {error}"
+            ), None
         except ValueError as error:  # an image that cannot be cropped to a square
             return RowError("bad_picture", str(error)), None
         return document, pixels
@@ -206,7 +228,8 @@ class RowPreparer:
         """
         drawings = [(document, pixels) for document, pixels in documents if pixels is not None]
         if drawings:
-            codes = self.model.encode_image_ids(torch.cat([pixels for _, pixels in drawings]))
+            with float32_codec(self.model.model.vqmodel):
+                codes = self.model.encode_image_ids(torch.cat([pixels.float() for _, pixels in drawings]))
             joint_ids = (codes + self.model.config.text_config.vocab_size).tolist()
             for (document, _), ids in zip(drawings, joint_ids, strict=True):
                 document.add_codes(ids)
@@ -218,6 +241,15 @@ def _result(number: int, future: Future[_Result]) -> _Result:
         return future.result()
     except SourceError as error:
         raise SourceError(f"Row {number} of the source: {error}") from error
+
+
+def _has_surrogates(value: Any) -> bool:
+    """Return whether a text in a row, or in a list or mapping in it, holds half of a pair of surrogates."""
+    if isinstance(value, str):
+        return any("\ud800" <= character <= "\udfff" for character in value)
+    if isinstance(value, Mapping):
+        return any(_has_surrogates(entry) for entry in value.values())
+    return isinstance(value, list) and any(_has_surrogates(entry) for entry in value)
 
 
 __all__ = ["RowPreparer", "Skipped"]

@@ -5,10 +5,14 @@ shards with a file `meta.json` that describes how they were prepared. A shard is
 consecutive rows of a source. It is written under a temporary name and then renamed, so that a shard that exists is
 complete. The metadata of its schema lists the rows that were skipped while it was made. `index.arrow` in the same
 folder repeats the few bytes per row that planning needs, so that `load_prepared` need not open every shard.
+
+A file that is missing, cut short or damaged raises `DamagedDataError`, which names it: a file when it is opened, a row
+when it is read (see `integrity.damage`).
 """
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,6 +26,17 @@ from ..files import atomic_path, write_atomically
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from .fingerprint import check_fingerprint, fingerprint, processor_fingerprint
+from .integrity.damage import (
+    CHECKSUM,
+    DamagedDataError,
+    check_offsets,
+    checksum,
+    damaged,
+    read_arrow,
+    read_row,
+)
+from .integrity.manifest_file import META, count_ids, read_manifest
+from .integrity.precision import warn_of_precision
 from .schema import TASKS
 
 
@@ -36,8 +51,8 @@ SCHEMA = pa.schema(
     }
 )
 INDEX_SCHEMA = pa.schema({"length": pa.int32(), "task": pa.int8(), "shard": pa.int32()})  # task: index in TASKS
-META = "meta.json"
 INDEX = "index.arrow"
+REMAKE_INDEX = "delete this file, which is then made again in memory from the shards"
 OPEN_SHARDS = 4096  # shards memory-mapped at a time; Linux allows a process 65,530 maps of all kinds
 _SKIPPED = b"janus_hf.skipped"
 _LATE = b"janus_hf.late_columns"
@@ -46,16 +61,23 @@ _LATE = b"janus_hf.late_columns"
 def make_table(
     rows: Sequence[Mapping[str, Any]], skipped: Sequence[tuple[int, str, str]] = (), late: Sequence[str] = ()
 ) -> pa.Table:
-    """Return prepared rows as a table with the columns of `SCHEMA` and one chunk per column.
+    """Return prepared rows as a table with the columns of `SCHEMA` and `CHECKSUM`, and one chunk per column.
 
     Args:
         rows: Dicts with the columns of `SCHEMA`.
         skipped: `(row of the source, reason, message)` of every skipped row, kept in the schema's metadata.
         late: Columns without content that only later rows of a stream have; also kept there.
     """
-    columns = [pa.array([row[name] for row in rows], type=SCHEMA.field(name).type) for name in SCHEMA.names]
+    ids, labels = ([np.asarray(row[name], dtype=np.int32) for row in rows] for name in ("input_ids", "labels"))
+    content = {name: [row[name] for row in rows] for name in SCHEMA.names} | {"input_ids": ids, "labels": labels}
+    content[CHECKSUM.name] = [
+        checksum(ids[number], labels[number], row["task"].encode(), row["prompt_end"], row["images"])
+        for number, row in enumerate(rows)
+    ]
+    schema = SCHEMA.append(CHECKSUM)
+    columns = [pa.array(content[field.name], type=field.type) for field in schema]
     metadata = {_SKIPPED: json.dumps(skipped)} | ({_LATE: json.dumps(late)} if late else {})
-    return pa.Table.from_arrays(columns, schema=SCHEMA.with_metadata(metadata))
+    return pa.Table.from_arrays(columns, schema=schema.with_metadata(metadata))
 
 
 def skipped_rows(schema: pa.Schema) -> list[tuple[int, str, str]]:
@@ -92,23 +114,21 @@ def write_json(content: Any, path: Path) -> None:
 
 
 def read_shard(path: str | os.PathLike[str]) -> pa.Table:
-    """Map an Arrow IPC file into memory and return its table; only the values that are used are read from the disk."""
-    return pa.ipc.open_file(pa.memory_map(os.fspath(path))).read_all()
+    """Map a shard or an index (Arrow files) into memory and return its table; only the values that are used are read.
 
-
-def table_row(table: pa.Table, index: int) -> dict[str, Any]:
-    """Return the prepared row with the number `index` of a table that has one chunk per column.
-
-    Returns:
-        A dict with the columns of `SCHEMA`: ids and labels as int64 arrays `(T,)`, the others as Python values.
+    Raises:
+        DamagedDataError: If the file is missing, is no Arrow file, or has other columns.
     """
-    # One chunk per column means that no search for the chunk of a row is needed.
-    row: dict[str, Any] = {}
-    for name in SCHEMA.names:
-        scalar = table.column(name).chunk(0)[index]
-        is_ids = name in ("input_ids", "labels")
-        row[name] = scalar.values.to_numpy().astype(np.int64) if is_ids else scalar.as_py()
-    return row
+    if Path(path).name == INDEX:
+        return read_arrow(path, INDEX_SCHEMA, REMAKE_INDEX)
+    return read_arrow(path, SCHEMA)
+
+
+def read_whole(path: str | os.PathLike[str]) -> pa.Table:
+    """Return the table of a shard, like `read_shard`, after its lengths, tasks and offsets have been checked too."""
+    table = read_shard(path)
+    check_offsets(table, path)
+    return table
 
 
 def make_index(tables: Iterable[pa.Table]) -> pa.Table:
@@ -138,7 +158,7 @@ def read_index(folder: str | os.PathLike[str]) -> pa.Table:
     version of this package, the index is computed from the shards (files of prepared rows) and not written.
     """
     path = Path(folder, INDEX)
-    return read_shard(path) if path.is_file() else make_index(map(read_shard, shard_paths(folder)))
+    return read_shard(path) if path.is_file() else make_index(map(read_whole, shard_paths(folder)))
 
 
 class _Shards(Sequence[pa.Table]):
@@ -162,7 +182,7 @@ class _Shards(Sequence[pa.Table]):
 
 
 class PreparedDataset:
-    """Map-style data set of prepared rows: `dataset[i]` is row `i`, as the dict that `table_row` returns.
+    """Map-style data set of prepared rows: `dataset[i]` is row `i`, as the dict that `read_row` returns.
 
     Args:
         tables: One table of prepared rows per shard.
@@ -181,8 +201,8 @@ class PreparedDataset:
     ) -> None:
         self.tables, self.meta, self.path = tables, dict(meta), path
         self.index = make_index(tables) if index is None else index
-        rows = np.bincount(self.index.column("shard").to_numpy(), minlength=len(tables))
-        self.starts = np.concatenate([[0], np.cumsum(rows)])
+        # The shards of an index are in order, so searching needs no copy of the column, which may have 1e8 rows.
+        self.starts = np.searchsorted(self.index.column("shard").to_numpy(), np.arange(len(tables) + 1))
 
     @property
     def lengths(self) -> np.ndarray:
@@ -203,7 +223,36 @@ class PreparedDataset:
             raise IndexError(f"`index` must be in [0, {len(self)}), got {index}: the data set has {len(self)} rows.")
         # A shard without rows starts where the next one does; side="right" skips it.
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return table_row(self.tables[shard], int(index - self.starts[shard]))
+        table = self.open_shard(shard)
+        row = read_row(table, int(index - self.starts[shard]), path=self.name_shard(shard), num_ids=self.num_ids)
+        if row["length"] != (expected := self.index.column("length")[int(index)].as_py()):
+            raise damaged(self.name_shard(shard), f"{row['length']} ids in a row that has {expected} in the {INDEX}")
+        return row
+
+    @property
+    def num_ids(self) -> int | None:
+        """Size of the text vocabulary and of the codebook together, as `meta.json` states it."""
+        return count_ids(self.meta)
+
+    def name_shard(self, shard: int) -> str:
+        """Return the path of a shard, or words for it if the rows are in memory."""
+        return f"shard {shard}" if self.path is None else os.path.join(self.path, shard_name(shard))
+
+    def open_shard(self, shard: int) -> pa.Table:
+        """Return the table of a shard. Raise `DamagedDataError` if its number of rows is not that of the index."""
+        table = self.tables[shard]
+        if len(table) != (expected := int(self.starts[shard + 1] - self.starts[shard])):
+            raise damaged(self.name_shard(shard), f"{len(table)} rows where the {INDEX} has {expected}")
+        return table
+
+    def check_shards(self, rank: int = 0, world_size: int = 1) -> None:
+        """Open every `world_size`-th shard from number `rank` on, and raise `DamagedDataError` for a damaged one.
+
+        This finds shards that are missing or were cut short, without reading their rows. Rows are checked when they
+        are read.
+        """
+        for shard in range(rank, len(self.tables), world_size):
+            self.open_shard(shard)
 
     def __reduce__(self) -> Any:
         # Memory maps cannot be pickled, and the workers of a DataLoader must not receive a copy of the data.
@@ -226,9 +275,22 @@ class PreparedDataset:
         check_fingerprint(self.meta, expected, repr(self.path or self.meta.get("source")))
 
 
+def shard_name(number: int) -> str:
+    """Return the name of the shard (Arrow file of prepared rows) with this number, from 0."""
+    return f"shard-{number:06d}.arrow"
+
+
 def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the paths of the finished shards (Arrow files of prepared rows) in a folder, in order."""
     return sorted(Path(folder).glob("shard-*.arrow"))
+
+
+def index_checksum(index: pa.Table) -> int:
+    """Return the CRC-32 of the values of an index, by which `meta.json` tells whether the file was changed."""
+    value = 0
+    for field in INDEX_SCHEMA:
+        value = zlib.crc32(index.column(field.name).to_numpy(), value)
+    return value
 
 
 def load_prepared(
@@ -252,16 +314,23 @@ def load_prepared(
             f"`folder` must be one that janus-hf prepare wrote, got {str(folder)!r}, which has no {META}: prepare the "
             "source first, or correct the path."
         )
-    meta = json.loads(path.read_text(encoding="utf-8"))
+    meta = read_manifest(folder)
     shards = shard_paths(folder)
     if not meta["complete"]:
         raise ValueError(
             f"The preparation of `folder` must be finished, got {str(folder)!r}, which is not finished ({len(shards)} "
             "shards so far): run it again, and it goes on where it stopped."
         )
-    if len(shards) != meta["num_shards"]:
-        raise ValueError(
-            f"{str(folder)!r} must hold {meta['num_shards']} shards, got {len(shards)}: prepare it again."
+    # The number may be damaged, so names are listed only a little beyond those that exist.
+    expected = {shard_name(number) for number in range(min(meta["num_shards"], 2 * len(shards) + 8))}
+    found = {shard.name for shard in shards}
+    if found != expected:
+        missing, extra = sorted(expected - found), sorted(found - expected)
+        raise DamagedDataError(
+            f"{str(folder)!r} must hold {meta['num_shards']} shards, got {len(shards)}; missing: "
+            f"{', '.join(missing[:3]) or 'none'}; not its own: {', '.join(extra[:3]) or 'none'}. Take away files that "
+            f"do not belong there, and run the same preparation again, which makes only what is missing ({META} must "
+            "stay)."
         )
     index = read_index(folder)
     if len(index) != meta["num_rows"]:
@@ -269,8 +338,12 @@ def load_prepared(
             f"{str(folder)!r} must hold {meta['num_rows']} rows, got {len(index)} in its {INDEX}: delete that file, "
             "which is made again in memory, or prepare the folder again."
         )
+    if meta.get("index_checksum", check := index_checksum(index)) != check:
+        raise damaged(Path(folder, INDEX), "another checksum than meta.json states", REMAKE_INDEX)
     dataset = PreparedDataset(_Shards(shards), meta, os.fspath(folder), index)
     dataset.check(model=model, processor=processor)
+    if TASKS.index("drawing") in pc.unique(index.column("task")).to_pylist():
+        warn_of_precision(meta, repr(str(folder)))
     return dataset
 
 
@@ -280,14 +353,16 @@ __all__ = [
     "OPEN_SHARDS",
     "SCHEMA",
     "PreparedDataset",
+    "index_checksum",
     "load_prepared",
     "make_index",
     "make_table",
     "read_index",
     "read_shard",
+    "read_whole",
+    "shard_name",
     "shard_paths",
     "skipped_rows",
-    "table_row",
     "write_json",
     "write_shard",
 ]

@@ -13,8 +13,18 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..data import JanusProCollator, PackedDataset, finish_prepared, load_prepared, make_plan, prepare, stream_packs
+from ..data import (
+    JanusProCollator,
+    PackedDataset,
+    ShardShuffle,
+    finish_prepared,
+    load_prepared,
+    make_plan,
+    prepare,
+    stream_packs,
+)
 from ..data.planning.plan import AHEAD, digest_lengths
+from ..data.planning.shard_order import BUFFER
 from ..data.store import META
 from ..generation.context import context_length
 from ..modeling import JanusProForConditionalGeneration
@@ -61,8 +71,8 @@ def load_mixture(
     to 1, because one pass over the plan contains them all.
 
     Args:
-        section: The recipe's section `data`, with the key `sources` and optionally `seed` (default: `args.seed`) and
-            `streaming`.
+        section: The recipe's section `data`, with the key `sources` and optionally `seed` (default: `args.seed`),
+            `streaming`, `shuffle` and `shuffle_buffer`.
         args: The run's configuration; its `max_length`, `caption_drop`, `max_steps` and batch sizes are used here.
         model: The model, whose image codec encodes the images to generate and whose context limits `max_length`.
         processor: The model's processor.
@@ -97,6 +107,9 @@ def load_mixture(
         return_task_ids=True,
     )
     prepared = {name: load_prepared(folder, model=model, processor=processor) for name, folder in folders.items()}
+    state = PartialState()
+    for rows in prepared.values():  # before the first step, because a run may meet a certain shard only after weeks
+        rows.check_shards(state.process_index, state.num_processes)
     lengths = {name: rows.lengths for name, rows in prepared.items()}
     if section.get("streaming"):
         order: dict[str, Any] = {"max_length": args.max_length, "ratios": ratios, "seed": seed}
@@ -107,6 +120,9 @@ def load_mixture(
         return TrainingData(stream, collator, {"plan_hash": plan_hash, "data_seed": seed})
 
     extent: dict[str, Any] = {**_plan_extent(args), "folder": Path(args.output_dir) / "_plan"}
+    if section.get("shuffle") == "shards":
+        starts = {name: rows.starts for name, rows in prepared.items()}
+        extent["shuffle"] = ShardShuffle(starts, section.get("shuffle_buffer") or BUFFER)
     plan = make_plan(lengths, max_length=args.max_length, ratios=ratios, seed=seed, **extent)
     dataset = PackedDataset(prepared, plan)
     # These facts are computed before the loader's workers are forked, because that plans packs, which the workers then

@@ -36,7 +36,7 @@ from .trainers.sft_config import JanusProSFTConfig
 
 
 _MODEL_KEYS = ("path", "revision", "dtype", "quantization", "attn_implementation", "processor")
-_DATA_KEYS = ("sources", "seed", "streaming")
+_DATA_KEYS = ("sources", "seed", "streaming", "shuffle", "shuffle_buffer")
 # Fields of the configuration of which a recipe may use only one value, or none, and the reason.
 _NO_EVALUATION = "a recipe has no data for evaluation; run `janus-hf eval` afterwards, or set sample_steps"
 _PLANNED = "the plan of the data is shuffled already, from data.seed, and another order would lose its ratios"
@@ -62,7 +62,8 @@ class Recipe:
     Args:
         model: Section `model`, with the key `path` and optionally `revision`, `dtype`, `quantization`,
             `attn_implementation` and `processor`.
-        data: Section `data`, with the key `sources` and optionally `seed` and `streaming`.
+        data: Section `data`, with the key `sources` and optionally `seed`, `streaming`, `shuffle` and
+            `shuffle_buffer`.
         training: Section `training`, with fields of `JanusProSFTConfig`.
         name: Name of the recipe, which is stated on the model card.
 
@@ -86,10 +87,10 @@ class Recipe:
             value = self.training.get(name)
             if value not in (None, False, _NEUTRAL.get(name)):
                 raise ValueError(f"training.{name} must be left out of a recipe, got {value!r}: {reason}.")
-        for name in ("seed", "streaming"):
-            kind = {"seed": int, "streaming": bool}[name]
+        for name, kind in {"seed": int, "streaming": bool, "shuffle": str, "shuffle_buffer": int}.items():
             if (value := self.data.get(name)) is not None and type(value) is not kind:
                 raise ValueError(f"data.{name} must be of type {kind.__name__}, got {describe(value)}: change it.")
+        _check_shuffle(self.data)
         sources = self.data["sources"]
         if not isinstance(sources, list) or not sources:
             raise ValueError(
@@ -195,6 +196,27 @@ def _check_keys(where: str, section: Any, known: Iterable[str], *, required: Seq
         raise ValueError(f"{where} has no key {unknown[0]!r}: remove it, or choose one of {', '.join(sorted(known))}.")
     if missing := [key for key in required if section.get(key) in (None, "")]:
         raise ValueError(f"{where} needs the key {missing[0]!r}: add it.")
+
+
+def _check_shuffle(data: dict[str, Any]) -> None:
+    """Raise `ValueError` unless the order of the rows in a recipe's section `data` is one that exists."""
+    shuffle, buffer = data.get("shuffle"), data.get("shuffle_buffer")
+    if shuffle not in (None, "exact", "shards"):
+        raise ValueError(
+            f"data.shuffle must be exact (all rows of a source are shuffled) or shards (shards are shuffled, and the "
+            f"rows of a few of them), got {shuffle!r}: choose one."
+        )
+    if data.get("streaming") and (shuffle or buffer):
+        name = "shuffle" if shuffle else "shuffle_buffer"
+        raise ValueError(
+            f"data.{name} must be left out with data.streaming, which reads shards in an order of its own, got "
+            f"{data[name]!r}: remove one of them."
+        )
+    if buffer is not None and (shuffle != "shards" or buffer < 1):
+        raise ValueError(
+            f"data.shuffle_buffer must be a number of rows of 1 or more and needs data.shuffle=shards, got {buffer!r} "
+            f"with data.shuffle={shuffle or 'exact'}: change one of them."
+        )
 
 
 def _hide_tokens(value: Any) -> Any:  # Any: a value of a recipe

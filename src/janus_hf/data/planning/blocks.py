@@ -15,6 +15,7 @@ import numpy as np
 
 from .mixing import RowOrder, take_turns
 from .packing import Pool, pack
+from .shard_order import ShardOrder
 
 
 class Entry(NamedTuple):
@@ -85,6 +86,7 @@ class BlockPlanner:
         num_packs: Number of packs of the plan; None if `num_documents` decides where the plan ends.
         num_documents: Number of rows of the plan, repeated rows included; None if `num_packs` decides.
         block_size: Number of packs per block. The last block may be shorter, or empty.
+        orders: Order in which each source hands out its rows; by default a random one of all rows (`RowOrder`).
     """
 
     def __init__(
@@ -98,11 +100,13 @@ class BlockPlanner:
         num_packs: int | None,
         num_documents: int | None,
         block_size: int,
+        orders: Sequence[RowOrder | ShardOrder] | None = None,
     ) -> None:
         self.lengths, self.ratios = list(lengths), list(ratios)
         self.max_length, self.pool_size, self.block_size = max_length, pool_size, block_size
         self.num_packs, self.num_documents = num_packs, num_documents
-        self._orders = [RowOrder(seed, source, len(rows)) for source, rows in enumerate(self.lengths)]
+        exact = (RowOrder(seed, source, len(rows)) for source, rows in enumerate(self.lengths))
+        self._orders: list[RowOrder | ShardOrder] = list(exact if orders is None else orders)
 
     def first_state(self) -> BlockState:
         """Return the state of planning where block 0 begins: no row has been handed out, and none is waiting."""

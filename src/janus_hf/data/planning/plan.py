@@ -58,6 +58,7 @@ from .block_cache import BlockCache, save_arrays
 from .blocks import Block, BlockPlanner, Entry, gather_lengths
 from .mixing import check_ratios
 from .packing import POOL_SIZE
+from .shard_order import ShardShuffle
 
 
 BLOCK = 2**14  # packs planned at a time, about a second's work
@@ -78,6 +79,7 @@ class PackPlan:
         num_packs: Number of packs; None if `num_documents` decides where the plan ends.
         num_documents: Number of documents; None if `num_packs` decides.
         folder: Folder for the progress of planning; see `make_plan`.
+        shuffle: Order by shards; None is the exact one.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class PackPlan:
         num_packs: int | None = None,
         num_documents: int | None = None,
         folder: str | os.PathLike[str] | None = None,
+        shuffle: ShardShuffle | None = None,
     ) -> None:
+        self.shuffle = shuffle
         self.settings, self.folder = settings, None if folder is None else Path(folder)
         self._recipe_hash = _hash_recipe(settings, num_packs, num_documents)
         self._planner = BlockPlanner(
@@ -100,6 +104,7 @@ class PackPlan:
             num_packs=num_packs,
             num_documents=num_documents,
             block_size=BLOCK,
+            orders=None if shuffle is None else shuffle.orders(settings["seed"], self.names),
         )
         self._blocks = BlockCache(self._planner, capacity=AHEAD // BLOCK, key=self._recipe_hash, folder=self.folder)
 
@@ -196,6 +201,8 @@ class PackPlan:
         facts: dict[str, Any] = {"settings": self.settings, "hash": self.hash, **extent}
         lengths = zip(self.names, self._planner.lengths, strict=True)
         content = {f"length.{name}": np.asarray(rows, dtype=np.int32) for name, rows in lengths}
+        if self.shuffle is not None:
+            content |= {f"shards.{name}": np.asarray(self.shuffle.starts[name]) for name in self.names}
         save_arrays(path, facts=np.array(json.dumps(facts)), **content)
 
     @classmethod
@@ -208,7 +215,11 @@ class PackPlan:
         with np.load(path) as content:
             facts = json.loads(str(content["facts"]))
             settings, expected = facts.pop("settings"), facts.pop("hash")
-            plan = cls(settings, {name: content[f"length.{name}"] for name in settings["ratios"]}, **facts)
+            lengths = {name: content[f"length.{name}"] for name in settings["ratios"]}
+            if order := settings.get("order"):
+                starts = {name: content[f"shards.{name}"] for name in lengths}
+                facts["shuffle"] = ShardShuffle(starts, order["buffer"])
+            plan = cls(settings, lengths, **facts)
         plan.plan_ahead()
         plan.check_hash(expected)
         return plan
@@ -245,6 +256,7 @@ def make_plan(
     epochs: float | None = None,
     pool_size: int = POOL_SIZE,
     folder: str | os.PathLike[str] | None = None,
+    shuffle: ShardShuffle | None = None,
 ) -> PackPlan:
     """Plan which rows are trained on, in which order, and which of them are packed into one row of the batch.
 
@@ -264,6 +276,8 @@ def make_plan(
         folder: Folder where a plan of more than `AHEAD` packs writes the state of planning after every block, a few
             kilobytes each, so that other processes and resumed runs continue from there instead of planning from the
             start. Any number of plans and processes may share it.
+        shuffle: Order in which shards are shuffled, and then the rows of a few shards at a time; see `ShardShuffle`.
+            By default all rows of a source are shuffled.
 
     Raises:
         ValueError: If a source is empty, has no positive ratio or holds a document longer than a pack, a ratio names
@@ -280,10 +294,12 @@ def make_plan(
         "seed": seed,
         "pool_size": pool_size,
     }
+    if shuffle is not None:
+        settings["order"] = shuffle.settings({name: arrays[name] for name in ratios})
     num_documents = None
     if num_packs is None:
         num_documents = max(round(sum(map(len, arrays.values())) * (1 if epochs is None else epochs)), 1)
-    plan = PackPlan(settings, arrays, num_packs=num_packs, num_documents=num_documents, folder=folder)
+    plan = PackPlan(settings, arrays, num_packs=num_packs, num_documents=num_documents, folder=folder, shuffle=shuffle)
     plan.plan_ahead()
     return plan
 

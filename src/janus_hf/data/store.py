@@ -202,7 +202,8 @@ class PreparedDataset:
         self.tables, self.meta, self.path = tables, dict(meta), path
         self.index = make_index(tables) if index is None else index
         # The shards of an index are in order, so searching needs no copy of the column, which may have 1e8 rows.
-        self.starts = np.searchsorted(self.index.column("shard").to_numpy(), np.arange(len(tables) + 1))
+        shards = self.index.column("shard").to_numpy()
+        self.starts = np.searchsorted(shards, np.arange(len(tables) + 1, dtype=shards.dtype))
 
     @property
     def lengths(self) -> np.ndarray:

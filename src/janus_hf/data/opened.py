@@ -85,7 +85,8 @@ def open_for_preparation(
         raise ValueError(f"`ignore` must be a list of names, got {ignore!r}: write [{ignore!r}].")
     if isinstance(source, (list, tuple)) and not all(isinstance(row, Mapping) for row in source):
         raise TypeError(f"`source` must be a list of dicts, got {str(source)[:100]}: make each row a dict of columns.")
-    names, unused_files, file_names, root, files = None, [], [], None, ()
+    names, unused_files, file_names, root = None, [], [], None
+    files: Sequence[str] = ()
     rows: Any
     if isinstance(source, (list, tuple)) and in_memory:
         if not source:

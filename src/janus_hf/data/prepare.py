@@ -135,9 +135,9 @@ def prepare(
             Each file of a stream is read by one rank, or by several if there are fewer files than ranks. A stream must
             have the same rows in the same order in every process and every run.
         folder: Folder, or its address, that relative image paths start from; by default that of the source.
-        image_hosts: Hosts and buckets at which rows may name images, such as `["images.example.org"]`, if the source is
-            not on this machine; `["*"]` allows all. By default such rows may name images only where the source is.
-            Rows of local files and of rows in memory may name images anywhere; a warning names the places.
+        image_hosts: Hosts and buckets at which rows may name images, such as `["images.example.org"]`, if the source
+            is not on this machine; `["*"]` allows all. By default such rows may name images only where the source is.
+            Rows of local files and rows in memory may name images anywhere; a warning names the places.
         max_bad_share: Largest share of rows that cannot be used for training, in [0, 1]; rows of another task than
             `task` do not count. Bad rows are skipped and counted. If they become more than this share (of the rows so
             far, and of at least 100; at the end of at least 8), the preparation ends with an error. A later call may

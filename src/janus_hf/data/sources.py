@@ -21,7 +21,7 @@ from PIL import Image
 from ..processing import load_picture
 from .reading.folder_files import is_about
 from .reading.folders import OpenedFolder, is_ignored, split_names, undecoded
-from .reading.repositories import is_repository, open_any_folder, open_repository
+from .reading.repositories import is_repository, open_any_folder, open_repository, repository_root
 from .reading.tables import FORMATS, Rows, file_format, load_tables
 from .streams.addresses import folder_of, is_address, list_files, local_path, path_in, without_secrets
 
@@ -73,7 +73,8 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
         elif is_repository(path) and not os.path.isdir(path) and not {"data_files", "data_dir"} & set(options):
             opened = open_repository(path, **arguments)
         if opened is None:
-            opened = OpenedFolder(_load(path, split, options), *_saved_files(path, split, ignore))
+            root = repository_root(path, options) if is_repository(path) and not os.path.isdir(path) else None
+            opened = OpenedFolder(_load(path, split, options), *_saved_files(path, split, ignore), root=root)
         dataset: Any = opened.rows
     else:
         _refuse_options(split, options, "rows in memory")

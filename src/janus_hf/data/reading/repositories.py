@@ -55,8 +55,12 @@ def open_repository(
     listed = _data_files(source, split, options)
     used = {found[1] for path in listed if (found := re.fullmatch(r"hf://datasets/[^@]+@[^/]+/(.+)", path))}
     unused = [name for name in names if name not in used and not is_ignored(name, ignore)]
-    root = f"hf://datasets/{source}" + (f"@{options['revision']}" if options.get("revision") else "")
-    return OpenedFolder(rows, unused, names, root, listed)
+    return OpenedFolder(rows, unused, names, repository_root(source, options), listed)
+
+
+def repository_root(source: str, options: Mapping[str, Any]) -> str:
+    """Return the address that relative image paths in the tables of a repository start from."""
+    return f"hf://datasets/{source}" + (f"@{options['revision']}" if options.get("revision") else "")
 
 
 def open_any_folder(folder: Path, *, split: str, ignore: Collection[str], options: Mapping[str, Any]) -> OpenedFolder:
@@ -108,4 +112,4 @@ def _has_configuration(folder: Path) -> bool:
     return re.search(r"^configs:", front, flags=re.MULTILINE) is not None
 
 
-__all__ = ["is_repository", "open_any_folder", "open_repository"]
+__all__ = ["is_repository", "open_any_folder", "open_repository", "repository_root"]

@@ -11,7 +11,7 @@ import fsspec
 from datasets.exceptions import DatasetBuildError
 from fsspec.utils import infer_compression
 
-from ..streams.addresses import path_in, without_secrets
+from ..streams.addresses import path_in, version_of, without_secrets
 from .refusals import SourceError
 
 
@@ -69,6 +69,9 @@ def load_tables(
     arguments = arguments | dict(options or {})
     data = {name: list(paths) for name, paths in files.items()}
     every = [path for paths in data.values() for path in paths]
+    if not arguments.get("streaming") and (version := version_of(every, arguments)) is not None:
+        cache = arguments.get("cache_dir") or datasets.config.HF_DATASETS_CACHE
+        arguments["cache_dir"] = str(Path(cache, "versions", version))
     # Files at addresses are not opened before their rows are read, because there may be thousands.
     if arguments.get("streaming") and len(every) > 1 and "://" not in every[0]:
         _check_columns(kind, builder, every, arguments)
@@ -96,9 +99,9 @@ def unreadable_row(number: int, place: str, file: str | None, error: Exception) 
     kind = None if file is None else file_format(path_in(file))
     reason = _reason(error) if file is None or kind is None else _find_line(file, kind, error)
     return SourceError(
-        f"All rows of {place} must be readable, got an error at about row {number}: {reason}. The rows before are kept: "
-        "correct that line without moving others (or delete it), or mend what hinders reading, and run the same again, "
-        "which goes on where it stopped."
+        f"All rows of {place} must be readable, got an error at about row {number}: {reason}. Correct or delete that "
+        "line without moving those before it, or remove what hinders reading, and run the same again, which goes on "
+        "where it stopped."
     )
 
 

@@ -3,9 +3,10 @@
 fsspec knows some fifty protocols; most of them need a package of their own, which is named if it is missing.
 """
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -79,10 +80,10 @@ def folder_of(address: str) -> str:
 def origin(address: str) -> str:
     """Return whose an address is: protocol and host or bucket; on the Hub, the repository."""
     protocol, _, rest = address.partition("://")
-    parts = PurePosixPath(rest).parts
     if protocol == "hf":
-        kind, *parts = parts if parts[:1] and parts[0] in ("datasets", "models", "spaces", "buckets") else ("", *parts)
-        return f"hf://{kind}/{'/'.join(parts[:2]).partition('@')[0]}"
+        parts = PurePosixPath(rest).parts
+        length = 3 if parts[:1] in (("datasets",), ("spaces",), ("buckets",)) else 2
+        return f"hf://{'/'.join(parts[:length]).partition('@')[0]}"
     return f"{protocol.lower()}://{host_of(address)}"
 
 
@@ -204,6 +205,25 @@ def list_files(address: str, options: Mapping[str, Any]) -> list[str]:
     return ["::".join([name if "://" in name else f"{protocol}://{name}", *rest]) for name in found]
 
 
+def version_of(addresses: Sequence[str], options: Mapping[str, Any]) -> str | None:
+    """Return a hash of what is known about files, which changes when they change; None if `datasets` knows it itself.
+
+    `datasets` keeps what it downloads by address and ETag. Without one it would not see that a file has changed.
+
+    Args:
+        addresses: Their addresses.
+        options: See `open_filesystem`.
+    """
+    infos = []
+    for address in addresses:
+        if is_address(address) and protocol_of(address) != "hf":
+            filesystem, path = open_filesystem(address, options)
+            info = filesystem.info(path)
+            if not {"ETag", "etag", "mtime"} & set(info):
+                infos.append(f"{address} {sorted((name, str(value)) for name, value in info.items())}")
+    return hashlib.sha256("\n".join(infos).encode()).hexdigest()[:16] if infos else None
+
+
 def read_address(address: str, options: Mapping[str, Any]) -> bytes:
     """Return the content of the file at an address.
 
@@ -249,5 +269,6 @@ __all__ = [
     "protocol_of",
     "read_address",
     "refuse_address",
+    "version_of",
     "without_secrets",
 ]

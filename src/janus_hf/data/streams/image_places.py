@@ -1,7 +1,7 @@
 """`ImagePlaces`, which reads the images that rows name by path or address, from places that the user trusts.
 
-Whoever writes a data set decides what addresses its rows hold. So rows of a source that is not on this machine may name
-images only where the source itself is, or at hosts that the user allows.
+The author of a data set decides what addresses its rows hold. So rows of a source that is not on this machine may
+name images only where the source itself is, or at hosts that the user allows.
 """
 
 import os

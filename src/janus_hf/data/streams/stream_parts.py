@@ -19,8 +19,8 @@ import datasets
 from ...files import write_atomically
 
 
-# Kinds of streams that are equal to their parts one after another, by the names that their states have. Others, such as
-# interleaved streams or `take`, are one part.
+# Kinds of streams that are equal to their parts one after another, by the names that their states have. Others, such
+# as interleaved streams or `take`, are one part.
 _IN_ORDER = {
     "ArrowExamplesIterable",
     "ExamplesIterable",
@@ -79,7 +79,7 @@ class StreamParts:
         self.files = list(files) if len(files) == self.number else []
 
     def chunks(self, rank: int, world_size: int) -> Iterator[Chunk]:
-        """Yield the rows of each shard that a process has to make. The shard must exist when the next one is asked for.
+        """Yield the rows of each shard that a process has to make. A shard must exist before the next is asked for.
 
         Each part is read by one process. If there are fewer parts than processes, several read one, and make its
         shards in turn.

@@ -146,7 +146,9 @@ def test_ids_beyond_the_vocabularies_are_refused_without_a_checksum(folder, mode
         if is_good:
             assert read_all(folder)[first] == changed
         else:
-            with pytest.raises(ValueError, match=rf"{SHARD} must be .* the id {ids[0]} in its row 0, where ids are 0"):
+            with pytest.raises(
+                ValueError, match=rf"{SHARD} must be .* the id {ids[0]} \(ids are 0 to {last}\) in its row 0"
+            ):
                 read_all(folder)
 
 

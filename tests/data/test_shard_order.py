@@ -95,7 +95,8 @@ def test_the_plan_is_a_pure_function_and_its_hash_covers_the_order(tmp_path):
 
 def test_a_long_plan_goes_on_from_any_block(monkeypatch, tmp_path):
     """As on another rank, in a loader process or after a restart, that did not plan the blocks before."""
-    expected = [plan_of(shuffle())[index] for index in range(400)]
+    whole = plan_of(shuffle())
+    expected = [whole[index] for index in range(400)]
     monkeypatch.setattr(plan_module, "BLOCK", 32)
     monkeypatch.setattr(plan_module, "AHEAD", 64)
     first = plan_of(shuffle(), folder=tmp_path)

@@ -2,7 +2,7 @@
 
 A pack is a list of documents (tokenized rows) that share one row of the batch. Both data sets yield a pack as
 `{"documents": [...]}`. A plan is exact and can be resumed at any pack; a stream is for data too large to plan. A
-document is the dict that `read_row` returns, plus `source` (name of its data set), `row` (which row of the
+document is the dict that `RowReader` returns, plus `source` (name of its data set), `row` (which row of the
 source) and `visit` (number of times that the row came before). These three decide what is random about the document:
 whether its caption is dropped. `JanusProCollator` makes a batch from a list of packs.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from .integrity.damage import read_row
+from .integrity.damage import RowReader
 from .integrity.manifest_file import count_ids, read_manifest
 from .planning.mixing import check_ratios, take_turns
 from .planning.packing import POOL_SIZE, pack
@@ -213,9 +213,9 @@ def _rows(name: str, paths: list[str], seed: int, epochs: int | None, num_ids: i
         # Every visit (pass over the source) has its own seed, so that its order does not depend on earlier visits.
         generator = np.random.default_rng([seed, visit])
         for shard in generator.permutation(len(paths)):
-            table = read_shard(paths[shard])
-            for row in generator.permutation(len(table)):
-                yield read_row(table, int(row), path=paths[shard], num_ids=num_ids) | {
+            reader = RowReader(read_shard(paths[shard]), paths[shard], num_ids)
+            for row in generator.permutation(len(reader)):
+                yield reader[int(row)] | {
                     "source": name,
                     # A shard alone does not tell the row's number in the source, but this also identifies the row.
                     "row": f"{Path(paths[shard]).stem}:{row}",

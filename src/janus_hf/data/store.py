@@ -27,15 +27,7 @@ from ..files import atomic_path, write_atomically
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from .fingerprint import check_fingerprint, fingerprint, processor_fingerprint
-from .integrity.damage import (
-    CHECKSUM,
-    DamagedDataError,
-    check_offsets,
-    checksum,
-    damaged,
-    read_arrow,
-    read_row,
-)
+from .integrity.damage import CHECKSUM, DamagedDataError, RowReader, check_offsets, checksum, damaged, read_arrow
 from .integrity.manifest_file import META, count_ids, read_manifest
 from .integrity.precision import warn_of_precision
 from .schema import TASKS
@@ -167,7 +159,7 @@ def read_index(folder: str | os.PathLike[str]) -> pa.Table:
 class _Shards(Sequence[pa.Table]):
     """Sequence of the tables in the shards (Arrow files) of a folder: item `i` is the table of shard `i`.
 
-    A shard is opened at its first use. The `OPEN_SHARDS` (4096) shards used last stay open.
+    A shard is opened whenever its item is read.
 
     Args:
         paths: Paths of the shards.
@@ -175,17 +167,16 @@ class _Shards(Sequence[pa.Table]):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
-        self.read = lru_cache(OPEN_SHARDS)(read_shard)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.read(self.paths[index])
+        return read_shard(self.paths[index])
 
 
 class PreparedDataset:
-    """Map-style data set of prepared rows: `dataset[i]` is row `i`, as the dict that `read_row` returns.
+    """Map-style data set of prepared rows: `dataset[i]` is row `i`, as the dict that `RowReader` returns.
 
     Args:
         tables: One table of prepared rows per shard.
@@ -206,6 +197,7 @@ class PreparedDataset:
         self.index = make_index(tables) if index is None else index
         # The shards of an index are in order, so searching needs no copy of the column, which may have 1e8 rows.
         shards = self.index.column("shard").to_numpy()
+        self._open = lru_cache(OPEN_SHARDS)(self.open_shard)
         self.starts = np.searchsorted(shards, np.arange(len(tables) + 1, dtype=shards.dtype))
 
     @property
@@ -227,8 +219,7 @@ class PreparedDataset:
             raise IndexError(f"`index` must be in [0, {len(self)}), got {index}: the data set has {len(self)} rows.")
         # A shard without rows starts where the next one does; side="right" skips it.
         shard = int(np.searchsorted(self.starts, index, side="right")) - 1
-        table = self.open_shard(shard)
-        row = read_row(table, int(index - self.starts[shard]), path=self.name_shard(shard), num_ids=self.num_ids)
+        row: dict[str, Any] = self._open(shard)[int(index - self.starts[shard])]
         if row["length"] != (expected := self.index.column("length")[int(index)].as_py()):
             raise damaged(self.name_shard(shard), f"{row['length']} ids in a row that has {expected} in the {INDEX}")
         return row
@@ -242,12 +233,12 @@ class PreparedDataset:
         """Return the path of a shard, or words for it if the rows are in memory."""
         return str(self.tables.paths[shard]) if isinstance(self.tables, _Shards) else f"shard {shard}"
 
-    def open_shard(self, shard: int) -> pa.Table:
-        """Return the table of a shard. Raise `DamagedDataError` if its number of rows is not that of the index."""
+    def open_shard(self, shard: int) -> RowReader:
+        """Return the rows of a shard. Raise `DamagedDataError` if their number is not that of the index."""
         table = self.tables[shard]
         if len(table) != (expected := int(self.starts[shard + 1] - self.starts[shard])):
             raise damaged(self.name_shard(shard), f"{len(table)} rows where the {INDEX} has {expected}")
-        return table
+        return RowReader(table, self.name_shard(shard), self.num_ids)
 
     def check_shards(self, rank: int = 0, world_size: int = 1) -> None:
         """Open every `world_size`-th shard from number `rank` on, and raise `DamagedDataError` for a damaged one.
@@ -256,7 +247,7 @@ class PreparedDataset:
         are read.
         """
         for shard in range(rank, len(self.tables), world_size):
-            self.open_shard(shard)
+            self._open(shard)
 
     def __reduce__(self) -> Any:
         # Memory maps cannot be pickled, and the workers of a DataLoader must not receive a copy of the data.

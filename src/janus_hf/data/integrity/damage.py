@@ -1,7 +1,7 @@
 """Checks of prepared files: a file that is cut short or damaged raises an error that names it.
 
 Arrow trusts the numbers in the files that it maps into memory. It ends the process if an offset points behind the end
-of an array. So `read_row` reads offsets as numbers, and compares them with the sizes of the buffers before it uses
+of an array. So `RowReader` reads offsets as numbers, and compares them with the sizes of the buffers before it uses
 them. A checksum per row finds every changed byte, also one that leaves ids and offsets in their ranges.
 """
 
@@ -19,6 +19,17 @@ from ..schema import TASKS
 
 
 CHECKSUM = pa.field("checksum", pa.uint32())  # the last column of a shard; early versions of this package had none
+_TASKS = {task.encode() for task in TASKS}
+# Column -> the Arrow buffers that hold its offsets and values, with their dtypes.
+_BUFFERS: dict[str, list[tuple[int, Any]]] = {
+    "input_ids": [(1, np.int32), (3, np.int32)],
+    "labels": [(1, np.int32), (3, np.int32)],
+    "task": [(1, np.int32), (2, np.uint8)],
+    "length": [(1, np.int32)],
+    "images": [(1, np.int32), (3, np.int64), (4, np.uint8)],
+    "prompt_end": [(1, np.int32)],
+    CHECKSUM.name: [(1, np.uint32)],
+}
 REMAKE = (
     "delete this file, and run the command that made it again (`janus-hf prepare` or `janus-hf train`), which makes "
     "only the missing file again"
@@ -109,72 +120,93 @@ def checksum(ids: np.ndarray, labels: np.ndarray, task: bytes, prompt_end: int, 
     return value
 
 
-def read_row(
-    table: pa.Table, index: int, *, path: str | os.PathLike[str], num_ids: int | None = None
-) -> dict[str, Any]:
-    """Return the prepared row with the number `index` of a table that `read_arrow` or `store.make_table` returned.
+class RowReader(Sequence[dict[str, Any]]):
+    """Sequence of the prepared rows of a table that `read_arrow` or `store.make_table` returned.
+
+    A row is a dict with the columns of `store.SCHEMA`: ids and labels as int64 arrays `(T,)`, the others as Python
+    values. A damaged one raises `DamagedDataError` when it is read.
 
     Args:
         table: The table.
-        index: Number of the row in the table.
-        path: File of the table, for the error message.
+        path: File of the table, for error messages.
         num_ids: Size of both vocabularies together, those of text and of image codes; None does not compare it.
-
-    Returns:
-        A dict with the columns of `store.SCHEMA`: ids and labels as int64 arrays `(T,)`, the others as Python values.
-
-    Raises:
-        DamagedDataError: If the row is damaged.
     """
-    try:
-        row, found = _take_row(table, index)
-    except (_OutOfRangeError, UnicodeDecodeError) as error:
-        raise damaged(path, f"{error} in its row {index}") from error
-    ids, labels = row["input_ids"], row["labels"]
-    largest = np.iinfo(np.int32).max if num_ids is None else num_ids - 1
-    if not len(ids) or len(ids) != row["length"] or len(ids) != len(labels):
-        raise damaged(path, f"{len(ids)} ids, {len(labels)} labels and the length {row['length']} in its row {index}")
-    if (lowest := int(ids.min())) < 0 or (highest := int(ids.max())) > largest:
-        wrong = lowest if lowest < 0 else highest
-        raise damaged(path, f"the id {wrong} in its row {index}, where ids are 0 to {largest}")
-    if (wrong_labels := (labels != ids) & (labels != IGNORE)).any():
-        place = int(wrong_labels.argmax())
-        raise damaged(path, f"the label {labels[place]} of the id {ids[place]} in its row {index}")
-    if row["task"] not in TASKS:
-        raise damaged(path, f"the task {row['task']!r} in its row {index}")
-    if not -1 <= row["prompt_end"] < len(ids):
-        raise damaged(path, f"the end of the prompt {row['prompt_end']} in its row {index} of {len(ids)} ids")
-    if found is not None and found != row.pop("checksum"):
-        raise damaged(path, f"another checksum in its row {index}")
-    return row
+
+    def __init__(self, table: pa.Table, path: str | os.PathLike[str], num_ids: int | None = None) -> None:
+        self.path, self.num_rows = path, len(table)
+        self.largest = np.iinfo(np.int32).max if num_ids is None else num_ids - 1
+        chunks = {name: table.column(name).chunk(0) for name in table.column_names} if len(table) else {}
+        # Views of the buffers, made once: for lists and strings the offsets come before the values.
+        self._views = {
+            name: [_values(chunks[name], buffer, dtype) for buffer, dtype in _BUFFERS[name]] for name in chunks
+        }
+        self._offsets = {name: chunk.offset for name, chunk in chunks.items()}
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getitem__(self, index: Any) -> Any:
+        if not 0 <= index < self.num_rows:
+            raise IndexError(f"`index` must be in [0, {self.num_rows}), got {index}.")
+        try:
+            ids, labels = self._slice("input_ids", index), self._slice("labels", index)
+            task, images = self._slice("task", index).tobytes(), self._images(index)
+            length, prompt_end = self._number("length", index), self._number("prompt_end", index)
+            stored = self._number(CHECKSUM.name, index) if CHECKSUM.name in self._views else None
+        except _OutOfRangeError as error:
+            raise damaged(self.path, f"{error} in its row {index}") from error
+        wrong = self._find_wrong(ids, labels, task, length, prompt_end)
+        if wrong is None and stored is not None and checksum(ids, labels, task, prompt_end, images) != stored:
+            wrong = "another checksum"
+        if wrong is not None:
+            raise damaged(self.path, f"{wrong} in its row {index}")
+        return {
+            "input_ids": ids.astype(np.int64),
+            "labels": labels.astype(np.int64),
+            "task": task.decode(),
+            "length": length,
+            "images": images,
+            "prompt_end": prompt_end,
+        }
+
+    def _find_wrong(
+        self, ids: np.ndarray, labels: np.ndarray, task: bytes, length: int, prompt_end: int
+    ) -> str | None:
+        """Return words for the first value of a row that is out of its range, or None."""
+        if not len(ids) or len(ids) != length or len(ids) != len(labels):
+            return f"{len(ids)} ids, {len(labels)} labels and the length {length}"
+        if (lowest := int(ids.min())) < 0 or (highest := int(ids.max())) > self.largest:
+            return f"the id {lowest if lowest < 0 else highest} (ids are 0 to {self.largest})"
+        if (others := (labels != ids) & (labels != IGNORE)).any():
+            place = int(others.argmax())
+            return f"the label {labels[place]} of the id {ids[place]}"
+        if task not in _TASKS:
+            return f"the task {task!r}"
+        return f"the end of the prompt {prompt_end} of {length} ids" if not -1 <= prompt_end < length else None
+
+    def _number(self, name: str, index: int) -> int:
+        """Return the entry `index` of a column of numbers."""
+        (values,) = self._views[name]
+        if not (place := self._offsets[name] + index) < len(values):
+            raise _OutOfRangeError(f"{len(values)} values of {name}")
+        return int(values[place])
+
+    def _slice(self, name: str, index: int) -> np.ndarray:
+        """Return the entry `index` of a column of lists of int32 or of strings, without copying it."""
+        offsets, values = self._views[name]
+        start, end = _bounds(offsets, self._offsets[name] + index, len(values))
+        return values[start:end]
+
+    def _images(self, index: int) -> list[bytes]:
+        """Return the encoded image files of a row."""
+        outer, inner, values = self._views["images"]
+        first, last = _bounds(outer, self._offsets["images"] + index, max(len(inner) - 1, 0))
+        bounds = [_bounds(inner, image, len(values)) for image in range(first, last)]
+        return [values[start:end].tobytes() for start, end in bounds]
 
 
 class _OutOfRangeError(ValueError):
     """Raised when an offset points behind the end of its buffer."""
-
-
-def _take_row(table: pa.Table, index: int) -> tuple[dict[str, Any], int | None]:
-    """Return a row and the checksum that is stored with it; the row's own `checksum` is computed from its content.
-
-    Raises:
-        _OutOfRangeError: If an offset points behind the end of its buffer.
-    """
-    columns = {name: table.column(name).chunk(0) for name in table.column_names}
-    ids, labels = (_int_list(columns[name], index) for name in ("input_ids", "labels"))
-    task, images = _bytes(columns["task"], index), _images(columns["images"], index)
-    prompt_end, length = (_number(columns[name], index, np.int32) for name in ("prompt_end", "length"))
-    row = {
-        "input_ids": ids.astype(np.int64),
-        "labels": labels.astype(np.int64),
-        "task": task.decode(),
-        "length": length,
-        "images": images,
-        "prompt_end": prompt_end,
-    }
-    if CHECKSUM.name not in columns:
-        return row, None
-    row["checksum"] = checksum(ids, labels, task, prompt_end, images)
-    return row, _number(columns[CHECKSUM.name], index, np.uint32)
 
 
 def _values(array: pa.Array, buffer: int, dtype: Any) -> np.ndarray:
@@ -195,42 +227,12 @@ def _bounds(offsets: np.ndarray, index: int, size: int) -> tuple[int, int]:
     return start, end
 
 
-def _number(array: pa.Array, index: int, dtype: Any) -> int:
-    """Return the entry `index` of an array of numbers."""
-    values = _values(array, 1, dtype)
-    if not array.offset + index < len(values):
-        raise _OutOfRangeError(f"{len(values)} values")
-    return int(values[array.offset + index])
-
-
-def _int_list(array: pa.Array, index: int) -> np.ndarray:
-    """Return the entry `index` of an array of lists of int32, without copying it."""
-    values = _values(array, 3, np.int32)
-    start, end = _bounds(_values(array, 1, np.int32), array.offset + index, len(values))
-    return values[start:end]
-
-
-def _bytes(array: pa.Array, index: int) -> bytes:
-    """Return the entry `index` of an array of strings as UTF-8."""
-    values = _values(array, 2, np.uint8)
-    start, end = _bounds(_values(array, 1, np.int32), array.offset + index, len(values))
-    return values[start:end].tobytes()
-
-
-def _images(array: pa.Array, index: int) -> list[bytes]:
-    """Return the entry `index` of an array of lists of large binaries."""
-    inner, values = _values(array, 3, np.int64), _values(array, 4, np.uint8)
-    first, last = _bounds(_values(array, 1, np.int32), array.offset + index, max(len(inner) - 1, 0))
-    bounds = [_bounds(inner, image, len(values)) for image in range(first, last)]
-    return [values[start:end].tobytes() for start, end in bounds]
-
-
 __all__ = [
     "CHECKSUM",
     "DamagedDataError",
+    "RowReader",
     "check_offsets",
     "checksum",
     "damaged",
     "read_arrow",
-    "read_row",
 ]

@@ -195,6 +195,15 @@ def test_a_line_that_cannot_be_read_late_in_a_stream_is_named(line, message, mod
     assert len(shard_paths(tmp_path / "out")) >= 1
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_first_line_that_cannot_be_read_is_named(number, model, processor, tmp_path):
+    for file in range(number):
+        (tmp_path / f"{file}.jsonl").write_text('{"text": "a"\n')
+    with pytest.raises(SourceError, match=r"0\.jsonl.*line 1 is not JSON") as error:
+        prepare(str(tmp_path / "*.jsonl"), tmp_path / "out", model, processor, streaming=True)
+    assert "\n" not in str(error.value)
+
+
 def test_the_file_is_named_that_ends_a_stream(model, processor, tmp_path):
     (tmp_path / "a.csv").write_text("text\none\n")
     (tmp_path / "b.csv").write_text("text\ntwo\n")

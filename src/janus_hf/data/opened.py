@@ -97,7 +97,7 @@ def open_for_preparation(
         opened = open_files(source, ignore=ignore, **options)
         rows, unused_files, file_names = opened.rows, opened.unused, opened.names
         root, files = opened.root, opened.files
-        columns, names = column_names(rows, source), class_names(rows)
+        columns, names = column_names(rows, source, files), class_names(rows)
     sorted_columns = sort_columns(rows, columns, adapter=adapter, task=task, ignore=ignore)
     ignored = tuple(sorted(ignore))
     return OpenedSource(

@@ -22,7 +22,7 @@ from ..processing import load_picture
 from .reading.folder_files import is_about
 from .reading.folders import OpenedFolder, is_ignored, split_names, undecoded
 from .reading.repositories import is_repository, open_any_folder, open_repository, repository_root
-from .reading.tables import FORMATS, Rows, file_format, load_tables
+from .reading.tables import FORMATS, Rows, file_format, load_tables, unreadable_row
 from .streams.addresses import folder_of, is_address, list_files, local_path, path_in, without_secrets
 
 
@@ -104,17 +104,26 @@ def empty_source(source: Source) -> ValueError:
     return ValueError(f"`source` must have rows, got {describe(source)}, which is empty: leave it out.")
 
 
-def column_names(dataset: Rows, source: Source) -> list[str]:
+def column_names(dataset: Rows, source: Source, files: Sequence[str] = ()) -> list[str]:
     """Return the column names of an opened source. For a stream without known columns, its first row is read.
 
     Args:
         dataset: Rows that `open_source` returned.
         source: The source as the user named it, for the error message.
+        files: The files that the rows come from, if they are known.
 
     Raises:
+        SourceError: If the first row of a file cannot be read.
         ValueError: If there are no columns, which means that the source has no rows.
     """
-    if names := list(dataset.column_names or next(iter(dataset), {})):
+    if not (names := list(dataset.column_names or ())):
+        try:
+            names = list(next(iter(dataset), {}))
+        except Exception as error:  # `datasets`, its file systems and its readers raise errors of all kinds
+            if not files:
+                raise
+            raise unreadable_row(0, f"the source ({describe(files[0])})", files[0], error) from error
+    if names:
         return names
     raise empty_source(source)
 

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import datasets
 
 from ...files import write_atomically
+from .addresses import without_secrets
 
 
 # Kinds of streams that are equal to their parts one after another, by the names that their states have. Others, such
@@ -118,7 +119,7 @@ class StreamParts:
         last = None if end is None else max(shard for shard in range(end[0]) if is_due(shard))
         rows = self.rows if self.number == 1 else self.rows.shard(self.number, part)
         place = "the source" if self.number == 1 else f"part {part} of the source"
-        place += f" ({self.files[part]})" if self.files else ""
+        place += f" ({without_secrets(self.files[part])})" if self.files else ""
         read = _Counter(self._read(rows.skip(first * self.size) if first else rows, first * self.size, place, part))
         for shard in count(first):
             before = read.count

@@ -159,7 +159,8 @@ def png(make_image, seed):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_files_of_a_repository_are_read(streaming, hub):
     hub({"data/rows.jsonl": LINES, "data/other.csv": b"text\nno\n"})
-    for source in ("hf://datasets/me/data/data/rows.jsonl", "hf://datasets/me/data@main/**/*.jsonl"):
+    download = f"{datasets.config.HF_ENDPOINT}/datasets/me/data/resolve/main/data/rows.jsonl"
+    for source in ("hf://datasets/me/data/data/rows.jsonl", "hf://datasets/me/data@main/**/*.jsonl", download):
         assert texts(open_source(source, **({"streaming": True} if streaming else {}))) == texts(ROWS)
     with pytest.raises(SourceError, match="write 'me/data'"):
         open_source("hf://datasets/me/data")
@@ -249,7 +250,8 @@ ADDRESSES = {
     "https://me:pw@host/a.jsonl?X-Amz-Signature=1&X-Amz-Date=2": "https://host/a.jsonl",
     "https://host/a.jsonl?v=1&sig=3": "https://host/a.jsonl?v=1",
     "https://host/a.jsonl?v=a%20b": "https://host/a.jsonl?v=a%20b",
-    "s3://bucket/a.jsonl": "s3://bucket/a.jsonl",
+    "s3://bucket/a-?.jsonl": "s3://bucket/a-?.jsonl",
+    "memory:///a.jsonl": "memory:///a.jsonl",
     "hf://datasets/me/data@main/a.jsonl": "hf://datasets/me/data@main/a.jsonl",
     "/home/me/a.jsonl": "/home/me/a.jsonl",
     "me/data": "me/data",
@@ -271,6 +273,11 @@ def test_parts_of_addresses():
     assert [is_address(name) for name in ("s3://a", "/a", "a/b", "C:\\x", "file:///a", "zip://a::s3://b")] == [
         True, False, False, False, False, True
     ]  # fmt: skip
+
+
+def test_an_address_is_no_path(tmp_path):
+    with pytest.raises(ValueError, match="`source` must be a string if it is an address"):
+        open_source(Path("s3://bucket/rows.jsonl"))
 
 
 def test_a_file_address_is_a_path(tmp_path):

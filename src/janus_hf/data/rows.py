@@ -152,7 +152,7 @@ class RowPreparer:
                 if isinstance(failure, RowError)
             ]
             skipped += bad
-            self.bad_rows.add(len(batch), bad)
+            self.bad_rows.add(len(batch), bad, place)
             del batch, kept  # with their images, before more are read
         return done, skipped
 

@@ -23,7 +23,16 @@ from .reading.folder_files import is_about
 from .reading.folders import OpenedFolder, is_ignored, split_names, undecoded
 from .reading.repositories import is_repository, open_any_folder, open_repository, repository_root
 from .reading.tables import FORMATS, Rows, file_format, load_tables, unreadable_row
-from .streams.addresses import folder_of, is_address, list_files, local_path, path_in, without_secrets
+from .streams.addresses import (
+    folder_of,
+    hub_address,
+    is_address,
+    list_files,
+    local_path,
+    path_in,
+    refuse_path,
+    without_secrets,
+)
 
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Rows
@@ -62,7 +71,9 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
     """
     opened = None
     if isinstance(source, (str, os.PathLike)):
-        path = local_path(os.fspath(source))
+        if not isinstance(source, str):
+            refuse_path(source)
+        path = hub_address(local_path(os.fspath(source)))
         arguments: dict[str, Any] = {"split": split, "ignore": ignore, "options": options}
         if _is_unsaved_folder(path) and not {"data_files", "data_dir"} & set(options):
             opened = open_any_folder(Path(path), **arguments)
@@ -242,6 +253,11 @@ def _open_files(
     if list(names) != [source]:
         about = [name for name in names if is_about(os.path.relpath(name, source_folder(source)))]
     kept = [name for name in names if name not in about and not is_ignored(name, ignore)]
+    if not kept:
+        raise FileNotFoundError(
+            f"`source` must name files of data, got {describe(source)!r}, of which none is left: correct it, or ignore "
+            "fewer files."
+        )
     kinds = {name: file_format(path_in(name)) for name in kept}
     example = {kind: name for name, kind in kinds.items()}
     if None in example:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
+import datasets
 import fsspec
 
 from ..reading.refusals import SourceError
@@ -43,6 +44,12 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://.*", re.DOTALL)
 _PATH_OF_ADDRESS = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
+def refuse_path(path: os.PathLike[str]) -> None:
+    """Raise `ValueError` if a `pathlib.Path` was made of an address, which loses one of its slashes."""
+    if _PATH_OF_ADDRESS.match(os.fspath(path)):
+        raise ValueError(f"`source` must be a string if it is an address, got {path!r}: pass the address itself.")
+
+
 def is_address(name: object) -> bool:
     """Return whether a name is the address of a file, such as `s3://bucket/rows.parquet`, and no local path."""
     return isinstance(name, str) and _ADDRESS.match(name) is not None and not name.startswith("file://")
@@ -51,6 +58,14 @@ def is_address(name: object) -> bool:
 def local_path(name: str) -> str:
     """Return a `file://` address as a path, and any other name as it is."""
     return name.removeprefix("file://") if name.startswith("file://") else name
+
+
+def hub_address(address: str) -> str:
+    """Return the https address of a download from the Hub as an hf address, which uses a token; any other as it is."""
+    endpoint = f"{datasets.config.HF_ENDPOINT}/"
+    if not address.startswith(endpoint) or "/resolve/" not in address:
+        return address
+    return "hf://" + path_in(address).removeprefix(endpoint).replace("/resolve/", "@", 1)
 
 
 def protocol_of(address: str) -> str:
@@ -98,11 +113,16 @@ def without_secrets(address: str) -> str:
     """Return an address without the name and password of a user, and without signatures in its query."""
     if not is_address(address) or protocol_of(address) == "hf":
         return address
-    parts = urlsplit(address)
-    netloc = parts.netloc.rpartition("@")[2]
-    query = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True)]
-    kept = [(name, value) for name, value in query if not _SIGNATURES.fullmatch(name)]
-    return urlunsplit(parts._replace(netloc=netloc, query=parts.query if kept == query else urlencode(kept)))
+    protocol, _, rest = address.partition("://")
+    place, slash, rest = rest.partition("/")
+    address = f"{protocol}://{place.rpartition('@')[2]}{slash}{rest}"
+    if protocol_of(address) not in ("http", "https"):
+        return address
+    path, mark, query = address.partition("?")
+    parts = parse_qsl(query, keep_blank_values=True)
+    kept = [(name, value) for name, value in parts if not _SIGNATURES.fullmatch(name)]
+    query = query if kept == parts else urlencode(kept)
+    return f"{path}{mark}{query}" if query else path
 
 
 def refuse_address(argument: str, folder: str | os.PathLike[str]) -> None:
@@ -133,8 +153,6 @@ def open_filesystem(address: str, options: Mapping[str, Any]) -> tuple[Any, str]
     protocol = protocol_of(address)
     arguments = dict(options.get("storage_options") or {})
     if protocol == "hf":
-        import datasets.config
-
         # So `datasets` does; there is no other setting of the endpoint that it would use too.
         arguments = {"token": options.get("token"), "endpoint": datasets.config.HF_ENDPOINT} | arguments
     try:
@@ -260,6 +278,7 @@ __all__ = [
     "folder_of",
     "has_wildcards",
     "host_of",
+    "hub_address",
     "is_address",
     "list_files",
     "local_path",
@@ -269,6 +288,7 @@ __all__ = [
     "protocol_of",
     "read_address",
     "refuse_address",
+    "refuse_path",
     "version_of",
     "without_secrets",
 ]

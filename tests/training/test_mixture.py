@@ -96,7 +96,10 @@ def test_sources_may_be_at_addresses(streaming, raw_recipe, tmp_path):
     store.pipe_file("/site/prepared/meta.json", b"{}")
 
     def run(out, *overrides):
-        train(raw_recipe, ["training.max_steps=2", f"training.output_dir={tmp_path / out}", *overrides])
+        train(
+            raw_recipe,
+            ["training.max_steps=2", "training.logging_steps=2", f"training.output_dir={tmp_path / out}", *overrides],
+        )
         history = json.loads((tmp_path / out / "trainer_state.json").read_text())["log_history"]
         return json.loads((tmp_path / out / "janus_training.json").read_text())["plan_hash"], history[0]["loss"]
 

@@ -255,8 +255,8 @@ def _open_files(
     kept = [name for name in names if name not in about and not is_ignored(name, ignore)]
     if not kept:
         raise FileNotFoundError(
-            f"`source` must name files of data, got {describe(source)!r}, of which none is left: correct it, or ignore "
-            "fewer files."
+            f"`source` must name files of data, got {describe(source)!r}, of which none is left: correct it, or "
+            "ignore fewer files."
         )
     kinds = {name: file_format(path_in(name)) for name in kept}
     example = {kind: name for name, kind in kinds.items()}

@@ -214,7 +214,7 @@ def test_rows_per_shard_is_checked_and_kept(conversations, model, processor, tmp
     [
         ('{"text": "cut', "Unterminated string"),
         ("no JSON", "Expecting value"),
-        ("[1]", "no object, but '\\[1\\]'"),
+        ("[1]", "must be a dict, got \\[1\\]"),
         ('{"text": "\\ud83d"}', "surrogates not allowed"),
     ],
 )
@@ -223,5 +223,5 @@ def test_a_line_that_is_no_row_is_named(line, message, form, model, processor, t
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "one"}\n\n' + line + '\n{"text": "two"}\n')
     source = {"file": path, "folder": tmp_path, "pattern": tmp_path / "*.jsonl"}[form]
-    with pytest.raises(ValueError, match=f"must be a JSON object, got line 3 of {path}: .*{message}"):
+    with pytest.raises(ValueError, match=f"readable as json, got '{path}', which is not: line 3 .*{message}"):
         prepare_rows(source, model, processor)

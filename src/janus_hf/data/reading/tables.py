@@ -168,7 +168,7 @@ def _find_line(path: str, kind: str, error: BaseException) -> str:
                 return reason
             if not line.strip():
                 continue
-            row = json.loads(line)
+            row = json.loads(line.strip())
             # `datasets` cannot read half of a pair of surrogates ("\\ud83d").
             json.dumps(row, ensure_ascii=False).encode()
             if not isinstance(row, dict):

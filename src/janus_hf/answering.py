@@ -13,6 +13,7 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import Cache, DynamicCache
 
+from .arguments import check_flag
 from .errors import not_finite
 from .generation.context import EndOfContext, context_length
 from .generation.text.text_arguments import text_arguments
@@ -21,8 +22,6 @@ from .tokenizer import check_text_ids
 
 
 Conversation = list[dict[str, Any]]
-
-MAX_NEW_TOKENS = 512  # of an answer, unless the caller says another number
 
 # Arguments of `generate` that choose tokens or show them, with any value.
 _HARMLESS = {
@@ -109,14 +108,14 @@ def answer(
     settings = text_arguments(
         generate_kwargs | {"max_new_tokens": max_new_tokens}, getattr(model, "generation_config", None)
     )
-    most = settings.pop("max_new_tokens", MAX_NEW_TOKENS)
+    most = settings.pop("max_new_tokens")
     # Arguments that only JanusProProcessor accepts are left out unless the caller gives them.
     template: dict[str, Any] = {} if system_prompt == "default" else {"system_prompt": system_prompt}
     if roles is not None:
-        template["roles"] = list(roles)
+        template["roles"] = roles
     if parse_special_tokens is not None:
         template["parse_special_tokens"] = parse_special_tokens
-    shares_prefix = share_prefix and len(conversations) > 1
+    shares_prefix = check_flag(share_prefix, "share_prefix") and len(conversations) > 1
     if shares_prefix:
         _check_shareable(settings)
     # Lengths and ids are read before the batch is moved, because reading them from a GPU would wait for it each time.
@@ -131,7 +130,8 @@ def answer(
     )
     num_text_ids = getattr(model.config.get_text_config(), "vocab_size", None)
     if num_text_ids is not None:
-        check_text_ids(batch["input_ids"], num_text_ids)
+        placeholder = getattr(model.config, "image_token_id", None)
+        check_text_ids(batch["input_ids"], num_text_ids, placeholder=placeholder)
     rows = [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
     room = [_room(model, index, len(row), most) for index, row in enumerate(rows)]
     if shares_prefix and "pixel_values" in batch:

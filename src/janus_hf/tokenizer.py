@@ -103,7 +103,9 @@ def read_special_token_ids(source: str | os.PathLike[str], **hub_kwargs: Any) ->
     return {name: token_id for name, token_id in ids.items() if token_id is not None}
 
 
-def check_text_ids(input_ids: torch.Tensor, num_text_ids: int) -> None:
+def check_text_ids(
+    input_ids: torch.Tensor, num_text_ids: int, *, placeholder: int | None = None, name: str | None = None
+) -> None:
     """Raise unless every id of a tokenized text has a row in the model's text embedding table.
 
     In this package's models, ids from `num_text_ids` on are image tokens. A token that was added to the tokenizer but
@@ -112,16 +114,22 @@ def check_text_ids(input_ids: torch.Tensor, num_text_ids: int) -> None:
     Args:
         input_ids: Integer tensor of any shape with the ids of tokenized texts.
         num_text_ids: Number of rows of the embedding table (`vocab_size` of the text config).
+        placeholder: Id of the placeholder of images, which may be beyond the table, or None.
+        name: Name of the argument that holds the ids, for the message; None if a processor made them.
 
     Raises:
-        ValueError: If an id is too large.
+        ValueError: If an id is negative or too large.
     """
-    beyond = input_ids[input_ids >= num_text_ids]
-    if beyond.numel():
+    is_wrong = (input_ids < 0) | (input_ids >= num_text_ids)
+    if placeholder is not None:
+        is_wrong = is_wrong & (input_ids != placeholder)
+    if is_wrong.any():
+        what = "The tokens of a text" if name is None else f"`{name}`, the tokens of a text,"
         raise ValueError(
-            f"The tokens of a text must have ids below {num_text_ids}, the number of rows of the model's embedding "
-            f"table, got {sorted(set(beyond.tolist()))}: call model.resize_token_embeddings(len(processor.tokenizer)) "
-            "after adding tokens, or use the tokenizer of this model."
+            f"{what} must have ids below {num_text_ids}, the number of rows of the model's embedding table, and at "
+            f"least 0, got {sorted(set(input_ids[is_wrong].tolist()))[:5]}: call "
+            "model.resize_token_embeddings(len(processor.tokenizer)) after adding tokens, or use the tokenizer of "
+            "this model."
         )
 
 

@@ -6,12 +6,20 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    CompileConfig,
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+    WatermarkingConfig,
+)
 from transformers.generation import MaxLengthCriteria
 
 from janus_hf import JanusProForConditionalGeneration
 from janus_hf.answering import answer
 from janus_hf.generation.text.text_arguments import NEEDS, PASSED_ON, REFUSED, USED
+from janus_hf.generation.text.text_values import VALUES
 
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -28,7 +36,8 @@ def test_every_argument_is_in_one_group():
     assert (fields | arguments | extracted | fed) - SORTED == set()
     groups = [PASSED_ON, USED, REFUSED.keys()]
     assert sum(map(len, groups)) == len(SORTED)
-    assert NEEDS.keys() <= PASSED_ON
+    assert NEEDS.keys() <= PASSED_ON | USED
+    assert VALUES.keys() == PASSED_ON | USED
 
 
 @dataclass
@@ -52,22 +61,26 @@ def recorder(own_pipe, monkeypatch):
     return recorder
 
 
-VALUES = {
-    "do_sample": True,
+# Values of arguments whose row in the table has no example, or one that asks for nothing.
+OBJECTS = {
     "max_new_tokens": 9,
+    "use_cache": False,
     "logits_processor": LogitsProcessorList(),
     "stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(400)]),
-    "num_beams": 3,
-    "cache_implementation": "static",
+    "prefix_allowed_tokens_fn": lambda batch, ids: [0],
+    "watermarking_config": WatermarkingConfig(),
+    "compile_config": CompileConfig(),
 }
 
 
 def given(name, pipe):
     """The argument with a value that asks for something, and what it needs to have an effect."""
-    values = VALUES | {"assistant_model": pipe.model, "tokenizer": pipe.processor.tokenizer}
-    arguments = {name: values.get(name, 2)}
+    tokenizer = pipe.processor.tokenizer
+    values = {key: row.example for key, row in VALUES.items()} | OBJECTS
+    values |= {"assistant_model": pipe.model, "tokenizer": tokenizer, "assistant_tokenizer": tokenizer}
+    arguments = {name: values[name]}
     while missing := [one for key in arguments for one in NEEDS.get(key, ())[:1] if one not in arguments]:
-        arguments |= {one: values.get(one, 2) for one in missing}
+        arguments |= {one: values[one] for one in missing}
     return arguments
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
+from ..arguments import checked, integer
 from ..processing import JanusProProcessor
 from .documents import IGNORE
 from .grey_image import grey_document
@@ -68,6 +69,7 @@ class JanusProCollator:
             remove them from the batch first.
     """
 
+    @checked(max_length=integer(1, 4096))
     def __init__(
         self,
         processor: JanusProProcessor,
@@ -80,8 +82,6 @@ class JanusProCollator:
         varlen: bool = False,
         return_task_ids: bool = False,
     ) -> None:
-        if not 0 <= caption_drop <= 1:
-            raise ValueError(f"`caption_drop` must be a probability in [0, 1], got {caption_drop}: 0 drops none.")
         self.processor, self.caption_drop, self.seed = processor, caption_drop, seed
         self.max_length = processor.tokenizer.model_max_length if max_length is None else max_length
         self.pad_to, self.always_picture = pad_to, always_picture

@@ -7,6 +7,7 @@ source) and `visit` (number of times that the row came before). These three deci
 whether its caption is dropped. `JanusProCollator` makes a batch from a list of packs.
 """
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import datasets
 import numpy as np
 
+from ..arguments import checked, integer, of_kind
 from .integrity.damage import RowReader
 from .integrity.manifest_file import count_ids, read_manifest
 from .planning.mixing import check_ratios, take_turns
@@ -97,6 +99,17 @@ def _lengths(sources: Mapping[str, PreparedDataset]) -> dict[str, np.ndarray]:
     return {name: source.lengths for name, source in sources.items()}
 
 
+def _are_folders(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(one, (str, os.PathLike)) for one in value.values())
+
+
+@checked(
+    seed=integer(0, 0),
+    max_length=integer(1, 4096),
+    pool_size=integer(1, POOL_SIZE),
+    epochs=integer(1, 1, "leave it out for an endless stream"),
+    folders=of_kind("a dict from names to folders", _are_folders, {"texts": "prepared/texts"}),
+)
 def stream_packs(
     folders: Mapping[str, str],
     *,

@@ -15,6 +15,7 @@ import pyarrow as pa
 from transformers.utils import logging
 
 from .._version import __version__
+from ..arguments import checked
 from .fingerprint import check_fingerprint, fingerprint
 from .integrity.bad_rows import check_counts, first_rows, list_rows
 from .integrity.damage import damaged
@@ -204,6 +205,7 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
     return load_prepared(output)
 
 
+@checked()
 def finish_prepared(folder: str | os.PathLike[str]) -> None:
     """Finish a preparation that no rank could finish. Call it in one process, after `prepare` on all ranks.
 

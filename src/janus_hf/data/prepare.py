@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ..arguments import checked
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from .integrity.bad_rows import MAX_BAD_SHARE
@@ -36,6 +37,7 @@ MOST_ROWS_PER_SHARD = 8192  # the largest by default; the rows of one shard are 
 SHARDS = 1024  # larger sources have about as many shards, until these hold `MOST_ROWS_PER_SHARD`
 
 
+@checked()
 def prepare_rows(
     source: Source,
     model: HasImageTokens,
@@ -82,6 +84,7 @@ def prepare_rows(
     return PreparedDataset([make_table(prepared, skipped)], meta)
 
 
+@checked()
 def prepare(
     source: Source,
     output_dir: str | os.PathLike[str],
@@ -233,6 +236,7 @@ def _is_done(output: Path) -> bool:
     return bool(meta["complete"]) and {path.name for path in shard_paths(output)} == set(shard_names(meta))
 
 
+@checked()
 def prepare_mixture(
     sources: Mapping[str, Source | Mapping[str, Any]],
     output_dir: str | os.PathLike[str],

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..arguments import checked
 from ..files import atomic_path, write_atomically
 from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
@@ -300,6 +301,7 @@ def index_checksum(index: pa.Table) -> int:
     return value
 
 
+@checked()
 def load_prepared(
     folder: str | os.PathLike[str], *, model: HasImageTokens | None = None, processor: JanusProProcessor | None = None
 ) -> PreparedDataset:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from ..arguments import COMMON, check_values, checked
 from ..protocols import ImagePipeline
 from .benchmarks.dpg import DPGBench, make_dpg
 from .benchmarks.geneval import GenEval, make_geneval
@@ -81,6 +82,7 @@ KNOWN = tuple(TABLE)
 DRAWN_ONLY = tuple(name for name, row in TABLE.items() if row.evaluator is PromptSet)  # external judges score these
 
 
+@checked()
 def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **options: Any) -> Evaluator:
     """Return the evaluator of a benchmark.
 
@@ -97,6 +99,7 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
         FileNotFoundError: If the data are neither at hand nor available for download. The message says where to get
             them.
     """
+    check_values({key: value for key, value in options.items() if value is not None}, COMMON)
     if (limit := options.get("limit")) is not None and limit < 1:
         raise ValueError(f"`limit` must be at least 1, got {limit}: leave it out to use everything.")
     if name in PICTURE_METRICS:

@@ -7,6 +7,8 @@ adapter for VLMEvalKit (open-compass/VLMEvalKit#541).
 
 from dataclasses import dataclass, field
 
+from ..arguments import checked
+
 
 @dataclass(frozen=True)
 class Published:
@@ -173,6 +175,7 @@ def published(benchmark: str) -> dict[str, dict[str, float]]:
     return look_up(benchmark).scores
 
 
+@checked()
 def look_up(benchmark: str) -> Published:
     """Return a benchmark's title, data source and published scores, which are its entry in `BENCHMARKS`.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..arguments import checked
 from ..files import write_atomically
 from .data_files import read_json_lines
 from .paper import look_up, published
@@ -136,6 +137,7 @@ def save_once(report: Report, folder: str | os.PathLike[str]) -> Report:
     return report
 
 
+@checked()
 def compare(reports: Mapping[str, Report]) -> str:
     """Return a Markdown table with a line per run: its primary metric, the papers' numbers for it, and the protocol.
 

@@ -2,11 +2,13 @@
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Real
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ..arguments import checked, of_kind
 from ..files import write_atomically
 from ..image_grid import image_grid
 from ..rewards.image_io import as_rgb, open_rgb
@@ -23,6 +25,29 @@ _LINES, _CHARACTERS = 4, 32  # size of the caption in lines, and in characters p
 _CAPTION = _LINES * (_FONT_SIZE + 3) + 4
 
 
+def _are_pictures(value: object) -> bool:
+    kinds = (Image.Image, str, os.PathLike)
+    return isinstance(value, (list, tuple)) and all(isinstance(one, kinds) for one in value)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(one, str) for one in value)
+
+
+def _are_numbers(value: object) -> bool:
+    return (
+        not isinstance(value, (str, bytes))
+        and isinstance(value, Iterable)
+        and all(isinstance(one, Real) for one in value)
+    )
+
+
+@checked(
+    images=of_kind("a list of images or paths", _are_pictures, ["fox.png"]),
+    prompts=of_kind("a list of strings", _are_texts, ["a fox"]),
+    groups=of_kind("a list of strings", _are_texts, ["animals"]),
+    scores=of_kind("a list of numbers", _are_numbers, [0.5]),
+)
 def score_sheet(
     images: Sequence[Picture],
     prompts: Sequence[str],

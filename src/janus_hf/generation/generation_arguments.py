@@ -1,15 +1,27 @@
-"""Types of the keyword arguments of image generation, and checks of arguments that are tensors or generators.
+"""Types of the keyword arguments of image generation, the table of what they may be, and checks of the others.
 
 Overloads use the types: their signatures name only the arguments that decide the type of the result, and take the
 others as one `TypedDict`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 import torch
 
-from ..arguments import check_choice, check_integer, describe
+from ..arguments import (
+    FLAG,
+    FUNCTION,
+    SOME_SHARE,
+    Value,
+    check_choice,
+    check_integer,
+    describe,
+    integer,
+    number,
+    one_of,
+    or_none,
+)
 
 
 # Source of random keys: one generator for all images, one per image, or None for the device's global generator.
@@ -34,6 +46,25 @@ class SamplingArguments(TypedDict, total=False):
     image_ids: torch.Tensor | None
     speculative_window: int
     cache_implementation: Literal["static", "dynamic"]
+
+
+_ALL_TOKENS = "use None to sample among all tokens"
+# What each argument of `generate_images` may be that is neither a tensor nor a generator.
+IMAGE_VALUES: Mapping[str, Value] = {
+    "guidance_scale": number(
+        "be 0 or more", lambda value: value >= 0, 5.0, "use 1 for no guidance, 5 as the original"
+    ),
+    "do_sample": FLAG,
+    "temperature": number(
+        "be positive", lambda value: value > 0, 1.0, "use do_sample=False for the most likely tokens"
+    ),
+    "top_k": or_none(integer(1, 50, _ALL_TOKENS)),
+    "top_p": or_none(number(*SOME_SHARE, 0.9, _ALL_TOKENS)),
+    "speculative_window": integer(1, 4, "use 1 to guess nothing"),
+    "cache_implementation": one_of("static", "dynamic"),
+    "callback": or_none(FUNCTION),
+    **dict.fromkeys(("output_logits", "output_scores", "return_dict_in_generate"), FLAG),
+}
 
 
 def check_generators(generator: Any, num_images: int) -> None:
@@ -125,6 +156,7 @@ def check_compiling(mode: Any, batch_sizes: Any, speculative_window: Any, max_gr
 
 __all__ = [
     "CAPTURED",
+    "IMAGE_VALUES",
     "MAX_GRAPHS",
     "Generators",
     "SamplingArguments",

@@ -19,7 +19,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import ModelOutput, logging
 
-from ..arguments import check_callable, check_choice, check_flag, check_integer, check_number
+from ..arguments import check_flag, check_values
 from ..protocols import BareModel
 from ..summaries import ShortRepr
 from ..tokenizer import check_text_ids
@@ -28,6 +28,7 @@ from .decoders import CapturedDecoder, Decoder, choose_decoder, default_decoder,
 from .drawing import Drawing, StepCallback, run_first_steps
 from .generation_arguments import (
     CAPTURED,
+    IMAGE_VALUES,
     MAX_GRAPHS,
     Generators,
     SamplingArguments,
@@ -274,7 +275,8 @@ class ImageGenerationMixin:
             callback: Function that is called once for each position, with the position and the tokens so far,
                 `(B, position + 1)`. It may return `(B,)` tokens to use instead of those just sampled.
             output_logits: Whether to collect the logits of all steps (see `ImageGenerationOutput`).
-            output_scores: Whether to collect the scores of all steps (see `ImageGenerationOutput`).
+            output_scores: Whether to collect the scores of all steps (see `ImageGenerationOutput`). Both need
+                `return_dict_in_generate=True`.
             return_dict_in_generate: Whether to return an `ImageGenerationOutput` instead of the tokens.
 
         Returns:
@@ -289,15 +291,24 @@ class ImageGenerationMixin:
         check_integer_tensor(input_ids, "input_ids", "(B, T)")
         vq, device, batch_size = self.config.vq_config, input_ids.device, len(input_ids)
         num_tokens, codebook_size = vq.num_image_tokens, vq.num_embeddings
-        scale = self._choose_guidance_scale(guidance_scale, negative_input_ids is not None)
-        window = check_integer(speculative_window, "speculative_window", "use 1 to guess nothing")
-        check_choice(cache_implementation, "cache_implementation", ("static", "dynamic"))
-        check_callable(callback, "callback")
-        wants_logits, wants_scores = (
-            check_flag(output_logits, "output_logits"),
-            check_flag(output_scores, "output_scores"),
+        scale = self._choose_guidance_scale(guidance_scale)
+        wanted = {"output_logits": output_logits, "output_scores": output_scores}
+        said = check_values(
+            {
+                **wanted,
+                "return_dict_in_generate": return_dict_in_generate,
+                "callback": callback,
+                "speculative_window": speculative_window,
+                "cache_implementation": cache_implementation,
+            },
+            IMAGE_VALUES,
         )
-        wants_output = check_flag(return_dict_in_generate, "return_dict_in_generate")
+        wants_output: bool = said["return_dict_in_generate"]
+        if not wants_output and any(wanted.values()):
+            raise ValueError(
+                "`return_dict_in_generate` must be True with `output_logits` and `output_scores`, got False: set it, "
+                "or leave the two out."
+            )
         sampling = Sampling.make(do_sample, temperature, top_k, top_p, device)
         ids_RT, mask_RT = make_rows(
             input_ids,
@@ -310,8 +321,14 @@ class ImageGenerationMixin:
         self._check_context(ids_RT.shape[1])
         check_text_ids(ids_RT, self.config.text_config.vocab_size)
         given = check_prefix(image_ids, batch_size, num_tokens, codebook_size, device)
+        collected = {
+            name.removeprefix("output_"): torch.empty(batch_size, num_tokens, codebook_size, device=device)
+            for name in wanted
+            if said[name]
+        }
         if given.shape[1] == num_tokens:
-            return ImageGenerationOutput(image_ids=given, num_model_steps=0) if wants_output else given
+            none = {name: values[:, num_tokens:] for name, values in collected.items()}
+            return ImageGenerationOutput(image_ids=given, num_model_steps=0, **none) if wants_output else given
 
         decoder = self._decoder
         with decoder.turn(self):
@@ -329,10 +346,8 @@ class ImageGenerationMixin:
                     sampling=sampling,
                 ),
                 cache_implementation=cache_implementation,
-                window=window,
+                window=said["speculative_window"],
             )
-            all_logits = torch.empty(batch_size, num_tokens, codebook_size, device=device) if wants_logits else None
-            all_scores = torch.empty(batch_size, num_tokens, codebook_size, device=device) if wants_scores else None
             drawing.start()
             while True:
                 count = drawing.num_accepted()
@@ -341,10 +356,8 @@ class ImageGenerationMixin:
                 if callback is not None:
                     count = drawing.run_callback(count, callback)
                 accepted = slice(drawing.num_final, drawing.num_final + count)
-                if all_logits is not None:
-                    all_logits[:, accepted] = drawing.logits[:, :count]
-                if all_scores is not None:
-                    all_scores[:, accepted] = drawing.scores[:, :count]
+                for name, values in collected.items():
+                    values[:, accepted] = getattr(drawing, name)[:, :count]
                 drawing.accept(count)
                 if drawing.num_final == num_tokens:
                     break
@@ -355,28 +368,18 @@ class ImageGenerationMixin:
             return tokens
         return ImageGenerationOutput(
             image_ids=tokens,
-            logits=None if all_logits is None else all_logits[:, given.shape[1] :],
-            scores=None if all_scores is None else all_scores[:, given.shape[1] :],
             num_model_steps=drawing.num_model_steps,
+            **{name: values[:, given.shape[1] :] for name, values in collected.items()},
         )
 
-    def _choose_guidance_scale(self, guidance_scale: float | None, has_negative_prompts: bool) -> float:
+    def _choose_guidance_scale(self, guidance_scale: float | None) -> float:
         """Return `guidance_scale`, or the default from `generation_config` (or else 5) if it is None.
 
-        Raise a TypeError if the scale is no number. Raise a ValueError if it is negative or not finite, or if it is 1
-        and there are negative prompts, which would have no effect.
+        Raise a TypeError if the scale is no number. Raise a ValueError if it is negative or not finite.
         """
         if guidance_scale is None:
             guidance_scale = getattr(self.generation_config, "image_guidance_scale", GUIDANCE_SCALE)
-        advice = "use 1 for no guidance, 5 as the original does"
-        scale = check_number(guidance_scale, "guidance_scale", advice)
-        if not scale >= 0:
-            raise ValueError(f"`guidance_scale` must be 0 or more, got {guidance_scale}: {advice}.")
-        if has_negative_prompts and scale == 1:
-            raise ValueError(
-                "`guidance_scale` must not be 1 with a negative prompt, which acts through guidance, got 1: set it "
-                "above 1, or leave the negative prompt out."
-            )
+        scale: float = check_values({"guidance_scale": guidance_scale}, IMAGE_VALUES)["guidance_scale"]
         return scale
 
     def _check_context(self, length: int) -> None:

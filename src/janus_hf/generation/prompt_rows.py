@@ -32,7 +32,7 @@ def make_rows(
         attention_mask: `(B, T)`, 0 on the padding; None if there is no padding.
         negative_input_ids: `(B, T')` token ids of negative prompts, which replace the unconditional prompts; or None.
         negative_attention_mask: `(B, T')`, 0 on the padding; None if there is no padding.
-        guided: Whether to add an unconditional row for every prompt.
+        guided: Whether to add a second row for every prompt; negative prompts act only through it.
         pad_token_id: Id of the padding token, which replaces the text in unconditional rows.
 
     Returns:
@@ -41,9 +41,22 @@ def make_rows(
 
     Raises:
         TypeError: If an argument is no tensor, or ids are no integers.
-        ValueError: If shapes disagree, a prompt is not left-padded, or `pad_token_id` is None but needed.
+        ValueError: If shapes disagree, a prompt is not left-padded, `pad_token_id` is None but needed, or an argument
+            about negative prompts has no effect.
     """
     ids_RT, mask_RT = _check_prompts(input_ids, attention_mask, "input_ids")
+    if negative_input_ids is not None and not guided:
+        raise ValueError(
+            "`guidance_scale` must not be 1 with a negative prompt, which acts through guidance, got 1: set it above "
+            "1, or leave the negative prompt out."
+        )
+    if negative_input_ids is None and negative_attention_mask is not None:
+        raise ValueError(
+            "`negative_attention_mask` must come together with `negative_input_ids`, without which it has no effect, "
+            "got it alone: pass both from one call of the processor."
+        )
+    if pad_token_id is not None:
+        pad_token_id = check_integer(pad_token_id, "pad_token_id", "pass processor.pad_token_id", least=0)
     if negative_input_ids is not None:
         negative = _check_prompts(negative_input_ids, negative_attention_mask, "negative_input_ids")
         return _add_negative_prompts(ids_RT, mask_RT, *negative)
@@ -54,8 +67,7 @@ def make_rows(
             "`pad_token_id` must be the id of the padding token, of which the unconditional prompt is made, got None: "
             "pass pad_token_id=processor.pad_token_id, or set it in model.generation_config."
         )
-    pad = check_integer(pad_token_id, "pad_token_id", "pass processor.pad_token_id", least=0)
-    return add_unconditional_twins(ids_RT, mask_RT, pad)
+    return add_unconditional_twins(ids_RT, mask_RT, pad_token_id)
 
 
 def add_unconditional_twins(

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..arguments import check_flag, check_integer, check_number
-from .generation_arguments import Generators, check_generators
+from ..arguments import check_values
+from .generation_arguments import IMAGE_VALUES, Generators, check_generators
 
 
 _WORD = 0xFFFFFFFF  # largest 32-bit word
@@ -66,20 +66,14 @@ class Sampling:
             TypeError: If a setting is of the wrong type.
             ValueError: If `temperature` is not positive and finite, `top_k` is below 1 or `top_p` lies outside (0, 1].
         """
-        all_tokens = "use None to sample among all tokens"
-        heat = check_number(temperature, "temperature", "use 1.0 for the model's own distribution")
-        if not heat > 0:
-            raise ValueError(
-                f"`temperature` must be positive, got {temperature}: use do_sample=False for the most likely tokens."
-            )
-        share = 1.0 if top_p is None else check_number(top_p, "top_p", all_tokens)
-        if not 0 < share <= 1:
-            raise ValueError(f"`top_p` must lie in (0, 1], got {top_p}: {all_tokens}.")
+        given = {"do_sample": do_sample, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        said = check_values(given, IMAGE_VALUES)
+        share = said["top_p"]
         return cls(
-            do_sample=check_flag(do_sample, "do_sample"),
-            temperature=torch.tensor(heat, device=device),
-            top_k=None if top_k is None else check_integer(top_k, "top_k", all_tokens),
-            top_p=None if share == 1 else torch.tensor(share, device=device),
+            do_sample=said["do_sample"],
+            temperature=torch.tensor(said["temperature"], device=device),
+            top_k=said["top_k"],
+            top_p=None if share is None or share == 1 else torch.tensor(share, device=device),
         )
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:

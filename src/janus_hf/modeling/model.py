@@ -117,6 +117,10 @@ class JanusProForConditionalGeneration(JanusProPreTrainedModel, AnswerMixin, Tex
 
         Arguments that are not listed here are those of `JanusProModel.forward`.
 
+        Ids from the size of the text vocabulary on are image tokens here, and nothing tells them apart from those of
+        text tokens that were added to the tokenizer alone. So call `resize_token_embeddings` after adding tokens,
+        before another trainer than this package's feeds texts. `generate` and this package's data refuse such ids.
+
         Args:
             labels: `(B, T)` ids as in `input_ids`. The label at position `t` is predicted from position `t - 1`.
                 Labels of -100 are ignored; the first label of every training sequence must be -100. Labels below the

@@ -9,7 +9,17 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from transformers import GenerationConfig
 
-from ..arguments import check_callable, check_choice, check_integer, check_number, check_path, describe
+from ..arguments import (
+    Value,
+    check_callable,
+    check_choice,
+    check_integer,
+    check_number,
+    check_path,
+    check_values,
+    describe,
+    of_kind,
+)
 from ..configuration import JanusProVQConfig
 from ..generation.batch_sizes import BatchSize
 from ..generation.generation_arguments import Generators, SamplingArguments, check_generators, check_integer_tensor
@@ -34,6 +44,16 @@ _LOADING_KINDS = {
     "key_mapping": dict,
     "max_memory": dict,
     "generation_config": GenerationConfig,
+}
+
+
+_LOADED = "load a pipeline with JanusProPipeline.from_pretrained"
+# The components of a pipeline. Models that PEFT or a compiler has wrapped have the methods too.
+COMPONENTS: Mapping[str, Value] = {
+    "model": of_kind("the model of a Janus-Pro", lambda value: hasattr(value, "generate_images"), None, _LOADED),
+    "processor": of_kind(
+        "the processor of a Janus-Pro", lambda value: hasattr(value, "prepare_image_generation"), None, _LOADED
+    ),
 }
 
 
@@ -174,12 +194,9 @@ def check_loading(
     kwargs = {name: value for name, value in kwargs.items() if name not in LOADING_ARGUMENTS}
     if torch_dtype is not None:
         kwargs.setdefault("dtype", torch_dtype)
-    for name, value, method in (
-        ("model", model, "generate_images"),
-        ("processor", processor, "prepare_image_generation"),
-    ):
-        if value is not None and not hasattr(value, method):
-            raise TypeError(f"`{name}` must be the {name} of a Janus-Pro, got {describe(value)}: leave it out.")
+    for name, value in (("model", model), ("processor", processor)):
+        if value is not None:
+            COMPONENTS[name].check(value, name)
     if model is not None and (ignored := sorted(kwargs.keys() - set(HUB_ARGUMENTS))):
         raise ValueError(
             f"`model` must be left out where other arguments load one, got both it and {', '.join(ignored)}: pass "
@@ -197,6 +214,11 @@ def check_loading(
     if isinstance(kwargs.get("dtype"), dict):
         kwargs["dtype"] = _model_dtype(kwargs["dtype"])
     return kwargs
+
+
+def check_components(model: object, processor: object) -> None:
+    """Raise a TypeError unless these are the model and the processor of a Janus-Pro."""
+    check_values({"model": model, "processor": processor}, COMPONENTS)
 
 
 def check_adapter_source(source: Any, adapter_name: Any, hub_kwargs: Mapping[str, Any]) -> None:
@@ -316,12 +338,14 @@ def _model_dtype(dtypes: dict[str, torch.dtype | str]) -> torch.dtype | str:
 
 __all__ = [
     "CALLBACK_TENSORS",
+    "COMPONENTS",
     "CallArguments",
     "OutputType",
     "StepEndCallback",
     "callback_tensors",
     "check_adapter_source",
     "check_call_arguments",
+    "check_components",
     "check_loading",
     "check_scale",
     "check_scales",

@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any, overload
 
 from ..answering import Conversation, answer
 from ..arguments import describe
+from ..generation.text.text_values import VALUES
 from ..processing.batching import check_texts
 from ..processing.pictures import flatten_images
 from ..processing.prompts import check_conversation
+from .diffusers_names import refuse_arguments
 from .offloading import move_to_device
 
 
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
     from ..modeling import JanusProForConditionalGeneration
     from ..processing import JanusProProcessor
     from ..processing.pictures import ImageSource
+
+
+# Arguments of `answer` that `ask` and `chat` set themselves.
+_SET = {
+    "share_prefix": "a list of questions shares its images and the beginning of its prompts always",
+    "device": "call `pipe.to(device)`",
+    "dtype": "call `pipe.to(dtype)`, or load the pipeline with it",
+    "conversations": "pass `messages`, which may be a list of conversations",
+    "model": "it is that of the pipeline",
+    "processor": "it is that of the pipeline",
+}
 
 
 class ChatPipelineMixin:
@@ -103,13 +116,12 @@ class ChatPipelineMixin:
         settings: dict[str, Any] = {
             "max_new_tokens": max_new_tokens,
             "do_sample": do_sample,
-            "streamer": streamer,
             "system_prompt": system_prompt,
             **generate_kwargs,
         }
         if isinstance(question, str):
-            return self.chat(conversations[0], **settings)
-        return self._answer(conversations, share_prefix=True, **settings)
+            return self.chat(conversations[0], streamer=streamer, **settings)
+        return self._answer(conversations, True, streamer, **settings)
 
     @overload
     def chat(
@@ -178,33 +190,31 @@ class ChatPipelineMixin:
             check_conversation(one, roles=self.processor.roles, name=f"messages[{number}]" if several else "messages")
         answers = self._answer(
             conversations,
-            share_prefix=False,
+            False,
+            streamer,
             max_new_tokens=max_new_tokens,
             do_sample=do_sample,
-            streamer=streamer,
             system_prompt=system_prompt,
             **generate_kwargs,
         )
         return answers if several else answers[0]
 
+    # Positional, so that no name of a keyword argument is taken.
     def _answer(
-        self, conversations: list[Conversation], *, streamer: "BaseStreamer | None", **kwargs: Any
+        self, conversations: list[Conversation], shares: bool, streamer: "BaseStreamer | None", /, **kwargs: Any
     ) -> list[str]:
         """Answer a batch of conversations; return one answer per conversation.
 
-        An offloaded model is moved to its device first and back afterwards. `kwargs` are arguments of
-        `answering.answer`.
+        An offloaded model is moved to its device first and back afterwards. With `shares`, the prefix that all prompts
+        share runs once. `kwargs` are arguments of `answering.answer`.
 
         Raises:
-            TypeError: If `do_sample` or `streamer` is of the wrong type.
-            ValueError: If `do_sample` is False and an argument is given that only sampling uses.
+            TypeError: If `streamer` is of the wrong type, or an argument is one that this method sets.
+            ValueError: If there is a streamer for several conversations.
         """
-        is_class = isinstance(streamer, type)
-        if streamer is not None and (is_class or not (hasattr(streamer, "put") and hasattr(streamer, "end"))):
-            raise TypeError(
-                f"`streamer` must be a streamer of transformers or None, got {describe(streamer)}: write "
-                "TextStreamer(pipe.processor.tokenizer)."
-            )
+        refuse_arguments({name: value for name, value in kwargs.items() if name in _SET}, _SET, "ask` and `chat")
+        if streamer is not None:
+            VALUES["streamer"].check(streamer, "streamer")
         if not conversations:
             return []
         if streamer is not None and len(conversations) > 1:
@@ -213,7 +223,8 @@ class ChatPipelineMixin:
                 f"{len(conversations)}: ask one at a time."
             )
         device = move_to_device(self)
-        answers = answer(self.model, self.processor, conversations, device=device, streamer=streamer, **kwargs)
+        kwargs |= {"device": device, "share_prefix": shares, "streamer": streamer}
+        answers = answer(self.model, self.processor, conversations, **kwargs)
         self.maybe_free_model_hooks()
         return answers
 

@@ -5,7 +5,6 @@ calls the model's `generate_images` and `generate`, which take and return token 
 folder, which transformers' `AutoModel` and `AutoProcessor` can load as well.
 """
 
-import os
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, Unpack, overload
@@ -14,14 +13,11 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 
-from ..arguments import check_flag, check_path
+from ..arguments import check_flag
 from ..generation.batch_sizes import BatchSize, largest_batch, run_in_batches
 from ..generation.generation_arguments import Generators
 from ..generation.images import GUIDANCE_SCALE
-from ..hub.fetching import hub_arguments
-from ..hub.opening import open_checkpoint
 from ..modeling import JanusProForConditionalGeneration
 from ..processing import JanusProProcessor
 from ..processing.pictures import ImageBatch
@@ -32,7 +28,7 @@ from .call_arguments import (
     StepEndCallback,
     callback_tensors,
     check_call_arguments,
-    check_loading,
+    check_components,
 )
 from .chat import ChatPipelineMixin
 from .diffusers_names import CALL_ARGUMENTS, DiffusersNamesMixin, refuse_arguments
@@ -62,6 +58,9 @@ class JanusProPipeline(
     Args:
         model: The Janus-Pro model, which generates text tokens and image tokens.
         processor: The processor that belongs to the model.
+
+    Raises:
+        TypeError: If one of the two is of another kind.
     """
 
     model: JanusProForConditionalGeneration
@@ -70,6 +69,7 @@ class JanusProPipeline(
     _callback_tensor_inputs = CALLBACK_TENSORS  # diffusers' pipelines list here what a callback may receive
 
     def __init__(self, model: JanusProForConditionalGeneration, processor: JanusProProcessor) -> None:
+        check_components(model, processor)
         super().__init__()
         self.register_modules(model=model, processor=processor)
 
@@ -324,72 +324,6 @@ class JanusProPipeline(
     def disable_fast_decoding(self) -> None:
         """Undo `enable_fast_decoding`: generate with the plain step again, and free graphs and packed weights."""
         self.model.compile_generation(False)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        model: JanusProForConditionalGeneration | None = None,
-        processor: JanusProProcessor | None = None,
-        torch_dtype: torch.dtype | str | dict[str, torch.dtype | str] | None = None,
-        parse_special_tokens: bool | None = None,
-        **kwargs: Any,
-    ) -> "JanusProPipeline":
-        """Load a pipeline from a folder or Hub repository.
-
-        The files may be a release by deepseek-ai, a conversion for transformers' own Janus, a saved pipeline, or an
-        adapter, which is loaded on its base model. All files of a repository come from one commit.
-
-        Args:
-            pretrained_model_name_or_path: Repository id or folder. `janus_hf.assets.DEFAULT_MODEL` is the folder of
-                the small model inside the package, which was trained on prompts such as "a photo of a red circle".
-            model, processor: Model or processor to use instead of loading it.
-            torch_dtype: Name of the argument `dtype` in diffusers. As in diffusers, it may be a dict from component to
-                dtype; the model gets the dtype of "model", else that of "default", else float32. It is ignored if
-                `dtype` is given as well.
-            parse_special_tokens: Whether special tokens that stand in messages and prompts become special tokens; it
-                is set on the processor. None keeps the processor's setting.
-            kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
-                both model and processor. For an adapter, `revision` and `subfolder` are those of the adapter; the base
-                model is taken at the revision that adapter_config.json names. All other arguments (`dtype`,
-                `device_map`, `quantization_config`, `variant`, ...) go to that of the model. Those that diffusers or
-                transformers would accept and ignore are refused by name (`pipelines.diffusers_names`).
-
-        Raises:
-            CheckpointError: If the files do not hold exactly the model's weights.
-            OSError: If the repository, that of the adapter's base model, or one of their files cannot be downloaded or
-                read. The message is one line that says why and what to do.
-            TypeError: If an argument is of the wrong type.
-            ValueError: If the files are of another kind of model, or `model` is given together with arguments for
-                loading a model.
-        """
-        check_path(pretrained_model_name_or_path, "pretrained_model_name_or_path", "a repository id or a folder")
-        kwargs = check_loading(model, processor, torch_dtype, kwargs)
-        hub_kwargs = hub_arguments(kwargs)
-        if model is None:
-            # Processor and model come from one commit, because both get the checkpoint that is found here.
-            checkpoint = open_checkpoint(
-                pretrained_model_name_or_path,
-                hub_kwargs,
-                kwargs.pop("adapter_kwargs", None),
-                needs_config=kwargs.get("config") is None,
-            )
-            if processor is None:
-                holder = checkpoint.holder_of(FULL_TOKENIZER_FILE)
-                processor = JanusProProcessor.from_pretrained(holder.path, **holder.hub_kwargs)
-            loading = {name: value for name, value in kwargs.items() if name not in hub_kwargs}
-            model = JanusProForConditionalGeneration.from_pretrained(
-                checkpoint.source.path, **loading, **checkpoint.loading_arguments()
-            )
-        elif processor is None:
-            processor = JanusProProcessor.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
-        # Checkpoints released by deepseek-ai name the placeholder token of images in their tokenizer only.
-        if model.config.image_token_id is None:
-            model.config.image_token_id = processor.image_token_id
-        if parse_special_tokens is not None:
-            processor.parse_special_tokens = check_flag(parse_special_tokens, "parse_special_tokens")
-        return cls(model=model, processor=processor)
 
     @property
     def default_guidance_scale(self) -> float:

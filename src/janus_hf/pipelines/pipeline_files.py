@@ -1,31 +1,107 @@
-"""The pipeline methods `save_pretrained` and `push_to_hub`: save a pipeline as one folder and upload it to the Hub."""
+"""The pipeline methods `from_pretrained`, `save_pretrained` and `push_to_hub`: load, save and upload a pipeline."""
 
+import copy
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Unpack
+from typing import Any, Self, Unpack
 
+import torch
 from huggingface_hub import ModelCard
+from transformers.tokenization_utils_base import FULL_TOKENIZER_FILE
 
 from ..arguments import check_flag, check_path
 from ..hub.cards import CARD_FILE, finish_card, model_card, read_card
+from ..hub.fetching import hub_arguments
+from ..hub.opening import open_checkpoint
 from ..hub.saved_files import replaced_save
 from ..hub.uploads import HubUploadMixin, UploadArguments, check_upload_arguments
 from ..layouts import Layout, layout_of
-
-
-if TYPE_CHECKING:
-    from ..modeling import JanusProForConditionalGeneration
-    from ..processing import JanusProProcessor
+from ..modeling import JanusProForConditionalGeneration
+from ..processing import JanusProProcessor
+from .call_arguments import check_loading
 
 
 class PipelineFilesMixin(HubUploadMixin):
-    """Add `save_pretrained` and `push_to_hub` to a diffusers pipeline with a `model`, a `processor` and adapters."""
+    """Add `from_pretrained`, `save_pretrained` and `push_to_hub` to a diffusers pipeline.
 
-    model: "JanusProForConditionalGeneration"
-    processor: "JanusProProcessor"
+    It has the components `model` and `processor`, and adapters.
+    """
+
+    model: JanusProForConditionalGeneration
+    processor: JanusProProcessor
     get_list_adapters: Callable[[], dict[str, list[str]]]
     save_config: Callable[[str | os.PathLike[str]], None]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        model: JanusProForConditionalGeneration | None = None,
+        processor: JanusProProcessor | None = None,
+        torch_dtype: torch.dtype | str | dict[str, torch.dtype | str] | None = None,
+        parse_special_tokens: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Load a pipeline from a folder or Hub repository.
+
+        The files may be a release by deepseek-ai, a conversion for transformers' own Janus, a saved pipeline, or an
+        adapter, which is loaded on its base model. All files of a repository come from one commit.
+
+        Args:
+            pretrained_model_name_or_path: Repository id or folder. `janus_hf.assets.DEFAULT_MODEL` is the folder of
+                the small model inside the package, which was trained on prompts such as "a photo of a red circle".
+            model, processor: Model or processor to use instead of loading it.
+            torch_dtype: Name of the argument `dtype` in diffusers. As in diffusers, it may be a dict from component to
+                dtype; the model gets the dtype of "model", else that of "default", else float32. It is ignored if
+                `dtype` is given as well.
+            parse_special_tokens: Whether special tokens that stand in messages and prompts become special tokens; it
+                is set on the processor, or on a copy of a given one. None keeps the processor's setting.
+            kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, ...) go to the `from_pretrained` of
+                both model and processor. For an adapter, `revision` and `subfolder` are those of the adapter; the base
+                model is taken at the revision that adapter_config.json names. All other arguments (`dtype`,
+                `device_map`, `quantization_config`, `variant`, ...) go to that of the model. Those that diffusers or
+                transformers would accept and ignore are refused by name (`pipelines.diffusers_names`).
+
+        Raises:
+            CheckpointError: If the files do not hold exactly the model's weights.
+            OSError: If the repository, that of the adapter's base model, or one of their files cannot be downloaded or
+                read. The message is one line that says why and what to do.
+            TypeError: If an argument is of the wrong type.
+            ValueError: If the files are of another kind of model, or `model` is given together with arguments for
+                loading a model.
+        """
+        check_path(pretrained_model_name_or_path, "pretrained_model_name_or_path", "a repository id or a folder")
+        if parse_special_tokens is not None:
+            check_flag(parse_special_tokens, "parse_special_tokens")
+        kwargs = check_loading(model, processor, torch_dtype, kwargs)
+        hub_kwargs = hub_arguments(kwargs)
+        if model is None:
+            # Processor and model come from one commit, because both get the checkpoint that is found here.
+            checkpoint = open_checkpoint(
+                pretrained_model_name_or_path,
+                hub_kwargs,
+                kwargs.pop("adapter_kwargs", None),
+                needs_config=kwargs.get("config") is None,
+            )
+            if processor is None:
+                holder = checkpoint.holder_of(FULL_TOKENIZER_FILE)
+                processor = JanusProProcessor.from_pretrained(holder.path, **holder.hub_kwargs)
+            loading = {name: value for name, value in kwargs.items() if name not in hub_kwargs}
+            model = JanusProForConditionalGeneration.from_pretrained(
+                checkpoint.source.path, **loading, **checkpoint.loading_arguments()
+            )
+        elif processor is None:
+            processor = JanusProProcessor.from_pretrained(pretrained_model_name_or_path, **hub_kwargs)
+        # Checkpoints released by deepseek-ai name the placeholder token of images in their tokenizer only.
+        if model.config.image_token_id is None:
+            model.config.image_token_id = processor.image_token_id
+        if parse_special_tokens is not None:
+            processor = copy.copy(processor)  # a given processor may be in use elsewhere
+            processor.parse_special_tokens = parse_special_tokens
+        pipeline_class: Callable[..., Self] = cls  # the pipeline, whose constructor this base class does not know
+        return pipeline_class(model=model, processor=processor)
 
     def save_pretrained(
         self,

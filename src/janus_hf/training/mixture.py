@@ -7,12 +7,14 @@ repeated and resumed exactly.
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from ..arguments import checked, of_kind
 from ..data import (
     JanusProCollator,
     PackedDataset,
@@ -50,6 +52,18 @@ class TrainingData:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def _is_section(section: object) -> bool:
+    sources = section.get("sources") if isinstance(section, Mapping) else None
+    whole = [isinstance(one, Mapping) and {"name", "path", "ratio"} <= one.keys() for one in sources or ()]
+    return isinstance(sources, list) and bool(sources) and all(whole)
+
+
+@checked(
+    section=of_kind(
+        "the section `data` of a recipe, whose sources have a name, a path and a ratio each", _is_section, None
+    ),
+    args=of_kind("a JanusProSFTConfig", JanusProSFTConfig, None),
+)
 def load_mixture(
     section: dict[str, Any],
     args: JanusProSFTConfig,

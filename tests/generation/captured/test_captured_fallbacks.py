@@ -63,6 +63,10 @@ def spread(model):
     model.hf_device_map = {"model": 0, "lm_head": 1}
 
 
+def keep_on_disk(model):
+    model.hf_device_map = {"model": "cpu", "lm_head": "disk"}
+
+
 def hook(model):
     model.model.language_model.layers[0].mlp.register_forward_hook(lambda module, args, output: output * 2)
 
@@ -99,6 +103,7 @@ REASONS = {
     offload_between_calls: "the model is offloaded",
     offload_groups: "the model is offloaded",
     spread: r"spread over several devices (cpu, cuda:0, cuda:1)",
+    keep_on_disk: r"spread over several devices (cpu, disk)",
     hook: "layers have forward hooks",
     hook_before: "layers have forward hooks",
     use_eager_attention: "'eager'",

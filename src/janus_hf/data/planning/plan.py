@@ -54,6 +54,7 @@ from typing import Any
 
 import numpy as np
 
+from ...arguments import checked, integer, of_kind
 from .block_cache import BlockCache, save_arrays
 from .blocks import Block, BlockPlanner, Entry, gather_lengths
 from .mixing import check_ratios
@@ -246,6 +247,13 @@ class PackPlan:
             )
 
 
+def _are_lengths(value: object) -> bool:
+    return isinstance(value, Mapping) and all(np.ndim(one) == 1 for one in value.values())
+
+
+@checked(
+    seed=integer(0, 0), lengths=of_kind("a dict from names to lists of lengths", _are_lengths, {"texts": [12, 7]})
+)
 def make_plan(
     lengths: Mapping[str, Sequence[int] | np.ndarray],
     *,

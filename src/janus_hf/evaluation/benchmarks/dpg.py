@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from ...arguments import COMMON, check_values, checked
 from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
 from ...rewards.image_io import UNREADABLE, open_rgb
@@ -74,6 +75,9 @@ class DPGBench:
     batch_size: BatchSize = 8
     limit: int | None = None
     drawing: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
 
     name = "dpg"
 
@@ -142,6 +146,7 @@ def make_dpg(name: str, data: str | os.PathLike[str] | None, **options: Any) -> 
     return DPGBench(find_data(name, data), **options)
 
 
+@checked()
 def evaluate_dpg(
     grids: str | os.PathLike[str],
     data: str | os.PathLike[str],

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ...arguments import checked
 from ..data_files import existing_path, read_table, where_to_get
 from .propositions import Proposition
 
@@ -17,6 +18,7 @@ from .propositions import Proposition
 _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
 
 
+@checked()
 def read_prompts(data: str | os.PathLike[str]) -> dict[str, str]:
     """Read the prompts of DPG-Bench, and return their texts by `item_id`.
 
@@ -38,6 +40,7 @@ def read_prompts(data: str | os.PathLike[str]) -> dict[str, str]:
     return prompts
 
 
+@checked()
 def read_propositions(data: str | os.PathLike[str], *, skip_first_row: bool = True) -> dict[str, list[Proposition]]:
     """Read the propositions of DPG-Bench, which are the yes-or-no questions about the images of each prompt.
 
@@ -74,6 +77,7 @@ def read_propositions(data: str | os.PathLike[str], *, skip_first_row: bool = Tr
     return {item: list(propositions.values()) for item, propositions in items.items()}
 
 
+@checked()
 def collect_grids(folder: str | os.PathLike[str], item_ids: Sequence[str], target: str | os.PathLike[str]) -> None:
     """Copy the 2x2 grids of a run to `TARGET/{item_id}.png`, where the official script and `evaluate_dpg` read them.
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...arguments import COMMON, check_values, checked
 from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
 from ...rewards.detectors import Detector
@@ -37,6 +38,7 @@ OFFICIAL_PROMPTS = 553
 TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 
 
+@checked()
 def read_prompts(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Read GenEval's `evaluation_metadata.jsonl`, or a file of other prompts in the same layout.
 
@@ -85,6 +87,9 @@ class GenEval:
     drawing: Mapping[str, Any] = field(default_factory=dict)
     rules: Rules | None = None
     name: str = "geneval"
+
+    def __post_init__(self) -> None:
+        check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
 
     primary_metric = "overall"
 
@@ -256,6 +261,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return metrics
 
 
+@checked()
 def shapes_items(prompts_per_tag: int, seed: int = 0) -> list[dict[str, Any]]:
     """Make random prompts about coloured shapes on a board, with their requirements in GenEval's layout.
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...arguments import checked
 from ..data_files import check_keys, existing_path, read_json_lines
 from ..paper import look_up
 from ..report import Report
@@ -39,6 +40,7 @@ class AtomicPrompt:
     skills: tuple[str, ...]
 
 
+@checked()
 def read_geneval2(path: str | os.PathLike[str]) -> list[AtomicPrompt]:
     """Read the prompts of GenEval 2 from its file `geneval2_data.jsonl`.
 

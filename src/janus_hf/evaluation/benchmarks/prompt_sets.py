@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...arguments import COMMON, check_values
 from ...files import write_atomically
 from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
@@ -45,6 +46,9 @@ class PromptSet:
     batch_size: BatchSize = 8
     limit: int | None = None
     drawing: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
 
     primary_metric = "none"
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ...arguments import PATH, checked
 from ..data_files import check_keys, read_json_lines, read_table, where_to_get
 from .protocol import BENCHMARKS, MULTIPLE_CHOICE, YES_NO, is_missing
 
@@ -63,6 +64,7 @@ class Question:
     picture_name: str = ""
 
 
+@checked(images=PATH)
 def read_questions(
     benchmark: str, data: str | os.PathLike[str], *, images: str | os.PathLike[str] | None = None
 ) -> list[Question]:
@@ -99,6 +101,7 @@ def read_questions(
     return questions
 
 
+@checked(images=PATH)
 def data_files(benchmark: str, data: str | os.PathLike[str]) -> list[Path]:
     """Return the paths of a benchmark's data files: `data` if it is a file, POPE's files if it is their folder.
 

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ... import answering
+from ...arguments import COMMON, check_values
 from ...generation.batch_sizes import BatchSize
 from ...protocols import ImagePipeline
 from ...rewards.geneval_rules import score
@@ -60,6 +61,9 @@ class ShapesWorld:
     seed: int = 0
     batch_size: BatchSize = 64
     drawing: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
 
     name = "shapes"
     primary_metric = "overall"

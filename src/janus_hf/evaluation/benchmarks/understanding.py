@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...answering import answer
+from ...arguments import COMMON, PATH, check_values, checked
 from ...files import hash_file, write_atomically
 from ...protocols import ImagePipeline
 from ..downloads import find_data
@@ -48,6 +49,9 @@ class Understanding:
     limit: int | None = None
     max_new_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        check_values({name: value for name, value in vars(self).items() if value is not None}, COMMON)
+
     @property
     def primary_metric(self) -> str:
         """Name of the metric that the papers report for the benchmark."""
@@ -79,6 +83,7 @@ def make_understanding(name: str, data: str | os.PathLike[str] | None, **options
     return Understanding(name, find_data(name, data), **options)
 
 
+@checked(images=PATH)
 def run_understanding(
     pipe: ImagePipeline,
     benchmark: str,

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...arguments import checked
 from ..data_files import check_keys, existing_path, read_json_lines, where_to_get
 from ..paper import look_up
 from ..report import Report
@@ -49,6 +50,7 @@ class KnowledgePrompt:
     subcategory: str = ""
 
 
+@checked()
 def read_wise(path: str | os.PathLike[str]) -> list[KnowledgePrompt]:
     """Read the prompts of WISE.
 
@@ -85,6 +87,7 @@ def _category(number: int) -> str | None:
     return next((name for name, (last, _) in _CATEGORIES.items() if number <= last), None)
 
 
+@checked()
 def read_wise_marks(path: str | os.PathLike[str]) -> dict[int, tuple[float, float, float]]:
     """Read the marks that a judge gave to the images of WISE.
 

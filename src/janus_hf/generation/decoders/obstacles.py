@@ -51,20 +51,22 @@ def _why_not_on_one_device(modules: Sequence[nn.Module], weights: Sequence[torch
         or any("_fsdp_wrapped_module" in module._modules for module in modules)
     ):
         return "the weights are sharded"
-    devices = {weight.device for weight in weights}
-    devices |= {torch.device(device) for device in _devices_in_map(owner)}
-    if torch.device("meta") in devices:
+    devices = {str(weight.device) for weight in weights} | _devices_in_map(owner)
+    if "meta" in devices:
         return "weights are not loaded (they are on the device 'meta')"
     if len(devices) > 1:
-        return f"the model is spread over several devices ({', '.join(sorted(map(str, devices)))})"
+        return f"the model is spread over several devices ({', '.join(sorted(devices))})"
     return None
 
 
-def _devices_in_map(owner: object) -> list[str]:
-    """Return the devices in the model's `hf_device_map`, or an empty list if there is only one."""
+def _devices_in_map(owner: object) -> set[str]:
+    """Return the names of the devices in the model's `hf_device_map`, or an empty set if there is only one.
+
+    The map may name "disk" as well, which is no device of PyTorch.
+    """
     device_map = getattr(owner, "hf_device_map", {})
     devices = {f"cuda:{device}" if isinstance(device, int) else str(device) for device in device_map.values()}
-    return sorted(devices) if len(devices) > 1 else []
+    return devices if len(devices) > 1 else set()
 
 
 def _has_hooks(module: nn.Module) -> bool:

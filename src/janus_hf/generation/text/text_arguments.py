@@ -9,10 +9,13 @@ is refused too, and a test then names it.
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
-from ...arguments import by_name, check_flag, check_integer, describe
+from ...arguments import by_name, describe
+from .text_values import SAMPLING, VALUES, check_text_values
 
+
+MAX_NEW_TOKENS = 512  # of an answer, unless the caller says another number
 
 PASSED_ON = frozenset(
     {
@@ -65,26 +68,21 @@ REFUSED = by_name(
     }
 )
 
-_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "speculation_type")
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
 # Argument -> the arguments of which one must be set for it to have an effect; transformers would only warn, or not.
 NEEDS = {
-    **dict.fromkeys(_SAMPLING, ("do_sample",)),
+    **dict.fromkeys(SAMPLING, ("do_sample",)),
     **dict.fromkeys(("early_stopping", "length_penalty"), ("num_beams",)),
     **dict.fromkeys(("negative_prompt_ids", "negative_prompt_attention_mask"), ("guidance_scale",)),
     **dict.fromkeys(("num_assistant_tokens", "num_assistant_tokens_schedule"), _ASSISTED),
     **dict.fromkeys(
-        ("assistant_tokenizer", "assistant_ensemble_weight", "assistant_confidence_threshold"), ("assistant_model",)
+        ("assistant_tokenizer", "assistant_ensemble_weight", "assistant_confidence_threshold", "speculation_type"),
+        ("assistant_model",),
     ),
+    "tokenizer": ("stop_strings", "token_healing", "assistant_tokenizer"),
     **dict.fromkeys(("assistant_lookbehind", "target_lookbehind"), ("assistant_tokenizer",)),
     "max_matching_ngram_size": ("prompt_lookup_num_tokens",),
     **dict.fromkeys(("cache_config", "max_cache_len"), ("cache_implementation",)),
-}
-_KINDS = {
-    "generation_config": GenerationConfig,
-    "assistant_model": PreTrainedModel,
-    "logits_processor": list,
-    "stopping_criteria": list,
 }
 # Entries of a configuration that say where it comes from.
 _ORIGIN = ("transformers_version",)
@@ -102,33 +100,28 @@ def text_arguments(arguments: Mapping[str, Any], own: GenerationConfig | None) -
         own: The model's generation configuration, of which a given configuration may be a changed copy.
 
     Returns:
-        The arguments by name; `max_new_tokens` and `do_sample` are a checked int and bool if they are given.
+        The arguments by name, with checked values; `max_new_tokens` is always among them.
 
     Raises:
         TypeError: If an argument is unknown or of the wrong type.
-        ValueError: If an argument is of the group `REFUSED`, or has no effect because of another argument.
+        ValueError: If an argument is of the group `REFUSED`, out of range, or has no effect because of another one.
     """
     said = {name: value for name, value in arguments.items() if value is not None}
-    for name, kind in _KINDS.items():
-        if name in said and not isinstance(said[name], kind):
-            raise TypeError(f"`{name}` must be a {kind.__name__} or None, got {describe(said[name])}: convert it.")
     _refuse(said, "")
     config = said.pop("generation_config", None)
     if config is not None:
+        VALUES["generation_config"].check(config, "generation_config")
         fields = _fields(config, own)
         _refuse(fields, " of `generation_config`")
         said = fields | said
-    for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
-        if name in said:
-            said[name] = check_integer(said[name], name, "give 1 or more, or leave it out")
-    if "do_sample" in said:
-        said["do_sample"] = check_flag(said["do_sample"], "do_sample")
+    _check_effects(said)
+    said = check_text_values({"max_new_tokens": MAX_NEW_TOKENS} | said)
     if said.pop("num_return_sequences", 1) != 1:
         raise ValueError(
             "`num_return_sequences` must be 1, got more: there is one answer to each question; ask again with "
             "do_sample=True, or pass several conversations to `chat`."
         )
-    _check_effects(said)
+    _check_together(said)
     return said
 
 
@@ -186,6 +179,11 @@ def _check_effects(said: Mapping[str, Any]) -> None:
             f"`{assisted[0]}` must be left out with `num_beams`, got both: guesses are checked for single "
             "sequences only."
         )
+    if said.get("max_cache_len") is not None and "static" not in str(said.get("cache_implementation")):
+        raise ValueError(
+            "`max_cache_len` must come together with cache_implementation='static', got "
+            f"{describe(said.get('cache_implementation'))}: other caches grow; leave it out."
+        )
     if said.get("cache_implementation") == "paged":
         raise ValueError(
             "`cache_implementation` must not be 'paged' here, got 'paged': it leaves out images; choose 'dynamic' or "
@@ -193,4 +191,18 @@ def _check_effects(said: Mapping[str, Any]) -> None:
         )
 
 
-__all__ = ["NEEDS", "PASSED_ON", "REFUSED", "USED", "text_arguments"]
+def _check_together(said: Mapping[str, Any]) -> None:
+    """Raise a ValueError for what transformers' own check of a configuration finds, also where it would only warn."""
+    settings = GenerationConfig()
+    for name, value in said.items():
+        if hasattr(settings, name):
+            setattr(settings, name, value)
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        raise ValueError(
+            f"The arguments of text generation must be valid together, got some that are not: {error}"
+        ) from error
+
+
+__all__ = ["MAX_NEW_TOKENS", "NEEDS", "PASSED_ON", "REFUSED", "USED", "text_arguments"]

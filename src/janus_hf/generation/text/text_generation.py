@@ -15,8 +15,11 @@ from transformers.generation.configuration_utils import GenerationMode
 
 from ...arguments import describe
 from ...protocols import ImageReader
+from ...tokenizer import check_text_ids
 from ..context import EndOfContext, context_length
+from ..generation_arguments import check_integer_tensor
 from .answer_steps import AnswerCache
+from .text_values import SAMPLING, check_text_values
 
 
 # Decoding modes that transformers runs itself. It fetches the code of all others from the Hub, which gets no images.
@@ -34,6 +37,7 @@ MODES = frozenset(
 REFUSED = {
     "assistant_early_exit": "pass a smaller model as assistant_model",
     "use_mtp": "pass a smaller model as assistant_model, because this one has no heads for several tokens",
+    "speculation_type": "pass a smaller Janus as assistant_model, because there are no drafts of another kind for it",
 }
 # The same for prompts with images.
 REFUSED_WITH_IMAGES = {
@@ -78,10 +82,13 @@ class TextGenerationMixin(GenerationMixin):
             Prompts and answers `(B, T)` int64, or with `return_dict_in_generate=True` transformers' output object.
 
         Raises:
-            ValueError: If placeholders and images do not match, prompt and new tokens exceed the context, or a setting
-                does not work with this model or with images; or as transformers' method.
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an id is that of no text token, placeholders and images do not match, prompt and new tokens
+                exceed the context, or a setting is out of range or does not work with this model or with images; or
+                as transformers' method. The ids of image tokens are for `forward` and training only.
         """
         if not getattr(generation_config, "is_assistant", False):  # a draft continues what was checked already
+            self._check_values(generation_config, kwargs)
             settings = self._settings(generation_config, kwargs)
             ids = kwargs.get("input_ids") if inputs is None else inputs
             self._check_settings(settings, kwargs)
@@ -93,7 +100,8 @@ class TextGenerationMixin(GenerationMixin):
         """Generate text for prompts that join and leave a running batch, as transformers' method does, without images.
 
         Raises:
-            ValueError: If a prompt holds the placeholder of an image, or images are given, which that method ignores.
+            ValueError: If a prompt holds the placeholder of an image or an id that is that of no text token, or images
+                are given, which that method ignores.
         """
         placeholder = self.config.image_token_id
         if kwargs.get("pixel_values") is not None or any(placeholder in list(row) for row in inputs):
@@ -101,6 +109,8 @@ class TextGenerationMixin(GenerationMixin):
                 "`inputs` must be prompts without images for continuous batching, got images: call `generate`, or the "
                 "pipeline's `ask` with a list of questions."
             )
+        for row in inputs:
+            self._check_ids(torch.as_tensor(row), "inputs")
         return super().generate_batch(inputs, *args, **kwargs)
 
     # The parameters have names, because transformers looks for `inputs_embeds` among them.
@@ -155,6 +165,21 @@ class TextGenerationMixin(GenerationMixin):
                 setattr(settings, name, value)
         return settings
 
+    def _check_values(self, generation_config: GenerationConfig | None, kwargs: Mapping[str, Any]) -> None:
+        """Raise an error for a setting of the caller that is of the wrong type or out of range.
+
+        What the caller's configuration has in common with the model's own is not checked, and neither are settings of
+        sampling without sampling, of which transformers warns, and which harnesses pass with every call.
+        """
+        own = vars(self.generation_config)
+        stated = {} if generation_config is None else vars(generation_config)
+        said = {name: value for name, value in stated.items() if own.get(name) != value} | dict(kwargs)
+        if generation_config is not None:
+            said["generation_config"] = generation_config
+        samples = said.get("do_sample", stated.get("do_sample", own.get("do_sample")))
+        unchecked = {*_refused(kwargs), *(() if samples is not None and samples is not False else SAMPLING)}
+        check_text_values({name: value for name, value in said.items() if name not in unchecked})
+
     def _check_settings(self, settings: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
         """Raise a ValueError for settings that this model cannot follow, or not with images.
 
@@ -167,8 +192,8 @@ class TextGenerationMixin(GenerationMixin):
             return kwargs.get(name, getattr(settings, name, None))
 
         has_images = _has_images(kwargs)
-        for name, advice in {**REFUSED, **(REFUSED_WITH_IMAGES if has_images else {})}.items():
-            if value(name) not in (None, False):
+        for name, advice in _refused(kwargs).items():
+            if value(name) is not None and value(name) is not False:
                 raise ValueError(f"`{name}` must be left out, got {describe(value(name))}: {advice}.")
         assisting = next((name for name in _ASSISTING if value(name) is not None), None)
         clashes = {"num_beams": (value("num_beams") or 1) > 1, "inputs_embeds": value("inputs_embeds") is not None}
@@ -194,19 +219,23 @@ class TextGenerationMixin(GenerationMixin):
             )
 
     def _check_prompt(self, ids: torch.Tensor | None, settings: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
-        """Raise a ValueError if images and placeholders differ in number, or prompt and answer exceed the context.
+        """Raise a ValueError for ids of no text, other placeholders than images, or more than the context holds.
 
         Args:
             ids: `(B, T)` token ids, or None if embeddings are given or generation starts from BOS.
             settings: The settings of the call.
             kwargs: The keyword arguments of the call.
         """
+        cache = kwargs.get("past_key_values")
+        # Prompts with an `AnswerCache` come from `answer`, which has checked ids and counted placeholders.
+        is_checked = isinstance(cache, AnswerCache)
+        for name, given in (("input_ids", ids), ("negative_prompt_ids", kwargs.get("negative_prompt_ids"))):
+            if given is not None and not is_checked:
+                self._check_ids(given, name)
         prompt = kwargs.get("inputs_embeds") if ids is None else ids
         if prompt is None or (kwargs.get("past_key_values") is not None and ids is None):
             return
-        cache = kwargs.get("past_key_values")
-        # Prompts with an `AnswerCache` come from the processor, which has counted their placeholders.
-        is_new = not isinstance(cache, AnswerCache) and not (cache and cache.get_seq_length())
+        is_new = not is_checked and not (cache and cache.get_seq_length())
         if ids is not None and self.config.image_token_id is not None and is_new:
             per_image = self.config.vision_config.num_image_tokens
             encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
@@ -228,6 +257,11 @@ class TextGenerationMixin(GenerationMixin):
                 f"{length} tokens, and the model's context holds {limit}."
             )
 
+    def _check_ids(self, ids: torch.Tensor, name: str) -> None:
+        """Raise an error unless the argument `name` holds ids of text tokens, placeholders of images included."""
+        check_integer_tensor(ids, name, "(B, T)")
+        check_text_ids(ids, self.config.text_config.vocab_size, placeholder=self.config.image_token_id, name=name)
+
     @torch.no_grad()
     def _show_to_draft(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the arguments of a call with what a draft of this class sees of the images.
@@ -245,6 +279,11 @@ class TextGenerationMixin(GenerationMixin):
 def _has_images(kwargs: Mapping[str, Any]) -> bool:
     """Return whether the keyword arguments of a call hold images, as pixels or encoded."""
     return kwargs.get("pixel_values") is not None or bool((kwargs.get("mm_encoder_outputs") or {}).get("image"))
+
+
+def _refused(kwargs: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the settings that a call with these keyword arguments cannot follow, with what to do instead."""
+    return {**REFUSED, **(REFUSED_WITH_IMAGES if _has_images(kwargs) else {})}
 
 
 __all__ = ["MODES", "REFUSED", "REFUSED_WITH_IMAGES", "TextGenerationMixin"]

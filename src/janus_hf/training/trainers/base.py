@@ -107,7 +107,7 @@ class JanusProTrainerMixin(RepeatableTrainer):
         facts: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_arguments(model, args, data_collator, processing_class, kwargs)
+        check_arguments(model, args, data_collator, processing_class, kwargs, train_dataset, facts)
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         facts = facts or {}
         adapters = _set_up_stage(

@@ -145,7 +145,12 @@ class CodecTrainer(RepeatableTrainer):
         temperature: float | None = None,
         **kwargs: Any,
     ) -> None:
-        refuse_keywords(kwargs, CODEC_REFUSED, CODEC_KEYWORDS)
+        own = {"teacher": teacher, "perceptual": perceptual, "adversarial": adversarial, "temperature": temperature}
+        refuse_keywords({**own, **kwargs}, CODEC_REFUSED, CODEC_KEYWORDS | own.keys())
+        if not isinstance(model, JanusProVQModel):
+            raise TypeError(
+                f"`model` must be a JanusProVQModel, got {describe(model)}: pass the codec, model.vqmodel."
+            )
         if not isinstance(args := kwargs.get("args"), CodecTrainingArguments):
             raise TypeError(f"`args` must be a CodecTrainingArguments, got {describe(args)}: pass one.")
         for names, needed, met in (

@@ -15,23 +15,30 @@ from accelerate import Accelerator
 from accelerate.utils import FullyShardedDataParallelPlugin
 from torch import nn
 
-from ...arguments import describe
+from ...arguments import describe, or_none
 from ...data import JanusProCollator
 from ...modeling import JanusProForConditionalGeneration
 from ...processing import JanusProProcessor
-from .option_tables import SFT_KEYWORDS, SFT_REFUSED, changed, refuse_keywords
+from .option_tables import KEYWORD_VALUES, SFT_KEYWORDS, SFT_REFUSED, changed, refuse_keywords
 from .sft_config import JanusProSFTConfig
 
 
 # Any: arguments of any kind, and those of transformers' trainer.
 def check_arguments(
-    model: object, args: object, data_collator: object, processing_class: object, kwargs: Mapping[str, Any]
+    model: object,
+    args: object,
+    data_collator: object,
+    processing_class: object,
+    kwargs: Mapping[str, Any],
+    train_dataset: object,
+    facts: object,
 ) -> None:
     """Check that the arguments of a trainer of Janus-Pro are of the right kind and have an effect.
 
     Args:
         model, args, data_collator, processing_class: The arguments of these names.
         kwargs: All further arguments of transformers' trainer.
+        train_dataset, facts: The arguments of these names.
 
     Raises:
         TypeError: If an argument is of the wrong kind, unknown or refused.
@@ -53,6 +60,8 @@ def check_arguments(
             "with from_pretrained from where the model is."
         )
     refuse_keywords(kwargs, SFT_REFUSED, SFT_KEYWORDS)
+    KEYWORD_VALUES["train_dataset"].check(train_dataset, "train_dataset")
+    or_none(KEYWORD_VALUES["facts"]).check(facts, "facts")
     share = data_collator.caption_drop if isinstance(data_collator, JanusProCollator) else None
     if share not in (None, args.caption_drop) and changed(args, "caption_drop"):
         raise ValueError(

@@ -12,10 +12,10 @@ from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from ...arguments import describe
+from ...arguments import FUNCTION, POSITIVE, Value, check_values, describe, number, of_kind
 
 
 def _names(text: str) -> frozenset[str]:
@@ -132,6 +132,45 @@ SFT_REFUSED = {
     "formatting_func": "rows are tokenized already; make them with janus_hf.data.prepare",
     "model_init": "pass the model",
 }
+
+
+def _are_callbacks(value: Any) -> bool:  # Any: an argument of any kind
+    kinds = [one if isinstance(one, type) else type(one) for one in value] if isinstance(value, (list, tuple)) else []
+    return isinstance(value, (list, tuple)) and all(issubclass(kind, TrainerCallback) for kind in kinds)
+
+
+def _are_optimizers(value: Any) -> bool:  # Any: an argument of any kind
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return is_pair and all(one is None or hasattr(one, "step") for one in value)
+
+
+def _is_optimizer_class(value: Any) -> bool:  # Any: an argument of any kind
+    return (
+        isinstance(value, (list, tuple)) and len(value) == 2 and callable(value[0]) and isinstance(value[1], Mapping)
+    )
+
+
+def _is_dataset(value: Any) -> bool:  # Any: an argument of any kind
+    return not isinstance(value, (str, bytes)) and (hasattr(value, "__getitem__") or hasattr(value, "__iter__"))
+
+
+_ROWS = of_kind("a dataset", _is_dataset, None, "make one with janus_hf.data")
+# What the arguments of the trainers may be that transformers takes as they come.
+KEYWORD_VALUES: Mapping[str, Value] = {
+    "train_dataset": _ROWS,
+    "eval_dataset": _ROWS,
+    "facts": of_kind("a dict", Mapping, None, "name each fact by its key"),
+    "callbacks": of_kind(
+        "a list of TrainerCallback objects or classes", _are_callbacks, None, "write callbacks=[callback]"
+    ),
+    "optimizers": of_kind("a pair of an optimizer and a scheduler, each of which may be None", _are_optimizers, None),
+    "optimizer_cls_and_kwargs": of_kind("a pair of a class and a dict", _is_optimizer_class, None),
+    **dict.fromkeys(
+        ("data_collator", "compute_metrics", "preprocess_logits_for_metrics", "perceptual", "adversarial", "teacher"),
+        FUNCTION,
+    ),
+    "temperature": number(*POSITIVE, 0.05),
+}
 CODEC_REFUSED = {
     "compute_loss_func": "pass `perceptual` or `adversarial`, which are added to the codec's losses",
     "model_init": "pass the model",
@@ -173,7 +212,7 @@ def check_fixed(args: TrainingArguments, table: Fixed) -> None:
 
 
 def refuse_keywords(given: Mapping[str, Any], table: Mapping[str, str], passed_on: frozenset[str]) -> None:
-    """Raise a TypeError for the first keyword argument of a trainer that says something and is not passed on.
+    """Raise an error for the first keyword argument of a trainer that is not passed on, or is of the wrong kind.
 
     Args:
         given: Keyword arguments by name; None says nothing.
@@ -188,6 +227,7 @@ def refuse_keywords(given: Mapping[str, Any], table: Mapping[str, str], passed_o
                 f"`{name}` must be an argument of this trainer, got {describe(value)} for a name that is none: leave "
                 "it out, or check its spelling."
             )
+    check_values({name: value for name, value in given.items() if value is not None}, KEYWORD_VALUES)
 
 
 def changed(args: TrainingArguments, names: str) -> list[str]:
@@ -212,6 +252,7 @@ __all__ = [
     "CODEC_KEYWORDS",
     "CODEC_PASSED_ON",
     "CODEC_REFUSED",
+    "KEYWORD_VALUES",
     "PASSED_ON",
     "SFT_FIXED",
     "SFT_KEYWORDS",

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
+from ....arguments import checked
 from ....rewards.loading import Pretrained, group_indices
 from ...paper import look_up
 from ...report import Report
@@ -83,6 +84,7 @@ class VisionFeatures(torch.nn.Module):
         return pooled.flatten(start_dim=1).to(pixels.device, torch.float32)
 
 
+@checked()
 def evaluate_fid(
     pictures: Sequence[Path],
     reference: Sequence[Path],

@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from ....arguments import checked
 from ....rewards.image_io import UNREADABLE, open_rgb
 from ...data_files import read_json_lines
 from ...run_folder import SETTINGS, recorded
@@ -17,6 +18,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _PROMPTS = ("prompt", "caption", "text")  # keys of a line of metadata.jsonl that may hold the prompt
 
 
+@checked()
 def run_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
     """Return the image files of a finished run by path, each with the prompt it was generated from.
 
@@ -46,6 +48,7 @@ def run_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
     return {image: _prompt(prompt / "metadata.jsonl") for prompt, images in found.items() for image in images}
 
 
+@checked()
 def drawn_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return the settings with which a run's images were generated, such as checkpoint and seed.
 
@@ -57,6 +60,7 @@ def drawn_with(folder: str | os.PathLike[str]) -> dict[str, Any]:
     return recorded(folder)[0] if (Path(folder) / SETTINGS).is_file() else {}
 
 
+@checked()
 def folder_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the paths of all images (PNG, JPEG, WebP, BMP) in a folder and in its subfolders, sorted.
 
@@ -73,6 +77,7 @@ def folder_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     return images
 
 
+@checked()
 def reference_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the paths of the images in a folder: the generated ones if it is that of a finished run, otherwise all.
 
@@ -83,6 +88,7 @@ def reference_pictures(folder: str | os.PathLike[str]) -> list[Path]:
     return list(run_pictures(folder)) if _is_run(Path(folder)) else folder_pictures(folder)
 
 
+@checked()
 def prompted_pictures(folder: str | os.PathLike[str]) -> dict[Path, str]:
     """Return the image files of a folder by path, each with its prompt from the folder's `metadata.jsonl`.
 

@@ -1,6 +1,6 @@
 """Functions that find and read files by address (`s3://`, `https://`, `hf://`, ...), through fsspec.
 
-fsspec knows some fifty protocols; most of them need a package of their own, which is named if it is missing.
+Most protocols need a package of their own, which is named if it is missing.
 """
 
 import hashlib

@@ -22,13 +22,19 @@ PREPARE_OPTIONS = (
     "num_shards",
     "rows_per_shard",
     "max_bad_share",
+    "image_hosts",
+    "streaming",
 )
 
 
 def add_prepare_parser(commands: Commands) -> None:
     """Add the sub-command `prepare` to the parser of `janus-hf`."""
     prepare = commands.add_parser("prepare", help="turn images and conversations into training shards")
-    prepare.add_argument("source", nargs="+", help="folder, file or dataset id; name=SOURCE to name its output folder")
+    prepare.add_argument(
+        "source",
+        nargs="+",
+        help="folder, file, address (s3://, https://, hf://) or dataset id; name=SOURCE to name its output folder",
+    )
     prepare.add_argument("-o", "--output", type=Path, required=True, help="folder for one sub-folder per source")
     prepare.add_argument("--task", choices=("text", "understanding", "drawing"), help="(default: by the columns)")
     prepare.add_argument("--adapter", help="how to read the columns (default: by their names)")
@@ -53,6 +59,20 @@ def add_prepare_parser(commands: Commands) -> None:
         type=float,
         help="largest share of rows that cannot be used; more end the preparation (default: 0.5)",
     )
+    prepare.add_argument(
+        "--image-host",
+        action="append",
+        dest="image_hosts",
+        metavar="HOST",
+        help="host or bucket at which rows of a source that is not on this machine may name images, '*' for all "
+        "(default: only where the source is)",
+    )
+    prepare.add_argument(
+        "--streaming",
+        action="store_true",
+        default=None,
+        help="read the files without first converting all of them to the cache of `datasets`",
+    )
     add_model_arguments(prepare)
     prepare.set_defaults(handler=_prepare)
 
@@ -75,7 +95,8 @@ def _prepare(arguments: argparse.Namespace) -> None:
     sources = {}
     for source in arguments.source:
         name, equals, path = source.partition("=")
-        sources[name if equals else Path(source).stem] = path if equals else source
+        is_named = equals and "://" not in name  # addresses may hold "=" in their queries
+        sources[name if is_named else _folder_name(source)] = path if is_named else source
     if len(sources) != len(arguments.source):
         raise ValueError(
             f"`source` must name an output folder of its own for every source, got {' '.join(arguments.source)}, of "
@@ -96,6 +117,11 @@ def _prepare(arguments: argparse.Namespace) -> None:
             for kind in ("columns", "files"):
                 if unused := dataset.meta[f"unused_{kind}"]:
                     print(f"{arguments.output / name}: {kind} not used, without content: {', '.join(unused)}")
+
+
+def _folder_name(source: str) -> str:
+    """Return the name of the output folder of a source: that of its file or folder, without suffix and query."""
+    return Path(source.partition("?")[0] if "://" in source else source).stem
 
 
 def _train(arguments: argparse.Namespace) -> int:

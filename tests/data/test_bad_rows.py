@@ -109,9 +109,9 @@ def test_the_limit_ends_it_long_before_the_last_row(conversations, model, proces
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, "half", None, True, float("nan")])
 def test_a_limit_is_a_share(value, conversations, model, processor, tmp_path):
-    with pytest.raises(ValueError, match=r"`max_bad_share` must be a number in \[0, 1\], got"):
+    with pytest.raises((TypeError, ValueError), match="`max_bad_share` must be a number"):
         prepare_rows(conversations, model, processor, max_bad_share=value)
-    with pytest.raises(ValueError, match=r"`max_bad_share` must be a number in \[0, 1\], got"):
+    with pytest.raises((TypeError, ValueError), match="`max_bad_share` must be a number"):
         prepare_mixture({"a": conversations}, tmp_path, model, processor, max_bad_share=value)
 
 
@@ -197,7 +197,7 @@ def test_large_sources_have_large_shards(rows, asked, expected, tmp_path):
 
 def test_rows_per_shard_is_checked_and_kept(conversations, model, processor, tmp_path):
     for value in (0, -1, 1.5, True, "2"):
-        with pytest.raises(ValueError, match="`rows_per_shard` must be an integer of 1 or more"):
+        with pytest.raises((TypeError, ValueError), match="`rows_per_shard` must be an integer"):
             prepare(conversations, tmp_path, model, processor, rows_per_shard=value)
     with pytest.raises(ValueError, match="must not be given together"):
         prepare(conversations, tmp_path, model, processor, rows_per_shard=2, num_shards=2)
@@ -214,7 +214,7 @@ def test_rows_per_shard_is_checked_and_kept(conversations, model, processor, tmp
     [
         ('{"text": "cut', "Unterminated string"),
         ("no JSON", "Expecting value"),
-        ("[1]", "no object, but '\\[1\\]'"),
+        ("[1]", "must be a dict, got \\[1\\]"),
         ('{"text": "\\ud83d"}', "surrogates not allowed"),
     ],
 )
@@ -223,5 +223,5 @@ def test_a_line_that_is_no_row_is_named(line, message, form, model, processor, t
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "one"}\n\n' + line + '\n{"text": "two"}\n')
     source = {"file": path, "folder": tmp_path, "pattern": tmp_path / "*.jsonl"}[form]
-    with pytest.raises(ValueError, match=f"must be a JSON object, got line 3 of {path}: .*{message}"):
+    with pytest.raises(ValueError, match=f"readable as json, got '{path}', which is not: line 3 .*{message}"):
         prepare_rows(source, model, processor)

@@ -1,19 +1,19 @@
 """A column that first appears late in a stream: the row is named, and what was written is used by the next run."""
 
 import json
+import sys
 
 import datasets
 import pytest
 
 from janus_hf.data import prepare, prepare_rows
-from janus_hf.data import prepare as prepare_function
 from janus_hf.data.schema import SourceError
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     """Shards of two rows."""
-    monkeypatch.setitem(prepare_function.__globals__, "ROWS_PER_SHARD", 2)
+    monkeypatch.setattr(sys.modules[prepare.__module__], "ROWS_PER_SHARD", 2)
 
 
 def stream(late, **columns):

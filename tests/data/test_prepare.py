@@ -209,6 +209,42 @@ def test_after_a_failure_no_more_rows_are_read(drawings, model, processor, monke
     assert len(read) <= 8
 
 
+def test_the_next_rows_are_read_while_a_batch_is_encoded(drawings, model, processor, monkeypatch):
+    """The rows of a stream may come from far away, so the codec does not wait for them."""
+    read, third_batch, encode, calls = [], threading.Event(), type(model).encode_image_ids, []
+
+    def rows():
+        for number in range(8):
+            read.append(number)
+            if number == 5:
+                third_batch.set()
+            yield drawings[0] | {"prompt": f"number {number}"}
+
+    def waiting(self, pixels):
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            assert third_batch.wait(30)
+        assert max(read) < 2 * (len(calls) + 1)
+        return encode(self, pixels)
+
+    stream = datasets.IterableDataset.from_generator(rows, features=datasets.Dataset.from_list(drawings).features)
+    monkeypatch.setattr(type(model), "encode_image_ids", waiting)
+    assert len(prepare_rows(stream, model, processor, batch_size=2)) == 8
+    assert calls == [2] * 4
+
+
+def test_an_error_in_a_thread_names_the_row(drawings, model, processor, monkeypatch):
+    def failing(raw, **kwargs):
+        if raw["prompt"].endswith("5 dots"):
+            raise MemoryError("no memory")
+        return open_images(raw, **kwargs)
+
+    monkeypatch.setattr(rows_module, "open_images", failing)
+    with pytest.raises(MemoryError, match="no memory") as error:
+        prepare_rows(drawings, model, processor, batch_size=2)
+    assert error.value.__notes__ == ["This happened in row 5 of the source."]
+
+
 KILLED = """
 import sys, time, torch
 from janus_hf import JanusProForConditionalGeneration, JanusProProcessor

@@ -36,8 +36,20 @@ RIGHT = {
     "max_length": (3,),
     "num_packs": (3,),
     **dict.fromkeys(
-        ("batch_size", "num_threads", "num_shards", "rank", "world_size", "seed", "pool_size", "pad_to"), (3,)
+        (
+            "batch_size",
+            "num_threads",
+            "num_shards",
+            "rows_per_shard",
+            "rank",
+            "world_size",
+            "seed",
+            "pool_size",
+            "pad_to",
+        ),
+        (3,),
     ),
+    "rows_per_shard": (3,),
     "epochs": (3, 1.5),
     "caption_drop": (),
     "ratios": ({"a": 1},),

@@ -2,6 +2,7 @@
 
 import json
 
+import fsspec
 import pytest
 import toy
 
@@ -83,3 +84,27 @@ def test_streaming_is_a_switch(raw_recipe):
     plan_hash = json.loads((out / "janus_training.json").read_text())["plan_hash"]
     assert plan_hash.startswith("streamed-")
     assert json.loads((out / "trainer_state.json").read_text())["global_step"] == 2
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_sources_may_be_at_addresses(streaming, raw_recipe, tmp_path):
+    """`memory://` stands for s3:// and others: rows and images are read there, and give the same plan and loss."""
+    store = fsspec.filesystem("memory")
+    for path in raw_recipe.parent.rglob("*"):
+        if path.is_file():
+            store.pipe_file(f"/site/{path.relative_to(raw_recipe.parent)}", path.read_bytes())
+    store.pipe_file("/site/prepared/meta.json", b"{}")
+
+    def run(out, *overrides):
+        train(
+            raw_recipe,
+            ["training.max_steps=2", "training.logging_steps=2", f"training.output_dir={tmp_path / out}", *overrides],
+        )
+        history = json.loads((tmp_path / out / "trainer_state.json").read_text())["log_history"]
+        return json.loads((tmp_path / out / "janus_training.json").read_text())["plan_hash"], history[0]["loss"]
+
+    remote = ["data.sources.0.path=memory://site/drawing.jsonl", f"data.sources.0.streaming={streaming}"]
+    assert run("remote", *remote) == run("local")
+    with pytest.raises(ValueError, match="copy that folder to a local disk"):
+        run("prepared", "data.sources.0.path=memory://site/prepared")
+    store.store.clear()

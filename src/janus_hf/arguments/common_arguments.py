@@ -32,6 +32,7 @@ COMMON: Mapping[str, Value] = {
     **dict.fromkeys(("folder", "output_dir", "data", "path", "grids", "target"), PATH),
     **dict.fromkeys(("task", "adapter", "benchmark", "name"), TEXT),
     **dict.fromkeys(("max_length", "num_threads", "num_shards", "rank", "world_size", "num_packs"), _INTEGER),
+    "rows_per_shard": _INTEGER,
     **dict.fromkeys(
         ("seed", "sample_seed", "pool_size", "limit", "images_per_prompt", "prompts_per_tag", "max_new_tokens"),
         _INTEGER,
@@ -47,7 +48,12 @@ COMMON: Mapping[str, Value] = {
     **dict.fromkeys(("always_picture", "varlen", "return_task_ids", "shows_progress", "held_out"), FLAG),
     **dict.fromkeys(("ratios", "lengths", "sources", "folders", "drawing", "reports"), _MAPPING),
     **dict.fromkeys(("prompts", "scores", "groups"), _LIST),
+    "max_bad_share": number("be a number in [0, 1]", lambda value: 0 <= value <= 1, 0.5, "0 allows no bad row"),
     "ignore": _NAMES,
+    "image_hosts": _NAMES,
+    "shuffle": of_kind(
+        "a ShardShuffle", lambda value: hasattr(value, "settings"), None, "leave it out for the exact one"
+    ),
     "source": of_kind("a path, a Hub id, a list of rows or a datasets.Dataset", _is_source, None),
     "model": _MODEL,
     "processor": _PROCESSOR,

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -20,6 +19,7 @@ from ..processing import JanusProProcessor, load_picture
 from ..processing.batching import encode, splice_images
 from .reading.turns import Turn, read_turns
 from .schema import IMAGE_MARK, RawRow, RowError, Task
+from .streams.image_places import ImagePlaces
 
 
 IGNORE = -100  # label of ids that are not trained; cross-entropy ignores it by default
@@ -77,21 +77,23 @@ class RowImages:
     target: Image.Image | None = None
 
 
-def open_images(row: RawRow, *, folder: str | os.PathLike[str] = ".") -> RowImages:
+def open_images(row: RawRow, *, folder: str | os.PathLike[str] | ImagePlaces = ".") -> RowImages:
     """Read all images of a raw row, check that they can be decoded, and return them.
 
     Several threads may call this at the same time.
 
     Args:
         row: Dict with `messages`, with `prompt` and `image`, or with `text` (see `schema`).
-        folder: Folder that relative image paths start from.
+        folder: Folder that relative image paths start from, or the reader of the images that rows name.
 
     Raises:
         RowError: If an image does not exist or cannot be decoded.
+        SourceError: If an image is at an address that the reader does not allow.
     """
+    places = folder if isinstance(folder, ImagePlaces) else ImagePlaces(folder)
     if "prompt" in row:
-        return RowImages(target=_open(row.get("image"), Path(folder))[0])
-    return RowImages(files=[_file(image, Path(folder)) for image in row.get("images") or []])
+        return RowImages(target=_open(row.get("image"), places)[0])
+    return RowImages(files=[_file(image, places) for image in row.get("images") or []])
 
 
 def make_document(row: RawRow, images: RowImages, processor: JanusProProcessor) -> Document:
@@ -114,59 +116,49 @@ def make_document(row: RawRow, images: RowImages, processor: JanusProProcessor) 
     return _plain_text(row["text"], processor)
 
 
-def _open(image: Any, folder: Path) -> tuple[Image.Image, bytes | None]:
+def _open(image: Any, places: ImagePlaces) -> tuple[Image.Image, bytes | None]:
     """Return `(image, content)`: a decoded image, and the bytes of its encoded file.
 
     The content is None unless the image was given as bytes or as the path of a file.
 
     Args:
         image: Anything that `load_picture` reads, or a `{"bytes", "path"}` dict of `datasets`.
-        folder: Folder that relative image paths start from.
+        places: Reader of the images that rows name.
 
     Raises:
         RowError: If there is no image or no such file, or the file cannot be decoded.
     """
+    is_own = isinstance(image, Mapping)
     if isinstance(image, Mapping):  # the form in which `datasets` hands out undecoded images
         if not {"bytes", "path"} & set(image):
             raise RowError("bad_picture", f"The dict of an image must have bytes or a path, got {sorted(image)}.")
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
-    if isinstance(image, (str, os.PathLike)) and _is_file(folder / image):
-        try:
-            image = (folder / image).read_bytes()
-        except OSError as error:
-            raise RowError("bad_picture", f"The file of an image must be readable, got {error}.") from error
+    if isinstance(image, (str, os.PathLike)):
+        image = places.read(image, is_own=is_own)
     if image is None:
         raise RowError("missing_picture", "The row must have an image, got None.")
     try:
         decoded = load_picture(image)
     except FileNotFoundError as error:
-        raise RowError("missing_picture", f"{error} Relative paths start in {str(folder)!r}.") from error
+        raise RowError("missing_picture", f"{error} Relative paths start in {places.folder!r}.") from error
     except ValueError as error:
         # Memory addresses are removed, so that every run writes the same message to disk.
         raise RowError("bad_picture", re.sub(r" object at 0x[0-9a-f]+", "", str(error))) from error
     return decoded, image if isinstance(image, bytes) else None
 
 
-def _is_file(path: Path) -> bool:
-    """Return whether a file exists. An image in base64 is no path, and too long to be one."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or has a null character
-        return False
-
-
-def _file(image: Any, folder: Path) -> bytes:
+def _file(image: Any, places: ImagePlaces) -> bytes:
     """Return an image as the bytes of an encoded file.
 
     Args:
         image: Bytes or a path, whose file is returned as it is, or another form that `load_picture` reads, which is
             encoded as PNG, without loss.
-        folder: Folder that relative image paths start from.
+        places: Reader of the images that rows name.
 
     Raises:
         RowError: If there is no image or no such file, or the file cannot be decoded.
     """
-    decoded, content = _open(image, folder)
+    decoded, content = _open(image, places)
     if content is None:
         buffer = io.BytesIO()
         decoded.save(buffer, format="PNG")

@@ -6,7 +6,8 @@ rows) when all shards, the files of prepared rows, exist.
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from .store import (
     write_json,
     write_shard,
 )
+from .streams.stream_parts import find_ends, forget_ends
 
 
 logger = logging.get_logger(__name__)
@@ -81,7 +83,8 @@ def begin(output: Path, meta: dict[str, Any], opened: OpenedSource) -> dict[str,
 
     Args:
         output: Folder for the prepared rows.
-        meta: Result of `describe_request`, with the entries `source_rows`, `options` and `rows_per_shard` added.
+        meta: Result of `describe_request`, with the entries `source_rows`, `source_parts`, `options` and
+            `rows_per_shard` added.
         opened: The source.
 
     Raises:
@@ -124,7 +127,28 @@ def begin(output: Path, meta: dict[str, Any], opened: OpenedSource) -> dict[str,
                 f"{str(output)!r} holds rows prepared with {key}={before!r}; now it is {meta[key]!r}. Choose "
                 "another folder, or delete this one."
             )
+    # Early versions did not divide streams into parts.
+    if (before := earlier.get("source_parts")) != meta["source_parts"]:
+        raise ValueError(
+            f"{str(output)!r} holds rows of a stream of {before or 'an unknown number of'} parts (files); now it has "
+            f"{meta['source_parts']}. Choose another folder, or delete this one."
+        )
     return meta
+
+
+def find_parts(output: Path, meta: Mapping[str, Any]) -> list[tuple[int, int]] | None:
+    """Return the number of shards and of rows of each part of a stream; None if the ends of parts are not known yet.
+
+    Args:
+        output: Folder of the shards (files of prepared rows).
+        meta: Dict that `begin` returned.
+    """
+    ends = find_ends(output, meta["source_parts"])
+    if len(ends) < meta["source_parts"]:
+        # Another process may have finished the folder, and taken away the files that `ends` is read from.
+        known = read_manifest(output).get("parts")
+        return None if known is None else [(shards, rows) for shards, rows in known]
+    return [ends[part] for part in range(meta["source_parts"])]
 
 
 def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
@@ -135,7 +159,7 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
 
     Args:
         output: Folder of the shards (files of prepared rows).
-        meta: Dict that `begin` returned.
+        meta: Dict that `begin` returned; of a stream, with the result of `find_parts` as `parts`.
         total: Number of shards that the whole source makes.
 
     Raises:
@@ -149,14 +173,18 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
         )
     skipped: Skipped = []
     late: set[str] = set()
+    # Number in the source of the first row of each shard's part; rows of a stream are numbered by part until then.
+    parts = meta.get("parts", [])
+    firsts = accumulate((rows for _, rows in parts), initial=0)
+    starts = [first for first, (shards, _) in zip(firsts, parts, strict=False) for _ in range(shards)]
 
     def tables() -> Iterator[pa.Table]:
         """Yield the table of each shard (Arrow file), in order, and collect its skipped rows and late columns."""
         # One shard is open at a time, because Linux allows a process only 65,530 memory maps.
-        for path in paths:
+        for path, start in zip(paths, starts or [0] * total, strict=True):
             table = read_whole(path)
             try:
-                skipped.extend(skipped_rows(table.schema))
+                skipped.extend((start + row, *rest) for row, *rest in skipped_rows(table.schema))
                 late.update(late_columns(table.schema))
             except (KeyError, TypeError, ValueError) as error:
                 raise damaged(path, f"another list of skipped rows ({error})") from error
@@ -173,6 +201,7 @@ def finish(output: Path, meta: dict[str, Any], total: int) -> PreparedDataset:
     # Temporary files have unique names, so those of killed processes are not overwritten and must be deleted here.
     for left_by_a_kill in output.glob(".shard-*"):
         left_by_a_kill.unlink(missing_ok=True)
+    forget_ends(output)
     return load_prepared(output)
 
 
@@ -182,18 +211,22 @@ def finish_prepared(folder: str | os.PathLike[str]) -> None:
 
     On a network file system, each rank may see the last shards (files of prepared rows) of other ranks late. Then
     every rank returns without having counted the rows; this function counts them and marks the folder as complete. It
-    does nothing if the folder is complete, if shards are missing, or if the source was a stream.
+    does nothing if the folder is complete, or if shards are missing.
 
     Args:
         folder: Folder that `prepare` wrote.
     """
     output = Path(folder)
     meta = read_manifest(output)
-    # Only a process that reads a stream to its end knows how many shards it has.
-    if meta["complete"] or meta["source_rows"] is None:
+    if meta["complete"]:
         return
-    total = -(-meta["source_rows"] // meta["rows_per_shard"])
-    if len(shard_paths(output)) == total:
+    if meta["source_rows"] is not None:
+        total = -(-meta["source_rows"] // meta["rows_per_shard"])
+    elif meta.get("source_parts") and (parts := find_parts(output, meta)) is not None:
+        meta, total = meta | {"parts": parts}, sum(shards for shards, _ in parts)
+    else:
+        return
+    if total and len(shard_paths(output)) == total:
         finish(output, meta, total)
 
 
@@ -238,4 +271,4 @@ def report(meta: dict[str, Any]) -> None:
         logger.warning(f"{summary} Skipped: {list_rows(meta['skipped_rows'], meta['skipped'])}.")
 
 
-__all__ = ["begin", "counts", "describe_request", "finish", "finish_prepared", "report"]
+__all__ = ["begin", "counts", "describe_request", "find_parts", "finish", "finish_prepared", "report"]

@@ -26,6 +26,8 @@ class OpenedSource:
         task: Task whose rows are kept; None keeps all.
         ignore: Names of content that may be lost.
         options: Arguments with which the source was opened.
+        root: Folder or address that relative image paths start from; None for that of the source.
+        files: The files that the rows come from, in their order, if they are known.
     """
 
     source: Source
@@ -37,6 +39,8 @@ class OpenedSource:
     task: str | None
     ignore: tuple[str, ...]
     options: dict[str, Any]
+    root: str | None = None
+    files: Sequence[str] = ()
 
     def find_unknown(self) -> list[str]:
         """Return the names to ignore that the source does not have. Later rows of a stream may have any name."""
@@ -81,7 +85,8 @@ def open_for_preparation(
         raise ValueError(f"`ignore` must be a list of names, got {ignore!r}: write [{ignore!r}].")
     if isinstance(source, (list, tuple)) and not all(isinstance(row, Mapping) for row in source):
         raise TypeError(f"`source` must be a list of dicts, got {str(source)[:100]}: make each row a dict of columns.")
-    names, unused_files, file_names = None, [], []
+    names, unused_files, file_names, root = None, [], [], None
+    files: Sequence[str] = ()
     rows: Any
     if isinstance(source, (list, tuple)) and in_memory:
         if not source:
@@ -91,10 +96,12 @@ def open_for_preparation(
     else:
         opened = open_files(source, ignore=ignore, **options)
         rows, unused_files, file_names = opened.rows, opened.unused, opened.names
-        columns, names = column_names(rows, source), class_names(rows)
+        root, files = opened.root, opened.files
+        columns, names = column_names(rows, source, files), class_names(rows)
     sorted_columns = sort_columns(rows, columns, adapter=adapter, task=task, ignore=ignore)
+    ignored = tuple(sorted(ignore))
     return OpenedSource(
-        source, rows, sorted_columns, names, unused_files, file_names, task, tuple(sorted(ignore)), options
+        source, rows, sorted_columns, names, unused_files, file_names, task, ignored, options, root, files
     )
 
 

@@ -3,13 +3,13 @@
 Texts become token ids and images to be generated become codes, once, so that training need not encode them. `prepare`
 cuts a source into shards, which are files of consecutive rows. A shard is either finished (its file exists) or not
 begun, and every process makes those shards of its rank that do not exist yet. Restarting, dividing the work between
-ranks and counting rows need no other state.
+ranks and counting rows need no other state. Streams, whose length is not known, are divided by `streams.stream_parts`.
 """
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,18 @@ from ..processing import JanusProProcessor
 from ..protocols import HasImageTokens
 from .integrity.bad_rows import MAX_BAD_SHARE
 from .integrity.manifest_file import META, read_manifest
-from .manifest import begin, counts, describe_request, finish, report
+from .manifest import begin, counts, describe_request, find_parts, finish, report
 from .opened import OpenedSource, check_ignored, open_for_preparation
-from .rows import RowPreparer
-from .sources import Rows, Source, empty_source
-from .store import PreparedDataset, make_table, shard_name, shard_paths, write_shard
+from .reading.tables import unreadable_row
+from .rows import RowPreparer, Settings
+from .sources import Source, empty_source
+from .store import PreparedDataset, load_prepared, make_table, shard_name, shard_names, shard_paths, write_shard
+from .streams.addresses import SECRET_OPTIONS, refuse_address
+from .streams.stream_parts import Chunk, StreamParts
 
 
 logger = logging.get_logger(__name__)
 
-# Arguments of `prepare` that do not say how a source is opened.
-_SETTINGS = (
-    "max_length", "batch_size", "num_threads", "num_shards", "rows_per_shard", "rank", "world_size", "folder",
-    "max_bad_share",
-)  # fmt: skip
 ROWS_PER_SHARD = 1024  # the smallest number of rows per shard by default, and that of streams, whose length is unknown
 MOST_ROWS_PER_SHARD = 8192  # the largest by default; the rows of one shard are in memory until it is written
 SHARDS = 1024  # larger sources have about as many shards, until these hold `MOST_ROWS_PER_SHARD`
@@ -52,6 +50,7 @@ def prepare_rows(
     batch_size: int = 32,
     num_threads: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    image_hosts: Collection[str] = (),
     max_bad_share: float = MAX_BAD_SHARE,
 ) -> PreparedDataset:
     """Prepare a small source in memory, and return its prepared rows (tokenized training examples).
@@ -67,8 +66,15 @@ def prepare_rows(
     """
     opened = open_for_preparation(source, task=task, adapter=adapter, ignore=ignore, in_memory=True)
     check_ignored([opened])
-    sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
-    preparer = RowPreparer(model, processor, opened, folder=folder, max_bad_share=max_bad_share, **sizes)
+    settings = Settings(
+        max_length=max_length,
+        batch_size=batch_size,
+        num_threads=num_threads,
+        folder=folder,
+        image_hosts=image_hosts,
+        max_bad_share=max_bad_share,
+    )
+    preparer = RowPreparer(model, processor, opened, settings)
     prepared, skipped = preparer(_progress(opened.rows, "preparing"))
     if not prepared and not skipped:
         raise empty_source(source)
@@ -96,6 +102,7 @@ def prepare(
     rank: int | None = None,
     world_size: int | None = None,
     folder: str | os.PathLike[str] | None = None,
+    image_hosts: Collection[str] = (),
     max_bad_share: float = MAX_BAD_SHARE,
     **options: Any,
 ) -> PreparedDataset | None:
@@ -128,7 +135,12 @@ def prepare(
             that `accelerate launch` and `torchrun` set.
         world_size: Number of processes; the default is as for `rank`. Ranks do not communicate, and their number may
             change between runs. If they share a network file system, call `finish_prepared` once all have returned.
-        folder: Folder that relative image paths start from; by default that of the source.
+            Each file of a stream is read by one rank, or by several if there are fewer files than ranks. A stream must
+            have the same rows in the same order in every process and every run.
+        folder: Folder, or its address, that relative image paths start from; by default that of the source.
+        image_hosts: Hosts and buckets at which rows may name images, such as `["images.example.org"]`, if the source
+            is not on this machine; `["*"]` allows all. By default such rows may name images only where the source is.
+            Rows of local files and rows in memory may name images anywhere; a warning names the places.
         max_bad_share: Largest share of rows that cannot be used for training, in [0, 1]; rows of another task than
             `task` do not count. Bad rows are skipped and counted. If they become more than this share (of the rows so
             far, and of at least 100; at the end of at least 8), the preparation ends with an error. A later call may
@@ -143,15 +155,24 @@ def prepare(
             training, or the folder holds rows that were prepared for another model or with other arguments.
         DamagedDataError: If a file that an earlier run wrote to the folder is damaged. A shard that is deleted is made
             again.
-        SourceError: If the source holds content that no prepared row would hold.
+        SourceError: If the source holds content that no prepared row would hold, or names files that cannot be read.
     """
+    refuse_address("output_dir", output_dir)
     opened = open_for_preparation(source, task=task, adapter=adapter, ignore=ignore, **options)
     check_ignored([opened])
-    sizes: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size, "num_threads": num_threads}
-    ranks: dict[str, Any] = {"rank": rank, "world_size": world_size}
-    shards: dict[str, Any] = {"num_shards": num_shards, "rows_per_shard": rows_per_shard}
-    rest: dict[str, Any] = {"folder": folder, "max_bad_share": max_bad_share}
-    return _write(opened, output_dir, model, processor, **shards, **ranks, **sizes, **rest)
+    settings = Settings(
+        max_length=max_length,
+        batch_size=batch_size,
+        num_threads=num_threads,
+        num_shards=num_shards,
+        rows_per_shard=rows_per_shard,
+        rank=rank,
+        world_size=world_size,
+        folder=folder,
+        image_hosts=image_hosts,
+        max_bad_share=max_bad_share,
+    )
+    return _write(opened, output_dir, model, processor, settings)
 
 
 def _write(
@@ -159,57 +180,60 @@ def _write(
     output_dir: str | os.PathLike[str],
     model: HasImageTokens,
     processor: JanusProProcessor,
-    *,
-    num_shards: int | None = None,
-    rows_per_shard: int | None = None,
-    rank: int | None = None,
-    world_size: int | None = None,
-    **settings: Any,
+    settings: Settings,
 ) -> PreparedDataset | None:
-    """Prepare an opened source as a folder of shards; see `prepare` for the arguments.
-
-    Args:
-        opened: The source.
-        settings: Further arguments of `RowPreparer`.
-    """
-    rank = int(os.environ.get("RANK", "0")) if rank is None else rank
-    world_size = int(os.environ.get("WORLD_SIZE", "1")) if world_size is None else world_size
+    """Prepare an opened source as a folder of shards; see `prepare` for the arguments."""
+    rank = int(os.environ.get("RANK", "0")) if settings.rank is None else settings.rank
+    world_size = int(os.environ.get("WORLD_SIZE", "1")) if settings.world_size is None else settings.world_size
     if not 0 <= rank < world_size:
         raise ValueError(
             f"`rank` must be in [0, world_size), got {rank} with a world_size of {world_size}: pass both, or neither."
         )
-    preparer = RowPreparer(model, processor, opened, **settings)
-    rows = opened.rows
-    num_rows = len(rows) if hasattr(rows, "__len__") else None
+    preparer = RowPreparer(model, processor, opened, settings)
     output = Path(output_dir)
-    rows_per_shard = _rows_per_shard(num_rows, num_shards, rows_per_shard, output)
-    num_shards = None if num_rows is None else -(-num_rows // rows_per_shard)
+    num_rows = len(opened.rows) if hasattr(opened.rows, "__len__") else None
+    size = _rows_per_shard(num_rows, settings.num_shards, settings.rows_per_shard, output)
+    explain = unreadable_row if isinstance(opened.source, (str, os.PathLike)) else None
+    # Any: mypy does not see that only streams have no length
+    rows: Any = opened.rows
+    parts = StreamParts(rows, size, output, files=opened.files, explain=explain) if num_rows is None else None
     output.mkdir(parents=True, exist_ok=True)
-    # The token is a secret, which the rows do not depend on.
-    options = {name: value for name, value in opened.options.items() if name != "token"}
+    # Secrets are not written. The rows do not depend on them.
+    options = {name: value for name, value in opened.options.items() if name not in SECRET_OPTIONS}
     # Options go through JSON, so that they compare equal to what `begin` reads back from an earlier run's file.
     request = {
-        "rows_per_shard": rows_per_shard,
+        "rows_per_shard": size,
         "source_rows": num_rows,
+        "source_parts": None if parts is None else parts.number,
         "options": json.loads(json.dumps(options, default=str)),
     }
     meta = begin(output, describe_request(preparer) | request, opened)
-
-    total = 0
-    for shard, start, chunk in _chunks(rows, rows_per_shard):
-        total = shard + 1
-        path = output / shard_name(shard)
-        # A shard gets its name only when it is complete, so one that exists is finished.
-        if shard % world_size == rank and not path.exists():
-            title = f"{output.name}, shard {total} of {num_shards or '?'}"
-            prepared, skipped = preparer(_progress(chunk, title), start)
-            write_shard(make_table(prepared, skipped, preparer.take_late_columns()), path)
-    if total == 0:
-        raise empty_source(opened.source)
-    if len(shard_paths(output)) < total:
+    if parts is None:
+        chunks = _chunks(rows, size, output, rank, world_size)
+    elif _is_done(output):
+        return load_prepared(output)
+    else:
+        chunks = parts.chunks(rank, world_size)
+    for chunk in chunks:
+        title = f"{output.name}, {chunk.name}" + (f" of {-(-num_rows // size)}" if num_rows is not None else "")
+        prepared, skipped = preparer(_progress(chunk.rows, title), chunk.start, chunk.place)
+        write_shard(make_table(prepared, skipped, preparer.take_late_columns()), output / chunk.name)
+    if parts is None:
+        total = -(-len(rows) // size)
+    elif (found := find_parts(output, meta)) is not None:
+        meta, total = meta | {"parts": found}, sum(shards for shards, _ in found)
+        if total == 0:
+            raise empty_source(opened.source)
+    if (parts is not None and found is None) or len(shard_paths(output)) < total:
         logger.info("Rank %d is done with %s; other ranks are not.", rank, output)
         return None
     return finish(output, meta, total)
+
+
+def _is_done(output: Path) -> bool:
+    """Return whether a folder holds all prepared rows of a source, so that the source need not be read again."""
+    meta = read_manifest(output)
+    return bool(meta["complete"]) and {path.name for path in shard_paths(output)} == set(shard_names(meta))
 
 
 @checked()
@@ -236,6 +260,7 @@ def prepare_mixture(
         ValueError: If `sources` is empty, an entry has no `"source"`, or `prepare` raises it for a source.
         SourceError: If a source holds content that no prepared row would hold. All sources are checked first.
     """
+    refuse_address("output_dir", output_dir)
     if not sources:
         raise ValueError("`sources` must hold at least one source, got none: name the data to prepare.")
     opened, settings = {}, {}
@@ -247,11 +272,13 @@ def prepare_mixture(
                 "add it."
             )
         arguments = defaults | arguments
-        settings[name] = {key: arguments.pop(key) for key in _SETTINGS if key in arguments}
+        settings[name] = Settings(
+            **{field.name: arguments.pop(field.name) for field in fields(Settings) if field.name in arguments}
+        )
         opened[name] = open_for_preparation(**arguments)
     check_ignored(list(opened.values()))
     return {
-        name: _write(source, Path(output_dir, name), model, processor, **settings[name])
+        name: _write(source, Path(output_dir, name), model, processor, settings[name])
         for name, source in opened.items()
     }
 
@@ -292,22 +319,22 @@ def _rows_per_shard(num_rows: int | None, num_shards: int | None, asked: int | N
     return -(-num_rows // num_shards)
 
 
-def _chunks(rows: Rows, size: int) -> Iterator[tuple[int, int, Iterable[Any]]]:
-    """Cut rows into shards of `size` rows, the last of which may be shorter.
+def _chunks(rows: Any, size: int, output: Path, rank: int, world_size: int) -> Iterator[Chunk]:
+    """Yield the rows of each shard that a process has to make of a data set with a length.
 
-    Yields:
-        `(number of the shard, number of its first row, its rows)` for each shard.
+    Args:
+        rows: A `datasets.Dataset`.
+        size: Number of rows in every shard; the last may have fewer.
+        output: Folder of the shards. A shard gets its name only when it is complete, so one that exists is finished.
+        rank: Number of the process, which makes every `world_size`-th shard.
+        world_size: Number of processes.
     """
-    if hasattr(rows, "__len__"):
-        # `select` reads nothing, so shards of other ranks cost nothing. Of a stream, every rank reads all rows.
-        for shard, start in enumerate(range(0, len(rows), size)):
-            yield shard, start, rows.select(range(start, min(start + size, len(rows))))
-        return
-    stream = iter(rows)
-    shard = 0
-    while chunk := list(islice(stream, size)):
-        yield shard, shard * size, chunk
-        shard += 1
+    for shard in range(rank, -(-len(rows) // size), world_size):
+        if not (output / shard_name(shard)).exists():
+            start = shard * size
+            # `select` reads nothing, so shards of other ranks cost nothing.
+            chunk = rows.select(range(start, min(start + size, len(rows))))
+            yield Chunk(shard_name(shard), chunk, start, "the source")
 
 
 def _progress(rows: Any, title: str) -> Iterable[Any]:

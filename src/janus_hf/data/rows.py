@@ -6,8 +6,9 @@ It works on one batch of rows at a time. Its callers decide where rows are read 
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -24,7 +25,8 @@ from .integrity.precision import float32_codec
 from .opened import OpenedSource
 from .reading.adapter import open_members
 from .schema import RowError, SourceError
-from .sources import describe, source_folder
+from .sources import describe, is_elsewhere, source_folder
+from .streams.image_places import ImagePlaces
 
 
 Skipped: TypeAlias = list[tuple[int, str, str]]
@@ -32,10 +34,31 @@ Skipped: TypeAlias = list[tuple[int, str, str]]
 
 # What `RowPreparer._document` returns.
 _Result: TypeAlias = "tuple[Document | RowError, torch.Tensor | None]"
+# Rows whose images are read: number of the row, and what `_document` will return for it.
+_Batch: TypeAlias = "list[tuple[int, Future[_Result]]]"
 
 # Batches of which the threads read rows while the model encodes the images of the batch before.
 _BATCHES_AHEAD = 1
 _MOST_THREADS = 16  # by default
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The arguments of `prepare` that say how rows of an opened source are prepared and written; see there.
+
+    Those that say how a source is opened are in `OpenedSource`.
+    """
+
+    max_length: int | None = None
+    batch_size: int = 32
+    num_threads: int | None = None
+    num_shards: int | None = None
+    rows_per_shard: int | None = None
+    rank: int | None = None
+    world_size: int | None = None
+    folder: str | os.PathLike[str] | None = None
+    image_hosts: Collection[str] = ()
+    max_bad_share: float = MAX_BAD_SHARE
 
 
 class RowPreparer:
@@ -49,13 +72,7 @@ class RowPreparer:
             float32 whatever its dtype is.
         processor: The model's processor.
         opened: The source, with the adapter that converts its columns to raw rows (see `schema`).
-        max_length: Largest number of ids of a prepared row. Longer rows are skipped, never cut. By default the length
-            of the model's context.
-        batch_size: Number of rows that are processed at a time. Images of up to twice as many rows are in memory.
-        num_threads: Number of threads that read and resize images; by default one per processor, at least 4 and at
-            most 16.
-        folder: Folder that relative image paths start from; by default that of the source.
-        max_bad_share: Largest share of rows that cannot be used, in [0, 1]. More of them end the work.
+        settings: Arguments of `prepare`; those about shards and processes are not used here.
     """
 
     def __init__(
@@ -63,13 +80,9 @@ class RowPreparer:
         model: HasImageTokens,
         processor: JanusProProcessor,
         opened: OpenedSource,
-        *,
-        max_length: int | None = None,
-        batch_size: int = 32,
-        num_threads: int | None = None,
-        folder: str | os.PathLike[str] | None = None,
-        max_bad_share: float = MAX_BAD_SHARE,
+        settings: Settings,
     ) -> None:
+        batch_size, num_threads, max_length = settings.batch_size, settings.num_threads, settings.max_length
         if num_threads is None:
             num_threads = max(4, min(os.cpu_count() or 1, _MOST_THREADS))
         if batch_size < 1 or num_threads < 1:
@@ -89,19 +102,28 @@ class RowPreparer:
                 "it out."
             )
         self.model, self.processor, self.opened = model, processor, opened
-        self.folder = source_folder(opened.source) if folder is None else os.fspath(folder)
+        self.places = ImagePlaces(
+            settings.folder or opened.root or source_folder(opened.source),
+            source=describe(opened.source),
+            is_remote=is_elsewhere(opened.source),
+            hosts=settings.image_hosts,
+            options=opened.options,
+        )
         self.batch_size, self.num_threads = batch_size, num_threads
-        self.bad_rows = BadRows(max_bad_share, describe(opened.source))
+        self.bad_rows = BadRows(settings.max_bad_share, describe(opened.source))
         self.late_columns: set[str] = set()
         self.max_length = max_length or context
         self.lock = threading.Lock()
 
-    def __call__(self, rows: Iterable[Mapping[str, Any]], start: int = 0) -> tuple[list[dict[str, Any]], Skipped]:
+    def __call__(
+        self, rows: Iterable[Mapping[str, Any]], start: int = 0, place: str = "the source"
+    ) -> tuple[list[dict[str, Any]], Skipped]:
         """Turn rows of the source into prepared rows, and skip rows that cannot be used for training.
 
         Args:
             rows: Consecutive rows of the source.
-            start: Number of the first of these rows in the source, counted from 0.
+            start: Number of the first of these rows in the source, or in a part of it, counted from 0.
+            place: Words for the source, or for the part, in messages.
 
         Returns:
             The prepared rows, in the order of `rows`, and a list with the tuple `(number of the row in the source,
@@ -114,7 +136,7 @@ class RowPreparer:
         """
         done: list[dict[str, Any]] = []
         skipped: Skipped = []
-        for batch in self._batches(enumerate(rows, start)):
+        for batch in self._batches(enumerate(rows, start), place):
             kept = [(document, pixels) for _, (document, pixels) in batch if isinstance(document, Document)]
             for document, _ in kept:
                 self._check_ids(document)
@@ -130,36 +152,44 @@ class RowPreparer:
                 if isinstance(failure, RowError)
             ]
             skipped += bad
-            self.bad_rows.add(len(batch), bad)
+            self.bad_rows.add(len(batch), bad, place)
             del batch, kept  # with their images, before more are read
         return done, skipped
 
-    def _batches(self, numbered: Iterator[tuple[int, Mapping[str, Any]]]) -> Iterator[list[tuple[int, _Result]]]:
+    def _batches(
+        self, numbered: Iterator[tuple[int, Mapping[str, Any]]], place: str
+    ) -> Iterator[list[tuple[int, _Result]]]:
         """Iterate over batches of `(number of a row, result of _document)`; threads work on the next batch meanwhile.
 
         Args:
             numbered: Pairs of the number of a row and the row.
+            place: Words for where the rows are, in messages.
         """
-        pool = ThreadPoolExecutor(self.num_threads)
-        ahead: deque[list[tuple[int, Future[_Result]]]] = deque()
+        # Rows are read in a thread too, because those of a stream may come from far away.
+        reader, pool = ThreadPoolExecutor(1), ThreadPoolExecutor(self.num_threads)
+        ahead: deque[Future[_Batch]] = deque()
         try:
             while True:
                 while len(ahead) <= _BATCHES_AHEAD:
-                    submitted: list[tuple[int, Future[_Result]]] = []
-                    for number, row in islice(numbered, self.batch_size):
-                        self._note_late_columns(row)
-                        submitted.append((number, pool.submit(self._document, row)))
-                    ahead.append(submitted)
-                    del submitted
-                batch = ahead.popleft()
+                    ahead.append(reader.submit(self._read_batch, numbered, pool))
+                batch = ahead.popleft().result()
                 if not batch:
                     return
-                results = [(number, _result(number, future)) for number, future in batch]
+                results = [(number, _result(number, future, place)) for number, future in batch]
                 del batch  # the futures hold the images too
                 yield results
                 del results
         finally:
+            reader.shutdown(cancel_futures=True)
             pool.shutdown(cancel_futures=True)
+
+    def _read_batch(self, numbered: Iterator[tuple[int, Mapping[str, Any]]], pool: ThreadPoolExecutor) -> _Batch:
+        """Read the next rows, and let the threads of a pool read and resize their images."""
+        batch: _Batch = []
+        for number, row in islice(numbered, self.batch_size):
+            self._note_late_columns(row)
+            batch.append((number, pool.submit(self._document, row)))
+        return batch
 
     def take_late_columns(self) -> list[str]:
         """Return the names of the columns that only later rows of a stream had, and forget them."""
@@ -190,7 +220,7 @@ class RowPreparer:
         """
         try:
             raw = self.opened.columns.adapter.convert(row, self.opened.class_names, self.opened.ignore)
-            images = open_images(raw, folder=self.folder)
+            images = open_images(raw, folder=self.places)
             # Only reading and resizing images is faster in threads, and tokenizers are not safe in several threads.
             with self.lock:
                 document = make_document(raw, images, self.processor)
@@ -235,12 +265,15 @@ class RowPreparer:
                 document.add_codes(ids)
 
 
-def _result(number: int, future: Future[_Result]) -> _Result:
-    """Return what a thread made of a row; a `SourceError` names the row, of which the rows before are prepared."""
+def _result(number: int, future: Future[_Result], place: str) -> _Result:
+    """Return what a thread made of a row. Any error names the row."""
     try:
         return future.result()
     except SourceError as error:
-        raise SourceError(f"Row {number} of the source: {error}") from error
+        raise SourceError(f"Row {number} of {place}: {error}") from error
+    except Exception as error:  # an error that no row should cause keeps its type
+        error.add_note(f"This happened in row {number} of {place}.")
+        raise
 
 
 def _has_surrogates(value: Any) -> bool:
@@ -252,4 +285,4 @@ def _has_surrogates(value: Any) -> bool:
     return isinstance(value, list) and any(_has_surrogates(entry) for entry in value)
 
 
-__all__ = ["RowPreparer", "Skipped"]
+__all__ = ["RowPreparer", "Settings", "Skipped"]

@@ -9,6 +9,7 @@ import io
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from glob import glob
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -20,8 +21,18 @@ from PIL import Image
 from ..processing import load_picture
 from .reading.folder_files import is_about
 from .reading.folders import OpenedFolder, is_ignored, split_names, undecoded
-from .reading.repositories import is_repository, open_any_folder, open_repository
-from .reading.tables import FORMATS, Rows, file_format, load_tables
+from .reading.repositories import is_repository, open_any_folder, open_repository, repository_root
+from .reading.tables import FORMATS, Rows, file_format, load_tables, unreadable_row
+from .streams.addresses import (
+    folder_of,
+    hub_address,
+    is_address,
+    list_files,
+    local_path,
+    path_in,
+    refuse_path,
+    without_secrets,
+)
 
 
 Source: TypeAlias = str | os.PathLike[str] | Sequence[Mapping[str, Any]] | Rows
@@ -35,10 +46,12 @@ def open_source(source: Source, *, split: str = "train", **options: Any) -> Rows
 
     Args:
         source: A `datasets.Dataset` or `IterableDataset`; a list of rows; the path or glob pattern of .parquet,
-            .jsonl, .json, .csv, .tsv, .txt, .arrow or .tar (WebDataset) files, which may be compressed; a folder of
+            .jsonl, .json, .csv, .tsv, .txt, .arrow or .tar (WebDataset) files, which may be compressed; the address
+            of such files, also as a pattern, that fsspec reads (`s3://`, `https://`, `hf://`, ...); a folder of
             such files, of images (imagefolder) or of `Dataset.save_to_disk`; or the id of a data set on the Hub.
         split: Name of the split to read, if the source is a folder or a data set on the Hub.
-        options: Further arguments of `datasets.load_dataset`, such as `name`, `data_files`, `revision` or `streaming`.
+        options: Further arguments of `datasets.load_dataset`, such as `name`, `data_files`, `revision`, `streaming` or
+            `storage_options` (arguments of the fsspec file system of an address).
 
     Raises:
         FileNotFoundError: If there is nothing to open.
@@ -56,22 +69,24 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
         source: See `open_source`, also for `split` and `options`.
         ignore: Names of the files of a folder that may be lost; they may hold wildcards.
     """
-    unused: list[str] = []
-    names: list[str] = []
+    opened = None
     if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
+        if not isinstance(source, str):
+            refuse_path(source)
+        path = hub_address(local_path(os.fspath(source)))
         arguments: dict[str, Any] = {"split": split, "ignore": ignore, "options": options}
-        opened = None
         if _is_unsaved_folder(path) and not {"data_files", "data_dir"} & set(options):
             opened = open_any_folder(Path(path), **arguments)
         elif _names_local_files(path):
             opened = _open_local_files(path, **arguments)
+        elif is_address(path):
+            opened = _open_files(path, list_files(path, options), **arguments)
         elif is_repository(path) and not os.path.isdir(path) and not {"data_files", "data_dir"} & set(options):
             opened = open_repository(path, **arguments)
         if opened is None:
-            dataset, (unused, names) = _load(path, split, options), _saved_files(path, split, ignore)
-        else:
-            dataset, unused, names = opened.rows, opened.unused, opened.names
+            root = repository_root(path, options) if is_repository(path) and not os.path.isdir(path) else None
+            opened = OpenedFolder(_load(path, split, options), *_saved_files(path, split, ignore), root=root)
+        dataset: Any = opened.rows
     else:
         _refuse_options(split, options, "rows in memory")
         dataset = source
@@ -92,7 +107,7 @@ def open_files(source: Source, *, split: str = "train", ignore: Collection[str] 
         )
     if isinstance(dataset, datasets.Dataset) and len(dataset) == 0:
         raise empty_source(source)
-    return OpenedFolder(undecoded(dataset), unused, names)
+    return replace(opened or OpenedFolder(dataset, [], []), rows=undecoded(dataset))
 
 
 def empty_source(source: Source) -> ValueError:
@@ -100,17 +115,26 @@ def empty_source(source: Source) -> ValueError:
     return ValueError(f"`source` must have rows, got {describe(source)}, which is empty: leave it out.")
 
 
-def column_names(dataset: Rows, source: Source) -> list[str]:
+def column_names(dataset: Rows, source: Source, files: Sequence[str] = ()) -> list[str]:
     """Return the column names of an opened source. For a stream without known columns, its first row is read.
 
     Args:
         dataset: Rows that `open_source` returned.
         source: The source as the user named it, for the error message.
+        files: The files that the rows come from, if they are known.
 
     Raises:
+        SourceError: If the first row of a file cannot be read.
         ValueError: If there are no columns, which means that the source has no rows.
     """
-    if names := list(dataset.column_names or next(iter(dataset), {})):
+    if not (names := list(dataset.column_names or ())):
+        try:
+            names = list(next(iter(dataset), {}))
+        except Exception as error:  # `datasets`, its file systems and its readers raise errors of all kinds
+            if not files:
+                raise
+            raise unreadable_row(0, f"the source ({describe(files[0])})", files[0], error) from error
+    if names:
         return names
     raise empty_source(source)
 
@@ -124,11 +148,13 @@ def class_names(dataset: Rows) -> list[str] | None:
 def source_folder(source: Source) -> str:
     """Return the folder that relative image paths in the rows of a source start from.
 
-    It is the source itself if that is a folder, the parent of any other path, and "." for rows in memory. A glob
-    pattern starts from the folder before its first wildcard.
+    It is the source itself if that is a folder, the parent of any other path or address, and "." for rows in memory. A
+    glob pattern starts from the folder before its first wildcard.
     """
+    if isinstance(source, str) and is_address(source):
+        return folder_of(source)
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source)
+        path = Path(local_path(os.fspath(source)))
         while _has_wildcards(str(path.parent)) and not path.exists():
             path = path.parent
         return str(path if path.is_dir() else path.parent)
@@ -136,10 +162,21 @@ def source_folder(source: Source) -> str:
 
 
 def describe(source: Source) -> str:
-    """Return a short name of a source for messages and `meta.json`: its path or Hub id, or the name of its type."""
+    """Return a short name of a source for messages and `meta.json`: its path or Hub id, or the name of its type.
+
+    An address has no secrets: neither a password nor a signature.
+    """
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
+        return without_secrets(os.fspath(source))
     return f"{type(source).__module__.split('.')[0]}.{type(source).__name__}"
+
+
+def is_elsewhere(source: Source) -> bool:
+    """Return whether a source is not on this machine: at an address, or on the Hub."""
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    path = local_path(os.fspath(source))
+    return not os.path.exists(path) and not _names_local_files(path)
 
 
 def _is_unsaved_folder(source: str) -> bool:
@@ -196,9 +233,32 @@ def _open_local_files(source: str, *, split: str, ignore: Collection[str], optio
             f"`source` must be a file, a folder or the id of a data set on the Hub, got {source!r}, which does not "
             "exist here: correct the path."
         )
-    about = [] if is_file else [name for name in names if is_about(os.path.relpath(name, source_folder(source)))]
+    return _open_files(source, names, split=split, ignore=ignore, options=options)
+
+
+def _open_files(
+    source: str, names: Sequence[str], *, split: str, ignore: Collection[str], options: Mapping[str, Any]
+) -> OpenedFolder:
+    """Open files, local or at an address, whose names tell their format; see `open_files` for the arguments.
+
+    Args:
+        source: The path, the address or the pattern that names the files.
+        names: Their paths or addresses.
+
+    Raises:
+        ValueError: If the files are of several formats, or of one that cannot be read.
+        SourceError: If a file cannot be read, or has other columns than the first.
+    """
+    about = []
+    if list(names) != [source]:
+        about = [name for name in names if is_about(os.path.relpath(name, source_folder(source)))]
     kept = [name for name in names if name not in about and not is_ignored(name, ignore)]
-    kinds = {name: file_format(name) for name in kept}
+    if not kept:
+        raise FileNotFoundError(
+            f"`source` must name files of data, got {describe(source)!r}, of which none is left: correct it, or "
+            "ignore fewer files."
+        )
+    kinds = {name: file_format(path_in(name)) for name in kept}
     example = {kind: name for name, kind in kinds.items()}
     if None in example:
         raise ValueError(
@@ -213,14 +273,11 @@ def _open_local_files(source: str, *, split: str, ignore: Collection[str], optio
         )
     (kind,) = example
     rows = load_tables(str(kind), {split_names(split)[0]: kept}, split, options)
-    return OpenedFolder(rows, about, [Path(name).name for name in names])
+    return OpenedFolder(rows, about, [Path(path_in(name)).name for name in names], files=kept)
 
 
 def _load(source: str, split: str, options: dict[str, Any]) -> Any:
-    """Load remote files, a saved folder or a data set on the Hub, whichever `source` names; return the data set."""
-    kind = file_format(source)
-    if "://" in source and _has_wildcards(source) and kind is not None:
-        return load_tables(kind, {split_names(split)[0]: [source]}, split, options)
+    """Load a saved folder or a data set on the Hub, whichever `source` names; return the data set."""
     # `load_dataset` refuses a folder that `save_to_disk` wrote.
     if Path(source, "state.json").is_file():
         _refuse_options(split, options, "a data set that was saved without splits")
@@ -258,6 +315,7 @@ __all__ = [
     "column_names",
     "describe",
     "empty_source",
+    "is_elsewhere",
     "open_files",
     "open_source",
     "source_folder",

@@ -13,8 +13,9 @@ when it is read (see `integrity.damage`).
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from .integrity.damage import CHECKSUM, DamagedDataError, RowReader, check_offse
 from .integrity.manifest_file import META, count_ids, read_manifest
 from .integrity.precision import warn_of_precision
 from .schema import TASKS
+from .streams.addresses import refuse_address
+from .streams.stream_parts import part_name
 
 
 SCHEMA = pa.schema(
@@ -229,7 +232,7 @@ class PreparedDataset:
 
     def name_shard(self, shard: int) -> str:
         """Return the path of a shard, or words for it if the rows are in memory."""
-        return f"shard {shard}" if self.path is None else os.path.join(self.path, shard_name(shard))
+        return str(self.tables.paths[shard]) if isinstance(self.tables, _Shards) else f"shard {shard}"
 
     def open_shard(self, shard: int) -> RowReader:
         """Return the rows of a shard. Raise `DamagedDataError` if their number is not that of the index."""
@@ -273,6 +276,18 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.arrow"
 
 
+def shard_names(meta: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of all shards (Arrow files of prepared rows) of a folder, in order.
+
+    Args:
+        meta: Content of the folder's `meta.json`. The shards of a stream are numbered by its parts.
+    """
+    if (parts := meta.get("parts")) is None:
+        yield from map(shard_name, range(meta["num_shards"]))
+    else:
+        yield from (part_name(part, shard) for part, (shards, _) in enumerate(parts) for shard in range(shards))
+
+
 def shard_paths(folder: str | os.PathLike[str]) -> list[Path]:
     """Return the paths of the finished shards (Arrow files of prepared rows) in a folder, in order."""
     return sorted(Path(folder).glob("shard-*.arrow"))
@@ -302,6 +317,7 @@ def load_prepared(
         ValueError: If preparation is not finished, the files contradict each other, or the rows were prepared for
             another model or processor.
     """
+    refuse_address("folder", folder)
     path = Path(folder, META)
     if not path.is_file():
         raise FileNotFoundError(
@@ -316,7 +332,7 @@ def load_prepared(
             "shards so far): run it again, and it goes on where it stopped."
         )
     # The number may be damaged, so names are listed only a little beyond those that exist.
-    expected = {shard_name(number) for number in range(min(meta["num_shards"], 2 * len(shards) + 8))}
+    expected = set(islice(shard_names(meta), 2 * len(shards) + 8))
     found = {shard.name for shard in shards}
     if found != expected:
         missing, extra = sorted(expected - found), sorted(found - expected)
@@ -355,6 +371,7 @@ __all__ = [
     "read_shard",
     "read_whole",
     "shard_name",
+    "shard_names",
     "shard_paths",
     "skipped_rows",
     "write_json",

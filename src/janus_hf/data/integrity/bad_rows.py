@@ -30,18 +30,20 @@ class BadRows:
         self.max_share, self.source = max_share, source
         self.read = self.bad = 0
 
-    def add(self, read: int, skipped: Iterable[tuple[int, str, str]]) -> None:
+    def add(self, read: int, skipped: Iterable[tuple[int, str, str]], place: str = "the source") -> None:
         """Count further rows, and raise `ValueError` if too many were bad so far.
 
         Args:
             read: Number of rows that were read, the bad ones included.
             skipped: `(number of the row, reason, message)` of those that were skipped.
+            place: Words for the part of the source in which rows are numbered.
         """
         wrong = [entry for entry in skipped if entry[1] not in ASKED_FOR]
         self.read, self.bad = self.read + read, self.bad + len(wrong)
         if self.bad > self.max_share * max(self.read, SOONEST):
             row, reason, message = wrong[-1]
-            raise too_many(self.source, self.bad, self.read, self.max_share, f"row {row} ({reason}): {message}")
+            where = f"row {row}" if place == "the source" else f"row {row} of {place}"
+            raise too_many(self.source, self.bad, self.read, self.max_share, f"{where} ({reason}): {message}")
 
 
 def check_share(value: object) -> None:

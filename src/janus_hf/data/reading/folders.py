@@ -25,7 +25,7 @@ from .folder_files import FolderFiles, is_about, is_hidden, is_image_file, sort_
 from .image_rows import read_images, read_text
 from .metadata import load_metadata
 from .refusals import all_unused, lost_files
-from .tables import Rows, load_tables
+from .tables import Rows, file_format, load_tables
 
 
 # A name with a word for a split, by the rules of `datasets`.
@@ -42,11 +42,15 @@ class OpenedFolder:
         rows: The rows.
         unused: Files that hold no content, or belong to another split.
         names: All files of the folder.
+        root: Folder or address that relative image paths start from; by default that of the source.
+        files: The files that the rows come from, in their order, if they are known.
     """
 
     rows: Rows
     unused: list[str]
     names: list[str]
+    root: str | None = None
+    files: Sequence[str] = ()
 
 
 def open_folder(folder: Path, *, split: str, ignore: Collection[str], options: Mapping[str, Any]) -> OpenedFolder:
@@ -86,7 +90,9 @@ def open_folder(folder: Path, *, split: str, ignore: Collection[str], options: M
     skipped = sorted({*outside, *of_splits} - {*chosen, *loose}) + files.unused
     rows, used = _read(folder, files, {name: sort_files(folder, kept[name]) for name in kept}, split, dict(options))
     _check_files(sorted(set(files.content) - used), files, loose)
-    return OpenedFolder(rows, [name for name in skipped if not is_ignored(name, ignore)], [*every, *links])
+    read = [str(folder / file) for file in chosen if file in used and file_format(file)]
+    unused = [name for name in skipped if not is_ignored(name, ignore)]
+    return OpenedFolder(rows, unused, [*every, *links], files=read)
 
 
 def _read(

@@ -6,6 +6,7 @@ The README.md of a repository may list its data files. All others are named in t
 import os
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def open_repository(
     if files.images and not files.tables and not options.get("streaming"):
         folder = Path(snapshot_download(source, repo_type="dataset", **where))
         rest = {name: value for name, value in options.items() if name not in where}
-        return open_any_folder(folder, split=split, ignore=ignore, options=rest)
+        return replace(open_any_folder(folder, split=split, ignore=ignore, options=rest), root=str(folder))
     if files.images and len(files.metadata) > 1 and not files.tables:
         raise ValueError(
             f"`source` must have one metadata file to be read as a stream, got {source!r} with {files.metadata[:5]}, "
@@ -53,7 +54,13 @@ def open_repository(
     rows = datasets.load_dataset(source, split=split, **options)
     listed = _data_files(source, split, options)
     used = {found[1] for path in listed if (found := re.fullmatch(r"hf://datasets/[^@]+@[^/]+/(.+)", path))}
-    return OpenedFolder(rows, [name for name in names if name not in used and not is_ignored(name, ignore)], names)
+    unused = [name for name in names if name not in used and not is_ignored(name, ignore)]
+    return OpenedFolder(rows, unused, names, repository_root(source, options), listed)
+
+
+def repository_root(source: str, options: Mapping[str, Any]) -> str:
+    """Return the address that relative image paths in the tables of a repository start from."""
+    return f"hf://datasets/{source}" + (f"@{options['revision']}" if options.get("revision") else "")
 
 
 def open_any_folder(folder: Path, *, split: str, ignore: Collection[str], options: Mapping[str, Any]) -> OpenedFolder:
@@ -105,4 +112,4 @@ def _has_configuration(folder: Path) -> bool:
     return re.search(r"^configs:", front, flags=re.MULTILINE) is not None
 
 
-__all__ = ["is_repository", "open_any_folder", "open_repository"]
+__all__ = ["is_repository", "open_any_folder", "open_repository", "repository_root"]

@@ -1,17 +1,17 @@
 """Functions that read files of tables, and name the file, line and columns where they cannot be read together."""
 
 import json
-import lzma
-from bz2 import BZ2File
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from gzip import GzipFile
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
+import fsspec
 from datasets.exceptions import DatasetBuildError
+from fsspec.utils import infer_compression
 
+from ..streams.addresses import path_in, version_of, without_secrets
 from .refusals import SourceError
 
 
@@ -33,7 +33,6 @@ FORMATS = {
 # Format -> `datasets` builder and its arguments, where its name is another one.
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {"tsv": ("csv", {"sep": "\t"})}
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
-_OPENERS = {".gz": GzipFile, ".bz2": BZ2File, ".xz": lzma.LZMAFile}
 # `datasets` decompresses files of these formats.
 _MAY_BE_COMPRESSED = {
     **dict.fromkeys(("json", "csv", "tsv", "text"), _COMPRESSED),
@@ -70,19 +69,40 @@ def load_tables(
     arguments = arguments | dict(options or {})
     data = {name: list(paths) for name, paths in files.items()}
     every = [path for paths in data.values() for path in paths]
+    if not arguments.get("streaming") and (version := version_of(every, arguments)) is not None:
+        cache = arguments.get("cache_dir") or datasets.config.HF_DATASETS_CACHE
+        arguments["cache_dir"] = str(Path(cache, "versions", version))
+    # Files at addresses are not opened before their rows are read, because there may be thousands.
     if arguments.get("streaming") and len(every) > 1 and "://" not in every[0]:
         _check_columns(kind, builder, every, arguments)
     try:
         with _silence():
             return datasets.load_dataset(builder, data_files=data, split=split, **arguments)
-    except (DatasetBuildError, ValueError) as error:
-        if "://" not in every[0]:
-            _check_columns(kind, builder, every, arguments)
-        if isinstance(error, ValueError):  # a split that does not exist, for example
-            raise
+    except Exception as error:  # file systems and readers raise errors of all kinds
+        _check_columns(kind, builder, every, arguments)
+        if isinstance(error, ValueError) and not isinstance(error, DatasetBuildError):
+            raise  # a split that does not exist, for example
         raise SourceError(
-            f"The files of the source must be readable as {kind}, got {every[0]!r}: {_reason(error)}"
+            f"The files of the source must be readable as {kind}, got {without_secrets(every[0])!r}: {_reason(error)}"
         ) from error
+
+
+def unreadable_row(number: int, place: str, file: str | None, error: Exception) -> SourceError:
+    """Return, without raising it, the error for a row of a stream that cannot be read. It names the line, if it can.
+
+    Args:
+        number: Number of the row in the source, or in the part of it that `place` names, from 0.
+        place: Words for the source or the part.
+        file: Path or address of the file; None if it is not known.
+        error: The error.
+    """
+    kind = None if file is None else file_format(path_in(file))
+    reason = _reason(error) if file is None or kind is None else _find_line(file, kind, error)
+    return SourceError(
+        f"All rows of {place} must be readable, got an error at about row {number}: {reason}. Correct or delete that "
+        "line without moving those before it, or remove what hinders reading, and run the same again, which goes on "
+        "where it stopped."
+    )
 
 
 def _check_columns(kind: str, builder: str, paths: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -97,9 +117,9 @@ def _check_columns(kind: str, builder: str, paths: Sequence[str], options: Mappi
             with _silence(bars=True):
                 rows = datasets.load_dataset(builder, data_files=[path], split="train", **options)
                 columns = dict(rows.features or dict.fromkeys(next(iter(rows), {})))
-        except (DatasetBuildError, ValueError) as error:
+        except Exception as error:  # file systems and readers raise errors of all kinds
             raise SourceError(
-                f"The files of the source must be readable as {kind}, got {path!r}, which is not: "
+                f"The files of the source must be readable as {kind}, got {without_secrets(path)!r}, which is not: "
                 f"{_find_line(path, kind, error)}. Correct it or leave it out."
             ) from None
         first = first or columns
@@ -148,12 +168,17 @@ def _find_line(path: str, kind: str, error: BaseException) -> str:
                 return reason
             if not line.strip():
                 continue
-            row = json.loads(line)
+            row = json.loads(line.strip())
+            # `datasets` cannot read half of a pair of surrogates ("\\ud83d").
+            json.dumps(row, ensure_ascii=False).encode()
             if not isinstance(row, dict):
                 return f"line {number} must be a dict, got {str(row)[:100]}"
             late = [name for name in row if name not in known]
             if late and read > _CHUNK:
-                return f"line {number} has the columns {late}, which the first lines lack: put such a line first"
+                return (
+                    f"line {number} has the columns {late}, which the first lines lack: give them to the first line "
+                    "too, with a value of the same type"
+                )
             known |= dict.fromkeys(row)
     except (ValueError, RecursionError) as wrong:
         return f"line {number} is not JSON ({_reason(wrong)})"
@@ -169,7 +194,10 @@ _CHUNK = 10 << 20
 def _read_lines(path: str) -> Iterator[tuple[int, bytes]]:
     """Yield the number of bytes before each line of a file, which may be compressed, and the line."""
     read = 0
-    with _OPENERS.get(Path(path).suffix, open)(path, "rb") as file:
+    compression = infer_compression(path_in(path))
+    if compression is None and path_in(path).endswith(_COMPRESSED):
+        raise OSError(f"{without_secrets(path)!r} is compressed in a way for which a package is missing")
+    with fsspec.open(path, "rb", compression=compression) as file:
         for line in file:
             yield read, line.removeprefix(b"\xef\xbb\xbf") if read == 0 else line
             read += len(line)
@@ -198,4 +226,4 @@ def _silence(*, bars: bool = False) -> Iterator[None]:
             datasets.utils.enable_progress_bars()
 
 
-__all__ = ["FORMATS", "Rows", "file_format", "load_tables"]
+__all__ = ["FORMATS", "Rows", "file_format", "load_tables", "unreadable_row"]

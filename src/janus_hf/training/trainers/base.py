@@ -52,7 +52,7 @@ class JanusProTrainer(EvaluatingTrainer):
 
     It freezes parameters and adds LoRA adapters as the training stage requires, saves and resumes checkpoints, shards
     the model, logs losses, and makes samples. Subclasses define `compute_loss`, which calls `prepare_batch` before the
-    model and `check_loss` after it, and adds its losses to `loss_record`.
+    model and `check_loss` after it, and adds its losses to `loss_record` and its batches to `throughput`.
 
     Args:
         model: The model to train. `args.stage` decides which of its parameters are set to require gradients.

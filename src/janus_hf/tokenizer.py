@@ -113,7 +113,8 @@ def check_text_ids(
 
     Args:
         input_ids: Integer tensor of any shape with the ids of tokenized texts.
-        num_text_ids: Number of rows of the embedding table (`vocab_size` of the text config).
+        num_text_ids: Number of rows of the embedding table (`vocab_size` of the text config), with those of the image
+            tokens added where these are allowed.
         placeholder: Id of the placeholder of images, which may be beyond the table, or None.
         name: Name of the argument that holds the ids, for the message; None if a processor made them.
 

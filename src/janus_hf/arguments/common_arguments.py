@@ -19,7 +19,12 @@ _NAMES = of_kind("a list of strings", lambda value: isinstance(value, (list, tup
 # The kind is told by what code reads of such an object, so that other libraries may bring their own.
 _MODEL = of_kind("a model", lambda value: hasattr(value, "config"), None, "load one with from_pretrained")
 _PROCESSOR = of_kind("a processor", lambda value: hasattr(value, "tokenizer"), None, "load one with from_pretrained")
-_PIPELINE = of_kind("a pipeline", callable, None, "load one with JanusProPipeline.from_pretrained")
+_PIPELINE = of_kind(
+    "a pipeline",
+    lambda value: callable(value) or hasattr(value, "processor"),
+    None,
+    "load one with JanusProPipeline.from_pretrained",
+)
 
 
 def _is_source(value: object) -> bool:

@@ -83,9 +83,10 @@ class TextGenerationMixin(GenerationMixin):
 
         Raises:
             TypeError: If an argument is of the wrong type.
-            ValueError: If an id is that of no text token, placeholders and images do not match, prompt and new tokens
+            ValueError: If an id is that of no token, placeholders and images do not match, prompt and new tokens
                 exceed the context, or a setting is out of range or does not work with this model or with images; or
-                as transformers' method. The ids of image tokens are for `forward` and training only.
+                as transformers' method. Ids from the size of the text vocabulary on are image tokens, as in `forward`,
+                which `negative_prompt_ids` must not hold.
         """
         if not getattr(generation_config, "is_assistant", False):  # a draft continues what was checked already
             self._check_values(generation_config, kwargs)
@@ -100,8 +101,8 @@ class TextGenerationMixin(GenerationMixin):
         """Generate text for prompts that join and leave a running batch, as transformers' method does, without images.
 
         Raises:
-            ValueError: If a prompt holds the placeholder of an image or an id that is that of no text token, or images
-                are given, which that method ignores.
+            ValueError: If a prompt holds the placeholder of an image or an id that is that of no token, or images are
+                given, which that method ignores.
         """
         placeholder = self.config.image_token_id
         if kwargs.get("pixel_values") is not None or any(placeholder in list(row) for row in inputs):
@@ -219,7 +220,7 @@ class TextGenerationMixin(GenerationMixin):
             )
 
     def _check_prompt(self, ids: torch.Tensor | None, settings: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
-        """Raise a ValueError for ids of no text, other placeholders than images, or more than the context holds.
+        """Raise a ValueError for ids of no token, other placeholders than images, or more than the context holds.
 
         Args:
             ids: `(B, T)` token ids, or None if embeddings are given or generation starts from BOS.
@@ -258,9 +259,12 @@ class TextGenerationMixin(GenerationMixin):
             )
 
     def _check_ids(self, ids: torch.Tensor, name: str) -> None:
-        """Raise an error unless the argument `name` holds ids of text tokens, placeholders of images included."""
+        """Raise an error unless the argument `name` holds ids of tokens, placeholders of images included."""
         check_integer_tensor(ids, name, "(B, T)")
-        check_text_ids(ids, self.config.text_config.vocab_size, placeholder=self.config.image_token_id, name=name)
+        limit = self.config.text_config.vocab_size
+        if name != "negative_prompt_ids":  # an image cannot be avoided in a text
+            limit += self.config.vq_config.num_embeddings
+        check_text_ids(ids, limit, placeholder=self.config.image_token_id, name=name)
 
     @torch.no_grad()
     def _show_to_draft(self, kwargs: dict[str, Any]) -> dict[str, Any]:

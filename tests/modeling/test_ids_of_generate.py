@@ -1,4 +1,4 @@
-"""`generate` reads text: ids of image tokens are refused, and every other way to give codes keeps working."""
+"""`generate` refuses ids of no token, and in negative prompts those of image tokens; codes are read where they are meant."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ def model():
 
 
 def wrong(model):
-    """Ids that no text token has: the first and the last image code, and a negative one."""
-    num_text, num_codes = model.config.text_config.vocab_size, model.config.vq_config.num_embeddings
-    return (num_text, num_text + num_codes - 1, num_text + num_codes + 9, -1)
+    """Ids that no token has: two beyond both vocabularies, and a negative one."""
+    end = model.config.text_config.vocab_size + model.config.vq_config.num_embeddings
+    return (end, end + 9, -1)
 
 
 MODES = {
@@ -29,7 +29,7 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_ids_of_no_text_token_are_refused(model, mode):
+def test_ids_of_no_token_are_refused(model, mode):
     settings = {"max_new_tokens": 2} | MODES[mode]
     for number in wrong(model):
         ids = torch.tensor([[1, number, 2]])
@@ -42,11 +42,17 @@ def test_ids_of_no_text_token_are_refused(model, mode):
                 ValueError, match=r"`input_ids`, the tokens .* have ids below .*resize_token_embeddings"
             ):
                 call(ids)
-        negative = {"negative_prompt_ids": ids, "guidance_scale": 2.0}
-        with pytest.raises((TypeError, ValueError), match="`negative_prompt_ids`"):
-            model.generate(torch.tensor([[1, 2]]), **settings, **negative)
         with pytest.raises(ValueError, match=r"`inputs`, the tokens of a text,"):
             model.generate_batch([ids[0].tolist()])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_negative_prompts_are_texts(model, mode):
+    settings = {"max_new_tokens": 2} | MODES[mode]
+    for number in (model.config.text_config.vocab_size, *wrong(model)):
+        negative = {"negative_prompt_ids": torch.tensor([[1, number, 2]]), "guidance_scale": 2.0}
+        with pytest.raises((TypeError, ValueError), match="`negative_prompt_ids`"):
+            model.generate(torch.tensor([[1, 2]]), **settings, **negative)
 
 
 @pytest.mark.parametrize("ids", ["abc", [[1, 2]], torch.ones(1, 2)])

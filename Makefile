@@ -6,7 +6,8 @@ STAMP := $(VENV)/installed
 HARNESS := .venv-harness
 WORKERS ?= auto
 # One thread per test process: processes that share cores wait for each other's threads (measured: 0.15 s become 7.5 s).
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+# Tests that wait are taken over by the process that is done first.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-harnesses lint types check format goldens build clean
@@ -30,7 +31,7 @@ test: $(STAMP)  ## the test-suite without slow tests
 
 test-slow: $(STAMP)  ## the slow tests, one at a time: some launch processes of their own
 	$(BIN)/python -m pip install -q -e '.[dev,train,quant,deepspeed]' -c constraints.txt
-	JANUS_HF_REQUIRE_LAUNCHERS=1 $(PYTEST) -n 0 -m 'slow and not gpu and not hub'
+	JANUS_HF_REQUIRE_LAUNCHERS=1 $(PYTEST) -n 0 --dist no -m 'slow and not gpu and not hub'
 
 # The harnesses pin old releases of what we need new, so they come without their dependencies; what their model classes
 # import follows by name. The tests stand in for the rest.

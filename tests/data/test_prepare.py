@@ -256,6 +256,7 @@ prepare(sys.argv[1], sys.argv[2], model, JanusProProcessor.from_pretrained(sys.a
 """
 
 
+@pytest.mark.slow
 def test_sigkill_loses_and_repeats_nothing(source, model, processor, tmp_path):
     source.to_parquet(tmp_path / "rows.parquet")
     path, out = str(tmp_path / "rows.parquet"), tmp_path / "out"

@@ -1,4 +1,4 @@
-"""`generate` refuses ids of no token, and in negative prompts those of image tokens; codes are read where they are meant."""
+"""`generate` refuses ids of no token, and in negative prompts those of images; codes are read where they are meant."""
 
 import pytest
 import torch

@@ -78,6 +78,7 @@ def test_teacher_names_patches_and_places_codes_apart(images):
     assert cosines.max() < 0.9  # 0.9 is an angle of 26 degrees; random vectors come as near as 0.98
 
 
+@pytest.mark.slow
 def test_taught_codec_learns_the_teachers_codes(images, tmp_path):
     teacher = PatchTeacher.fit(images, 256, 8)
     codec = make_codec()

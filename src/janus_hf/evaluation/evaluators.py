@@ -116,7 +116,7 @@ def make_evaluator(name: str, data: str | os.PathLike[str] | None = None, **opti
     """
     check_values({key: value for key, value in options.items() if value is not None}, COMMON)
     for option, advice in _AT_LEAST_ONE.items():
-        if (value := options.get(option)) is not None and value < 1:
+        if isinstance(value := options.get(option), int) and value < 1:
             raise ValueError(f"`{option}` must be at least 1, got {value}: {advice}.")
     if options.get("sample_seed") is not None and options.get("limit") is None:
         raise ValueError(

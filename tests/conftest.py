@@ -260,6 +260,6 @@ def local_hub(_hub_server: LocalHub, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     }.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", _hub_server.url)
-    # transformers keeps the client of its first request, whose endpoint may be another that is then tried for a minute.
+    # transformers keeps the client of its first request. If that has another endpoint, it is tried for a minute.
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
     return _hub_server

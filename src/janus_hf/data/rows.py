@@ -207,8 +207,11 @@ class RowPreparer:
 
         That is no fault of the row: every row with such a token would be skipped.
         """
-        ids = torch.tensor(document.input_ids)
-        check_text_ids(ids[ids != self.processor.image_token_id], self.model.config.text_config.vocab_size)
+        limit = self.model.config.text_config.vocab_size
+        ids = document.input_ids
+        if not ids or (min(ids) >= 0 and max(ids) < limit):
+            return  # nearly every text; tensors of single rows would take longer than their tokens
+        check_text_ids(torch.tensor(ids), limit, placeholder=self.processor.image_token_id)
 
     def _document(self, row: Mapping[str, Any]) -> _Result:
         """Tokenize one row, and read the image to be generated if the row has one.
@@ -279,7 +282,11 @@ def _result(number: int, future: Future[_Result], place: str) -> _Result:
 def _has_surrogates(value: Any) -> bool:
     """Return whether a text in a row, or in a list or mapping in it, holds half of a pair of surrogates."""
     if isinstance(value, str):
-        return any("\ud800" <= character <= "\udfff" for character in value)
+        try:
+            value.encode()  # much faster than looking at every character
+        except UnicodeEncodeError:
+            return True
+        return False
     if isinstance(value, Mapping):
         return any(_has_surrogates(entry) for entry in value.values())
     return isinstance(value, list) and any(_has_surrogates(entry) for entry in value)

@@ -13,9 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .mixing import RowOrder, take_turns
+from .mixing import RowOrder, VisitedRows, take_turns
 from .packing import Pool, pack
-from .shard_order import ShardOrder
 
 
 class Entry(NamedTuple):
@@ -103,13 +102,13 @@ class BlockPlanner:
         num_documents: int | None,
         block_size: int,
         epoch: int | None = None,
-        orders: Sequence[RowOrder | ShardOrder] | None = None,
+        orders: Sequence[VisitedRows] | None = None,
     ) -> None:
         self.lengths, self.ratios = list(lengths), list(ratios)
         self.max_length, self.pool_size, self.block_size = max_length, pool_size, block_size
         self.num_packs, self.num_documents, self.epoch = num_packs, num_documents, epoch
         exact = (RowOrder(seed, source, len(rows)) for source, rows in enumerate(self.lengths))
-        self._orders: list[RowOrder | ShardOrder] = list(exact if orders is None else orders)
+        self._orders: list[VisitedRows] = list(exact if orders is None else orders)
 
     def first_state(self) -> BlockState:
         """Return the state of planning where block 0 begins: no row has been handed out, and none is waiting."""

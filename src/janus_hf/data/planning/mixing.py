@@ -1,8 +1,9 @@
-"""`take_turns` and `RowOrder`, which decide the order of rows before packing.
+"""`take_turns`, `VisitedRows` and `RowOrder`, which decide the order of rows before packing.
 
 Sources (data sets) take turns in proportion to their ratios, and each hands out its rows in random order.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from typing import Any
@@ -30,23 +31,17 @@ def take_turns(ratios: Sequence[float], given: Sequence[int] | None = None) -> I
         yield chosen
 
 
-class RowOrder:
-    """Random order in which one source (data set) hands out its rows for training.
+class VisitedRows(ABC):
+    """Order in which one source (data set) hands out its rows: all of them once, then all again, and so on.
 
-    The source hands out all of its rows once, in random order, and then all of them again in another random order.
-    Each such pass is a visit. The order depends on the arguments alone. The order of the latest visit is kept in
-    memory, because shuffling a large source takes longer than planning a block (16,384 packs).
+    Each such pass is a visit. Subclasses say in which order a visit hands them out.
 
     Args:
-        seed: Seed of the plan.
-        source: Number of the source, so that two sources of one size have different orders.
         num_rows: Number of rows of the source.
     """
 
-    def __init__(self, seed: int, source: int, num_rows: int) -> None:
-        self.seed, self.source, self.num_rows = seed, source, num_rows
-        self._visit = -1
-        self._order = np.empty(0, dtype=np.int32)
+    def __init__(self, num_rows: int) -> None:
+        self.num_rows = num_rows
 
     def rows(self, start: int, amount: int) -> np.ndarray:
         """Return the `amount` rows after the first `start` ones: row number and visit (from 0), `(amount, 2)` int32.
@@ -58,10 +53,37 @@ class RowOrder:
         pieces = [np.empty((0, 2), dtype=np.int32)]
         while amount:
             visit, offset = divmod(start, self.num_rows)
-            rows = self._order_of(visit)[offset : offset + amount]
+            rows = self.next_rows(visit, offset)[:amount]
             pieces.append(np.stack([rows, np.full_like(rows, visit)], axis=1))
             start, amount = start + len(rows), amount - len(rows)
         return np.concatenate(pieces)
+
+    @abstractmethod
+    def next_rows(self, visit: int, offset: int) -> np.ndarray:
+        """Return numbers of rows, `(rows,)` int32, at least one, that follow the first `offset` ones of a visit."""
+
+
+class RowOrder(VisitedRows):
+    """Random order in which one source (data set) hands out its rows for training.
+
+    Every visit has another order of all rows. The order depends on the arguments alone. The order of the latest visit
+    is kept in memory, because shuffling a large source takes longer than planning a block (16,384 packs).
+
+    Args:
+        seed: Seed of the plan.
+        source: Number of the source, so that two sources of one size have different orders.
+        num_rows: Number of rows of the source.
+    """
+
+    def __init__(self, seed: int, source: int, num_rows: int) -> None:
+        super().__init__(num_rows)
+        self.seed, self.source = seed, source
+        self._visit = -1
+        self._order = np.empty(0, dtype=np.int32)
+
+    def next_rows(self, visit: int, offset: int) -> np.ndarray:
+        """Return all rows that follow the first `offset` ones of a visit, `(rows,)` int32."""
+        return self._order_of(visit)[offset:]
 
     def _order_of(self, visit: int) -> np.ndarray:
         """Return all row numbers, `(num_rows,)` int32, in the order of pass `visit` (from 0) over the source."""
@@ -84,4 +106,4 @@ def check_ratios(ratios: Mapping[str, float], sources: Mapping[str, Any]) -> Non
         raise ValueError(f"`ratios` must be positive and finite, got {wrong}: leave out a source to not use it.")
 
 
-__all__ = ["RowOrder", "check_ratios", "take_turns"]
+__all__ = ["RowOrder", "VisitedRows", "check_ratios", "take_turns"]

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from .mixing import VisitedRows
+
 
 BUFFER = 2**16  # rows of a window by default, eight shards of 8192 rows
 
@@ -63,7 +65,7 @@ class ShardShuffle:
         return [ShardOrder(seed, number, self.starts[name], self.buffer) for number, name in enumerate(names)]
 
 
-class ShardOrder:
+class ShardOrder(VisitedRows):
     """Random order in which one source hands out its rows for training, window after window of shuffled shards.
 
     Like `RowOrder`, it hands out all rows once, and then all of them again in another random order; each such pass is
@@ -78,28 +80,17 @@ class ShardOrder:
 
     def __init__(self, seed: int, source: int, starts: np.ndarray, buffer: int) -> None:
         self.seed, self.source, self.starts, self.buffer = seed, source, _as_int64(starts), buffer
-        self.num_rows = int(self.starts[-1])
+        super().__init__(int(self.starts[-1]))
         self._visit = self._window = -1
         self._shards = self._windows = self._ends = np.empty(0, dtype=np.int64)
         self._order = np.empty(0, dtype=np.int32)
 
-    def rows(self, start: int, amount: int) -> np.ndarray:
-        """Return the `amount` rows after the first `start` ones: row number and visit (from 0), `(amount, 2)` int32.
-
-        Args:
-            start: Number of rows handed out before, over all visits (passes over the source).
-            amount: Number of rows to return.
-        """
-        pieces = [np.empty((0, 2), dtype=np.int32)]
-        while amount:
-            visit, offset = divmod(start, self.num_rows)
-            self._enter_visit(visit)
-            window = int(np.searchsorted(self._ends, offset, side="right"))
-            first = int(self._ends[window - 1]) if window else 0
-            rows = self._order_of(window)[offset - first : offset - first + amount]
-            pieces.append(np.stack([rows, np.full_like(rows, visit)], axis=1))
-            start, amount = start + len(rows), amount - len(rows)
-        return np.concatenate(pieces)
+    def next_rows(self, visit: int, offset: int) -> np.ndarray:
+        """Return the rows of a window that follow the first `offset` ones of a visit, `(rows,)` int32."""
+        self._enter_visit(visit)
+        window = int(np.searchsorted(self._ends, offset, side="right"))
+        first = int(self._ends[window - 1]) if window else 0
+        return self._order_of(window)[offset - first :]
 
     def _enter_visit(self, visit: int) -> None:
         """Shuffle the shards for pass `visit` (from 0) over the source, and divide them into windows."""

@@ -82,7 +82,7 @@ class JanusProTrainer(EvaluatingTrainer):
     """
 
     args: JanusProSFTConfig
-    tags: tuple[str, ...] = ("janus_hf", "trl", "sft")
+    tags: tuple[str, ...] = ("janus_hf", "sft")
     """Tags of the model on the Hub."""
 
     def __init__(
